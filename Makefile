@@ -1,0 +1,97 @@
+# `make run` and `make test` need Go and make; the rest installs or builds what it uses.
+
+GO        ?= go
+FUZZTIME  ?= 60
+SOAK_FUZZTIME ?= 1800
+BENCH     ?= .
+BENCHCOUNT ?= 6
+PKG       ?= ./...
+# With COVER=file the race run of `make test` also writes a coverage profile.
+COVER     ?=
+
+TOOL     := $(GO) tool -modfile=tools/go.mod
+RUN      := .run
+MODULES  := $(shell find . -name go.mod -not -path './tools/*' -not -path './.*' -not -path '*/testdata/*' -not -path '*/node_modules/*' -exec dirname {} \;)
+GOFILES  := find . -name '*.go' -not -path './.*' -print0
+# Everything runs without a C compiler; only the race detector wants one.
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: run
+run: build ## build the gateway and show its jobs against a simulated WeChat; Ctrl-C ends it
+	@bin/demo
+
+.PHONY: build
+build: ## build bin/caddy, and bin/demo, which `make run` runs
+	@echo "building bin/caddy and bin/demo (the first time all of Caddy is compiled, which takes minutes)"
+	@mkdir -p bin
+	$(BUILD) -o bin/caddy ./cmd/caddy
+	$(BUILD) -o bin/demo ./integration/demo
+
+.PHONY: test
+test: ## run all tests: race detector, shuffled, nested modules; then the allocation gates without it
+	@sh scripts/install-test-needs.sh
+	@mkdir -p $(RUN)
+	@CGO_ENABLED=1 $(GO) run ./internal/testrun -p 2 -summary $(RUN)/summary $(if $(COVER),-cover $(COVER)) $(PKG)
+
+.PHONY: cover
+cover: ## run all tests and hold the coverage against scripts/coverage.txt
+	@$(MAKE) --no-print-directory test COVER=$(RUN)/cover.out
+	@$(MAKE) --no-print-directory cover-check
+
+.PHONY: cover-check
+cover-check: ## hold the last run's coverage against scripts/coverage.txt, and list functions that never ran
+	@$(GO) tool cover -func $(RUN)/cover.out | awk '$$NF == "0.0%" { print "never ran: " $$1 " " $$2 }'
+	@$(GO) run ./internal/covercheck -profile $(RUN)/cover.out
+
+.PHONY: fuzz
+fuzz: ## fuzz all targets for FUZZTIME seconds together
+	@FUZZTIME=$(FUZZTIME) sh scripts/fuzz.sh
+
+.PHONY: bench-micro
+bench-micro: ## run the packages' benchmarks and sum them up; BENCH is a regular expression
+	@mkdir -p $(RUN)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) ./crypto/... ./tokens/... ./caddymodule/... > $(RUN)/bench-micro.txt || { cat $(RUN)/bench-micro.txt; exit 1; }
+	@$(TOOL) benchstat $(RUN)/bench-micro.txt
+
+.PHONY: soak
+soak: ## run by hand what takes long: the tests with the build tag soak, and SOAK_FUZZTIME seconds of fuzzing
+	@sh scripts/install-test-needs.sh
+	@CGO_ENABLED=1 $(GO) run ./internal/testrun -soak -timeout 6h
+	@FUZZTIME=$(SOAK_FUZZTIME) sh scripts/fuzz.sh
+
+.PHONY: xcaddy
+xcaddy: ## build Caddy with this checkout through xcaddy, from xcaddy.json
+	@$(GO) run ./internal/xcaddybuild -folder $(RUN)/xcaddy
+
+.PHONY: lint
+lint: fmt-check vet staticcheck ## fmt-check, vet and staticcheck
+
+.PHONY: fmt
+fmt: ## format all Go files
+	@$(GOFILES) | xargs -0 gofmt -l -w
+
+.PHONY: fmt-check
+fmt-check: ## fail when a Go file is not formatted
+	@files=$$($(GOFILES) | xargs -0 gofmt -l); [ -z "$$files" ] || { echo "not formatted (make fmt):"; echo "$$files"; exit 1; }
+
+.PHONY: vet
+vet: ## go vet, with and without the build tag soak
+	@for m in $(MODULES); do echo "vet $$m"; (cd $$m && $(GO) vet ./... && $(GO) vet -tags soak ./...) || exit 1; done
+
+.PHONY: staticcheck
+staticcheck: ## staticcheck, as tools/go.mod pins it
+	@mkdir -p $(RUN)
+	@$(GO) build -modfile=tools/go.mod -o $(RUN)/staticcheck honnef.co/go/tools/cmd/staticcheck
+	@for m in $(MODULES); do echo "staticcheck $$m"; (cd $$m && "$(CURDIR)/$(RUN)/staticcheck" ./...) || exit 1; done
+
+.PHONY: scan
+scan: ## look for names of this machine, and for private keys, in the files to be published
+	@sh scripts/scan.sh
+
+.PHONY: clean
+clean: ## remove what was built and written here
+	rm -rf bin $(RUN)

@@ -1,0 +1,204 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// anyAppID in a client's appids means all accounts and authorizers, and no platform.
+const anyAppID = "*"
+
+// guardedPaths are not covered by the default of a client without paths: they change a platform, and so all of its
+// authorizers at once. A client that needs one lists it.
+var guardedPaths = []string{
+	componentRoot + "api_confirm_authorization",
+	componentRoot + "modify_wxa_server_domain",
+	componentRoot + "modify_wxa_jump_domain",
+}
+
+// loopbackClient is who calls from this machine without a credential, where trust_loopback allows it.
+var loopbackClient = &Client{Name: "loopback", AppIDs: []string{anyAppID}}
+
+// mayUse reports whether the client may act for an appid. A platform must be listed by name.
+func (c *Client) mayUse(appid string, platform bool) bool {
+	return slices.Contains(c.AppIDs, appid) || !platform && slices.Contains(c.AppIDs, anyAppID)
+}
+
+// mayCall reports whether the client may call a path of WeChat's API. In a pattern, * stands for any text.
+func (c *Client) mayCall(path string) bool {
+	if len(c.Paths) == 0 {
+		return !slices.Contains(guardedPaths, strings.ToLower(path))
+	}
+	return slices.ContainsFunc(c.Paths, func(pattern string) bool { return matchPattern(pattern, path) })
+}
+
+// matchPattern reports whether path is pattern, with each * in it standing for any text, slashes too.
+func matchPattern(pattern, path string) bool {
+	start, rest, found := strings.Cut(pattern, "*")
+	if !found {
+		return path == pattern
+	}
+	path, ok := strings.CutPrefix(path, start)
+	for ok {
+		var part string
+		if part, rest, found = strings.Cut(rest, "*"); !found {
+			return strings.HasSuffix(path, part)
+		}
+		_, path, ok = strings.Cut(path, part)
+	}
+	return false
+}
+
+// clientKeys are all keys of all clients, as hashes.
+type clientKeys []clientKey
+
+type clientKey struct {
+	hash        [sha256.Size]byte
+	fingerprint string
+	client      *Client
+}
+
+func newClientKeys(clients []*Client) clientKeys {
+	var keys clientKeys
+	for _, c := range clients {
+		for _, k := range c.keys {
+			hash := sha256.Sum256([]byte(k.Reveal()))
+			keys = append(keys, clientKey{hash, fingerprintOf(hash), c})
+		}
+		for _, hash := range c.keyHashes {
+			keys = append(keys, clientKey{hash, fingerprintOf(hash), c})
+		}
+	}
+	return keys
+}
+
+// find returns whose key that is, and the key's fingerprint; nil if nobody's. The time it takes does not depend on the
+// key: all are compared, always.
+func (keys clientKeys) find(key string) (owner *Client, fingerprint string) {
+	hash := sha256.Sum256([]byte(key))
+	for i := range keys {
+		if subtle.ConstantTimeCompare(hash[:], keys[i].hash[:]) == 1 && key != "" {
+			owner, fingerprint = keys[i].client, keys[i].fingerprint
+		}
+	}
+	return owner, fingerprint
+}
+
+// holder returns the client of that name. current is false if the key of that fingerprint is not one of its keys, any
+// more; the client is nil if there is none of that name.
+func (keys clientKeys) holder(name, fingerprint string) (owner *Client, current bool) {
+	for i := range keys {
+		if keys[i].client.Name != name {
+			continue
+		}
+		owner = keys[i].client
+		current = current || keys[i].fingerprint == fingerprint
+	}
+	return owner, current
+}
+
+// fingerprintOf names a key within the gateway. It travels only inside sealed tokens.
+func fingerprintOf(hash [sha256.Size]byte) string { return hex.EncodeToString(hash[:8]) }
+
+// isTrustedLoopback reports whether a request comes from a program on this machine: straight from a loopback address,
+// not through a proxy on it, and not from a web page in a browser on it.
+func isTrustedLoopback(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || !peer.Addr().Unmap().IsLoopback() {
+		return false
+	}
+	for name := range r.Header {
+		switch {
+		case name == "Forwarded", name == "X-Real-Ip", name == "Via", name == "Origin",
+			strings.HasPrefix(name, "X-Forwarded-"), strings.HasPrefix(name, "Sec-Fetch-"):
+			return false
+		}
+	}
+	return true
+}
+
+// target decides whose token a call takes and whether the client may have it used. appid is whom the caller names.
+func (a *API) target(ctx context.Context, c *Client, appid string, use tokenUse) (tokens.Key, *apiRefusal) {
+	if a.app.platform(appid) != nil {
+		switch {
+		case !c.mayUse(appid, true):
+			return tokens.Key{}, forbiddenAppID(c, appid)
+		case use == useComponent, use == useEither:
+			return tokens.ComponentKey(appid), nil
+		}
+		return tokens.Key{}, refuse(http.StatusOK, codeNeedAccount, "token kind",
+			"must use biz account token, not component: this API is for an account, and %s is a platform", appid)
+	}
+	if a.app.account(appid) != nil {
+		switch {
+		case !c.mayUse(appid, false):
+			return tokens.Key{}, forbiddenAppID(c, appid)
+		case use == useComponent:
+			return tokens.Key{}, refuse(http.StatusOK, codeNeedComponent, "token kind",
+				"must use component token for component api: %s is a plain account", appid)
+		}
+		return tokens.AccountKey(appid), nil
+	}
+	platform, refused := a.platformFor(ctx, c, appid)
+	switch {
+	case refused != nil:
+		return tokens.Key{}, refused
+	case use != useComponent:
+		return tokens.AuthorizerKey(platform, appid), nil
+	case !c.mayUse(platform, true):
+		return tokens.Key{}, refuse(http.StatusForbidden, codeUnauthorizedAPI, "platform",
+			"api unauthorized: this API takes the token of platform %s, which the appids of client %s do not list", platform, c.Name)
+	}
+	return tokens.ComponentKey(platform), nil
+}
+
+// platformFor returns the platform through which the client may act for an authorizer. A client that lists the
+// platform may act for each of its authorizers, as a component token can.
+func (a *API) platformFor(ctx context.Context, c *Client, appid string) (string, *apiRefusal) {
+	if c.mayUse(appid, false) {
+		platform, err := a.app.manager().PlatformOf(ctx, appid)
+		switch {
+		case err == nil:
+			return platform, nil
+		case len(a.app.Platforms) == 0 && errors.Is(err, tokens.ErrNotAuthorized):
+			return "", tokenRefusal(tokens.ErrNotConfigured, appid, false)
+		}
+		return "", tokenRefusal(err, appid, false)
+	}
+	for _, p := range a.app.Platforms {
+		if !c.mayUse(p.AppID, true) {
+			continue
+		}
+		_, err := a.app.manager().Authorizer(ctx, p.AppID, appid)
+		switch {
+		case err == nil:
+			return p.AppID, nil
+		case !errors.Is(err, tokens.ErrNotAuthorized):
+			return "", tokenRefusal(err, appid, false)
+		}
+	}
+	return "", forbiddenAppID(c, appid)
+}
+
+func forbiddenAppID(c *Client, appid string) *apiRefusal {
+	return refuse(http.StatusForbidden, codeUnauthorizedAPI, "appids",
+		"api unauthorized: the appids of client %s do not list %s", c.Name, appid)
+}
+
+func forbiddenPath(c *Client, path string) *apiRefusal {
+	if len(c.Paths) == 0 {
+		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "paths",
+			"api unauthorized: %s changes a whole platform; add it to the paths of client %s to allow it", path, c.Name)
+	}
+	return refuse(http.StatusForbidden, codeUnauthorizedAPI, "paths",
+		"api unauthorized: the paths of client %s do not cover %s", c.Name, path)
+}

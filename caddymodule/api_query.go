@@ -1,0 +1,129 @@
+package caddymodule
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// credentialParams are the query parameters by which a caller may bring a token. None of them ever goes to WeChat as
+// it came, except a user's own token on the two paths that are made for it.
+var credentialParams = [...]string{paramAccess, paramComponent, "cloudbase_access_token"}
+
+// apiQuery is a caller's query without its credentials, in two parts: a token goes back in where the first one stood.
+// The rest is kept byte for byte, in its order: WeChat has readers that differ in what they decode.
+type apiQuery struct {
+	before, after string
+	credentials   []string // decoded values, in the order in which they came
+}
+
+// queryParam is a parameter that the gateway adds. Names and values need no escaping: they are WeChat's tokens,
+// secrets and appids.
+type queryParam struct {
+	name  string
+	value secret.String
+}
+
+var errAPIQuery = errors.New("query hides an access_token behind a semicolon: separate parameters with &")
+
+// splitQuery takes the credentials out of a raw query, and the parameters of these names with them.
+func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
+	var q apiQuery
+	var before, after strings.Builder
+	into := &before
+	for segment := range strings.SplitSeq(raw, "&") {
+		name, value, _ := strings.Cut(segment, "=")
+		switch {
+		case isParam(name, credentialParams[:]...):
+			q.credentials = append(q.credentials, queryUnescape(value))
+			into = &after
+		case isParam(name, alsoDrop...):
+		case hidesCredential(segment):
+			return apiQuery{}, errAPIQuery
+		case segment != "":
+			if into.Len() > 0 {
+				into.WriteByte('&')
+			}
+			into.WriteString(segment)
+		}
+	}
+	q.before, q.after = before.String(), after.String()
+	return q, nil
+}
+
+// hidesCredential reports whether a reader that splits parameters at semicolons too would find a credential.
+func hidesCredential(segment string) bool {
+	_, rest, found := strings.Cut(segment, ";")
+	for found {
+		var part string
+		part, rest, found = strings.Cut(rest, ";")
+		name, _, _ := strings.Cut(part, "=")
+		if isParam(name, credentialParams[:]...) {
+			return true
+		}
+	}
+	return false
+}
+
+// isParam reports whether an escaped parameter name is one of these. It is generous: a name that some reader could
+// take for one of them counts.
+func isParam(escaped string, names ...string) bool {
+	name := escaped
+	if strings.ContainsAny(name, "%+") {
+		name = queryUnescape(name)
+	}
+	name = strings.Trim(name, " \t\r\n\x00")
+	for _, n := range names {
+		if strings.EqualFold(name, n) {
+			return true
+		}
+	}
+	return false
+}
+
+// queryUnescape decodes a part of a query; what cannot be decoded stays as it is.
+func queryUnescape(s string) string {
+	if decoded, err := url.QueryUnescape(s); err == nil {
+		return decoded
+	}
+	return s
+}
+
+// with returns the query with the gateway's parameters in it.
+func (q apiQuery) with(params []queryParam) string {
+	n := len(q.before) + len(q.after) + 2
+	for _, p := range params {
+		n += len(p.name) + len(p.value.Reveal()) + 2
+	}
+	var b strings.Builder
+	b.Grow(n)
+	b.WriteString(q.before)
+	for _, p := range params {
+		if b.Len() > 0 {
+			b.WriteByte('&')
+		}
+		b.WriteString(p.name)
+		b.WriteByte('=')
+		b.WriteString(p.value.Reveal())
+	}
+	if b.Len() > 0 && q.after != "" {
+		b.WriteByte('&')
+	}
+	b.WriteString(q.after)
+	return b.String()
+}
+
+// sole returns the one credential of a query. Several that differ are ambiguous: ok is false.
+func (q apiQuery) sole() (credential string, ok bool) {
+	for i, c := range q.credentials {
+		if i > 0 && c != q.credentials[0] {
+			return "", false
+		}
+	}
+	if len(q.credentials) == 0 {
+		return "", true
+	}
+	return q.credentials[0], true
+}

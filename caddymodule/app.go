@@ -1,0 +1,268 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// Defaults of the app.
+const (
+	defaultAPI      = "https://api.weixin.qq.com"
+	defaultOpenHost = "https://open.weixin.qq.com"
+)
+
+// App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
+// tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
+// handlers wechat_event, wechat_message, wechat_api and wechat_oauth use it.
+//
+// What must last (tickets, refresh tokens, the intent to exchange an authorization code) is kept in Caddy's
+// configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
+// they expire while they are in use, and never leave the gateway. A reload keeps all of it.
+//
+// Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_replies_total,
+// caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds, caddy_wechat_api_requests_total,
+// caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total,
+// caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
+type App struct {
+	// Platforms are the third-party platforms, in the order in which a push is tried against them.
+	Platforms []*Platform `json:"platforms,omitempty"`
+	// Accounts are the plain accounts.
+	Accounts []*Account `json:"accounts,omitempty"`
+	// Clients are the apps that may call WeChat's API.
+	Clients []*Client `json:"clients,omitempty"`
+	// StoreRaw is the store for what must last. Default: {"module": "caddy"}, Caddy's own storage.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=wechat.stores inline_key=module"`
+	// SealKeys encrypt the records at rest: 32 bytes each as hexadecimal or base64, newest first; records sealed
+	// with a later one are still read. Default: none, records are stored as Caddy stores private keys.
+	SealKeys []string `json:"seal_keys,omitempty"`
+	// API are the origins of WeChat's API, the preferred one first; the others are tried only when no connection can
+	// be made. Plain http is allowed to a loopback address only. Default: https://api.weixin.qq.com.
+	API []string `json:"api,omitempty"`
+	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Default: none.
+	Proxy string `json:"proxy,omitempty"`
+
+	logger  *zap.Logger
+	origins []*url.URL
+	proxyTo *url.URL
+	byAppID map[string]any // *Platform or *Account
+
+	platformCodecs []candidate // of all platforms, in order
+
+	env      *tokens.Environment
+	poolKey  string
+	shared   *shared
+	activate sync.Once
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "wechat", New: func() caddy.Module { return new(App) }}
+}
+
+// Provision resolves and checks the configuration and takes the state that reloads share. It opens no connection
+// and writes nothing.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.logger = ctx.Logger()
+	r := resolver{caddy.NewReplacer()}
+	if err := a.provisionNames(r); err != nil {
+		return err
+	}
+	sealer, err := a.provisionSealer(r)
+	if err != nil {
+		return err
+	}
+	client, err := a.provisionWeChat(r)
+	if err != nil {
+		return err
+	}
+	store, err := a.provisionStore(ctx)
+	if err != nil {
+		return err
+	}
+	shared, err := acquireShared(store.Identity())
+	if err != nil {
+		return err
+	}
+	a.shared, a.poolKey = shared, store.Identity()
+	if err := shared.metrics.register(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	a.env = &tokens.Environment{
+		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.metrics,
+	}
+	for _, p := range a.Platforms {
+		a.env.Platforms = append(a.env.Platforms, tokens.PlatformCredentials{AppID: p.AppID, Secret: p.secret})
+	}
+	for _, acc := range a.Accounts {
+		a.env.Accounts = append(a.env.Accounts, tokens.AccountCredentials{AppID: acc.AppID, Secret: acc.secret})
+	}
+	return nil
+}
+
+// provisionNames resolves platforms, accounts and clients and refuses what is named twice.
+func (a *App) provisionNames(r resolver) error {
+	a.byAppID = make(map[string]any, len(a.Platforms)+len(a.Accounts))
+	for _, p := range a.Platforms {
+		if err := p.provision(r); err != nil {
+			return fmt.Errorf("platform %s: %w", p.AppID, err)
+		}
+		if _, twice := a.byAppID[p.AppID]; twice {
+			return fmt.Errorf("platform %s: this appid is configured twice", p.AppID)
+		}
+		a.byAppID[p.AppID] = p
+		a.platformCodecs = append(a.platformCodecs, candidate{codec: p.codec, platform: p})
+	}
+	for _, acc := range a.Accounts {
+		if err := acc.provision(r); err != nil {
+			return fmt.Errorf("account %s: %w", acc.AppID, err)
+		}
+		if _, twice := a.byAppID[acc.AppID]; twice {
+			return fmt.Errorf("account %s: this appid is configured twice", acc.AppID)
+		}
+		a.byAppID[acc.AppID] = acc
+	}
+	names := make(map[string]bool, len(a.Clients))
+	for _, c := range a.Clients {
+		if err := c.provision(r); err != nil {
+			return fmt.Errorf("client %s: %w", c.Name, err)
+		}
+		if names[c.Name] {
+			return fmt.Errorf("client %s: this name is configured twice", c.Name)
+		}
+		names[c.Name] = true
+	}
+	return nil
+}
+
+func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
+	if len(a.SealKeys) == 0 {
+		return nil, nil
+	}
+	texts, err := r.newestFirst("seal_key", a.SealKeys)
+	if err != nil {
+		return nil, err
+	}
+	keys := make([][]byte, len(texts))
+	for i, text := range texts {
+		if keys[i], err = crypto.ParseSealKey(text); err != nil {
+			return nil, fmt.Errorf("seal_key %d: %w", i+1, err)
+		}
+	}
+	return crypto.NewSealer(keys...)
+}
+
+func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
+	api := a.API
+	if len(api) == 0 {
+		api = []string{defaultAPI}
+	}
+	opts := tokens.ClientOptions{}
+	a.origins = nil
+	for _, s := range api {
+		v, err := r.required("api", s)
+		if err != nil {
+			return nil, err
+		}
+		u, err := parseOrigin(v)
+		if err != nil {
+			return nil, fmt.Errorf("api: %w", err)
+		}
+		a.origins = append(a.origins, u)
+		opts.Origins = append(opts.Origins, u.String())
+	}
+	if a.Proxy != "" {
+		v, err := r.required("proxy", a.Proxy)
+		if err != nil {
+			return nil, err
+		}
+		if a.proxyTo, err = parseProxy(v); err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
+		opts.Proxy = http.ProxyURL(a.proxyTo)
+	}
+	return tokens.NewClient(opts)
+}
+
+// Start puts this generation of the configuration in force for everything that reloads share.
+func (a *App) Start() error {
+	a.inForce()
+	return nil
+}
+
+// Stop ends nothing: requests accepted under this generation still need their tokens.
+func (*App) Stop() error { return nil }
+
+// Cleanup gives back what Provision took.
+func (a *App) Cleanup() error {
+	if a.shared == nil {
+		return nil
+	}
+	a.shared.retire(a.env)
+	err := releaseShared(a.poolKey)
+	a.env.API.Close()
+	return err
+}
+
+// inForce makes this generation current, once. Start does it, or the first request, whichever comes first: apps
+// start in random order, and a site may be served before Start is called here.
+func (a *App) inForce() { a.activate.Do(func() { a.shared.use(a.env) }) }
+
+// manager is what keeps tickets and tokens.
+func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
+
+// users keeps who came through OAuth.
+func (a *App) users() *tokens.UserTable { return a.shared.users }
+
+func (a *App) metrics() *metrics { return a.shared.metrics }
+
+// platform returns the configured platform of that appid, or nil.
+func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Platform); return p }
+
+// account returns the configured plain account of that appid, or nil.
+func (a *App) account(appid string) *Account { acc, _ := a.byAppID[appid].(*Account); return acc }
+
+// apiOrigins are the origins of WeChat's API, the preferred one first.
+func (a *App) apiOrigins() []*url.URL { return a.origins }
+
+// proxyURL is the egress proxy, or nil.
+func (a *App) proxyURL() *url.URL { return a.proxyTo }
+
+// openOrigin is where WeChat's authorization pages are: with an API on this machine, which is a simulator, there too.
+func (a *App) openOrigin() string {
+	if o := a.origins[0]; o.Scheme == "http" || isLoopbackHost(o.Hostname()) {
+		return o.String()
+	}
+	return defaultOpenHost
+}
+
+// loadApp gets the app for a handler's Provision.
+func loadApp(ctx caddy.Context) (*App, error) {
+	v, err := ctx.AppIfConfigured("wechat")
+	if errors.Is(err, caddy.ErrNotConfigured) {
+		return nil, errors.New("needs the global option wechat { … } with the platforms and accounts")
+	}
+	if err != nil {
+		return nil, err
+	}
+	app, ok := v.(*App)
+	if !ok {
+		return nil, fmt.Errorf("the app named wechat is a %T", v)
+	}
+	return app, nil
+}
+
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

@@ -1,0 +1,308 @@
+package caddymodule
+
+import (
+	"fmt"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+// parseApp parses the global option wechat.
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	if existing != nil {
+		d.Next()
+		return nil, d.Err("the option wechat is given twice: put everything into one wechat { } block")
+	}
+	app := new(App)
+	if err := app.UnmarshalCaddyfile(d); err != nil {
+		return nil, err
+	}
+	return httpcaddyfile.App{Name: "wechat", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// UnmarshalCaddyfile sets up the app from the global option:
+//
+//	wechat {
+//		platform <appid> {
+//			secret        <secret>
+//			token         <token>...
+//			aes_key       <new> [<old>...]
+//			release_check on|off
+//		}
+//		account <appid> {
+//			secret  <secret>
+//			token   <token>...
+//			aes_key <new> [<old>...]
+//		}
+//		client <name> {
+//			key        <key>...
+//			key_sha256 <hex>...
+//			appids     <appid>...|*
+//			paths      <pattern>...
+//		}
+//		store    <module> { ... }
+//		seal_key <new> [<old>...]
+//		api      <origin> [<backup origin>...]
+//		proxy    <url>
+//	}
+//
+// platform, account and client may be repeated; appids and paths may be repeated within a client and add up.
+func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	named := make(map[string]string) // appid or client name -> what it is
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		var err error
+		switch d.Val() {
+		case "platform":
+			err = a.unmarshalPlatform(d, named)
+		case "account":
+			err = a.unmarshalAccount(d, named)
+		case "client":
+			err = a.unmarshalClient(d, named)
+		case "store":
+			err = a.unmarshalStore(d)
+		case "seal_key":
+			err = list(d, &a.SealKeys, once, literalSealKey)
+		case "api":
+			err = list(d, &a.API, once, literalOrigin)
+		case "proxy":
+			err = value(d, &a.Proxy, literalProxy)
+		default:
+			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api or proxy", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// opening reads `<name> <arg> {` of a named block and refuses a name that is taken.
+func opening(d *caddyfile.Dispenser, named map[string]string, check func(string) error) (string, error) {
+	what := d.Val()
+	var name string
+	if !d.AllArgs(&name) {
+		return "", d.ArgErr()
+	}
+	if check != nil {
+		if err := check(name); err != nil {
+			return "", d.WrapErr(err)
+		}
+	}
+	key := name
+	if what == "client" {
+		key = "client " + name
+	}
+	if other, taken := named[key]; taken {
+		return "", d.Errf("%s %s: there already is a %s of that name: put everything about it into one block", what, name, other)
+	}
+	named[key] = what
+	return name, nil
+}
+
+func (a *App) unmarshalPlatform(d *caddyfile.Dispenser, named map[string]string) error {
+	appid, err := opening(d, named, literalAppID)
+	if err != nil {
+		return err
+	}
+	p := &Platform{AppID: appid}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch d.Val() {
+		case "secret":
+			err = value(d, &p.Secret, nil)
+		case "token":
+			err = list(d, &p.Tokens, once, nil)
+		case "aes_key":
+			err = list(d, &p.AESKeys, once, literalAESKey)
+		case "release_check":
+			err = onOff(d, &p.ReleaseCheck)
+		default:
+			err = d.Errf("unknown subdirective '%s' of platform: want secret, token, aes_key or release_check", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case p.Secret == "":
+		return d.Errf("platform %s: secret is missing: add a line like: secret {env.WECHAT_PLATFORM_SECRET}", appid)
+	case len(p.Tokens) == 0:
+		return d.Errf("platform %s: token is missing: give the 消息校验Token of the platform's console page", appid)
+	case len(p.AESKeys) == 0:
+		return d.Errf("platform %s: aes_key is missing: give the 消息加解密Key of the platform's console page", appid)
+	}
+	a.Platforms = append(a.Platforms, p)
+	return nil
+}
+
+func (a *App) unmarshalAccount(d *caddyfile.Dispenser, named map[string]string) error {
+	appid, err := opening(d, named, literalAppID)
+	if err != nil {
+		return err
+	}
+	acc := &Account{AppID: appid}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch d.Val() {
+		case "secret":
+			err = value(d, &acc.Secret, nil)
+		case "token":
+			err = list(d, &acc.Tokens, once, nil)
+		case "aes_key":
+			err = list(d, &acc.AESKeys, once, literalAESKey)
+		default:
+			err = d.Errf("unknown subdirective '%s' of account: want secret, token or aes_key", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case acc.Secret == "":
+		return d.Errf("account %s: secret is missing: add a line like: secret {env.SHOP_SECRET}", appid)
+	case len(acc.Tokens) > 0 && len(acc.AESKeys) == 0:
+		return d.Errf("account %s: aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey", appid)
+	case len(acc.Tokens) == 0 && len(acc.AESKeys) > 0:
+		return d.Errf("account %s: token is missing: an aes_key needs the Token of the same server configuration page", appid)
+	}
+	a.Accounts = append(a.Accounts, acc)
+	return nil
+}
+
+func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) error {
+	name, err := opening(d, named, nil)
+	if err != nil {
+		return err
+	}
+	c := &Client{Name: name}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch d.Val() {
+		case "key":
+			err = list(d, &c.Keys, once, nil)
+		case "key_sha256":
+			err = list(d, &c.KeySHA256, once, literalKeySHA256)
+		case "appids":
+			err = list(d, &c.AppIDs, adding, func(s string) error {
+				if s == "*" {
+					return nil
+				}
+				return literalAppID(s)
+			})
+		case "paths":
+			err = list(d, &c.Paths, adding, func(s string) error {
+				if s[0] != '/' {
+					return fmt.Errorf("'%s' must begin with /", s)
+				}
+				return nil
+			})
+		default:
+			err = d.Errf("unknown subdirective '%s' of client: want key, key_sha256, appids or paths", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(c.Keys) == 0 && len(c.KeySHA256) == 0:
+		return d.Errf("client %s: key is missing: add a line like: key {env.CRM_KEY}", name)
+	case len(c.AppIDs) == 0:
+		return d.Errf("client %s: appids is missing: list the appids it may act for, or *", name)
+	}
+	a.Clients = append(a.Clients, c)
+	return nil
+}
+
+func (a *App) unmarshalStore(d *caddyfile.Dispenser) error {
+	if a.StoreRaw != nil {
+		return d.Err("store is given twice")
+	}
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	unm, err := caddyfile.UnmarshalModule(d, "wechat.stores."+name)
+	if err != nil {
+		return err
+	}
+	store, ok := unm.(StoreModule)
+	if !ok {
+		return d.Errf("module wechat.stores.%s is a %T, not a store", name, unm)
+	}
+	a.StoreRaw = caddyconfig.JSONModuleObject(store, "module", name, nil)
+	return nil
+}
+
+// A subdirective with a list may be given once, or its occurrences add up.
+const (
+	once   = false
+	adding = true
+)
+
+// list parses a subdirective of one or more arguments, each of which check accepts.
+func list(d *caddyfile.Dispenser, into *[]string, repeats bool, check func(string) error) error {
+	name := d.Val()
+	if len(*into) > 0 && !repeats {
+		return d.Errf("%s is given twice: write all values on one line, the newest first", name)
+	}
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.ArgErr()
+	}
+	for _, arg := range args {
+		if arg == "" {
+			return d.Errf("%s: an empty value: write a value or a placeholder such as {env.NAME}", name)
+		}
+		if check == nil {
+			continue
+		}
+		if err := check(arg); err != nil {
+			return d.Errf("%s: %v", name, err)
+		}
+	}
+	*into = append(*into, args...)
+	return nil
+}
+
+// value parses a subdirective of exactly one argument that check accepts.
+func value(d *caddyfile.Dispenser, into *string, check func(string) error) error {
+	name := d.Val()
+	if *into != "" {
+		return d.Errf("%s is given twice", name)
+	}
+	if !d.AllArgs(into) {
+		return d.ArgErr()
+	}
+	if *into == "" {
+		return d.Errf("%s: an empty value: write a value or a placeholder such as {env.NAME}", name)
+	}
+	if check == nil {
+		return nil
+	}
+	if err := check(*into); err != nil {
+		return d.Errf("%s: %v", name, err)
+	}
+	return nil
+}
+
+// onOff parses a subdirective that is on or off.
+func onOff(d *caddyfile.Dispenser, into **bool) error {
+	name := d.Val()
+	if *into != nil {
+		return d.Errf("%s is given twice", name)
+	}
+	var arg string
+	if !d.AllArgs(&arg) {
+		return d.ArgErr()
+	}
+	on := arg == "on"
+	if !on && arg != "off" {
+		return d.Errf("%s: '%s' is neither on nor off", name, arg)
+	}
+	*into = &on
+	return nil
+}
+
+var _ caddyfile.Unmarshaler = (*App)(nil)

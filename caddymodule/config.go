@@ -1,0 +1,332 @@
+package caddymodule
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// Platform is a third-party platform (第三方平台, component). Secrets may be placeholders such as {env.NAME},
+// which are resolved when the config is loaded and never appear in what Caddy shows of its config.
+type Platform struct {
+	// AppID is the platform's appid: wx and 16 lower-case hexadecimal digits. Required.
+	AppID string `json:"appid,omitempty"`
+	// Secret is the platform's AppSecret. Required.
+	Secret string `json:"secret,omitempty"`
+	// Tokens are the 消息校验Token, newest first. At least one; the second and later may resolve to nothing.
+	Tokens []string `json:"tokens,omitempty"`
+	// AESKeys are the 消息加解密Key (EncodingAESKey, 43 characters), newest first. At least one; the second and
+	// later may resolve to nothing.
+	AESKeys []string `json:"aes_keys,omitempty"`
+	// ReleaseCheck lets the gateway answer WeChat's automated acceptance check (全网发布接入检测) itself, for
+	// WeChat's own test accounts only. Default: true.
+	ReleaseCheck *bool `json:"release_check,omitempty"`
+
+	codec  *crypto.Codec
+	secret secret.String
+}
+
+// Account is a plain 公众号 or 小程序 that has a secret of its own.
+type Account struct {
+	// AppID is the account's appid: wx and 16 lower-case hexadecimal digits. Required.
+	AppID string `json:"appid,omitempty"`
+	// Secret is the account's AppSecret. Required.
+	Secret string `json:"secret,omitempty"`
+	// Tokens are the server configuration's Token, newest first. Needed only to receive pushes.
+	Tokens []string `json:"tokens,omitempty"`
+	// AESKeys are the EncodingAESKey, newest first. Needed together with Tokens: pushes are accepted in 安全模式
+	// and 兼容模式, of which only the encrypted part is used.
+	AESKeys []string `json:"aes_keys,omitempty"`
+
+	codec  *crypto.Codec // nil: receives no pushes
+	secret secret.String
+}
+
+// Client is an app that may call WeChat's API through the gateway.
+type Client struct {
+	// Name is how logs and metrics name the client. Required.
+	Name string `json:"name,omitempty"`
+	// Keys are what the client proves itself with, newest first: as Authorization: Bearer, or in the place of an
+	// SDK's secret. At least one key or key_sha256; the second and later may resolve to nothing.
+	Keys []string `json:"keys,omitempty"`
+	// KeySHA256 are SHA-256 sums of further keys, in hexadecimal, for generated keys of at least 128 bits.
+	KeySHA256 []string `json:"key_sha256,omitempty"`
+	// AppIDs are the accounts and authorizers the client may act for. "*" means all of them, but never a platform,
+	// which must be named: that grants what a component token grants, all its authorizers. Required.
+	AppIDs []string `json:"appids,omitempty"`
+	// Paths are the API paths the client may call, such as /cgi-bin/user/*. Default: every path that is neither
+	// dangerous nor able to reveal a token.
+	Paths []string `json:"paths,omitempty"`
+
+	keys      []secret.String
+	keyHashes [][sha256.Size]byte
+}
+
+// appIDShape describes an appid in error messages.
+const appIDShape = "wx and 16 lower-case hexadecimal digits"
+
+// isAppID reports whether s has the shape of an appid.
+func isAppID(s string) bool {
+	if len(s) != 18 || s[0] != 'w' || s[1] != 'x' {
+		return false
+	}
+	for i := 2; i < len(s); i++ {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// hasPlaceholder reports whether a config string can only be judged once it has been resolved.
+func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
+
+// literalAppID refuses an appid of the wrong shape. Appids name things in the config, so they are never placeholders.
+func literalAppID(s string) error {
+	if !isAppID(s) {
+		return fmt.Errorf("'%s' is not an appid: want %s", s, appIDShape)
+	}
+	return nil
+}
+
+// literalAESKey refuses an EncodingAESKey that is wrong as it stands. The error never shows it.
+func literalAESKey(s string) error {
+	if hasPlaceholder(s) {
+		return nil
+	}
+	_, err := crypto.ParseKey(s)
+	return err
+}
+
+// literalKeySHA256 refuses what is not the hexadecimal form of a SHA-256 sum.
+func literalKeySHA256(s string) error {
+	if hasPlaceholder(s) {
+		return nil
+	}
+	if sum, err := hex.DecodeString(s); err != nil || len(sum) != sha256.Size {
+		return errors.New("want the SHA-256 sum of a key as 64 hexadecimal digits")
+	}
+	return nil
+}
+
+// literalSealKey refuses a seal key that is wrong as it stands. The error never shows it.
+func literalSealKey(s string) error {
+	if hasPlaceholder(s) {
+		return nil
+	}
+	_, err := crypto.ParseSealKey(s)
+	return err
+}
+
+// parseOrigin reads an API origin: https, or http to this machine only, because a token goes over it.
+func parseOrigin(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		return nil, fmt.Errorf("'%s' is not an origin: write it like https://api.weixin.qq.com", s)
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", u.Redacted())
+	}
+	u.Path = ""
+	if u.Scheme == "http" && !isLoopbackHost(u.Hostname()) {
+		return nil, fmt.Errorf("'%s' would carry tokens in the clear: use https, or http to a loopback address", s)
+	}
+	return u, nil
+}
+
+// isLoopbackHost reports whether a host name or address means this machine.
+func isLoopbackHost(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}
+
+// literalOrigin is parseOrigin for what can be judged before placeholders are resolved.
+func literalOrigin(s string) error {
+	if hasPlaceholder(s) {
+		return nil
+	}
+	_, err := parseOrigin(s)
+	return err
+}
+
+// parseProxy reads the egress proxy's address.
+func parseProxy(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
+		return nil, errors.New("not a proxy address: write it like http://proxy.internal:3128") // the value may hold a password
+	}
+	return u, nil
+}
+
+// literalProxy is parseProxy for what can be judged before placeholders are resolved.
+func literalProxy(s string) error {
+	if hasPlaceholder(s) {
+		return nil
+	}
+	_, err := parseProxy(s)
+	return err
+}
+
+// resolver turns config strings into values, once, when the config is loaded.
+type resolver struct{ repl *caddy.Replacer }
+
+// required resolves a setting that must have a value.
+func (r resolver) required(field, s string) (string, error) {
+	if s == "" {
+		return "", fmt.Errorf("%s is missing", field)
+	}
+	v, err := r.repl.ReplaceOrErr(s, true, true)
+	if err != nil {
+		return "", fmt.Errorf("%s: %s resolves to nothing: set what it refers to before starting Caddy", field, s)
+	}
+	return v, nil
+}
+
+// newestFirst resolves a list of which only the first must have a value: the others may belong to a rotation that
+// is over.
+func (r resolver) newestFirst(field string, list []string) ([]string, error) {
+	values := make([]string, 0, len(list))
+	for i, s := range list {
+		if i == 0 {
+			v, err := r.required(field, s)
+			if err != nil {
+				return nil, err
+			}
+			values = append(values, v)
+			continue
+		}
+		v, err := r.repl.ReplaceOrErr(s, false, true)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s names no known placeholder", field, s)
+		}
+		if v != "" {
+			values = append(values, v)
+		}
+	}
+	return values, nil
+}
+
+// codec builds the push credentials of a receive id.
+func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, error) {
+	tokenTexts, err := r.newestFirst("token", tokens)
+	if err != nil {
+		return nil, err
+	}
+	keyTexts, err := r.newestFirst("aes_key", aesKeys)
+	if err != nil {
+		return nil, err
+	}
+	secrets := make([]secret.String, len(tokenTexts))
+	for i, t := range tokenTexts {
+		secrets[i] = secret.New(t)
+	}
+	keys := make([]crypto.Key, len(keyTexts))
+	for i, k := range keyTexts {
+		if keys[i], err = crypto.ParseKey(k); err != nil {
+			return nil, fmt.Errorf("aes_key %d: %w", i+1, err)
+		}
+	}
+	return crypto.NewCodec(receiveID, secrets, keys)
+}
+
+func (p *Platform) provision(r resolver) error {
+	if err := literalAppID(p.AppID); err != nil {
+		return err
+	}
+	s, err := r.required("secret", p.Secret)
+	if err != nil {
+		return err
+	}
+	p.secret = secret.New(s)
+	if len(p.Tokens) == 0 {
+		return errors.New("token is missing: give the 消息校验Token of the platform's console page")
+	}
+	if len(p.AESKeys) == 0 {
+		return errors.New("aes_key is missing: give the 消息加解密Key of the platform's console page")
+	}
+	p.codec, err = r.codec(p.AppID, p.Tokens, p.AESKeys)
+	return err
+}
+
+// releaseCheck reports whether the gateway answers WeChat's acceptance check.
+func (p *Platform) releaseCheck() bool { return p.ReleaseCheck == nil || *p.ReleaseCheck }
+
+func (a *Account) provision(r resolver) error {
+	if err := literalAppID(a.AppID); err != nil {
+		return err
+	}
+	s, err := r.required("secret", a.Secret)
+	if err != nil {
+		return err
+	}
+	a.secret = secret.New(s)
+	switch {
+	case len(a.Tokens) == 0 && len(a.AESKeys) == 0:
+		return nil // calls the API, receives no pushes
+	case len(a.Tokens) == 0:
+		return errors.New("token is missing: an aes_key needs the Token of the same server configuration page")
+	case len(a.AESKeys) == 0:
+		return errors.New("aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey")
+	}
+	a.codec, err = r.codec(a.AppID, a.Tokens, a.AESKeys)
+	return err
+}
+
+func (c *Client) provision(r resolver) error {
+	if c.Name == "" {
+		return errors.New("name is missing")
+	}
+	if len(c.Keys) == 0 && len(c.KeySHA256) == 0 {
+		return errors.New("key is missing: give a key or its key_sha256")
+	}
+	keys, err := r.newestFirst("key", c.Keys)
+	if err != nil {
+		return err
+	}
+	c.keys = c.keys[:0]
+	for _, k := range keys {
+		c.keys = append(c.keys, secret.New(k))
+	}
+	hashes, err := r.newestFirst("key_sha256", c.KeySHA256)
+	if err != nil {
+		return err
+	}
+	c.keyHashes = c.keyHashes[:0]
+	for _, h := range hashes {
+		if err := literalKeySHA256(h); err != nil {
+			return fmt.Errorf("key_sha256: %w", err)
+		}
+		var sum [sha256.Size]byte
+		_, _ = hex.Decode(sum[:], []byte(h))
+		c.keyHashes = append(c.keyHashes, sum)
+	}
+	if len(c.AppIDs) == 0 {
+		return errors.New("appids is missing: list the appids the client may act for, or *")
+	}
+	for _, id := range c.AppIDs {
+		if id == "*" {
+			continue
+		}
+		if err := literalAppID(id); err != nil {
+			return fmt.Errorf("appids: %w", err)
+		}
+	}
+	for _, p := range c.Paths {
+		if !strings.HasPrefix(p, "/") {
+			return fmt.Errorf("paths: '%s' must begin with /", p)
+		}
+	}
+	return nil
+}

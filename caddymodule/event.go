@@ -1,0 +1,256 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// Limits of events.
+const (
+	// eventStoreTimeout bounds what must be durable before the answer: WeChat gives up after 5 s.
+	eventStoreTimeout = 3 * time.Second
+	// authCodeLife is how long an authorization code lives when the push does not say: observed codes live an hour.
+	authCodeLife = time.Hour
+)
+
+// Event serves the platforms' authorization-event URL (授权事件接收URL): the component_verify_ticket, which WeChat
+// pushes every ten minutes, and authorized, updateauthorized, unauthorized and the notices about fast registration.
+//
+// A push is verified and decrypted with the credentials of each platform of the app. It is answered with exactly
+// `success` only once what arrived is durable: the ticket, or the intent to exchange the authorization code. The
+// exchange itself follows at once in the background, is repeated for as long as the code lives, and is resumed after
+// a crash. If the store does not take it within 3 s the answer is 503 and WeChat pushes again; the ticket then still
+// serves from memory. A GET with echostr is verified and answered.
+//
+// A push that is not WeChat's gets 403, one that makes no sense 400, an oversized one 413; each is logged with its
+// reason and counted, never with its content. A ticket that opens is accepted even with a timestamp outside the
+// window, with an error that names the clock's offset: without tickets everything stops.
+//
+// The handler answers every request that reaches it.
+type Event struct {
+	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
+	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
+
+	app *App
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Event) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.wechat_event", New: func() caddy.Module { return new(Event) }}
+}
+
+// Provision gets the app.
+func (e *Event) Provision(ctx caddy.Context) (err error) {
+	if e.TimestampWindow == 0 {
+		e.TimestampWindow = caddy.Duration(defaultTimestampWindow)
+	}
+	if e.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	if len(e.app.Platforms) == 0 {
+		return errors.New("needs a platform in the global option wechat: only platforms have an authorization-event URL")
+	}
+	return nil
+}
+
+// Validate refuses settings that make no sense.
+func (e *Event) Validate() error {
+	if e.TimestampWindow < 0 {
+		return errors.New("timestamp_window must not be negative")
+	}
+	return nil
+}
+
+func parseEvent(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	e := new(Event)
+	return e, e.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the handler:
+//
+//	wechat_event [<matcher>] {
+//		timestamp_window <duration>
+//	}
+func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch d.Val() {
+		case "timestamp_window":
+			if err := duration(d, &e.TimestampWindow); err != nil {
+				return err
+			}
+		default:
+			return d.Errf("unknown subdirective '%s': want timestamp_window", d.Val())
+		}
+	}
+	return nil
+}
+
+// duration parses a subdirective that is a positive duration.
+func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	name := d.Val()
+	if *into != 0 {
+		return d.Errf("%s is given twice", name)
+	}
+	var arg string
+	if !d.AllArgs(&arg) {
+		return d.ArgErr()
+	}
+	v, err := caddy.ParseDuration(arg)
+	if err != nil || v <= 0 {
+		return d.Errf("%s: '%s' is not a duration: write it like 5m", name, arg)
+	}
+	*into = caddy.Duration(v)
+	return nil
+}
+
+// ServeHTTP verifies, keeps and acknowledges an event.
+func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	started := time.Now()
+	p := newPush()
+	defer p.release()
+	if err := e.serve(w, r, p); err != nil {
+		e.app.refuse(w, r, "event", err)
+		return nil
+	}
+	e.app.metrics().pushes.WithLabelValues("event", "ok").Inc()
+	e.app.metrics().pushDuration.WithLabelValues("event").Observe(time.Since(started).Seconds())
+	return nil
+}
+
+func (e *Event) serve(w http.ResponseWriter, r *http.Request, p *push) error {
+	if err := p.query.parse(r.URL.RawQuery); err != nil {
+		return err
+	}
+	window := time.Duration(e.TimestampWindow)
+	candidates := e.app.platformCodecs
+	switch r.Method {
+	case http.MethodGet:
+		return p.handshake(w, candidates, window)
+	case http.MethodPost:
+	default:
+		return errMethod
+	}
+	if err := p.readBody(r, defaultMaxBody); err != nil {
+		return err
+	}
+	if err := p.open(candidates); err != nil {
+		return err
+	}
+	if len(p.fields.InfoType) == 0 {
+		if err := p.query.inWindow(window); err != nil {
+			return err
+		}
+		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, compare 授权事件接收URL with 消息与事件接收URL",
+			zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))
+		writePlain(w, success)
+		return nil
+	}
+	if err := e.app.keepEvent(r.Context(), p, window); err != nil {
+		return err
+	}
+	writePlain(w, success)
+	return nil
+}
+
+// keepEvent makes an event durable. It returns nil once `success` may be answered.
+func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) error {
+	f := &p.fields
+	infoType := string(f.InfoType)
+	if err := p.query.inWindow(window); err != nil {
+		if infoType != "component_verify_ticket" {
+			return err
+		}
+		offset, _ := p.query.clockOffset(time.Now())
+		a.logger.Error("a ticket's timestamp is outside timestamp_window; it was accepted, but messages are being refused: correct this machine's clock",
+			zap.String("platform", p.platform.AppID), zap.Duration("wechat_ahead_by", offset))
+	}
+	// What WeChat sent must be kept even if it hangs up: only our own deadline ends this.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventStoreTimeout)
+	defer cancel()
+	platform, created := p.platform.AppID, unixTime(f.CreateTime)
+	var err error
+	switch infoType {
+	case "component_verify_ticket":
+		if len(f.ComponentVerifyTicket) == 0 {
+			return errPlaintext
+		}
+		err = a.manager().PutTicket(ctx, platform, tokens.Ticket{
+			Value: secret.New(string(f.ComponentVerifyTicket)), CreatedAt: created,
+		})
+	case "authorized", "updateauthorized":
+		err = a.acceptCode(ctx, p, infoType, f.AuthorizerAppID, f.AuthorizationCode)
+	case "notify_third_fasteregister":
+		if len(f.NotifyAuthCode) > 0 { // absent when the registration was refused
+			err = a.acceptCode(ctx, p, infoType, f.NotifyAppID, f.NotifyAuthCode)
+		}
+	case "unauthorized":
+		if !isAppID(string(f.AuthorizerAppID)) {
+			return errPlaintext
+		}
+		err = a.manager().Revoke(ctx, platform, string(f.AuthorizerAppID), created)
+	}
+	if err != nil {
+		return err
+	}
+	a.logger.Info("event received", zap.String("platform", platform), zap.String("info_type", infoType),
+		zap.ByteString("appid", f.AuthorizerAppID))
+	return nil
+}
+
+func (a *App) acceptCode(ctx context.Context, p *push, infoType string, appid, code []byte) error {
+	if len(code) == 0 || !isAppID(string(appid)) {
+		return errPlaintext
+	}
+	created := unixTime(p.fields.CreateTime)
+	expires := created.Add(authCodeLife)
+	if len(p.fields.AuthorizationCodeExpiredTime) > 0 {
+		if t, err := strconv.ParseInt(string(p.fields.AuthorizationCodeExpiredTime), 10, 64); err == nil {
+			expires = codeExpiry(created, t)
+		}
+	}
+	return a.manager().Accept(ctx, tokens.Intent{
+		Platform: p.platform.AppID, AppID: string(appid), Code: secret.New(string(code)),
+		CreatedAt: created, ExpiresAt: expires, InfoType: infoType,
+	})
+}
+
+// codeExpiry reads AuthorizationCodeExpiredTime, documented as seconds but sent as an absolute time.
+func codeExpiry(created time.Time, t int64) time.Time {
+	const year2001 = 1_000_000_000
+	if t < year2001 {
+		return created.Add(time.Duration(max(t, 0)) * time.Second)
+	}
+	return time.Unix(t, 0)
+}
+
+// unixTime reads a CreateTime; one that makes no sense is now.
+func unixTime(text []byte) time.Time {
+	sec, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil || sec <= 0 || sec > 1<<40 {
+		return time.Now()
+	}
+	return time.Unix(sec, 0)
+}
+
+var (
+	_ caddy.Provisioner           = (*Event)(nil)
+	_ caddy.Validator             = (*Event)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Event)(nil)
+	_ caddyfile.Unmarshaler       = (*Event)(nil)
+)

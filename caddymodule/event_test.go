@@ -1,0 +1,235 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+func newEvent(t *testing.T) (*Event, *App) {
+	t.Helper()
+	app, ctx := newTestApp(t, testConfig(""))
+	e := new(Event)
+	if err := e.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return e, app
+}
+
+func eventSender(t *testing.T) *sender {
+	s := platformSender(t)
+	s.idName = "AppId"
+	return s
+}
+
+// eventXML is an authorization event with these further elements.
+func eventXML(infoType, more string) string {
+	return fmt.Sprintf("<xml><AppId><![CDATA[%s]]></AppId>\n<CreateTime>%d</CreateTime>\n<InfoType><![CDATA[%s]]></InfoType>\n%s</xml>",
+		platformID, time.Now().Unix(), infoType, more)
+}
+
+const ticketElement = "<ComponentVerifyTicket><![CDATA[ticket@@@abcdef]]></ComponentVerifyTicket>"
+
+func TestEventKeepsTicket(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	rec := serve(t, e, eventSender(t).push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil)
+	if rec.Code != 200 || rec.Body.String() != "success" {
+		t.Fatalf("%d %q", rec.Code, rec.Body)
+	}
+	got, err := app.manager().Ticket(t.Context(), platformID)
+	if err != nil || got.Value.Reveal() != "ticket@@@abcdef" {
+		t.Errorf("ticket %v, %v", got.Value.Reveal(), err)
+	}
+	if _, err := app.manager().Ticket(t.Context(), otherPlatform); !errors.Is(err, tokens.ErrNoTicket) {
+		t.Errorf("the other platform's ticket: %v", err)
+	}
+	// Another process on the same store has it too: it was durable when success was answered.
+	other := tokens.NewManager()
+	defer other.Close()
+	other.Use(app.env)
+	if got, err := other.Ticket(t.Context(), platformID); err != nil || got.Value.Reveal() != "ticket@@@abcdef" {
+		t.Errorf("after a restart: %v, %v", got.Value.Reveal(), err)
+	}
+}
+
+func TestEventTicketOutsideWindow(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	logs := watchLog(app)
+	s := eventSender(t)
+	s.at = time.Now().Add(-2 * time.Hour)
+	rec := serve(t, e, s.push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil)
+	if rec.Code != 200 || rec.Body.String() != "success" {
+		t.Fatalf("%d %q", rec.Code, rec.Body)
+	}
+	entries := logs.FilterLevelExact(zapcore.ErrorLevel).All()
+	if len(entries) != 1 {
+		t.Fatalf("log %v", logs.All())
+	}
+	offset, _ := entries[0].ContextMap()["wechat_ahead_by"].(time.Duration)
+	if offset > -119*time.Minute || offset < -121*time.Minute {
+		t.Errorf("offset %v", entries[0].ContextMap())
+	}
+	rec = serve(t, e, s.push("/wx/event", eventXML("unauthorized", "<AuthorizerAppid>"+authorizerID+"</AuthorizerAppid>")), nil)
+	if rec.Code != 403 {
+		t.Errorf("a stale unauthorized: %d", rec.Code)
+	}
+}
+
+func TestEventAnswersOthers(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	tests := []struct {
+		name, message string
+		status        int
+		body          string
+	}{
+		{"unknown", eventXML("something_new", ""), 200, "success"},
+		{"registration refused", eventXML("notify_third_fasteregister", "<appid>"+authorizerID+"</appid><status>100001</status>"), 200, "success"},
+		{"unauthorized", eventXML("unauthorized", "<AuthorizerAppid>"+authorizerID+"</AuthorizerAppid>"), 200, "success"},
+		{"a message", textMessage("x"), 200, "success"},
+		{"authorized without a code", eventXML("authorized", "<AuthorizerAppid>"+authorizerID+"</AuthorizerAppid>"), 400, ""},
+		{"authorized without an appid", eventXML("authorized", "<AuthorizationCode>c</AuthorizationCode>"), 400, ""},
+		{"unauthorized without an appid", eventXML("unauthorized", ""), 400, ""},
+		{"empty ticket", eventXML("component_verify_ticket", "<ComponentVerifyTicket></ComponentVerifyTicket>"), 400, ""},
+	}
+	for _, tt := range tests {
+		rec := serve(t, e, eventSender(t).push("/wx/event", tt.message), nil)
+		if rec.Code != tt.status || (tt.body != "" && rec.Body.String() != tt.body) {
+			t.Errorf("%s: %d %q", tt.name, rec.Code, rec.Body)
+		}
+	}
+	if got := counted(t, app.metrics().pushes, "event", "ok"); got != 4 {
+		t.Errorf("ok counted %v times", got)
+	}
+}
+
+func TestEventRefusals(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	forged := newSender(t, platformID, "another-token", platformKey).push("/wx/event", eventXML("component_verify_ticket", ticketElement))
+	put := eventSender(t).push("/wx/event", eventXML("component_verify_ticket", ticketElement))
+	put.Method = http.MethodPut
+	for _, tt := range []struct {
+		r      *http.Request
+		status int
+		result string
+	}{
+		{forged, 403, "signature"},
+		{put, 405, "method"},
+		{newSender(t, accountID, platformToken, platformKey).push("/wx/event", textMessage("x")), 403, "receive_id"},
+		{httptest.NewRequest(http.MethodGet, "/wx/event", nil), 400, "malformed"},
+	} {
+		if rec := serve(t, e, tt.r, nil); rec.Code != tt.status {
+			t.Errorf("%s: %d", tt.result, rec.Code)
+		}
+		if got := counted(t, app.metrics().pushes, "event", tt.result); got != 1 {
+			t.Errorf("%s counted %v times", tt.result, got)
+		}
+	}
+	if _, err := app.manager().Ticket(t.Context(), platformID); err == nil {
+		t.Error("a forged ticket was kept")
+	}
+}
+
+// TestEventStoreFails: what arrived could not be made durable, so it is not acknowledged; the ticket serves anyway.
+func TestEventStoreFails(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	logs := watchLog(app)
+	app.manager()
+	blockStorage(t, app)
+	for _, message := range []string{
+		eventXML("component_verify_ticket", ticketElement),
+		eventXML("authorized", "<AuthorizerAppid>"+authorizerID+"</AuthorizerAppid><AuthorizationCode>code-secret</AuthorizationCode>"),
+	} {
+		rec := serve(t, e, eventSender(t).push("/wx/event", message), nil)
+		if rec.Code != http.StatusServiceUnavailable {
+			t.Errorf("%d %q", rec.Code, rec.Body)
+		}
+	}
+	if got, err := app.manager().Ticket(t.Context(), platformID); err != nil || got.Value.Reveal() != "ticket@@@abcdef" {
+		t.Errorf("the ticket does not serve from memory: %v", err)
+	}
+	for _, entry := range logs.All() {
+		if text := fmt.Sprint(entry.Message, entry.ContextMap()); strings.Contains(text, "code-secret") || strings.Contains(text, "ticket@@@") {
+			t.Errorf("secret logged: %s", text)
+		}
+	}
+	if got := counted(t, app.metrics().pushes, "event", "store"); got != 2 {
+		t.Errorf("store counted %v times", got)
+	}
+}
+
+// blockStorage puts a file where the storage wants its folder.
+func blockStorage(t *testing.T, app *App) {
+	t.Helper()
+	_, root, _ := strings.Cut(app.poolKey, "FileStorage:")
+	if root == "" {
+		t.Fatalf("storage %q", app.poolKey)
+	}
+	if err := os.RemoveAll(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(root), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(root, []byte("in the way"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEventOnMessageURL(t *testing.T) {
+	t.Parallel()
+	m, app := newMessage(t, nil)
+	rec := serve(t, m, eventSender(t).push("/wx/message/"+authorizerID, eventXML("component_verify_ticket", ticketElement)), nil)
+	if rec.Code != 200 || rec.Body.String() != "success" {
+		t.Fatalf("%d %q", rec.Code, rec.Body)
+	}
+	if _, err := app.manager().Ticket(t.Context(), platformID); err != nil {
+		t.Errorf("ticket: %v", err)
+	}
+}
+
+func TestEventNeedsPlatform(t *testing.T) {
+	t.Parallel()
+	_, ctx := newTestApp(t, `{"accounts": [{"appid": "`+accountID+`", "secret": "s"}]}`)
+	if err := new(Event).Provision(ctx); err == nil || !strings.Contains(err.Error(), "platform") {
+		t.Errorf("error %v", err)
+	}
+	if err := (&Event{TimestampWindow: -1}).Validate(); err == nil {
+		t.Error("a negative window is accepted")
+	}
+}
+
+func TestCodeExpiry(t *testing.T) {
+	t.Parallel()
+	created := time.Unix(1572001402, 0)
+	for in, want := range map[int64]time.Time{
+		1572005002: time.Unix(1572005002, 0), // as it is really sent
+		600:        created.Add(10 * time.Minute),
+		0:          created, -5: created,
+	} {
+		if got := codeExpiry(created, in); !got.Equal(want) {
+			t.Errorf("%d: %v, want %v", in, got, want)
+		}
+	}
+}
+
+var _ caddyhttp.Handler = (*answering)(nil)

@@ -1,0 +1,430 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// Message is middleware for the message-and-event URL (消息与事件接收URL). It verifies and decrypts a push, hands it
+// to the next handler as a plaintext request, and encrypts what that handler answers.
+//
+// The account is the configured appid, or else the last segment of the path that has the shape of an appid and is
+// not a platform's. The credentials of the plain account of that appid and of every platform (only of the one named
+// in the path, if one is) are tried; the first whose signature and receive id fit wins.
+//
+// What the next handler gets:
+//
+//   - as body the decrypted bytes, unchanged, XML or JSON as they came, with the right Content-Type and length and
+//     without the caller's Accept-Encoding;
+//   - the query as in 明文模式: signature, timestamp, nonce and openid, without encrypt_type and msg_signature;
+//   - the headers X-Wechat-Appid, X-Wechat-Platform (of a platform's push), X-Wechat-Openid, X-Wechat-Msg-Type and
+//     X-Wechat-Event; a caller's own copies are removed.
+//
+// Placeholders, for handlers after this one and for logs:
+//
+//	{wechat.appid}      the account
+//	{wechat.platform}   the platform, empty for a plain account
+//	{wechat.openid}     the sender
+//	{wechat.msg_type}   MsgType
+//	{wechat.event}      Event
+//	{wechat.event_key}  EventKey
+//
+// The answer is judged by its first bytes, never by its Content-Type: it must be of the push's format; a BOM, spaces
+// and an XML declaration before it are fine. It is encrypted with the key that opened the push. An empty answer and
+// `success` go back as they are. Anything else (a status other than 2xx, HTML, half an answer, a panic) becomes
+// `success`, or the fallback text, at once, and is logged and counted: WeChat's users never see an error notice.
+//
+// A forged or stale push gets 403, a malformed one 400, an oversized one 413; none reaches the next handler, and each
+// is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
+// would. WeChat's acceptance check (全网发布) is answered without the next handler.
+type Message struct {
+	// AppID is the account whose pushes come to this route. Default: read from the path.
+	AppID string `json:"appid,omitempty"`
+	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
+	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
+	// MaxBody is the largest push accepted, in bytes; the next handler's answer may be as large. Default: 1 MiB.
+	MaxBody int64 `json:"max_body,omitempty"`
+	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
+	FallbackText string `json:"fallback_text,omitempty"`
+
+	app *App
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Message) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.wechat_message", New: func() caddy.Module { return new(Message) }}
+}
+
+// Provision gets the app.
+func (m *Message) Provision(ctx caddy.Context) (err error) {
+	if m.TimestampWindow == 0 {
+		m.TimestampWindow = caddy.Duration(defaultTimestampWindow)
+	}
+	if m.MaxBody == 0 {
+		m.MaxBody = defaultMaxBody
+	}
+	if m.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	if m.AppID == "" {
+		return nil
+	}
+	if err := literalAppID(m.AppID); err != nil {
+		return err
+	}
+	if m.app.platform(m.AppID) != nil {
+		return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
+	}
+	return nil
+}
+
+// Validate refuses settings that make no sense.
+func (m *Message) Validate() error {
+	if m.TimestampWindow < 0 {
+		return errors.New("timestamp_window must not be negative")
+	}
+	if m.MaxBody < 0 {
+		return errors.New("max_body must not be negative")
+	}
+	return nil
+}
+
+func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	m := new(Message)
+	return m, m.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the handler:
+//
+//	wechat_message [<matcher>] [<appid>] {
+//		timestamp_window <duration>
+//		max_body         <size>
+//		fallback         text <text>
+//	}
+func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		m.AppID = d.Val()
+		if err := literalAppID(m.AppID); err != nil {
+			return d.WrapErr(err)
+		}
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch d.Val() {
+		case "timestamp_window":
+			if err := duration(d, &m.TimestampWindow); err != nil {
+				return err
+			}
+		case "max_body":
+			if err := size(d, &m.MaxBody); err != nil {
+				return err
+			}
+		case "fallback":
+			if m.FallbackText != "" {
+				return d.Err("fallback is given twice")
+			}
+			var kind, text string
+			if !d.AllArgs(&kind, &text) {
+				return d.ArgErr()
+			}
+			if kind != "text" || text == "" {
+				return d.Errf("fallback: want text and a text, such as: fallback text \"稍后回复您\"")
+			}
+			m.FallbackText = text
+		default:
+			return d.Errf("unknown subdirective '%s': want timestamp_window, max_body or fallback", d.Val())
+		}
+	}
+	return nil
+}
+
+// size parses a subdirective that is a number of bytes.
+func size(d *caddyfile.Dispenser, into *int64) error {
+	name := d.Val()
+	if *into != 0 {
+		return d.Errf("%s is given twice", name)
+	}
+	var arg string
+	if !d.AllArgs(&arg) {
+		return d.ArgErr()
+	}
+	n, err := humanize.ParseBytes(arg)
+	if err != nil || n == 0 || n > maxSize {
+		return d.Errf("%s: '%s' is not a size from 1 B to 1 GiB: write it like 1MiB", name, arg)
+	}
+	*into = int64(n)
+	return nil
+}
+
+// maxSize is the largest size that any option accepts.
+const maxSize = 1 << 30
+
+// ServeHTTP verifies and opens a push, has it answered, and seals the answer.
+func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	started := time.Now()
+	p := newPush()
+	defer p.release()
+	if err := m.serve(w, r, next, p); err != nil {
+		m.app.refuse(w, r, "message", err)
+		return nil
+	}
+	m.app.metrics().pushes.WithLabelValues("message", "ok").Inc()
+	m.app.metrics().pushDuration.WithLabelValues("message").Observe(time.Since(started).Seconds())
+	return nil
+}
+
+func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push) error {
+	if err := p.query.parse(r.URL.RawQuery); err != nil {
+		return err
+	}
+	window := time.Duration(m.TimestampWindow)
+	appid, candidates := m.candidates(r.URL.Path)
+	switch r.Method {
+	case http.MethodGet:
+		return p.handshake(w, candidates, window)
+	case http.MethodPost:
+	default:
+		return errMethod
+	}
+	if err := p.readBody(r, m.MaxBody); err != nil {
+		return err
+	}
+	if err := p.open(candidates); err != nil {
+		return err
+	}
+	if len(p.fields.InfoType) > 0 && len(p.fields.MsgType) == 0 && p.platform != nil {
+		m.app.logger.Warn("an authorization event came to a message URL and was handled: in the platform's console, compare 授权事件接收URL with 消息与事件接收URL",
+			zap.String("platform", p.platform.AppID), zap.ByteString("info_type", p.fields.InfoType))
+		if err := m.app.keepEvent(r.Context(), p, window); err != nil {
+			return err
+		}
+		writePlain(w, success)
+		return nil
+	}
+	if len(p.fields.MsgType) == 0 {
+		return errPlaintext
+	}
+	if err := p.query.inWindow(window); err != nil {
+		return err
+	}
+	if m.app.answerReleaseCheck(w, p, appid) {
+		return nil
+	}
+	m.pass(w, r, next, p, newFacts(p, appid))
+	return nil
+}
+
+// candidates reads from the path which account a push is for, and which credentials may open it.
+func (m *Message) candidates(path string) (appid string, list []candidate) {
+	appid = m.AppID
+	var named *Platform
+	for rest := path; rest != ""; {
+		var segment string
+		segment, rest, _ = strings.Cut(rest, "/")
+		if !isAppID(segment) {
+			continue
+		}
+		if p := m.app.platform(segment); p != nil {
+			named = p
+		} else if m.AppID == "" {
+			appid = segment
+		}
+	}
+	list = m.app.platformCandidates(named)
+	if acc := m.app.account(appid); acc != nil && acc.codec != nil {
+		own := candidate{codec: acc.codec, account: acc}
+		list = append([]candidate{own}, list...)
+	}
+	return appid, list
+}
+
+// pass has the next handler answer the push.
+func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts) {
+	reply := newReplyWriter(m.MaxBody)
+	defer reply.release()
+	text := &plaintext{data: p.opened.Message}
+	req := plaintextRequest(r, p, f, text)
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(f.placeholder)
+	}
+	err := runNext(next, reply, req)
+	text.detach()
+	f.content = nil // its buffer will be another push's
+	m.answer(w, p, f, reply, err)
+}
+
+// runNext runs the rest of the chain. A backend that breaks off in the middle of its answer makes reverse_proxy panic;
+// that is an answer that cannot be used, and no more.
+func runNext(next caddyhttp.Handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
+			err = errors.New("backend broke off in the middle of its answer")
+		default:
+			err = &panicError{value: v, stack: zap.Stack("").String}
+		}
+	}()
+	return next.ServeHTTP(w, r)
+}
+
+// panicError is a panic below us. Its value may hold anything, so only its kind is told.
+type panicError struct {
+	value any
+	stack string
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("a handler panicked with a %T", e.value) }
+
+// answer judges what the next handler answered and sends WeChat something legal.
+func (m *Message) answer(w http.ResponseWriter, p *push, f *facts, reply *replyWriter, err error) {
+	body, outcome, why := reply.judge(p.fields.Format, err)
+	switch outcome {
+	case outcomePlain:
+		writePlain(w, body)
+	case outcomeSealed:
+		if err := m.app.writeSealed(w, p, body); err != nil {
+			outcome, why = outcomeUnusable, err
+			writePlain(w, success)
+		}
+	case outcomeUnusable:
+		if m.FallbackText == "" || m.app.writeSealed(w, p, textReply(p, m.FallbackText)) != nil {
+			writePlain(w, success)
+		}
+	}
+	m.app.metrics().replies.WithLabelValues(outcome).Inc()
+	if outcome == outcomeUnusable {
+		fields := []zap.Field{zap.String("appid", f.appid), zap.ByteString("msg_id", p.fields.MsgID),
+			zap.String("msg_type", f.msgType), zap.String("event", f.event), zap.Error(why)}
+		if pe, ok := errors.AsType[*panicError](why); ok {
+			fields = append(fields, zap.String("stack", pe.stack))
+		}
+		m.app.logger.Error("the backend's answer to a push cannot be used; the sender sees the fallback or nothing", fields...)
+		return
+	}
+	if c := m.app.logger.Check(zapcore.DebugLevel, "push answered"); c != nil {
+		c.Write(zap.String("appid", f.appid), zap.String("msg_type", f.msgType), zap.String("event", f.event),
+			zap.String("outcome", outcome))
+	}
+}
+
+// facts is what the gateway tells others about a push.
+type facts struct {
+	appid, platform, openID, msgType, event, eventKey, infoType string
+	content                                                     []byte // only while the next handler runs
+}
+
+type factsKey struct{}
+
+// factsOf returns what wechat_message found out about a request, or nil.
+func factsOf(ctx context.Context) *facts { f, _ := ctx.Value(factsKey{}).(*facts); return f }
+
+func newFacts(p *push, appid string) *facts {
+	f := &facts{appid: appid, content: p.fields.Content}
+	if p.account != nil {
+		f.appid = p.account.AppID
+	} else {
+		f.platform = p.platform.AppID
+	}
+	// One string for all: they live and die together, and a push costs one allocation instead of five.
+	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
+	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
+	var all strings.Builder
+	for _, part := range parts {
+		all.Write(part)
+	}
+	rest := all.String()
+	for i, part := range parts {
+		*into[i], rest = rest[:len(part)], rest[len(part):]
+	}
+	return f
+}
+
+// placeholder resolves the {wechat.*} placeholders.
+func (f *facts) placeholder(key string) (any, bool) {
+	name, ours := strings.CutPrefix(key, "wechat.")
+	if !ours {
+		return nil, false
+	}
+	switch name {
+	case "appid":
+		return f.appid, true
+	case "platform":
+		return f.platform, true
+	case "openid":
+		return f.openID, true
+	case "msg_type":
+		return f.msgType, true
+	case "event":
+		return f.event, true
+	case "event_key":
+		return f.eventKey, true
+	}
+	return nil, false
+}
+
+// plaintextRequest is the push as a backend that knows nothing of encryption expects it. The request that came in is
+// left as it is: outer handlers and the access log still read it.
+func plaintextRequest(r *http.Request, p *push, f *facts, text *plaintext) *http.Request {
+	req := r.WithContext(context.WithValue(r.Context(), factsKey{}, f))
+	u := *r.URL
+	u.RawQuery = plaintextQuery(u.RawQuery)
+	req.URL, req.RequestURI = &u, u.RequestURI()
+
+	req.Body, req.ContentLength, req.TransferEncoding, req.Trailer = text.body(), int64(len(text.data)), nil, nil
+	// With GetBody net/http sends the push again when a kept connection turns out to be closed before a byte was
+	// written; once anything was written it never does, because a POST is not idempotent.
+	req.GetBody = func() (io.ReadCloser, error) { return text.body(), nil }
+
+	h := make(http.Header, len(r.Header)+len(trustedHeaders))
+	for name, values := range r.Header {
+		h[name] = values
+	}
+	for _, name := range trustedHeaders {
+		delete(h, name)
+	}
+	for _, name := range [...]string{"Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer"} {
+		delete(h, name)
+	}
+	h["Content-Type"] = contentType(p.fields.Format)
+	setTrusted(h, headerAppID, f.appid)
+	setTrusted(h, headerPlatform, f.platform)
+	setTrusted(h, headerOpenID, f.openID)
+	setTrusted(h, headerMsgType, f.msgType)
+	setTrusted(h, headerEvent, f.event)
+	req.Header = h
+	return req
+}
+
+// contentType is the media type of a message format.
+func contentType(f crypto.Format) []string {
+	if f == crypto.FormatJSON {
+		return jsonType
+	}
+	return xmlType
+}
+
+var (
+	_ caddy.Provisioner           = (*Message)(nil)
+	_ caddy.Validator             = (*Message)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Message)(nil)
+	_ caddyfile.Unmarshaler       = (*Message)(nil)
+)

@@ -1,0 +1,202 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// MessageMatcher matches pushes by what they say. It works behind wechat_message, which verified and decrypted the
+// push; in front of it, or for a request that is no push, it matches nothing.
+//
+// A value matches exactly; with * in it, it is a glob in which * stands for any text; with ~ in front it is a regular
+// expression (RE2), which may match anywhere in the text. Of the values of one field one must match; of several
+// fields, each.
+type MessageMatcher struct {
+	// AppID is the account.
+	AppID []string `json:"appid,omitempty"`
+	// Platform is the platform the account authorised; empty for a plain account.
+	Platform []string `json:"platform,omitempty"`
+	// Type is the MsgType: text, image, event ….
+	Type []string `json:"type,omitempty"`
+	// Event is the Event of a push of type event: CLICK, SCAN, LOCATION ….
+	Event []string `json:"event,omitempty"`
+	// EventKey is the event's EventKey.
+	EventKey []string `json:"event_key,omitempty"`
+	// InfoType is the InfoType of an authorization event.
+	InfoType []string `json:"info_type,omitempty"`
+	// From is the sender's openid.
+	From []string `json:"from,omitempty"`
+	// Content is a text message's text.
+	Content []string `json:"content,omitempty"`
+
+	conditions []condition
+}
+
+// condition is one field with its values.
+type condition struct {
+	of       func(*facts) string
+	exact    []string
+	patterns []*regexp.Regexp
+}
+
+// CaddyModule returns the Caddy module information.
+func (MessageMatcher) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.matchers.wechat_message", New: func() caddy.Module { return new(MessageMatcher) }}
+}
+
+// matchField names a field and says where its values and its text are.
+type matchField struct {
+	name   string
+	values *[]string
+	of     func(*facts) string
+}
+
+func (m *MessageMatcher) fields() []matchField {
+	return []matchField{
+		{"appid", &m.AppID, func(f *facts) string { return f.appid }},
+		{"platform", &m.Platform, func(f *facts) string { return f.platform }},
+		{"type", &m.Type, func(f *facts) string { return f.msgType }},
+		{"event", &m.Event, func(f *facts) string { return f.event }},
+		{"event_key", &m.EventKey, func(f *facts) string { return f.eventKey }},
+		{"info_type", &m.InfoType, func(f *facts) string { return f.infoType }},
+		{"from", &m.From, func(f *facts) string { return f.openID }},
+		{"content", &m.Content, func(f *facts) string { return string(f.content) }},
+	}
+}
+
+const matchFieldNames = "appid, platform, type, event, event_key, info_type, from or content"
+
+// UnmarshalCaddyfile sets up the matcher:
+//
+//	@name wechat_message <field> <value>...
+//
+//	@name wechat_message {
+//		<field> <value>...
+//	}
+func (m *MessageMatcher) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	for d.Next() {
+		onLine := d.NextArg()
+		if onLine {
+			if err := m.unmarshalField(d); err != nil {
+				return err
+			}
+		}
+		for nesting := d.Nesting(); d.NextBlock(nesting); {
+			if onLine {
+				return d.Err("give the fields either on the line or in a block, not both")
+			}
+			if err := m.unmarshalField(d); err != nil {
+				return err
+			}
+		}
+	}
+	if err := m.compile(); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
+}
+
+func (m *MessageMatcher) unmarshalField(d *caddyfile.Dispenser) error {
+	name := d.Val()
+	for _, field := range m.fields() {
+		if field.name != name {
+			continue
+		}
+		values := d.RemainingArgs()
+		if len(values) == 0 {
+			return d.Errf("%s: give at least one value", name)
+		}
+		*field.values = append(*field.values, values...)
+		return nil
+	}
+	return d.Errf("unknown field '%s': want %s", name, matchFieldNames)
+}
+
+// Provision compiles the values.
+func (m *MessageMatcher) Provision(caddy.Context) error { return m.compile() }
+
+func (m *MessageMatcher) compile() error {
+	m.conditions = nil
+	for _, field := range m.fields() {
+		if len(*field.values) == 0 {
+			continue
+		}
+		c := condition{of: field.of}
+		for _, value := range *field.values {
+			expr, isRE := strings.CutPrefix(value, "~")
+			switch {
+			case isRE:
+			case strings.Contains(value, "*"):
+				expr = glob(value)
+			default:
+				c.exact = append(c.exact, value)
+				continue
+			}
+			re, err := regexp.Compile(expr)
+			if err != nil {
+				return fmt.Errorf("%s: '%s' is not a regular expression: %w", field.name, value, err)
+			}
+			c.patterns = append(c.patterns, re)
+		}
+		m.conditions = append(m.conditions, c)
+	}
+	if len(m.conditions) == 0 {
+		return errors.New("name a field and its values: " + matchFieldNames)
+	}
+	return nil
+}
+
+// glob is the regular expression for a value with * in it.
+func glob(value string) string {
+	parts := strings.Split(value, "*")
+	for i := range parts {
+		parts[i] = regexp.QuoteMeta(parts[i])
+	}
+	return `(?s)\A` + strings.Join(parts, `.*`) + `\z`
+}
+
+// Match reports whether the request is a push that fits.
+func (m *MessageMatcher) Match(r *http.Request) bool {
+	f := factsOf(r.Context())
+	if f == nil {
+		return false
+	}
+	for i := range m.conditions {
+		if !m.conditions[i].met(f) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *condition) met(f *facts) bool {
+	got := c.of(f)
+	for _, v := range c.exact {
+		if v == got {
+			return true
+		}
+	}
+	for _, re := range c.patterns {
+		if re.MatchString(got) {
+			return true
+		}
+	}
+	return false
+}
+
+// MatchWithError implements caddyhttp.RequestMatcherWithError.
+func (m *MessageMatcher) MatchWithError(r *http.Request) (bool, error) { return m.Match(r), nil }
+
+var (
+	_ caddy.Provisioner                 = (*MessageMatcher)(nil)
+	_ caddyhttp.RequestMatcher          = (*MessageMatcher)(nil)
+	_ caddyhttp.RequestMatcherWithError = (*MessageMatcher)(nil)
+	_ caddyfile.Unmarshaler             = (*MessageMatcher)(nil)
+)

@@ -1,0 +1,206 @@
+package caddymodule
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// What can become of an answer; also the metric's label.
+const (
+	outcomePlain        = "plain"    // empty or success: nothing to encrypt
+	outcomeSealed       = "sealed"   // encrypted
+	outcomeUnusable     = "unusable" // replaced by success or the fallback
+	outcomeReleaseCheck = "release_check"
+)
+
+// plaintext is the decrypted text as a request's body. A transport may still read a body after the handler has
+// returned (the backend answered early), so the text is given up only when nobody is reading and nobody will.
+type plaintext struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+// plaintextBody is one reading of the text.
+type plaintextBody struct {
+	text   *plaintext
+	offset int
+}
+
+func (t *plaintext) body() io.ReadCloser { return &plaintextBody{text: t} }
+
+// Read implements io.Reader.
+func (b *plaintextBody) Read(into []byte) (int, error) {
+	b.text.mu.Lock()
+	defer b.text.mu.Unlock()
+	if b.offset >= len(b.text.data) {
+		return 0, io.EOF
+	}
+	n := copy(into, b.text.data[b.offset:])
+	b.offset += n
+	return n, nil
+}
+
+// Close implements io.Closer.
+func (*plaintextBody) Close() error { return nil }
+
+// detach takes the text away from all readers: what they read from now on is the end. It waits for a copy that is
+// being made, at most.
+func (t *plaintext) detach() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.data = nil
+}
+
+// replyWriter keeps the next handler's answer in memory. It is not Caddy's recorder, because that shares the real
+// writer's headers, and nothing of the backend's may reach WeChat unjudged.
+type replyWriter struct {
+	header  http.Header
+	status  int
+	body    bytes.Buffer
+	limit   int64
+	tooLong bool
+}
+
+var replyPool = sync.Pool{New: func() any { return &replyWriter{header: make(http.Header)} }}
+
+func newReplyWriter(limit int64) *replyWriter {
+	w := replyPool.Get().(*replyWriter)
+	w.limit = limit
+	return w
+}
+
+func (w *replyWriter) release() {
+	if w.body.Cap() > maxPooledBuffer {
+		return
+	}
+	clear(w.header)
+	w.status, w.tooLong = 0, false
+	w.body.Reset()
+	replyPool.Put(w)
+}
+
+// Header implements http.ResponseWriter.
+func (w *replyWriter) Header() http.Header { return w.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *replyWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+}
+
+var errReplyTooLong = errors.New("answer is larger than max_body")
+
+// Write implements http.ResponseWriter.
+func (w *replyWriter) Write(b []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	if int64(w.body.Len()+len(b)) > w.limit {
+		w.tooLong = true
+		return 0, errReplyTooLong
+	}
+	return w.body.Write(b)
+}
+
+// FlushError lets handlers flush, which means nothing here.
+func (*replyWriter) FlushError() error { return nil }
+
+// judge decides what becomes of the answer: its bytes as they are to be sent or sealed, the outcome, and why when it
+// cannot be used.
+func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outcome string, why error) {
+	switch {
+	case w.tooLong:
+		return nil, outcomeUnusable, errReplyTooLong
+	case err != nil:
+		return nil, outcomeUnusable, err
+	case w.status >= 300:
+		return nil, outcomeUnusable, fmt.Errorf("status %d", w.status)
+	}
+	body = w.body.Bytes()
+	if len(body) == 0 {
+		return nil, outcomePlain, nil
+	}
+	text := bytes.TrimSpace(bytes.TrimPrefix(body, utf8BOM))
+	switch {
+	case len(text) == 0 || bytes.Equal(text, success):
+		return text, outcomePlain, nil
+	case format == crypto.FormatJSON && text[0] == '{':
+		return text, outcomeSealed, nil
+	case format == crypto.FormatXML && isXMLReply(text):
+		return text, outcomeSealed, nil
+	}
+	return nil, outcomeUnusable, fmt.Errorf("it is neither empty, nor success, nor %s: it begins with %s", format, kindOfText(text))
+}
+
+var utf8BOM = []byte("\xef\xbb\xbf")
+
+// isXMLReply reports whether an answer begins like a message: <xml, after a declaration perhaps.
+func isXMLReply(text []byte) bool {
+	if bytes.HasPrefix(text, []byte("<?xml ")) {
+		end := bytes.Index(text, []byte("?>"))
+		if end < 0 {
+			return false
+		}
+		text = bytes.TrimLeft(text[end+2:], " \t\r\n")
+	}
+	rest, ok := bytes.CutPrefix(text, []byte("<xml"))
+	return ok && len(rest) > 0 && (rest[0] == '>' || rest[0] == ' ' || rest[0] == '\t' || rest[0] == '\r' || rest[0] == '\n')
+}
+
+// kindOfText tells the operator what a backend sent instead, without showing it.
+func kindOfText(text []byte) string {
+	lower := bytes.ToLower(text[:min(len(text), 16)])
+	switch {
+	case bytes.HasPrefix(lower, []byte("<!doctype html")), bytes.HasPrefix(lower, []byte("<html")):
+		return "an HTML page"
+	case text[0] == '<':
+		return "another element than <xml>"
+	case text[0] == '{':
+		return "JSON"
+	}
+	return "other text"
+}
+
+var sealedPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// writeSealed encrypts an answer with the key that opened the push, and sends it.
+func (a *App) writeSealed(w http.ResponseWriter, p *push, reply []byte) error {
+	buf := sealedPool.Get().(*[]byte)
+	defer sealedPool.Put(buf)
+	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, time.Now().Unix(), p.query.nonce, reply)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h["Content-Type"] = contentType(p.format)
+	h["Content-Length"] = []string{strconv.Itoa(len(sealed))}
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(sealed)
+	if cap(sealed) <= maxPooledBuffer {
+		*buf = sealed
+	}
+	return nil
+}
+
+// textReply is a passive text reply to a push, in its format.
+func textReply(p *push, text string) []byte {
+	var b bytes.Buffer
+	now := strconv.FormatInt(time.Now().Unix(), 10)
+	if p.fields.Format == crypto.FormatJSON {
+		b.WriteString(`{"ToUserName":` + jsonString(string(p.fields.FromUserName)) +
+			`,"FromUserName":` + jsonString(string(p.fields.ToUserName)) +
+			`,"CreateTime":` + now + `,"MsgType":"text","Content":` + jsonString(text) + `}`)
+		return b.Bytes()
+	}
+	b.WriteString("<xml><ToUserName>" + cdata(string(p.fields.FromUserName)) + "</ToUserName><FromUserName>" +
+		cdata(string(p.fields.ToUserName)) + "</FromUserName><CreateTime>" + now +
+		"</CreateTime><MsgType><![CDATA[text]]></MsgType><Content>" + cdata(text) + "</Content></xml>")
+	return b.Bytes()
+}

@@ -1,0 +1,37 @@
+// Package caddymodule holds the gateway's Caddy modules: the app behind the global option wechat, the handlers
+// wechat_verify, wechat_event, wechat_message, wechat_api and wechat_oauth, the matcher wechat_message, the
+// reverse_proxy transport wechat, and the stores. The documentation of each module is its type's comment.
+package caddymodule
+
+import (
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+// All registration is here, in one init: the order of directives is the order of these lines.
+func init() {
+	caddy.RegisterModule(new(App))
+	caddy.RegisterModule(new(CaddyStore))
+	caddy.RegisterModule(new(Verify))
+	caddy.RegisterModule(new(Event))
+	caddy.RegisterModule(new(Message))
+	caddy.RegisterModule(new(MessageMatcher))
+	caddy.RegisterModule(new(API))
+	caddy.RegisterModule(new(Transport))
+	caddy.RegisterModule(new(OAuth))
+
+	httpcaddyfile.RegisterGlobalOption("wechat", parseApp)
+	httpcaddyfile.RegisterDirective("wechat_verify", parseVerify)
+	httpcaddyfile.RegisterHandlerDirective("wechat_event", parseEvent)
+	httpcaddyfile.RegisterDirective("wechat_oauth", parseOAuth)
+	httpcaddyfile.RegisterHandlerDirective("wechat_message", parseMessage)
+	httpcaddyfile.RegisterHandlerDirective("wechat_api", parseAPI)
+
+	// Before redir: no login, rewrite, redirect or catch-all may hide what WeChat itself calls.
+	for _, directive := range []string{"wechat_verify", "wechat_event", "wechat_oauth"} {
+		httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "redir")
+	}
+	for _, directive := range []string{"wechat_message", "wechat_api"} {
+		httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "handle")
+	}
+}

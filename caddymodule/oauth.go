@@ -1,0 +1,139 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// OAuth leads people through WeChat's web authorization (网页授权) to the landing place that their link names, where
+// they arrive under an opaque tracking id. It serves, below Base:
+//
+//   - GET {base}/authorize/{appid}/{funcKey}[?scope=&state=] redirects to WeChat. appid is a configured account or an
+//     authorizer of the platform.
+//   - GET {base}/authUserReceive/{platformAppid}/{funcKey}?code=&state=&appid= is where WeChat sends the user of an
+//     authorizer back. Menus may link to WeChat with this address themselves, so it need not have begun here.
+//   - GET {base}/authUserReceive/{accountAppid}/{funcKey}?code=&state= is the same for a plain account.
+//   - GET {callback}/{funcKey}?code=&state=&appid= is one more such address for authorizers, if Callback is set.
+//
+// The callback exchanges the code, keeps who the user is under a fresh tracking id and redirects to
+// <prefix>wxTkId=<id>#<state>, with ? or & before wxTkId as the prefix needs it and the state escaped. A client redeems
+// the id at GET /wechat/users/{id} of a wechat_api listener. Where people are sent comes from Funcs alone, never from
+// the request.
+//
+// WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
+// same redirect, while the code is exchanged once. Later, or under another path, the code is used up. A refusal by the
+// user, a code that is used or not valid, an unknown funcKey and WeChat's errors each end on a small page in Chinese or
+// English and one log line with WeChat's errcode and what to do; neither holds a code, a token or a secret. The handler
+// writes these answers itself: an error returned to Caddy would be logged with the URI and the code in it.
+//
+// Requests for other paths go on to the next handler.
+type OAuth struct {
+	// Base is the path below which the handler serves, such as /wx/thirdParty. Required.
+	Base string `json:"base,omitempty"`
+	// Origin is the scheme and host of the callback address given to WeChat, such as https://wx.example.com.
+	// Placeholders are resolved when the config is loaded. Default: those of the request.
+	Origin string `json:"origin,omitempty"`
+	// Platform is the appid of the platform that acts for authorizers. Default: the only platform of the app.
+	Platform string `json:"platform,omitempty"`
+	// Callback is the path of one more callback address for authorizers, without its funcKey. Default: none.
+	Callback string `json:"callback,omitempty"`
+	// Funcs are the landing places. At least one.
+	Funcs []*Func `json:"funcs,omitempty"`
+
+	app      *App
+	logger   *zap.Logger
+	base     string // without a slash at its end
+	origin   string // resolved, or empty
+	platform *Platform
+	funcs    map[string]*Func
+}
+
+// CaddyModule returns the Caddy module information.
+func (OAuth) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.wechat_oauth", New: func() caddy.Module { return new(OAuth) }}
+}
+
+// Provision resolves the configuration and gets the app.
+func (o *OAuth) Provision(ctx caddy.Context) (err error) {
+	o.logger = ctx.Logger()
+	if o.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	o.base = strings.TrimSuffix(o.Base, "/")
+	r := resolver{caddy.NewReplacer()}
+	if o.Origin != "" {
+		if o.origin, err = r.required("origin", o.Origin); err != nil {
+			return err
+		}
+		if err := checkRedirectOrigin(o.origin); err != nil {
+			return err
+		}
+	}
+	if err := o.provisionPlatform(); err != nil {
+		return err
+	}
+	o.funcs = make(map[string]*Func, len(o.Funcs))
+	for _, f := range o.Funcs {
+		if f == nil {
+			return errNoFunc
+		}
+		if err := f.provision(r); err != nil {
+			return fmt.Errorf("func %s: %w", f.Key, err)
+		}
+		if o.funcs[f.Key] != nil {
+			return fmt.Errorf("func %s: this key is configured twice", f.Key)
+		}
+		o.funcs[f.Key] = f
+	}
+	return nil
+}
+
+func (o *OAuth) provisionPlatform() error {
+	switch {
+	case o.Platform != "":
+		if o.platform = o.app.platform(o.Platform); o.platform == nil {
+			return fmt.Errorf("platform '%s' is not configured in the global option wechat", o.Platform)
+		}
+	case len(o.app.Platforms) == 1:
+		o.platform = o.app.Platforms[0]
+	case o.Callback != "" && len(o.app.Platforms) == 0:
+		return errors.New("callback needs a platform in the global option wechat: WeChat names only authorizers in such a callback")
+	case o.Callback != "":
+		return errors.New("callback needs the subdirective platform, because there are several platforms")
+	}
+	return nil
+}
+
+// Validate refuses what makes no sense.
+func (o *OAuth) Validate() error {
+	if err := checkBase(o.Base); err != nil {
+		return err
+	}
+	if o.Callback != "" {
+		if err := checkCallback(o.Callback); err != nil {
+			return err
+		}
+	}
+	if len(o.Funcs) == 0 {
+		return errNoFunc
+	}
+	for _, f := range o.Funcs {
+		if err := f.check(); err != nil {
+			return fmt.Errorf("func %s: %w", f.Key, err)
+		}
+	}
+	return nil
+}
+
+var (
+	_ caddy.Provisioner           = (*OAuth)(nil)
+	_ caddy.Validator             = (*OAuth)(nil)
+	_ caddyhttp.MiddlewareHandler = (*OAuth)(nil)
+	_ caddyfile.Unmarshaler       = (*OAuth)(nil)
+)

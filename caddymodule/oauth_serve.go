@@ -1,0 +1,306 @@
+package caddymodule
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// What comes with requests.
+const (
+	authorizePath = "/connect/oauth2/authorize" // of WeChat's pages
+	maxState      = 128                         // bytes; WeChat's own limit
+	maxCode       = 512                         // bytes; real ones have 32
+)
+
+// stateShape is what WeChat allows in a state whatever the kind of account.
+var stateShape = regexp.MustCompile(`^[A-Za-z0-9]*$`)
+
+// oauthStep is which of its addresses a request is for; the values are the metric's labels.
+type oauthStep string
+
+const (
+	stepAuthorize oauthStep = "authorize"
+	stepCallback  oauthStep = "callback"
+	stepRedeem    oauthStep = "redeem"
+)
+
+// oauthRequest is a request for one of the addresses, taken apart.
+type oauthRequest struct {
+	step    oauthStep
+	named   string // the appid in the path; empty for the extra callback address
+	funcKey string
+	// Filled in as the request is understood.
+	appid    string // the account whose user it is
+	platform string // acts for the account; empty for a plain account
+	f        *Func
+}
+
+// parse takes a path apart; nil: it is none of the handler's.
+func (o *OAuth) parse(path string) *oauthRequest {
+	if rest, ok := strings.CutPrefix(path, o.base+"/authorize/"); ok {
+		named, key, _ := strings.Cut(rest, "/")
+		return &oauthRequest{step: stepAuthorize, named: named, funcKey: key}
+	}
+	if rest, ok := strings.CutPrefix(path, o.base+"/authUserReceive/"); ok {
+		named, key, _ := strings.Cut(rest, "/")
+		return &oauthRequest{step: stepCallback, named: named, funcKey: key}
+	}
+	if o.Callback == "" {
+		return nil
+	}
+	if key, ok := strings.CutPrefix(path, strings.TrimSuffix(o.Callback, "/")+"/"); ok {
+		return &oauthRequest{step: stepCallback, named: o.platform.AppID, funcKey: key}
+	}
+	return nil
+}
+
+// ServeHTTP serves the addresses and passes everything else on.
+func (o *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	req := o.parse(r.URL.Path)
+	if req == nil {
+		return next.ServeHTTP(w, r)
+	}
+	status, location, failure := o.serve(r, req)
+	if failure != nil {
+		if failure.page.status == http.StatusMethodNotAllowed {
+			w.Header().Set("Allow", "GET, HEAD")
+		}
+		o.count(req.step, failure.result)
+		o.log(req, failure)
+		failure.page.write(w, r)
+		return nil
+	}
+	o.count(req.step, "ok")
+	setPrivate(w.Header())
+	if location != "" {
+		w.Header().Set("Location", location)
+	}
+	w.WriteHeader(status) // without a body: http.Redirect's would repeat the location
+	return nil
+}
+
+// serve finds out what to answer: a status with or without a location, or a failure.
+func (o *OAuth) serve(r *http.Request, req *oauthRequest) (status int, location string, failure *oauthFailure) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return 0, "", failMethod
+	}
+	if req.f = o.funcs[req.funcKey]; req.f == nil {
+		return 0, "", failUnknownFunc
+	}
+	query, ok := oauthQuery(r.URL.RawQuery)
+	if !ok || len(query.Get("state")) > maxState {
+		return 0, "", failQuery
+	}
+	if req.step == stepAuthorize {
+		location, failure = o.authorize(r, req, query)
+		return http.StatusFound, location, failure
+	}
+	if failure = o.whose(req, query); failure != nil {
+		return 0, "", failure
+	}
+	if r.Method == http.MethodHead {
+		return http.StatusNoContent, "", nil // whoever only looks must not use the code up
+	}
+	location, err := o.login(r, req, query)
+	if err != nil {
+		return 0, "", loginFailure(err)
+	}
+	return req.f.RedirectStatus, location, nil
+}
+
+// oauthQuery reads a query, in which nothing that we look at may come twice.
+func oauthQuery(raw string) (url.Values, bool) {
+	query, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, false
+	}
+	for _, name := range []string{"appid", "code", "scope", "state"} {
+		if len(query[name]) > 1 {
+			return nil, false
+		}
+	}
+	return query, true
+}
+
+// authorize returns WeChat's page for a login that starts here. WeChat documents the order of the parameters, and
+// that they are compared, so the URL is built as text.
+func (o *OAuth) authorize(r *http.Request, req *oauthRequest, query url.Values) (location string, failure *oauthFailure) {
+	if !isAppID(req.named) {
+		return "", failUnknownAppID
+	}
+	req.appid = req.named
+	switch {
+	case o.app.account(req.appid) != nil:
+	case o.app.platform(req.appid) != nil:
+		return "", failPlatformLink
+	case o.platform == nil && len(o.app.Platforms) > 0:
+		return "", failWhichPlatform
+	case o.platform == nil:
+		return "", failUnknownAppID
+	default:
+		req.platform = o.platform.AppID
+	}
+	if !req.f.allows(req.appid) {
+		return "", failNotAllowed
+	}
+	scope, state := query.Get("scope"), query.Get("state")
+	if scope == "" {
+		scope = req.f.Scope
+	}
+	if !validScope(scope) || !stateShape.MatchString(state) {
+		return "", failQuery
+	}
+	redirectURI, ok := o.redirectURI(r, req)
+	if !ok {
+		return "", failQuery
+	}
+
+	var b strings.Builder
+	b.WriteString(o.app.openOrigin() + authorizePath)
+	b.WriteString("?appid=" + req.appid)
+	b.WriteString("&redirect_uri=" + url.QueryEscape(redirectURI))
+	b.WriteString("&response_type=code&scope=" + scope)
+	if state != "" {
+		b.WriteString("&state=" + state)
+	}
+	if req.platform != "" {
+		b.WriteString("&component_appid=" + req.platform)
+	}
+	b.WriteString("#wechat_redirect")
+	return b.String(), nil
+}
+
+// redirectURI is the callback address to give to WeChat: what the visitor's browser must ask for, so the path is the
+// one of the original request, before handle_path or a rewrite took something away.
+func (o *OAuth) redirectURI(r *http.Request, req *oauthRequest) (string, bool) {
+	origin := o.origin
+	if origin == "" {
+		if !hostShape.MatchString(r.Host) {
+			return "", false
+		}
+		origin = visitorScheme(r) + "://" + r.Host
+	}
+	base := o.base
+	if outer, ok := strings.CutSuffix(originalPath(r), "/authorize/"+req.named+"/"+req.funcKey); ok {
+		base = (&url.URL{Path: outer}).EscapedPath()
+	}
+	receiver := req.platform
+	if receiver == "" {
+		receiver = req.appid
+	}
+	return origin + base + "/authUserReceive/" + receiver + "/" + req.funcKey, true
+}
+
+// originalPath is the path of the request as it came in.
+func originalPath(r *http.Request) string {
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		return original.URL.Path
+	}
+	return r.URL.Path
+}
+
+// visitorScheme is the scheme that the visitor's browser sees. A proxy in front that ends TLS says so, and is believed
+// if it is one of the server's trusted_proxies.
+func visitorScheme(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted && r.Header.Get("X-Forwarded-Proto") == "https" {
+		return "https"
+	}
+	return "http"
+}
+
+// whose finds out which account a callback is for, and whether it brings a code.
+func (o *OAuth) whose(req *oauthRequest, query url.Values) *oauthFailure {
+	switch {
+	case o.app.platform(req.named) != nil:
+		req.platform = req.named
+		if appid := query.Get("appid"); isAppID(appid) {
+			req.appid = appid
+		}
+	case o.app.account(req.named) != nil:
+		req.appid = req.named
+	default:
+		return failUnknownAppID
+	}
+	switch code := query.Get("code"); {
+	case code == "":
+		return failDenied // WeChat then sends the state alone, without the account
+	case len(code) > maxCode:
+		return failQuery
+	case req.appid == "":
+		return failCallbackAppID
+	case !req.f.allows(req.appid):
+		return failNotAllowed
+	}
+	return nil
+}
+
+// login exchanges the code of a callback, or joins the same callback's exchange, and returns where to send the visitor.
+func (o *OAuth) login(r *http.Request, req *oauthRequest, query url.Values) (location string, err error) {
+	code := secret.New(query.Get("code"))
+	callback := tokens.Callback{Code: code, Path: originalPath(r), AppID: req.appid}
+	return o.app.users().Login(r.Context(), callback, func(ctx context.Context) (string, error) {
+		grant, err := o.app.manager().ExchangeUserCode(ctx, tokens.UserCode{Platform: req.platform, AppID: req.appid, Code: code})
+		if err != nil {
+			return "", err
+		}
+		user := tokens.User{
+			AppID: req.appid, Platform: req.platform, OpenID: grant.OpenID, UnionID: grant.UnionID, Scope: grant.Scope,
+			FuncKey: req.f.Key, State: query.Get("state"), Snapshot: grant.Snapshot, Grant: grant,
+		}
+		if hasScope(grant.Scope, "snsapi_userinfo") {
+			o.addProfile(ctx, req, &user)
+		}
+		id := o.app.users().Keep(user, time.Duration(req.f.TTL), req.f.Once)
+		return req.f.target(id, user.State), nil
+	})
+}
+
+// addProfile fetches what the user agreed to show. A login without it is still a login.
+func (o *OAuth) addProfile(ctx context.Context, req *oauthRequest, user *tokens.User) {
+	profile, err := o.app.manager().UserInfo(ctx, user.Grant)
+	if err != nil {
+		o.logger.Warn("the user's profile is missing: WeChat did not give it",
+			append(causeFields(err), zap.String("appid", req.appid), zap.String("func", req.f.Key))...)
+		return
+	}
+	user.Profile = &profile
+	if user.UnionID == "" {
+		user.UnionID = profile.UnionID
+	}
+}
+
+func (o *OAuth) count(step oauthStep, result string) {
+	o.app.metrics().oauth.WithLabelValues(string(step), result).Inc()
+}
+
+// log writes the one line of a login that ended on a page. The code, the state and a funcKey that nobody configured
+// stay out of it.
+func (o *OAuth) log(req *oauthRequest, failure *oauthFailure) {
+	fields := []zap.Field{zap.String("step", string(req.step)), zap.String("reason", failure.reason), zap.String("remedy", failure.remedy)}
+	if req.appid != "" {
+		fields = append(fields, zap.String("appid", req.appid))
+	}
+	if req.platform != "" {
+		fields = append(fields, zap.String("platform", req.platform))
+	}
+	if req.f != nil {
+		fields = append(fields, zap.String("func", req.f.Key))
+	}
+	if failure.cause != nil {
+		fields = append(fields, causeFields(failure.cause)...)
+	}
+	o.logger.Log(failure.level, "web authorization ended on an error page", fields...)
+}

@@ -1,0 +1,105 @@
+package caddymodule
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// Limits of what reloads share.
+const (
+	maxUsers = 100_000 // tracking ids remembered at once
+
+	backgroundTimeout = 30 * time.Second // one piece of work begun for a push that was already answered
+	drainTimeout      = 5 * time.Second  // for such work when the last configuration goes
+)
+
+// sharedPool holds what outlives a configuration, one per store. Adding an account, a client or a key is the
+// commonest reload, so those are not part of the key: they live in the environment that each generation brings.
+var sharedPool = caddy.NewUsagePool()
+
+// shared is the state that reloads share.
+type shared struct {
+	manager *tokens.Manager
+	users   *tokens.UserTable
+	metrics *metrics
+
+	work   sync.WaitGroup
+	ctx    context.Context // ends background work
+	cancel context.CancelFunc
+
+	mu           sync.Mutex
+	environments []*tokens.Environment // in force and waiting, the current one last
+}
+
+func acquireShared(identity string) (*shared, error) {
+	v, _, err := sharedPool.LoadOrNew(identity, func() (caddy.Destructor, error) {
+		ctx, cancel := context.WithCancel(context.Background())
+		return &shared{
+			manager: tokens.NewManager(), users: tokens.NewUserTable(maxUsers), metrics: newMetrics(),
+			ctx: ctx, cancel: cancel,
+		}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.(*shared), nil
+}
+
+func releaseShared(identity string) error {
+	_, err := sharedPool.Delete(identity)
+	return err
+}
+
+// use puts an environment in force.
+func (s *shared) use(env *tokens.Environment) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.environments = append(s.environments, env)
+	s.manager.Use(env)
+}
+
+// retire withdraws an environment. When it is the current one, because its configuration was refused after all, the
+// one before it is back in force; the last one stays, for requests that outlive their configuration.
+func (s *shared) retire(env *tokens.Environment) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.environments, env)
+	if i < 0 {
+		return
+	}
+	current := i == len(s.environments)-1
+	s.environments = slices.Delete(s.environments, i, i+1)
+	if current && i > 0 {
+		s.manager.Use(s.environments[i-1])
+	}
+}
+
+// background runs work that a push began and whose answer does not wait for it. It survives reloads, has a
+// deadline, and is waited for when the process ends in good order.
+func (s *shared) background(work func(context.Context)) {
+	s.work.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, backgroundTimeout)
+		defer cancel()
+		work(ctx)
+	})
+}
+
+// Destruct ends everything once the last configuration that used it is gone.
+func (s *shared) Destruct() error {
+	drained := make(chan struct{})
+	go func() { s.work.Wait(); close(drained) }()
+	select {
+	case <-drained:
+	case <-time.After(drainTimeout):
+	}
+	s.cancel()
+	s.manager.Close()
+	s.users.Close()
+	return nil
+}

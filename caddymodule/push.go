@@ -1,0 +1,342 @@
+package caddymodule
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// Limits of what a push may be.
+const (
+	defaultMaxBody         = 1 << 20         // bytes of a push's body; WeChat's own are below 100 KB
+	defaultTimestampWindow = 5 * time.Minute // between WeChat's clock and ours
+	maxPushQuery           = 8 << 10         // bytes of a push's query
+	maxPooledBuffer        = 64 << 10        // a larger buffer is left to the garbage collector
+)
+
+// push is one request of WeChat's: an event, a message or the handshake.
+type push struct {
+	query    pushQuery
+	body     []byte // as received
+	buffers  crypto.Buffers
+	format   crypto.Format // of the envelope, and so of the reply's
+	opened   crypto.Opened
+	codec    *crypto.Codec
+	platform *Platform // of the two, the one under which it opened
+	account  *Account
+	fields   crypto.Fields // of the decrypted text
+}
+
+var pushPool = sync.Pool{New: func() any { return &push{body: make([]byte, 0, 4<<10)} }}
+
+func newPush() *push { return pushPool.Get().(*push) }
+
+// release gives the buffers back. Nothing may refer to them any more.
+func (p *push) release() {
+	body := p.body[:0]
+	if cap(body) > maxPooledBuffer || p.buffers.Cap() > maxPooledBuffer {
+		return
+	}
+	*p = push{body: body, buffers: p.buffers}
+	pushPool.Put(p)
+}
+
+// pushQuery are the parameters WeChat sends in the query.
+type pushQuery struct {
+	signature, msgSignature, timestamp, nonce, openID, encryptType, echoStr string
+	hasEcho                                                                 bool
+}
+
+// refusal is why a push is not accepted: what WeChat, a log line and a counter get to see. It never holds content.
+type refusal struct {
+	status int
+	result string // the metric's label
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+// The ways in which a push is refused.
+var (
+	errQuery     = &refusal{http.StatusBadRequest, "malformed", "query is not WeChat's: timestamp, nonce and a signature, each once"}
+	errBody      = &refusal{http.StatusBadRequest, "malformed", "body could not be read"}
+	errEnvelope  = &refusal{http.StatusBadRequest, "malformed", "body is not an envelope with one Encrypt element"}
+	errPlaintext = &refusal{http.StatusBadRequest, "malformed", "decrypted text is neither a message nor an event"}
+	errTooLarge  = &refusal{http.StatusRequestEntityTooLarge, "too_large", "body is larger than max_body"}
+	errMethod    = &refusal{http.StatusMethodNotAllowed, "method", "method is neither GET nor POST"}
+	errSignature = &refusal{http.StatusForbidden, "signature", "signature fits no configured token: compare the token with WeChat's console, and the path with the account"}
+	errDecrypt   = &refusal{http.StatusForbidden, "decrypt", "no configured aes_key opens it: compare the aes_key with WeChat's console"}
+	errReceiveID = &refusal{http.StatusForbidden, "receive_id", "it was encrypted for another appid"}
+	errStale     = &refusal{http.StatusForbidden, "timestamp", "timestamp is outside timestamp_window: compare this machine's clock"}
+	errUnknown   = &refusal{http.StatusForbidden, "unknown", "path names no account that is configured to receive pushes, and there is no platform"}
+	errNotKept   = &refusal{http.StatusServiceUnavailable, "store", "what arrived could not be made durable"}
+	errPlainPush = &refusal{http.StatusForbidden, "not_encrypted", "push is not encrypted: choose 安全模式 in WeChat's console"}
+)
+
+// parse reads the query. The parameters that the signatures cover must not come twice.
+func (q *pushQuery) parse(raw string) error {
+	*q = pushQuery{}
+	if len(raw) > maxPushQuery {
+		return errQuery
+	}
+	var seen uint8
+	for raw != "" {
+		var pair string
+		pair, raw, _ = strings.Cut(raw, "&")
+		name, value, _ := strings.Cut(pair, "=")
+		var into *string
+		var bit uint8
+		switch name {
+		case "signature":
+			into, bit = &q.signature, 1
+		case "msg_signature":
+			into, bit = &q.msgSignature, 2
+		case "timestamp":
+			into, bit = &q.timestamp, 4
+		case "nonce":
+			into, bit = &q.nonce, 8
+		case "openid":
+			into, bit = &q.openID, 16
+		case "encrypt_type":
+			into, bit = &q.encryptType, 32
+		case "echostr":
+			into, bit, q.hasEcho = &q.echoStr, 64, true
+		default:
+			continue // WeChat adds parameters as it likes
+		}
+		if seen&bit != 0 {
+			return errQuery
+		}
+		seen |= bit
+		if strings.ContainsAny(value, "%+") {
+			var err error
+			if value, err = url.QueryUnescape(value); err != nil {
+				return errQuery
+			}
+		}
+		*into = value
+	}
+	if q.timestamp == "" || !isNonce(q.nonce) || (q.signature == "" && q.msgSignature == "") {
+		return errQuery
+	}
+	return nil
+}
+
+// isNonce accepts what can stand in a reply's envelope as it is; WeChat's own are digits or letters.
+func isNonce(s string) bool {
+	if s == "" || len(s) > 128 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return true
+}
+
+// plaintextQuery is the query as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
+// nonce, and must not think that the body is encrypted.
+func plaintextQuery(raw string) string {
+	var b strings.Builder
+	b.Grow(len(raw))
+	for raw != "" {
+		var pair string
+		pair, raw, _ = strings.Cut(raw, "&")
+		switch name, _, _ := strings.Cut(pair, "="); name {
+		case "encrypt_type", "msg_signature":
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte('&')
+		}
+		b.WriteString(pair)
+	}
+	return b.String()
+}
+
+// clockOffset is how far WeChat's timestamp is ahead of our clock.
+func (q *pushQuery) clockOffset(now time.Time) (time.Duration, error) {
+	sec, err := strconv.ParseInt(q.timestamp, 10, 64)
+	if err != nil || sec < 0 || sec > 1<<40 {
+		return 0, errQuery
+	}
+	return time.Unix(sec, 0).Sub(now), nil
+}
+
+// inWindow refuses a push whose timestamp is too far from now.
+func (q *pushQuery) inWindow(window time.Duration) error {
+	offset, err := q.clockOffset(time.Now())
+	if err != nil {
+		return err
+	}
+	if offset.Abs() > window {
+		return errStale
+	}
+	return nil
+}
+
+// readBody reads the whole body, at most max bytes of it.
+func (p *push) readBody(r *http.Request, max int64) error {
+	if r.ContentLength > max {
+		return errTooLarge
+	}
+	if r.Body == nil {
+		return errEnvelope
+	}
+	buf := bytes.NewBuffer(p.body[:0])
+	if r.ContentLength > 0 {
+		buf.Grow(int(r.ContentLength) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(r.Body, max+1))
+	p.body = buf.Bytes()
+	switch {
+	case err != nil:
+		return errBody
+	case n > max:
+		return errTooLarge
+	}
+	return nil
+}
+
+// candidate is one set of push credentials to try.
+type candidate struct {
+	codec    *crypto.Codec
+	platform *Platform
+	account  *Account
+}
+
+// open finds the credentials that fit, and decrypts. Of several failures it reports the one that got furthest.
+func (p *push) open(candidates []candidate) error {
+	if len(candidates) == 0 {
+		return errUnknown
+	}
+	env, err := crypto.ScanEnvelope(p.body)
+	if err != nil {
+		return p.notAnEnvelope()
+	}
+	if p.query.msgSignature == "" {
+		return errPlainPush
+	}
+	p.format = env.Format
+	params := crypto.Params{MsgSignature: p.query.msgSignature, Timestamp: p.query.timestamp, Nonce: p.query.nonce}
+	worst := errSignature
+	for _, c := range candidates {
+		opened, err := c.codec.Open(&p.buffers, params, env.Encrypt)
+		switch {
+		case err == nil:
+			p.opened, p.codec, p.platform, p.account = opened, c.codec, c.platform, c.account
+			if crypto.ScanFields(opened.Message, &p.fields) != nil {
+				return errPlaintext
+			}
+			return nil
+		case errors.Is(err, crypto.ErrReceiveID):
+			worst = errReceiveID
+		case errors.Is(err, crypto.ErrDecrypt) && worst == errSignature:
+			worst = errDecrypt
+		}
+	}
+	return worst
+}
+
+// notAnEnvelope tells a push in plaintext from garbage, because the remedy is another one.
+func (p *push) notAnEnvelope() error {
+	var f crypto.Fields
+	if crypto.ScanFields(p.body, &f) == nil && (len(f.MsgType) > 0 || len(f.InfoType) > 0) && len(f.Encrypt) == 0 {
+		return errPlainPush
+	}
+	return errEnvelope
+}
+
+// handshake answers WeChat's check of a URL (服务器配置校验): the echostr, byte for byte, to a right signature. With
+// msg_signature the echostr itself is encrypted and signed.
+func (p *push) handshake(w http.ResponseWriter, candidates []candidate, window time.Duration) error {
+	q := &p.query
+	if !q.hasEcho {
+		return errQuery
+	}
+	if len(candidates) == 0 {
+		return errUnknown
+	}
+	if err := q.inWindow(window); err != nil {
+		return err
+	}
+	for _, c := range candidates {
+		if q.msgSignature != "" {
+			params := crypto.Params{MsgSignature: q.msgSignature, Timestamp: q.timestamp, Nonce: q.nonce}
+			if opened, err := c.codec.Open(&p.buffers, params, []byte(q.echoStr)); err == nil {
+				writePlain(w, opened.Message)
+				return nil
+			}
+			continue
+		}
+		if c.codec.VerifySignature(q.signature, q.timestamp, q.nonce) {
+			writePlain(w, []byte(q.echoStr))
+			return nil
+		}
+	}
+	return errSignature
+}
+
+// platformCandidates are the credentials of all platforms, or of the one that the path names.
+func (a *App) platformCandidates(named *Platform) []candidate {
+	if named != nil {
+		return []candidate{{codec: named.codec, platform: named}}
+	}
+	return a.platformCodecs
+}
+
+// success is the answer that tells WeChat that nothing more is to come.
+var success = []byte("success")
+
+// writePlain answers WeChat with exactly these bytes.
+func writePlain(w http.ResponseWriter, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = plainType
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	h["X-Content-Type-Options"] = nosniff
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body)
+}
+
+var (
+	plainType = []string{"text/plain; charset=utf-8"}
+	xmlType   = []string{"text/xml; charset=utf-8"}
+	jsonType  = []string{"application/json; charset=utf-8"}
+	nosniff   = []string{"nosniff"}
+)
+
+// refuse answers a push that is not accepted, counts it, and logs why. It does not return the error to Caddy, which
+// would log the URI and with it signatures and openids.
+func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, err error) {
+	why, ok := errors.AsType[*refusal](err)
+	if !ok {
+		why = errNotKept
+	}
+	a.metrics().pushes.WithLabelValues(endpoint, why.result).Inc()
+	fields := []zap.Field{
+		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
+		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr),
+	}
+	if why == errNotKept {
+		a.logger.Error("push not acknowledged, WeChat will push again", append(fields, zap.Error(err))...)
+	} else {
+		a.logger.Warn("push refused", fields...)
+	}
+	h := w.Header()
+	h["Content-Type"] = plainType
+	h["X-Content-Type-Options"] = nosniff
+	w.WriteHeader(why.status)
+	_, _ = io.WriteString(w, why.reason+"\n")
+}

@@ -1,0 +1,290 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// maxVerifyFile is the size above which a file is no verification file. Real ones have 16 or 32 bytes; some kilobytes
+// are the login page of a console session that had expired, saved under the file's name.
+const maxVerifyFile = 64 << 10
+
+// verifyName is the shape of every name that WeChat hands out: MP_verify_<16>.txt, WW_verify_<16>.txt, <10>.txt.
+var verifyName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}\.txt$`)
+
+// Verify serves the files by which WeChat checks who owns a domain, such as MP_verify_a1B2c3D4e5F6g7H8.txt: from
+// a folder, from the configuration, or both, where the configuration wins. A request whose path is one of those files
+// is answered with its exact bytes as text/plain, for GET and HEAD. Every other request goes on to the next handler.
+// Nothing is made up for a name: a server that answers any name lets strangers claim the domain.
+//
+// The folder is read at each request, so a file that is put there is served without a reload. Only plain files
+// directly in it are served, of at most 64 KiB, and only under names of the verification shape (letters, digits, - and
+// _, then .txt); a symbolic link that leads out of the folder is not followed.
+//
+// WeChat fetches these files over plain HTTP as well, so an HTTPS site needs an http:// site beside it that has this
+// handler too.
+type Verify struct {
+	// Folder holds verification files. Placeholders are resolved when the config is loaded. A folder that does not
+	// exist yet is allowed. Default: none.
+	Folder string `json:"folder,omitempty"`
+	// Files are verification files by name, with their content, which is served as it is: no placeholders, no
+	// newline added. Default: none.
+	Files map[string]string `json:"files,omitempty"`
+	// Path is the path below which the files are served, instead of at the root: with /mp, a file is at
+	// /mp/<name> and not at /<name>. For a domain that was registered with a path. Default: the root.
+	Path string `json:"path,omitempty"`
+
+	logger *zap.Logger
+	folder string // resolved
+	prefix string // ends with a slash
+}
+
+// CaddyModule returns the Caddy module information.
+func (Verify) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.wechat_verify", New: func() caddy.Module { return new(Verify) }}
+}
+
+// Provision resolves the folder's name.
+func (v *Verify) Provision(ctx caddy.Context) error {
+	v.logger = ctx.Logger()
+	v.prefix = strings.TrimSuffix(v.Path, "/") + "/"
+	if v.Folder == "" {
+		return nil
+	}
+	var err error
+	if v.folder, err = (resolver{caddy.NewReplacer()}).required("folder", v.Folder); err != nil {
+		return err
+	}
+	if info, err := os.Stat(v.folder); err != nil || !info.IsDir() {
+		v.logger.Warn("the folder of verification files cannot be read yet: its files are served once it is there",
+			zap.String("folder", v.folder))
+	}
+	return nil
+}
+
+// Validate refuses what could never be served.
+func (v *Verify) Validate() error {
+	if v.Folder == "" && len(v.Files) == 0 {
+		return errors.New("nothing to serve: name a folder or a file")
+	}
+	for name, content := range v.Files {
+		if err := checkVerifyFile(name, content); err != nil {
+			return err
+		}
+	}
+	return checkVerifyPath(v.Path)
+}
+
+func checkVerifyFile(name, content string) error {
+	switch {
+	case !verifyName.MatchString(name):
+		return fmt.Errorf("'%s' is not the name of a verification file: want one like MP_verify_a1B2c3D4e5F6g7H8.txt", name)
+	case content == "":
+		return fmt.Errorf("file '%s' is empty: give the text of the file that WeChat handed out", name)
+	case len(content) > maxVerifyFile:
+		return fmt.Errorf("file '%s' is larger than %d bytes: that is no verification file", name, maxVerifyFile)
+	}
+	return nil
+}
+
+func checkVerifyPath(p string) error {
+	if p == "" || p == "/" {
+		return nil
+	}
+	return checkPath("path", p)
+}
+
+// ServeHTTP answers for a registered file and passes everything else on.
+func (v *Verify) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	name, below := strings.CutPrefix(r.URL.Path, v.prefix)
+	if !below || (r.Method != http.MethodGet && r.Method != http.MethodHead) || !verifyName.MatchString(name) {
+		return next.ServeHTTP(w, r)
+	}
+	content, ok := v.content(name)
+	if !ok {
+		return next.ServeHTTP(w, r)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/plain") // exactly: any charset here is one more thing to compare
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(content)))
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	_, err := w.Write(content)
+	return err
+}
+
+// content returns a file that is registered under that name, if there is one.
+func (v *Verify) content(name string) ([]byte, bool) {
+	if text, ok := v.Files[name]; ok {
+		return []byte(text), true
+	}
+	if v.folder == "" {
+		return nil, false
+	}
+	content, err := readPlainFile(v.folder, name, maxVerifyFile)
+	if err == nil {
+		return content, true
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		v.logger.Warn("a verification file is not served", zap.String("file", name), zap.Error(err))
+	}
+	return nil, false
+}
+
+// readPlainFile reads a file of at most limit bytes that lies in folder, also if a symbolic link leads to it.
+func readPlainFile(folder, name string, limit int64) ([]byte, error) {
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	// Looked at before it is opened, because opening a named pipe waits for whoever writes to it.
+	info, err := root.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a plain file")
+	}
+	file, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(content)) > limit {
+		return nil, fmt.Errorf("larger than %d bytes: download the file from WeChat's console again", limit)
+	}
+	return content, nil
+}
+
+// checkPath judges a path of the configuration that handlers serve below: absolute, literal, clean.
+func checkPath(what, p string) error {
+	switch {
+	case strings.Contains(p, "*"):
+		return fmt.Errorf("%s '%s' contains a '*': it is a path, not a matcher; everything below it is served", what, p)
+	case !strings.HasPrefix(p, "/"):
+		return fmt.Errorf("%s '%s' must begin with /", what, p)
+	case !plainPath.MatchString(p) || path.Clean(p) != strings.TrimSuffix(p, "/") && p != "/":
+		return fmt.Errorf("%s '%s' is not a plain path: want segments of letters, digits and . _ ~ - only, as in /wx/login", what, p)
+	}
+	return nil
+}
+
+// plainPath matches paths that are the same escaped and unescaped.
+var plainPath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]*)+$`)
+
+// UnmarshalCaddyfile parses the directive, after its matcher was taken away:
+//
+//	wechat_verify [<matcher>] [<folder>] {
+//		file <name> <content>
+//		path <prefix>
+//	}
+//
+// One argument is the folder, even if it begins with a slash, as with root; only @name and * are taken as
+// a matcher then.
+func (v *Verify) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	switch args := d.RemainingArgs(); len(args) {
+	case 0:
+	case 1:
+		v.Folder = args[0]
+	default:
+		return d.ArgErr()
+	}
+	for d.NextBlock(0) {
+		switch option := d.Val(); option {
+		case "file":
+			var name, content string
+			if !d.AllArgs(&name, &content) {
+				return d.ArgErr()
+			}
+			if err := checkVerifyFile(name, content); err != nil {
+				return d.WrapErr(err)
+			}
+			if _, twice := v.Files[name]; twice {
+				return d.Errf("file '%s' is given twice", name)
+			}
+			if v.Files == nil {
+				v.Files = make(map[string]string)
+			}
+			v.Files[name] = content
+		case "path":
+			if v.Path != "" {
+				return d.Err("path is given twice: write a second wechat_verify for a second path")
+			}
+			if !d.AllArgs(&v.Path) {
+				return d.ArgErr()
+			}
+			if err := checkVerifyPath(v.Path); err != nil {
+				return d.WrapErr(err)
+			}
+		default:
+			return d.Errf("unknown subdirective '%s': want file or path", option)
+		}
+		if d.NextBlock(d.Nesting()) {
+			return d.Errf("file and path take no block")
+		}
+	}
+	if v.Folder == "" && len(v.Files) == 0 {
+		return d.Err("nothing to serve: name a folder or a file")
+	}
+	return nil
+}
+
+// parseVerify sets up wechat_verify. It looks for the matcher itself, because a handler directive would take a folder
+// such as /srv/wechat-verify as a path matcher.
+func parseVerify(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	h.Next()
+	withMatcher := h.CountRemainingArgs() > 1
+	if h.CountRemainingArgs() == 1 && h.NextArg() {
+		withMatcher = strings.HasPrefix(h.Val(), "@") || h.Val() == "*"
+	}
+	h.Reset()
+	var matcher caddy.ModuleMap
+	if withMatcher {
+		h.Next()
+		var err error
+		if matcher, err = h.ExtractMatcherSet(); err != nil {
+			return nil, err
+		}
+	}
+	verify := new(Verify)
+	if err := verify.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(verify, "handler", "wechat_verify", nil)}}
+	if matcher != nil {
+		route.MatcherSetsRaw = caddyhttp.RawMatcherSets{matcher}
+	}
+	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
+}
+
+var (
+	_ caddy.Provisioner           = (*Verify)(nil)
+	_ caddy.Validator             = (*Verify)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Verify)(nil)
+	_ caddyfile.Unmarshaler       = (*Verify)(nil)
+)

@@ -1,0 +1,236 @@
+package caddymodule
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+const verifyFileName = "MP_verify_a1B2c3D4e5F6g7H8.txt"
+
+func provisionVerify(t *testing.T, v *Verify) *observer.ObservedLogs {
+	t.Helper()
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	t.Cleanup(cancel)
+	if err := v.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.DebugLevel)
+	v.logger = zap.New(core)
+	return logs
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// verifyFolder is a folder with one of everything that may lie in one.
+func verifyFolder(t *testing.T) string {
+	t.Helper()
+	outside := filepath.Join(t.TempDir(), "secret.txt")
+	writeFile(t, outside, "top secret")
+	folder := t.TempDir()
+	writeFile(t, filepath.Join(folder, verifyFileName), "\ufeffexact\r\n ")
+	writeFile(t, filepath.Join(folder, "index.html"), "no")
+	writeFile(t, filepath.Join(folder, "largest.txt"), strings.Repeat("x", maxVerifyFile))
+	writeFile(t, filepath.Join(folder, "larger.txt"), strings.Repeat("x", maxVerifyFile+1))
+	if err := os.Mkdir(filepath.Join(folder, "folder.txt"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(folder, "folder.txt", "inner.txt"), "no")
+	for name, target := range map[string]string{
+		"absolute.txt": outside, "relative.txt": "../" + filepath.Base(filepath.Dir(outside)) + "/secret.txt", "inside.txt": verifyFileName,
+	} {
+		if err := os.Symlink(target, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
+}
+
+func TestVerifyServes(t *testing.T) {
+	t.Parallel()
+	v := &Verify{Folder: verifyFolder(t), Files: map[string]string{"inline.txt": "inline", "index.txt": "wins"}}
+	writeFile(t, filepath.Join(v.Folder, "index.txt"), "loses")
+	provisionVerify(t, v)
+	for path, want := range map[string]string{
+		"/" + verifyFileName: "\ufeffexact\r\n ",
+		"/inside.txt":        "\ufeffexact\r\n ",
+		"/inline.txt":        "inline",
+		"/index.txt":         "wins",
+		"/largest.txt":       strings.Repeat("x", maxVerifyFile),
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			t.Run(method+path, func(t *testing.T) {
+				t.Parallel()
+				rec := serve(t, v, httptest.NewRequest(method, path+"?x=1", nil), nil)
+				wantBody := want
+				if method == http.MethodHead {
+					wantBody = ""
+				}
+				if rec.Code != http.StatusOK || rec.Body.String() != wantBody {
+					t.Errorf("answer %d, %d bytes", rec.Code, rec.Body.Len())
+				}
+				h := rec.Header()
+				if h.Get("Content-Type") != "text/plain" || h.Get("X-Content-Type-Options") != "nosniff" {
+					t.Errorf("headers %v", h)
+				}
+				if rec.Result().ContentLength != int64(len(want)) {
+					t.Errorf("Content-Length %d, want %d", rec.Result().ContentLength, len(want))
+				}
+			})
+		}
+	}
+}
+
+func TestVerifyFallsThrough(t *testing.T) {
+	t.Parallel()
+	v := &Verify{Folder: verifyFolder(t), Files: map[string]string{"inline.txt": "inline"}}
+	provisionVerify(t, v)
+	tests := []struct{ name, method, path string }{
+		{"unknown name", "GET", "/MP_verify_unknown.txt"},
+		{"post", "POST", "/inline.txt"},
+		{"below a path", "GET", "/mp/inline.txt"},
+		{"not a text file", "GET", "/index.html"},
+		{"in a folder", "GET", "/folder.txt/inner.txt"},
+		{"a folder", "GET", "/folder.txt"},
+		{"too large", "GET", "/larger.txt"},
+		{"absolute link out", "GET", "/absolute.txt"},
+		{"relative link out", "GET", "/relative.txt"},
+		{"dots", "GET", "/../inline.txt"},
+		{"encoded dots", "GET", "/%2e%2e/secret.txt"},
+		{"encoded slash", "GET", "/..%2fsecret.txt"},
+		{"other case", "GET", "/INLINE.TXT"},
+		{"NUL", "GET", "/inline.txt%00"},
+		{"newline", "GET", "/inline.txt%0a"},
+		{"name too long", "GET", "/" + strings.Repeat("a", 65) + ".txt"},
+		{"root", "GET", "/"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			passed := false
+			rec := serve(t, v, httptest.NewRequest(tt.method, tt.path, nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				passed = true
+				w.WriteHeader(http.StatusTeapot)
+				return nil
+			}))
+			if !passed || rec.Code != http.StatusTeapot || rec.Header().Get("Content-Type") != "" {
+				t.Errorf("answered %d %q itself", rec.Code, rec.Body)
+			}
+		})
+	}
+}
+
+func TestVerifySaysWhyAFileIsNotServed(t *testing.T) {
+	t.Parallel()
+	v := &Verify{Folder: verifyFolder(t)}
+	logs := provisionVerify(t, v)
+	pass := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+	for _, path := range []string{"/unknown.txt", "/larger.txt", "/folder.txt", "/absolute.txt"} {
+		serve(t, v, httptest.NewRequest(http.MethodGet, path, nil), pass)
+	}
+	var files []string
+	for _, e := range logs.All() {
+		files = append(files, e.ContextMap()["file"].(string))
+	}
+	if got := strings.Join(files, " "); got != "larger.txt folder.txt absolute.txt" {
+		t.Errorf("logged about %q", got)
+	}
+}
+
+func TestVerifyPath(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"/mp", "/mp/"} {
+		v := &Verify{Path: path, Files: map[string]string{"a.txt": "a"}}
+		provisionVerify(t, v)
+		for target, want := range map[string]bool{"/mp/a.txt": true, "/a.txt": false, "/mpa.txt": false, "/mp//a.txt": false} {
+			passed := false
+			serve(t, v, httptest.NewRequest(http.MethodGet, target, nil), caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+				passed = true
+				return nil
+			}))
+			if passed == want {
+				t.Errorf("path %s: %s served %v, want %v", path, target, !passed, want)
+			}
+		}
+	}
+}
+
+// A file that is put into the folder is served without a reload, even if the folder itself came later.
+func TestVerifyFolderMayComeLater(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "later")
+	t.Setenv("WECHAT_VERIFY_TEST_FOLDER", folder)
+	v := &Verify{Folder: "{env.WECHAT_VERIFY_TEST_FOLDER}"}
+	logs := provisionVerify(t, v)
+	status := func() int {
+		return serve(t, v, httptest.NewRequest(http.MethodGet, "/a.txt", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusTeapot)
+			return nil
+		})).Code
+	}
+	if got := status(); got != http.StatusTeapot {
+		t.Errorf("without a folder: %d", got)
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(folder, "a.txt"), "a")
+	if got := status(); got != http.StatusOK {
+		t.Errorf("with the file: %d", got)
+	}
+	if n := logs.Len(); n != 0 {
+		t.Errorf("%d log lines", n)
+	}
+}
+
+func TestVerifyBadConfig(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		v    Verify
+		want string
+	}{
+		{"nothing", Verify{}, "nothing to serve"},
+		{"name", Verify{Files: map[string]string{"a.html": "x"}}, "'a.html' is not the name"},
+		{"newline in a name", Verify{Files: map[string]string{"a.txt\n": "x"}}, "is not the name"},
+		{"empty", Verify{Files: map[string]string{"a.txt": ""}}, "is empty"},
+		{"large", Verify{Files: map[string]string{"a.txt": strings.Repeat("x", maxVerifyFile+1)}}, "larger than"},
+		{"path", Verify{Folder: "/x", Path: "mp"}, "must begin with /"},
+		{"path with a star", Verify{Folder: "/x", Path: "/mp/*"}, "contains a '*'"},
+		{"path with dots", Verify{Folder: "/x", Path: "/mp/.."}, "not a plain path"},
+		{"path with a space", Verify{Folder: "/x", Path: "/m p"}, "not a plain path"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if err := tt.v.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("err = %v, want %q in it", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestVerifyFolderOfNothing(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	t.Cleanup(cancel)
+	err := (&Verify{Folder: "{env.WECHAT_NO_SUCH_VARIABLE}"}).Provision(ctx)
+	if err == nil || !strings.Contains(err.Error(), "folder: {env.WECHAT_NO_SUCH_VARIABLE} resolves to nothing") {
+		t.Errorf("err = %v", err)
+	}
+}

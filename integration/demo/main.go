@@ -1,0 +1,93 @@
+// Command demo shows the gateway at work without a WeChat account: it starts a simulated WeChat, a legacy backend that
+// only knows plaintext XML, and the real gateway from Caddyfile.example, shows each job as it happens, and stays up
+// for trying it by hand. `make run` builds and runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
+)
+
+func main() {
+	binary := flag.String("caddy", "bin/caddy", "the gateway's binary")
+	config := flag.String("config", "Caddyfile.example", "its configuration")
+	dir := flag.String("dir", ".run/demo", "the folder to which everything is written; emptied first")
+	once := flag.Bool("once", false, "end after the show")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *binary, *config, *dir, *once); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "\ndemo:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, binary, config, dir string, once bool) (err error) {
+	if err := emptyRunFolder(dir); err != nil {
+		return err
+	}
+	binary, err = filepath.Abs(binary)
+	if err != nil {
+		return err
+	}
+	w := &integration.World{
+		Binary: binary, Dir: dir, Caddyfile: config,
+		Ports: map[string]string{"https": "127.0.0.1:8443", "http": "127.0.0.1:8080", "api": "127.0.0.1:8090", "admin": "127.0.0.1:2019"},
+		// Pushes come as awkwardly as from WeChat; only what would make two runs of the show differ is off.
+		Config: wxsim.Config{Faults: wxsim.Faults{
+			DuplicatePushes: -1, RepeatedTickets: -1, StaleTickets: -1, LostAnswers: -1, SlowAnswers: -1, EarlyDeath: -1,
+		}},
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	fmt.Println("starting a simulated WeChat, a legacy backend, and the gateway from", config)
+	if err := w.Start(ctx); err != nil {
+		return err
+	}
+	s := &show{world: w, out: os.Stdout}
+	if err := s.all(ctx); err != nil {
+		return err
+	}
+	if once {
+		return nil
+	}
+	s.invite()
+	select {
+	case <-ctx.Done():
+		fmt.Println("\nending")
+		return nil
+	case <-w.Gateway.Exited():
+		return fmt.Errorf("the gateway ended:\n%s", w.Gateway.Log())
+	}
+}
+
+// emptyRunFolder removes what an earlier show left: its secrets were other ones. It refuses a folder that is not ours.
+func emptyRunFolder(dir string) error {
+	mark := filepath.Join(dir, ".caddy-wechat-demo")
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist) || (err == nil && len(entries) == 0):
+	case err != nil:
+		return err
+	default:
+		if _, err := os.Stat(mark); err != nil {
+			return fmt.Errorf("%s holds something else: name an empty folder with -dir", dir)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(mark, []byte(time.Now().Format(time.RFC3339)+"\n"), 0o600)
+}

@@ -1,0 +1,187 @@
+package wxsim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// testAccounts are WeChat's own accounts of the full-network release check (全网发布接入检测).
+var testAccounts = []struct{ official, officialID, mini, miniID string }{
+	{"wx570bc396a51b8ff8", "gh_3c884a361561", "wxd101a85aa106f53e", "gh_8dad206e9538"},
+	{"wx9252c5e0bb1836fc", "gh_c0f28a78b318", "wxc39235c15087f6f3", "gh_905ae9d01059"},
+	{"wx8e1097c5bc82cde9", "gh_3f222ed8d140", "wx7720d01d4b2a4500", "gh_393666f1fdf4"},
+	{"wx14550af28c71a144", "gh_26128078e9ab", "wx05d483572dcd5d8b", "gh_39abb5d4e1b7"},
+	{"wxa35b9c23cfe664eb", "gh_2b3713f184a6", "wx5910277cae6fd970", "gh_7818dcb60240"},
+}
+
+const (
+	releaseText    = "TESTCOMPONENT_MSG_TYPE_TEXT"
+	releaseReply   = "TESTCOMPONENT_MSG_TYPE_TEXT_callback"
+	releaseCode    = "QUERY_AUTH_CODE:"
+	apiSuffix      = "_from_api"
+	releaseDelayed = "from_callback" // of the event case, which is no longer on the page
+)
+
+// ReleaseItem is one line of the check's result.
+type ReleaseItem struct {
+	Name     string
+	Optional bool // no longer part of WeChat's check
+	OK       bool
+	Detail   string
+	Status   int
+	Latency  time.Duration
+	Reply    string // decrypted
+}
+
+// ReleaseReport is the result of the check.
+type ReleaseReport struct {
+	Group int
+	Items []ReleaseItem
+}
+
+// Passed reports whether every item that counts is right.
+func (r ReleaseReport) Passed() bool {
+	for _, item := range r.Items {
+		if !item.OK && !item.Optional {
+			return false
+		}
+	}
+	return len(r.Items) > 0
+}
+
+// String lists the items, one per line.
+func (r ReleaseReport) String() string {
+	var b strings.Builder
+	for _, item := range r.Items {
+		mark := "ok  "
+		if !item.OK {
+			mark = "FAIL"
+		}
+		fmt.Fprintf(&b, "%s %s %s\n", mark, item.Name, item.Detail)
+	}
+	return b.String()
+}
+
+// ReleaseCheck runs WeChat's automated acceptance check with test group 1 to 5 (0: a random
+// one): the test accounts authorize the platform, then ticket, text, QUERY_AUTH_CODE for the official
+// account and for the mini program. The official account's code is the one that was pushed with
+// `authorized`, so it may be used up by then; the mini program's is a fresh one. The error says that the
+// check could not be run.
+func (s *Server) ReleaseCheck(ctx context.Context, platformAppID string, group int) (ReleaseReport, error) {
+	if group == 0 {
+		group = 1 + rand.IntN(len(testAccounts)) //nolint:gosec // not a secret
+	}
+	if group < 0 || group > len(testAccounts) {
+		return ReleaseReport{}, fmt.Errorf("no test group %d: want 1 to %d", group, len(testAccounts))
+	}
+	t := testAccounts[group-1]
+	s.mu.Lock()
+	s.addAuthorizer(Authorizer{AppID: t.official, OriginalID: t.officialID})
+	s.addAuthorizer(Authorizer{AppID: t.mini, OriginalID: t.miniID, MiniProgram: true})
+	s.mu.Unlock()
+	r := &releaseRun{s: s, platform: platformAppID, report: ReleaseReport{Group: group}}
+	err := r.run(ctx, t.official, t.mini)
+	return r.report, err
+}
+
+type releaseRun struct {
+	s        *Server
+	platform string
+	report   ReleaseReport
+}
+
+func (r *releaseRun) run(ctx context.Context, official, mini string) error {
+	granted, err := r.s.Authorize(ctx, r.platform, official)
+	if err != nil {
+		return err
+	}
+	r.add("authorized official account", granted.Push, granted.Push.Wrong)
+	grantedMini, err := r.s.Authorize(ctx, r.platform, mini)
+	if err != nil {
+		return err
+	}
+	r.add("authorized mini program", grantedMini.Push, grantedMini.Push.Wrong)
+	ticket, err := r.s.PushTicket(ctx, r.platform)
+	if err != nil {
+		return err
+	}
+	r.add("component_verify_ticket", ticket, ticket.Wrong)
+
+	text, err := r.s.PushMessage(ctx, Message{Platform: r.platform, AppID: official, Content: releaseText})
+	if err != nil {
+		return err
+	}
+	r.add("text reply", text, wantText(text, releaseReply))
+	event, err := r.s.PushMessage(ctx, Message{Platform: r.platform, AppID: official, Event: "LOCATION", Fields: []Field{
+		{Name: "Latitude", Value: "23.137466", Number: true}, {Name: "Longitude", Value: "113.352425", Number: true},
+	}})
+	if err != nil {
+		return err
+	}
+	r.add("event reply", event, wantText(event, "LOCATION"+releaseDelayed))
+	r.report.Items[len(r.report.Items)-1].Optional = true
+
+	if err := r.apiReply(ctx, "api text official account", official, granted.Code); err != nil {
+		return err
+	}
+	fresh, err := r.s.AuthCode(r.platform, mini)
+	if err != nil {
+		return err
+	}
+	return r.apiReply(ctx, "api text mini program", mini, fresh)
+}
+
+// apiReply is the QUERY_AUTH_CODE case: nothing in the answer, then a customer-service message.
+func (r *releaseRun) apiReply(ctx context.Context, name, appID, code string) error {
+	pushed, err := r.s.PushMessage(ctx, Message{Platform: r.platform, AppID: appID, Content: releaseCode + code})
+	if err != nil {
+		return err
+	}
+	wrong := pushed.Wrong
+	if wrong == "" && pushed.Kind != ReplySuccess {
+		wrong = fmt.Sprintf("answered %s, want nothing", pushed.Kind)
+	}
+	r.add(name+": answer", pushed, wrong)
+
+	began := time.Now()
+	waiting, cancel := context.WithTimeout(ctx, r.s.cfg.Pace.ReleaseWait)
+	defer cancel()
+	item := ReleaseItem{Name: name + ": message"}
+	sent, err := r.s.WaitSent(waiting, pushed.OpenID, func(m Sent) bool { return m.Type == "text" })
+	item.Latency = time.Since(began)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		item.Detail = fmt.Sprintf("no customer-service message within %s", r.s.cfg.Pace.ReleaseWait)
+	case sent.Content != code+apiSuffix:
+		item.Detail = "its content is not the code followed by " + apiSuffix
+	case sent.AppID != appID || sent.Platform != r.platform:
+		item.Detail = "sent with a token of " + sent.AppID
+	default:
+		item.OK = true
+	}
+	r.report.Items = append(r.report.Items, item)
+	return nil
+}
+
+// add notes a push as an item that is right when wrong is "".
+func (r *releaseRun) add(name string, p PushResult, wrong string) {
+	r.report.Items = append(r.report.Items, ReleaseItem{
+		Name: name, OK: wrong == "", Detail: wrong, Status: p.Last().Status, Latency: p.Last().Latency, Reply: string(p.Reply),
+	})
+}
+
+func wantText(p PushResult, want string) string {
+	switch {
+	case p.Wrong != "":
+		return p.Wrong
+	case p.Kind != "text" || p.UserSaw != want:
+		return fmt.Sprintf("the user saw %q, want %q", p.UserSaw, want)
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs what the tests need beside Go and make, where it is missing. Says nothing when all is there.
+set -eu
+
+packages=
+
+# need TEST PACKAGE...: the Debian packages to install when the command TEST fails.
+need() {
+	if ! sh -c "$1" >/dev/null 2>&1; then
+		shift
+		packages="$packages $*"
+	fi
+}
+
+# The race detector needs cgo: a C compiler and the C library's headers.
+compiler=$(go env CC)
+need "printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $compiler -x c -o /dev/null -" gcc libc6-dev
+
+[ -n "$packages" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "The tests need what these Debian packages hold:$packages" >&2
+	echo "Install them, or what your system calls them, and try again." >&2
+	exit 1
+fi
+echo "Installing what the tests need:$packages"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+apt-get install -q -y --no-install-recommends $packages

@@ -1,0 +1,154 @@
+package tokens
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	pathAuthorizerToken = "/cgi-bin/component/api_authorizer_token" //nolint:gosec // a path
+	pathQueryAuth       = "/cgi-bin/component/api_query_auth"
+)
+
+// Authorizer is what is known of an account that authorised a platform. It holds no secrets.
+type Authorizer struct {
+	Platform     string
+	AppID        string
+	FuncInfo     []int // ids of the permission sets that were granted
+	AuthorizedAt time.Time
+}
+
+// Authorizer returns what is known of an account. It is ErrNotAuthorized if the account never authorised the platform,
+// or has revoked it.
+func (m *Manager) Authorizer(ctx context.Context, platform, appid string) (Authorizer, error) {
+	env, err := m.current()
+	if err != nil {
+		return Authorizer{}, err
+	}
+	return m.authorizer(ctx, env, platform, appid)
+}
+
+func (m *Manager) authorizer(ctx context.Context, env *Environment, platform, appid string) (Authorizer, error) {
+	k := AuthorizerKey(platform, appid)
+	if err := env.knows(k); err != nil {
+		return Authorizer{}, err
+	}
+	e, err := m.lookup(ctx, env, k)
+	if err != nil {
+		return Authorizer{}, err
+	}
+	return e.authorizer()
+}
+
+func (e *entry) authorizer() (Authorizer, error) {
+	if !e.authorized() {
+		return Authorizer{}, fmt.Errorf("%s: %w", e.key.AppID, ErrNotAuthorized)
+	}
+	return Authorizer{
+		Platform: e.key.Platform, AppID: e.key.AppID,
+		FuncInfo: slices.Clone(e.rec.FuncInfo), AuthorizedAt: e.rec.AuthorizedAt,
+	}, nil
+}
+
+// PlatformOf returns the first configured platform, in the order of the configuration, that holds an authorization of
+// the account. It is ErrNotAuthorized if none does. For an account in use it costs no access to the store.
+func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) {
+	env, err := m.current()
+	if err != nil {
+		return "", err
+	}
+	var failed error
+	for i := range env.Platforms {
+		k := AuthorizerKey(env.Platforms[i].AppID, appid)
+		if err := env.knows(k); err != nil {
+			return "", err
+		}
+		e, err := m.lookup(ctx, env, k)
+		switch {
+		case err != nil:
+			failed = err
+		case e.authorized():
+			return k.Platform, nil
+		}
+	}
+	if failed != nil {
+		return "", failed
+	}
+	return "", fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
+}
+
+// fetchAuthorizer exchanges a refresh token for an access token.
+func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, refresh secret.String) (grant, error) {
+	if refresh.IsZero() {
+		return grant{}, fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
+			k.AppID, ErrNotAuthorized)
+	}
+	body := struct {
+		Platform string `json:"component_appid"`
+		AppID    string `json:"authorizer_appid"`
+		Refresh  string `json:"authorizer_refresh_token"`
+	}{k.Platform, k.AppID, refresh.Reveal()}
+	var answer struct {
+		Token     string      `json:"authorizer_access_token"`
+		ExpiresIn wireSeconds `json:"expires_in"`
+		Refresh   string      `json:"authorizer_refresh_token"`
+	}
+	asked := time.Now()
+	err := m.componentCall(ctx, env, k.Platform, pathAuthorizerToken, body, &answer)
+	if hasCode(err, codeNotAuthorized) {
+		// WeChat's word alone does not delete what is stored: a revocation is pushed, and handled by Revoke.
+		err = fmt.Errorf("%w: %w", ErrNotAuthorized, err)
+	}
+	if err != nil {
+		return grant{}, err
+	}
+	return grant{
+		access: secret.New(answer.Token), refresh: secret.New(answer.Refresh),
+		asked: asked, life: lifeOf(int64(answer.ExpiresIn)),
+	}, nil
+}
+
+// Revoke notes that an account took its authorization back at a time given by WeChat. The tokens are dropped at once;
+// the note is durable when nil is returned. If the authorization held is newer, nothing happens.
+func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Time) error {
+	env, err := m.current()
+	if err != nil {
+		return err
+	}
+	k := AuthorizerKey(platform, appid)
+	if err := env.knows(k); err != nil {
+		return err
+	}
+	at = fromUnix(unix(at))
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if e := m.cache.Load().get(k); e != nil && e.authorized() && !at.Before(e.rec.AuthorizedAt) {
+		e.refused.Store(true) // not served while the note is being written
+	}
+	dropped := false
+	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
+		if cur != nil && (at.Before(cur.AuthorizedAt) || cur.revoked() && !at.After(cur.RevokedAt)) {
+			return nil
+		}
+		dropped = true
+		next := &record{RevokedAt: at}
+		if cur != nil {
+			next.AuthorizedAt = cur.AuthorizedAt
+		}
+		return next
+	})
+	if err != nil {
+		return err
+	}
+	if dropped {
+		m.troubles.over(k)
+		env.Log.Info("authorization revoked", "platform", platform, "appid", appid)
+	} else if e.authorized() {
+		env.Log.Info("revocation is older than the authorization held: ignored", "platform", platform, "appid", appid)
+	}
+	return nil
+}

@@ -1,0 +1,583 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+var testAuthKey = AuthorizerKey(testPlatform, testAuthorizer)
+
+// stored reads an authorizer's record from the store.
+func (r *rig) stored(t testing.TB, k Key) *record {
+	t.Helper()
+	var wire recordWire
+	if err := r.loadRecord(context.Background(), r.env.prepared(), k.recordName(), &wire); err != nil {
+		t.Fatalf("record of %v: %v", k, err)
+	}
+	return wire.record()
+}
+
+func (r *rig) intents(t testing.TB) int {
+	t.Helper()
+	names, err := r.store.MemStore.List(context.Background(), intentFolder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+func (r *rig) push(code secret.String) Intent {
+	return Intent{Platform: testPlatform, AppID: testAuthorizer, Code: code, CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour), InfoType: "authorized"}
+}
+
+func TestAcceptedCodeIsExchanged(t *testing.T) {
+	t.Parallel()
+	for name, appid := range map[string]string{"named": testAuthorizer, "learned": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				in := r.push(r.newCode(testAuthorizer))
+				in.AppID = appid
+				if err := r.Accept(t.Context(), in); err != nil {
+					t.Fatal(err)
+				}
+				if r.intents(t) != 1 {
+					t.Error("the intent is not durable when Accept returns")
+				}
+				synctest.Wait()
+				r.get(t, testAuthKey)
+				a, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer)
+				if err != nil || !slices.Equal(a.FuncInfo, []int{1, 15}) || a.AppID != testAuthorizer || a.AuthorizedAt.Unix() != in.CreatedAt.Unix() {
+					t.Errorf("Authorizer = %+v, %v", a, err)
+				}
+				if r.intents(t) != 0 {
+					t.Error("the intent is still there after the exchange")
+				}
+				// The same push again, and again after a restart.
+				for range 2 {
+					if err := r.Accept(t.Context(), in); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(time.Minute)
+					if appid != "" {
+						r.restart()
+					}
+				}
+				if n := r.wx.count(pathQueryAuth); n != 1 {
+					t.Errorf("%d exchanges of one code", n)
+				}
+				if r.intents(t) != 0 {
+					t.Error("an intent is left")
+				}
+			})
+		})
+	}
+}
+
+func TestPushAndRedirectShareOneExchange(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+		code := r.newCode(testAuthorizer)
+		if err := r.Accept(t.Context(), r.push(code)); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				a, err := r.ExchangeAuthCode(t.Context(), testPlatform, "", code)
+				if err != nil || a.AppID != testAuthorizer {
+					t.Errorf("ExchangeAuthCode = %+v, %v", a, err)
+				}
+			})
+		}
+		wg.Wait()
+		if a, err := r.ExchangeAuthCode(t.Context(), testPlatform, "", code); err != nil || a.AppID != testAuthorizer {
+			t.Errorf("a late redirect: %+v, %v", a, err)
+		}
+		time.Sleep(time.Minute)
+		if n := r.wx.count(pathQueryAuth); n != 1 {
+			t.Errorf("%d exchanges of one code", n)
+		}
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+	})
+}
+
+func TestIntentSurvivesACrash(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("no route to host") }
+		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		attempts := r.wx.count(pathComponentToken)
+		if attempts < 3 || attempts > 20 {
+			t.Errorf("%d attempts in five minutes", attempts)
+		}
+		r.store.fail(failAll)
+		r.restart() // with a store that is not up yet
+		time.Sleep(time.Minute)
+		r.store.fail(nil)
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		time.Sleep(3 * time.Minute)
+		r.get(t, testAuthKey)
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+	})
+}
+
+func TestIntentEndsWithItsCode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathQueryAuth {
+					return wxError(-1, "system error"), nil
+				}
+				return "", nil
+			}
+		})
+		in := r.push(r.newCode(testAuthorizer))
+		in.ExpiresAt = time.Time{} // an hour
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(59 * time.Minute)
+		if r.intents(t) != 1 {
+			t.Error("given up before the code died")
+		}
+		time.Sleep(3 * time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("kept after the code died")
+		}
+		if r.log.count("level=ERROR msg=\"authorization code died") != 1 {
+			t.Error("nobody was told")
+		}
+	})
+}
+
+func TestUsedCode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		unknown := secret.New("queryauthcode@@@unknown")
+		if _, err := r.ExchangeAuthCode(t.Context(), testPlatform, testAuthorizer, unknown); !hasCode(err, 61009) {
+			t.Errorf("a used code without tokens held: %v, want 61009", err)
+		}
+		if err := r.Accept(t.Context(), r.push(unknown)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if r.intents(t) != 0 {
+			t.Error("a dead code is kept")
+		}
+		pushed := time.Now()
+		time.Sleep(time.Second)
+		r.authorize(t, testPlatform, testAuthorizer)
+		if a, err := r.ExchangeAuthCode(t.Context(), testPlatform, testAuthorizer, unknown); err != nil || a.AppID != testAuthorizer {
+			t.Errorf("a used code with tokens held: %+v, %v", a, err)
+		}
+		// Tokens obtained since the push count as done, older ones do not.
+		for _, test := range []struct {
+			at   time.Time
+			died int
+		}{{pushed, 1}, {time.Now().Add(time.Hour), 2}} {
+			in := r.push(secret.New("queryauthcode@@@" + test.at.String()))
+			in.CreatedAt, in.ExpiresAt = test.at, test.at.Add(time.Hour)
+			if err := r.Accept(t.Context(), in); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if n := r.log.count("authorization code died"); n != test.died {
+				t.Errorf("pushed at %v: %d codes died, want %d", test.at, n, test.died)
+			}
+		}
+	})
+}
+
+func TestExchangeErrors(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		code := secret.New("queryauthcode@@@1")
+		for name, test := range map[string]struct {
+			platform, appid string
+			code            secret.String
+		}{
+			"unknown platform": {"wxunknown", testAuthorizer, code},
+			"no code":          {testPlatform, testAuthorizer, secret.String{}},
+			"long appid":       {testPlatform, strings.Repeat("a", maxID+1), code},
+		} {
+			if _, err := r.ExchangeAuthCode(t.Context(), test.platform, test.appid, test.code); err == nil {
+				t.Errorf("%s: exchanged", name)
+			}
+			if err := r.Accept(t.Context(), Intent{Platform: test.platform, AppID: test.appid, Code: test.code}); err == nil {
+				t.Errorf("%s: accepted", name)
+			}
+		}
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathQueryAuth {
+					return `{"authorization_info":{}}`, nil
+				}
+				return "", nil
+			}
+		})
+		if _, err := r.ExchangeAuthCode(t.Context(), testPlatform, "", code); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("an answer without an account: %v", err)
+		}
+	})
+}
+
+func TestAcceptIsDurableOrFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.store.fail(failWrites)
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); !errors.Is(err, ErrStore) {
+			t.Errorf("Accept: %v, want ErrStore", err)
+		}
+		time.Sleep(time.Minute)
+		if n := r.wx.count(pathQueryAuth); n != 0 {
+			t.Error("a code that was not accepted was exchanged")
+		}
+	})
+}
+
+func TestReauthorizationBeatsARefreshUnderWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		old := r.get(t, testAuthKey)
+		r.wx.set(func(f *fakeWeChat) {
+			f.rotate = true
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathAuthorizerToken {
+					time.Sleep(5 * time.Second)
+				}
+				return "", nil
+			}
+		})
+		refreshed := make(chan Token)
+		go func() {
+			token, err := r.Renew(t.Context(), testAuthKey, old.Value)
+			if err != nil {
+				t.Errorf("Renew: %v", err)
+			}
+			refreshed <- token
+		}()
+		time.Sleep(time.Second)
+		start := time.Now()
+		r.authorize(t, testPlatform, testAuthorizer)
+		if took := time.Since(start); took > 100*time.Millisecond {
+			t.Errorf("the re-authorization waited %v for the refresh", took)
+		}
+		swapped := r.stored(t, testAuthKey)
+		if got := <-refreshed; got.Value != swapped.AccessToken {
+			t.Error("the refresh with the old refresh token won")
+		}
+		if now := r.stored(t, testAuthKey); now.RefreshToken != swapped.RefreshToken || now.Gen != swapped.Gen {
+			t.Error("the record of the re-authorization was overwritten")
+		}
+	})
+}
+
+func TestEmptyRefreshTokenNeverOverwrites(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		held := r.stored(t, testAuthKey).RefreshToken
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				switch path {
+				case pathAuthorizerToken:
+					return `{"authorizer_access_token":"authorizer-token-bare","expires_in":7200,"authorizer_refresh_token":""}`, nil
+				case pathQueryAuth:
+					return `{"authorization_info":{"authorizer_appid":"` + testAuthorizer + `","func_info":[]}}`, nil
+				}
+				return "", nil
+			}
+		})
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		if r.stored(t, testAuthKey).RefreshToken != held {
+			t.Error("a refresh emptied the refresh token")
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		if r.stored(t, testAuthKey).RefreshToken != held {
+			t.Error("an authorization without tokens emptied the refresh token")
+		}
+		if token := r.get(t, testAuthKey); token.Value.Reveal() != "authorizer-token-bare" {
+			t.Error("an authorization without tokens took the access token away")
+		}
+	})
+}
+
+func TestAuthorizationWithoutAPIPermission(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathQueryAuth {
+					return `{"authorization_info":{"authorizer_appid":"` + testAuthorizer + `"}}`, nil
+				}
+				return "", nil
+			}
+		})
+		r.authorize(t, testPlatform, testAuthorizer)
+		if _, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer); err != nil {
+			t.Errorf("Authorizer: %v", err)
+		}
+		if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("Get: %v, want ErrNotAuthorized", err)
+		}
+		if n := r.wx.count(pathAuthorizerToken); n != 0 {
+			t.Error("WeChat was asked with an empty refresh token")
+		}
+	})
+}
+
+func TestRevoke(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		time.Sleep(time.Minute)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.get(t, testAuthKey)
+		revoke := func(at time.Time) {
+			t.Helper()
+			if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, at); err != nil {
+				t.Fatalf("Revoke: %v", err)
+			}
+		}
+		revoke(time.Now().Add(-time.Minute))
+		r.get(t, testAuthKey) // older than the authorization: ignored
+		time.Sleep(time.Minute)
+		revoke(time.Now())
+		gone := func() {
+			t.Helper()
+			if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("Get: %v, want ErrNotAuthorized", err)
+			}
+			if _, err := r.Renew(t.Context(), testAuthKey, secret.New("x")); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("Renew: %v, want ErrNotAuthorized", err)
+			}
+			if _, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("Authorizer: %v, want ErrNotAuthorized", err)
+			}
+			if _, err := r.PlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("PlatformOf: %v, want ErrNotAuthorized", err)
+			}
+		}
+		gone()
+		writes := r.store.count("store")
+		revoke(time.Now())
+		if r.store.count("store") != writes {
+			t.Error("a revocation that came twice was written twice")
+		}
+		r.restart()
+		gone()
+		if rec := r.stored(t, testAuthKey); !rec.RefreshToken.IsZero() || !rec.AccessToken.IsZero() {
+			t.Error("the tokens outlive the authorization")
+		}
+		// An authorization from before the revocation does not bring the account back, a newer one does.
+		late := r.push(r.newCode(testAuthorizer))
+		late.CreatedAt = time.Now().Add(-time.Minute)
+		if err := r.Accept(t.Context(), late); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		time.Sleep(absentRecheck)
+		gone()
+		if r.intents(t) != 0 {
+			t.Error("the late intent is left")
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.get(t, testAuthKey)
+	})
+}
+
+func TestRevokeBeatsARefreshUnderWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.get(t, testAuthKey)
+		r.wx.set(func(f *fakeWeChat) { f.latency = 5 * time.Second })
+		done := make(chan error)
+		go func() { _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); done <- err }()
+		time.Sleep(time.Second)
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("the refresh: %v, want ErrNotAuthorized", err)
+		}
+		if !r.stored(t, testAuthKey).revoked() {
+			t.Error("the refresh brought the account back")
+		}
+	})
+}
+
+func TestRevokeIsDurableOrFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		for name, fault := range map[string]func(op, name string) error{"all": failAll, "writes": failWrites, "store": func(op, _ string) error {
+			if op == "store" {
+				return errDisk
+			}
+			return nil
+		}} {
+			r.store.fail(fault)
+			if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); !errors.Is(err, ErrStore) {
+				t.Errorf("%s: Revoke: %v, want ErrStore", name, err)
+			}
+		}
+		if err := r.Revoke(t.Context(), "wxunknown", testAuthorizer, time.Now()); !errors.Is(err, ErrNotConfigured) {
+			t.Errorf("unknown platform: %v", err)
+		}
+	})
+}
+
+func TestRevokeOnAnotherNode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		other := NewManager()
+		defer other.Close()
+		other.Use(r.env)
+		if _, err := other.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+			t.Fatalf("Get: %v", err)
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(absentRecheck)
+		token, err := other.Get(t.Context(), testAuthKey)
+		if err != nil {
+			t.Fatalf("the authorization is not seen on the other node: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Renew(t.Context(), testAuthKey, token.Value); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("Renew on the other node: %v, want ErrNotAuthorized", err)
+		}
+	})
+}
+
+func TestUnauthorizedSaysWeChat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) { delete(f.refresh, testAuthorizer) })
+		_, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+		if !errors.Is(err, ErrNotAuthorized) || !hasCode(err, 61003) {
+			t.Errorf("Renew: %v, want ErrNotAuthorized and 61003", err)
+		}
+		if r.stored(t, testAuthKey).RefreshToken.IsZero() {
+			t.Error("WeChat's word alone deleted the refresh token")
+		}
+	})
+}
+
+func TestComponentTokenIsHealedOnTheWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.kill(r.get(t, ComponentKey(testPlatform)))
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Errorf("refresh with a dead component token: %v", err)
+		}
+		r.wx.kill(r.get(t, ComponentKey(testPlatform)))
+		r.authorize(t, testPlatform, testAuthorizer)
+		if n := r.wx.count(pathComponentToken); n != 3 {
+			t.Errorf("%d component tokens, want 3", n)
+		}
+	})
+}
+
+// What is wrong with the platform is not held against each of its accounts.
+func TestPlatformTroubleIsNotTheAuthorizers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(3 * time.Hour)
+		r.ticket(t, testPlatform)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathComponentToken {
+					return wxError(61004, "access clientip is not registered"), nil
+				}
+				return "", nil
+			}
+		})
+		for range 10 {
+			if _, err := r.Get(t.Context(), testAuthKey); !hasCode(err, 61004) {
+				t.Errorf("Get: %v, want 61004", err)
+			}
+			time.Sleep(time.Second)
+		}
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		r.ticket(t, testPlatform) // the platform's back-off is over with a new ticket
+		r.get(t, testAuthKey)
+	})
+}
+
+func TestPlatformOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		want := func(platform string) {
+			t.Helper()
+			if got, err := r.PlatformOf(t.Context(), testAuthorizer); err != nil || got != platform {
+				t.Errorf("PlatformOf = %q, %v; want %q", got, err, platform)
+			}
+		}
+		r.authorize(t, testPlatform2, testAuthorizer)
+		want(testPlatform2)
+		reads := r.store.count("load")
+		for range 100 {
+			want(testPlatform2)
+		}
+		if n := r.store.count("load") - reads; n != 0 {
+			t.Errorf("%d reads of the store for an account in use", n)
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		want(testPlatform) // the order of the configuration
+		r.store.fail(failAll)
+		if _, err := r.PlatformOf(t.Context(), "wx00000000000000ff"); !errors.Is(err, ErrStore) {
+			t.Errorf("while the store fails: %v, want ErrStore", err)
+		}
+		if _, err := r.PlatformOf(t.Context(), ""); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("no appid: %v", err)
+		}
+		want(testPlatform)
+	})
+}

@@ -1,0 +1,157 @@
+package tokens
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+)
+
+const (
+	// cacheEntries bounds the read cache. What does not fit costs one read of the store per use.
+	cacheEntries = 1 << 16
+	// cacheCounters is the size of the admission policy's sketch, about 1 MiB.
+	cacheCounters = 8 * cacheEntries
+	cacheBuffer   = 64
+	// cacheSweep is the period of the cache's own clean-up of expired entries, in seconds. Ours carry no expiry
+	// there, so it has nothing to do.
+	cacheSweep = 24 * 60 * 60
+	// cacheGuards is the number of locks that readers spread over; see cache.
+	cacheGuards = 32
+	// absentRecheck is how long it is believed that an account has no authorization: another node may have been
+	// told otherwise.
+	absentRecheck = 5 * time.Second
+)
+
+// entry is what the cache holds of one key. It is immutable but for its atomics.
+type entry struct {
+	key   Key
+	rec   *record // nil: the store has no record
+	token Token   // zero if the record has no access token
+	// Unix nanoseconds. Before staleAt the token is fresh, before deadAt it still works.
+	staleAt, deadAt int64
+	// recheckAt, if not 0, is when an entry without a token is read again.
+	recheckAt int64
+	// refused is set once WeChat refused the token.
+	refused atomic.Bool
+	// renewAt is when a background renewal may start next: Unix nanoseconds.
+	renewAt atomic.Int64
+}
+
+// newEntry works out the states of a record; rec is nil if there is none.
+func newEntry(k Key, rec *record, now time.Time) *entry {
+	e := &entry{key: k, rec: rec}
+	if rec == nil || rec.revoked() {
+		e.recheckAt = now.Add(absentRecheck).UnixNano()
+		return e
+	}
+	if rec.AccessToken.IsZero() {
+		return e
+	}
+	e.token = Token{Value: rec.AccessToken, ExpiresAt: rec.ExpiresAt, Generation: rec.Gen}
+	life := rec.ExpiresAt.Sub(rec.ObtainedAt)
+	// A short life gets a margin in proportion, or its token would be stale from the start.
+	e.staleAt = rec.ExpiresAt.Add(-min(k.margin(), life/4)).UnixNano()
+	e.deadAt = rec.ExpiresAt.Add(-min(deadSkew, life/10)).UnixNano()
+	return e
+}
+
+func (e *entry) gen() uint64 {
+	if e == nil || e.rec == nil {
+		return 0
+	}
+	return e.rec.Gen
+}
+
+// authorized reports whether there is a record that was not revoked.
+func (e *entry) authorized() bool { return e.rec != nil && !e.rec.revoked() }
+
+// live reports whether the token can be used.
+func (e *entry) live(now int64) bool { return now < e.deadAt && !e.refused.Load() }
+
+// fresh reports whether the token needs no renewal.
+func (e *entry) fresh(now int64) bool { return now < e.staleAt && !e.refused.Load() }
+
+// believed reports whether an entry without a token may still be believed.
+func (e *entry) believed(now int64) bool { return e.recheckAt == 0 || now < e.recheckAt }
+
+// cache is the read cache in front of the store. It may lose any entry at any time, but never goes back to an older
+// generation: put is called under the key's lock and leaves nothing in the cache's buffers.
+//
+// Ristretto must not be read while it is being closed. Readers hold one of many read locks; close takes them all.
+type cache struct {
+	entries *ristretto.Cache[uint64, *entry]
+	seed    maphash.Seed
+	guards  [cacheGuards]struct {
+		sync.RWMutex
+		_ [40]byte // a cache line each
+	}
+	closed bool // guarded by all guards
+}
+
+func newCache() (*cache, error) {
+	entries, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
+		NumCounters:            cacheCounters,
+		MaxCost:                cacheEntries,
+		BufferItems:            cacheBuffer,
+		IgnoreInternalCost:     true,
+		TtlTickerDurationInSec: cacheSweep,
+		KeyToHash:              func(h uint64) (uint64, uint64) { return h, 0 },
+		ShouldUpdate: func(next, held *entry) bool {
+			return next.key != held.key || next.gen() >= held.gen()
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &cache{entries: entries, seed: maphash.MakeSeed()}, nil
+}
+
+// get returns the key's entry, or nil.
+func (c *cache) get(k Key) *entry {
+	h := maphash.Comparable(c.seed, k)
+	g := &c.guards[h%cacheGuards]
+	g.RLock()
+	defer g.RUnlock()
+	if c.closed {
+		return nil
+	}
+	e, ok := c.entries.Get(h)
+	if !ok || e.key != k { // another key with the same hash
+		return nil
+	}
+	return e
+}
+
+// put offers an entry to the cache, unless that holds a newer generation of the key, and returns once every later
+// get sees it, or something newer, or nothing. The caller holds the key's lock.
+func (c *cache) put(e *entry) {
+	h := maphash.Comparable(c.seed, e.key)
+	g := &c.guards[h%cacheGuards]
+	g.RLock()
+	defer g.RUnlock()
+	if c.closed {
+		return
+	}
+	c.entries.Set(h, e, 1)
+	// A new item waits in a buffer and is dropped there if an item of the key arrived before it.
+	c.entries.Wait()
+	if held, ok := c.entries.Get(h); ok && held.key == e.key && held.gen() < e.gen() {
+		c.entries.Del(h)
+		c.entries.Wait()
+	}
+}
+
+// close stops the cache's goroutines; it is empty from then on.
+func (c *cache) close() {
+	for i := range c.guards {
+		c.guards[i].Lock()
+		defer c.guards[i].Unlock()
+	}
+	if !c.closed {
+		c.closed = true
+		c.entries.Close()
+	}
+}

@@ -1,0 +1,83 @@
+package tokens
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// PlatformCredentials are what a third-party platform proves itself with.
+type PlatformCredentials struct {
+	AppID  string
+	Secret secret.String // component_appsecret
+}
+
+// AccountCredentials are what a plain account proves itself with.
+type AccountCredentials struct {
+	AppID  string
+	Secret secret.String
+}
+
+// Observer hears of refreshes and store operations, for metrics. Its methods are called on the goroutine that did
+// the work: they must be quick, and safe for concurrent use.
+type Observer interface {
+	// TokenRefreshed reports one call to WeChat for a new token. AppID is the platform's for a component token.
+	TokenRefreshed(kind Kind, appid string, took time.Duration, err error)
+	// StoreOperation reports one operation on the store: load, store, delete, list or lock.
+	StoreOperation(op string, took time.Duration, err error)
+}
+
+// Environment is what one generation of the configuration brings. It must not be changed after Use.
+type Environment struct {
+	Store     Store
+	Sealer    *crypto.Sealer // nil: records are stored unsealed
+	API       *Client
+	Platforms []PlatformCredentials // in the order of the configuration
+	Accounts  []AccountCredentials
+	Log       *slog.Logger // nil: nothing is logged
+	Observer  Observer     // nil: nobody listens
+
+	platforms map[string]PlatformCredentials
+	accounts  map[string]AccountCredentials
+}
+
+// prepared is a copy with its look-up tables built and its optional parts filled in.
+func (e *Environment) prepared() *Environment {
+	p := *e
+	p.platforms = make(map[string]PlatformCredentials, len(e.Platforms))
+	for _, c := range e.Platforms {
+		p.platforms[c.AppID] = c
+	}
+	p.accounts = make(map[string]AccountCredentials, len(e.Accounts))
+	for _, c := range e.Accounts {
+		p.accounts[c.AppID] = c
+	}
+	if p.Log == nil {
+		p.Log = slog.New(slog.DiscardHandler)
+	}
+	if p.Observer == nil {
+		p.Observer = noObserver{}
+	}
+	return &p
+}
+
+// platform returns the credentials of a configured platform.
+func (e *Environment) platform(appid string) (PlatformCredentials, bool) {
+	c, ok := e.platforms[appid]
+	return c, ok
+}
+
+// account returns the credentials of a configured account.
+func (e *Environment) account(appid string) (AccountCredentials, bool) {
+	c, ok := e.accounts[appid]
+	return c, ok
+}
+
+type noObserver struct{}
+
+func (noObserver) TokenRefreshed(Kind, string, time.Duration, error) {}
+func (noObserver) StoreOperation(string, time.Duration, error)       {}
+
+var _ Observer = noObserver{}

@@ -1,0 +1,240 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	// codeLife is how long an authorization code can be exchanged when WeChat does not say.
+	codeLife = time.Hour
+	// maxExchanged bounds the memory of exchanged codes. One that is forgotten costs a call that WeChat answers with
+	// 61009, which counts as done.
+	maxExchanged = 4096
+	// exchangeTimeout bounds one exchange: a component token on the way, WeChat, the store.
+	exchangeTimeout = renewTimeout
+)
+
+// authCode is an authorization code and what is known of where it came from.
+type authCode struct {
+	platform  string
+	appid     string // "" if it is only learned by the exchange
+	code      secret.String
+	createdAt time.Time // zero: now, from a redirect
+}
+
+func (c authCode) hash() string { return codeHash(c.platform, c.code.Reveal()) }
+
+// exchangedCodes remembers which account each code of the last hour belonged to: WeChat may deliver one code by push
+// and by redirect.
+type exchangedCodes struct {
+	mu    sync.Mutex
+	codes map[string]exchanged
+}
+
+type exchanged struct {
+	appid string
+	at    time.Time
+}
+
+func (x *exchangedCodes) get(hash string) (appid string, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c, ok := x.codes[hash]
+	return c.appid, ok && time.Since(c.at) < codeLife
+}
+
+func (x *exchangedCodes) put(hash, appid string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.codes == nil {
+		x.codes = make(map[string]exchanged)
+	}
+	now := time.Now()
+	if len(x.codes) >= maxExchanged {
+		oldest, at := "", now
+		for h, c := range x.codes {
+			if now.Sub(c.at) >= codeLife {
+				delete(x.codes, h)
+			} else if c.at.Before(at) {
+				oldest, at = h, c.at
+			}
+		}
+		if len(x.codes) >= maxExchanged {
+			delete(x.codes, oldest)
+		}
+	}
+	x.codes[hash] = exchanged{appid: appid, at: now}
+}
+
+// ExchangeAuthCode exchanges an authorization code for the account's tokens and keeps them. Appid may be empty: it is
+// learned then. The same code may come again, by push or by redirect: it is exchanged once, and WeChat's answer that a
+// code was used counts as success if tokens of appid are held. If the store fails the tokens are held and served from
+// memory, the log says so at level error, and Unsaved counts them until they are written.
+func (m *Manager) ExchangeAuthCode(ctx context.Context, platform, appid string, code secret.String) (Authorizer, error) {
+	env, err := m.current()
+	if err != nil {
+		return Authorizer{}, err
+	}
+	return m.exchange(ctx, env, authCode{platform: platform, appid: appid, code: code})
+}
+
+// exchange is the one way to exchange a code: all who bring the same one at the same time share it.
+func (m *Manager) exchange(ctx context.Context, env *Environment, c authCode) (Authorizer, error) {
+	if err := env.knows(ComponentKey(c.platform)); err != nil {
+		return Authorizer{}, err
+	}
+	if c.code.IsZero() || len(c.appid) > maxID {
+		return Authorizer{}, errors.New("exchange: there is no authorization code, or the appid has no appid's form")
+	}
+	return share(ctx, m, "code\x00"+c.hash(), exchangeTimeout, func(ctx context.Context) (Authorizer, error) {
+		return m.exchangeOnce(ctx, env, c)
+	})
+}
+
+func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode) (Authorizer, error) {
+	if a, ok := m.alreadyExchanged(ctx, env, c); ok {
+		return a, nil
+	}
+	g, err := m.queryAuth(ctx, env, c)
+	if hasCode(err, codeAuthCodeInvalid) {
+		if a, ok := m.heldSince(ctx, env, c); ok {
+			return a, nil
+		}
+	}
+	if err != nil {
+		return Authorizer{}, fmt.Errorf("exchange authorization code: %w", err)
+	}
+	if c.appid != "" && c.appid != g.appid {
+		env.Log.Warn("the authorization code belongs to another account than the one named", "platform", c.platform, "appid", g.appid, "named", c.appid)
+	}
+	e, err := m.keepAuthorization(ctx, env, c, g)
+	if e == nil { // else an error was logged, and the record waits to be written
+		return Authorizer{}, err
+	}
+	a, err := e.authorizer()
+	if err != nil {
+		return Authorizer{}, err
+	}
+	m.done.put(c.hash(), g.appid)
+	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
+	return a, nil
+}
+
+// alreadyExchanged finds the tokens that a code brought when it came before, also before a restart.
+func (m *Manager) alreadyExchanged(ctx context.Context, env *Environment, c authCode) (Authorizer, bool) {
+	appid, done := m.done.get(c.hash())
+	if !done {
+		appid = c.appid
+	}
+	if appid == "" {
+		return Authorizer{}, false
+	}
+	e, err := m.lookup(ctx, env, AuthorizerKey(c.platform, appid))
+	if err != nil || !e.authorized() || !done && e.rec.CodeHash != c.hash() {
+		return Authorizer{}, false
+	}
+	a, err := e.authorizer()
+	return a, err == nil
+}
+
+// heldSince finds tokens that stand in for a code which WeChat calls used.
+func (m *Manager) heldSince(ctx context.Context, env *Environment, c authCode) (Authorizer, bool) {
+	if c.appid == "" {
+		return Authorizer{}, false
+	}
+	e, err := m.lookup(ctx, env, AuthorizerKey(c.platform, c.appid))
+	if err != nil || !e.authorized() || e.rec.RefreshToken.IsZero() || e.rec.AuthorizedAt.Before(c.createdAt) {
+		return Authorizer{}, false
+	}
+	a, err := e.authorizer()
+	return a, err == nil
+}
+
+// authGrant is what WeChat gives for a code. The token fields are absent for an account without API permission.
+type authGrant struct {
+	grant
+	appid    string
+	funcInfo []int
+}
+
+func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (authGrant, error) {
+	body := struct {
+		Platform string `json:"component_appid"`
+		Code     string `json:"authorization_code"`
+	}{c.platform, c.code.Reveal()}
+	var answer struct {
+		Info struct {
+			AppID     string      `json:"authorizer_appid"`
+			Token     string      `json:"authorizer_access_token"`
+			ExpiresIn wireSeconds `json:"expires_in"`
+			Refresh   string      `json:"authorizer_refresh_token"`
+			FuncInfo  []struct {
+				Category struct {
+					ID wireInt `json:"id"`
+				} `json:"funcscope_category"`
+			} `json:"func_info"`
+		} `json:"authorization_info"`
+	}
+	asked := time.Now()
+	if err := m.componentCall(ctx, env, c.platform, pathQueryAuth, body, &answer); err != nil {
+		return authGrant{}, err
+	}
+	info := &answer.Info
+	if info.AppID == "" || len(info.AppID) > maxID {
+		return authGrant{}, fmt.Errorf("%s: %w: the answer names no account", pathQueryAuth, ErrUnreachable)
+	}
+	g := authGrant{
+		grant: grant{
+			access: secret.New(info.Token), refresh: secret.New(info.Refresh),
+			asked: asked, life: lifeOf(int64(info.ExpiresIn)),
+		},
+		appid: info.AppID,
+	}
+	for _, f := range info.FuncInfo {
+		g.funcInfo = append(g.funcInfo, int(f.Category.ID))
+	}
+	return g, nil
+}
+
+// keepAuthorization swaps refresh and access token in one step. A refresh under way with the old refresh token finds
+// another generation and loses. An authorization older than the account's revocation does not bring it back.
+func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c authCode, g authGrant) (*entry, error) {
+	since := c.createdAt
+	if since.IsZero() {
+		since = g.asked
+	}
+	since = fromUnix(unix(since))
+	k := AuthorizerKey(c.platform, g.appid)
+	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
+		next := &record{AuthorizedAt: since}
+		if cur != nil {
+			if cur.revoked() && since.Before(cur.RevokedAt) {
+				return nil
+			}
+			*next = *cur
+			next.RevokedAt = time.Time{}
+			if next.AuthorizedAt.Before(since) {
+				next.AuthorizedAt = since
+			}
+		}
+		next.FuncInfo, next.CodeHash = g.funcInfo, c.hash()
+		if !g.refresh.IsZero() {
+			next.RefreshToken = g.refresh
+		}
+		if !g.access.IsZero() {
+			next.AccessToken = g.access
+			next.ExpiresAt, next.ObtainedAt = g.asked.Add(g.life).Truncate(time.Second), g.asked.Truncate(time.Second)
+		}
+		return next
+	})
+	if e != nil {
+		m.troubles.over(k)
+	}
+	return e, err
+}

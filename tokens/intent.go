@@ -1,0 +1,146 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// Intent is the duty to exchange an authorization code that WeChat pushed.
+type Intent struct {
+	Platform  string
+	AppID     string // may be empty: it is learned by the exchange
+	Code      secret.String
+	CreatedAt time.Time // CreateTime of the push; zero: now
+	ExpiresAt time.Time // when the code dies; zero: an hour after CreatedAt
+	InfoType  string    // of the push, for the log
+}
+
+type intentWire struct {
+	Platform  string `json:"platform"`
+	AppID     string `json:"appid,omitempty"`
+	Code      string `json:"code"`
+	CreatedAt int64  `json:"created_at"`
+	ExpiresAt int64  `json:"expires_at"`
+	InfoType  string `json:"info_type,omitempty"`
+}
+
+func (in Intent) wire() intentWire {
+	return intentWire{in.Platform, in.AppID, in.Code.Reveal(), unix(in.CreatedAt), unix(in.ExpiresAt), in.InfoType}
+}
+
+func (w intentWire) intent() Intent {
+	return Intent{w.Platform, w.AppID, secret.New(w.Code), fromUnix(w.CreatedAt), fromUnix(w.ExpiresAt), w.InfoType}
+}
+
+func (in Intent) authCode() authCode {
+	return authCode{platform: in.Platform, appid: in.AppID, code: in.Code, createdAt: in.CreatedAt}
+}
+
+// Accept takes the duty to exchange a code. It is durable when nil is returned: the exchange follows in the
+// background, is repeated for as long as the code lives, and is resumed after a crash. A code that comes twice is
+// exchanged once.
+func (m *Manager) Accept(ctx context.Context, in Intent) error {
+	env, err := m.current()
+	if err != nil {
+		return err
+	}
+	if err := env.knows(ComponentKey(in.Platform)); err != nil {
+		return err
+	}
+	if in.Code.IsZero() || len(in.AppID) > maxID {
+		return fmt.Errorf("platform %s: %s: the push has no authorization code, or no appid", in.Platform, printable(in.InfoType, maxID))
+	}
+	if in.CreatedAt.IsZero() {
+		in.CreatedAt = time.Now()
+	}
+	if in.ExpiresAt.IsZero() {
+		in.ExpiresAt = in.CreatedAt.Add(codeLife)
+	}
+	in = in.wire().intent() // as it will be read back
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	hash := in.authCode().hash()
+	// Tokens that are held in memory alone do not make the duty done.
+	if _, done := m.alreadyExchanged(ctx, env, in.authCode()); done && m.pending.len() == 0 {
+		return nil
+	}
+	if err := m.storeRecord(ctx, env, intentName(hash), in.wire()); err != nil {
+		return err
+	}
+	m.queueIntent(hash, in)
+	return nil
+}
+
+func (m *Manager) queueIntent(hash string, in Intent) {
+	m.queue.add("intent "+hash, 0, func(ctx context.Context) error { return m.fulfil(ctx, hash, in) })
+}
+
+// fulfil is one attempt at an intent. It returns nil once there is nothing left to do.
+func (m *Manager) fulfil(ctx context.Context, hash string, in Intent) error {
+	env, err := m.current()
+	if err != nil {
+		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
+	}
+	a, err := m.exchange(ctx, env, in.authCode())
+	switch {
+	case err == nil && m.pending.get(AuthorizerKey(a.Platform, a.AppID)) == nil:
+		return m.deleteRecord(ctx, env, intentName(hash))
+	case err == nil:
+		return fmt.Errorf("intent %s: %w: its tokens are not written yet", hash, ErrStore)
+	case errors.Is(err, ErrClosed):
+		return nil
+	}
+	dead := hasCode(err, codeAuthCodeInvalid, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized)
+	if !dead && time.Now().Before(in.ExpiresAt) {
+		env.Log.Warn("authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
+			"info_type", printable(in.InfoType, maxID), "error", err)
+		return err
+	}
+	env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization",
+		"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err)
+	return m.deleteRecord(ctx, env, intentName(hash))
+}
+
+// resumeIntents is the job that takes up, at the first Use, what an earlier process accepted and did not finish.
+func (m *Manager) resumeIntents(ctx context.Context) error {
+	env, err := m.current()
+	if err != nil {
+		if errors.Is(err, ErrClosed) {
+			return nil
+		}
+		return err
+	}
+	listCtx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	names, err := env.Store.List(listCtx, intentFolder)
+	env.observe("list", start, err)
+	if err != nil {
+		env.Log.Error("accepted authorizations cannot be listed; tried again", "error", err)
+		return fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)
+	}
+	var failed error
+	for _, name := range names {
+		hash := path.Base(name)
+		if !isCodeHash(hash) {
+			continue // a store's temporary file
+		}
+		var wire intentWire
+		switch err := m.loadRecord(ctx, env, intentName(hash), &wire); {
+		case err == nil:
+			m.queueIntent(hash, wire.intent())
+		case errors.Is(err, fs.ErrNotExist): // done meanwhile
+		case errors.Is(err, errUnreadable):
+			env.Log.Error("an accepted authorization cannot be read and is left alone", "record", name, "error", err)
+		default:
+			failed = err
+		}
+	}
+	return failed
+}

@@ -1,0 +1,101 @@
+package tokens
+
+import (
+	"hash/fnv"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// Kind says what a token is for.
+type Kind string
+
+// The kinds of token that a Manager keeps.
+const (
+	// KindComponent is a third-party platform's component_access_token.
+	KindComponent Kind = "component"
+	// KindAuthorizer is the authorizer_access_token of an account that authorised a platform.
+	KindAuthorizer Kind = "authorizer"
+	// KindAccount is a plain account's own access_token, from stable_token.
+	KindAccount Kind = "account"
+)
+
+// Key names one token. It is comparable.
+type Key struct {
+	Kind     Kind
+	Platform string // appid of the platform; empty for KindAccount
+	AppID    string // appid of the account; empty for KindComponent
+}
+
+// ComponentKey names the component token of a platform.
+func ComponentKey(platform string) Key { return Key{Kind: KindComponent, Platform: platform} }
+
+// AuthorizerKey names the token that a platform holds for an authorizer.
+func AuthorizerKey(platform, appid string) Key {
+	return Key{Kind: KindAuthorizer, Platform: platform, AppID: appid}
+}
+
+// AccountKey names the token of a plain account.
+func AccountKey(appid string) Key { return Key{Kind: KindAccount, AppID: appid} }
+
+// owner is the appid that a log line or a metric names for this token.
+func (k Key) owner() string {
+	if k.Kind == KindComponent {
+		return k.Platform
+	}
+	return k.AppID
+}
+
+// Token is a usable access token.
+type Token struct {
+	Value      secret.String
+	ExpiresAt  time.Time
+	Generation uint64 // grows by one with each change of the token's record
+}
+
+const (
+	// componentMargin and authorizerMargin are the remaining life at which a two-hour token turns stale: WeChat
+	// recommends renewal at 1 h 50 min.
+	componentMargin  = 10 * time.Minute
+	authorizerMargin = 10 * time.Minute
+	// authorizerJitter spreads the renewals of accounts that were authorised together.
+	authorizerJitter = 5 * time.Minute
+	// accountMargin: stable_token gives the same token until its last five minutes. Asking a little later than that
+	// spares the call that would bring nothing.
+	accountMargin = 5*time.Minute - 10*time.Second
+	// deadSkew is taken off the end of a token's life for clocks and for the way to WeChat.
+	deadSkew = 5 * time.Second
+	// shortestLife is what a token gets whose expires_in is absent, zero or negative: WeChat issued it, so it is
+	// tried, but never in a loop.
+	shortestLife = time.Minute
+	// longestLife bounds an absurd expires_in. WeChat's tokens live two hours; one that dies earlier than it said
+	// is refused by WeChat and renewed then.
+	longestLife = 24 * time.Hour
+)
+
+// margin is the remaining life at which the token turns stale. It is the same on every node and after a restart.
+func (k Key) margin() time.Duration {
+	switch k.Kind {
+	case KindComponent:
+		return componentMargin
+	case KindAccount:
+		return accountMargin
+	default:
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(k.Platform))
+		_, _ = h.Write([]byte(k.AppID))
+		return authorizerMargin + time.Duration(h.Sum32())%authorizerJitter
+	}
+}
+
+// lifeOf turns an expires_in, in seconds, into a life that can be worked with.
+func lifeOf(expiresIn int64) time.Duration {
+	switch {
+	case expiresIn <= 0:
+		return shortestLife
+	case expiresIn > int64(longestLife/time.Second):
+		return longestLife
+	default:
+		return time.Duration(expiresIn) * time.Second
+	}
+}

@@ -1,0 +1,311 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	// renewTimeout bounds one renewal: the lock, a component token on the way, WeChat, the store.
+	renewTimeout = 45 * time.Second
+	// loadTimeout bounds one cold read, another one of the same key before it included.
+	loadTimeout = 2 * storeTimeout
+	// closeGrace is how long Close lets running renewals finish, since one that is cut off may lose what WeChat
+	// has just handed out. After it they are cancelled, and given closeEnd to notice.
+	closeGrace = DefaultTimeout + storeTimeout
+	closeEnd   = storeTimeout
+)
+
+// Manager keeps tokens. It is safe for concurrent use, and outlives the configurations that use it.
+type Manager struct {
+	env    atomic.Pointer[Environment]
+	cache  atomic.Pointer[cache] // set before env
+	closed atomic.Bool
+
+	flights  singleflight.Group
+	locks    keyLocks // by record name: around each read or write of a record that ends in the cache
+	pending  pendingRecords
+	troubles troubles
+	tickets  ticketTable
+	done     exchangedCodes
+	queue    retryQueue
+	forced   forcedRefreshes
+	opaque   opaqueKeys
+
+	mu       sync.Mutex // guards what follows, and the step from open to closed
+	started  bool
+	work     sync.WaitGroup
+	workCtx  context.Context
+	stopWork context.CancelFunc
+	stopLoop context.CancelFunc
+}
+
+// NewManager returns a manager that answers ErrNotConfigured until Use. It only allocates.
+func NewManager() *Manager { return &Manager{} }
+
+// Use makes env current for every operation that starts from now on. The first call starts the background loop,
+// which resumes the intents in the store and asks WeChat for tickets where there is none. After Close it does nothing.
+func (m *Manager) Use(env *Environment) {
+	env = env.prepared()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed.Load() {
+		return
+	}
+	if !m.started {
+		c, err := newCache()
+		if err != nil { // only for sizes that are wrong, and ours are constant
+			env.Log.Error("read cache cannot be made; tokens stay unavailable", "error", err)
+			return
+		}
+		m.started = true
+		m.cache.Store(c)
+		m.workCtx, m.stopWork = context.WithCancel(context.Background())
+		var loop context.Context
+		loop, m.stopLoop = context.WithCancel(m.workCtx)
+		m.queue.init()
+		m.work.Go(func() { m.runQueue(loop) })
+		m.queue.add("resume", 0, m.resumeIntents)
+	}
+	if env.Sealer == nil && (m.env.Load() == nil || m.env.Load().Sealer != nil) {
+		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
+	}
+	m.env.Store(env)
+	m.troubles.forgive()
+	for _, p := range env.Platforms {
+		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
+	}
+}
+
+// Close stops the background loop, lets running renewals finish for a bounded time, and releases everything. Later
+// calls answer ErrClosed.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	was := m.closed.Swap(true)
+	started := m.started
+	m.mu.Unlock()
+	if was || !started {
+		return
+	}
+	m.stopLoop()
+	finished := make(chan struct{})
+	go func() { m.work.Wait(); close(finished) }()
+	if !waitFor(finished, closeGrace) {
+		m.stopWork()
+		waitFor(finished, closeEnd)
+	}
+	m.stopWork()
+	m.cache.Load().close()
+}
+
+// waitFor reports whether c was closed in time.
+func waitFor(c <-chan struct{}, limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-c:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// begin counts one piece of background work, which must end with m.work.Done; it reports false once closed.
+func (m *Manager) begin() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed.Load() || !m.started {
+		return false
+	}
+	m.work.Add(1)
+	return true
+}
+
+// current returns the environment to use for one whole operation.
+func (m *Manager) current() (*Environment, error) {
+	if m.closed.Load() {
+		return nil, ErrClosed
+	}
+	env := m.env.Load()
+	if env == nil {
+		return nil, fmt.Errorf("token manager: %w", ErrNotConfigured)
+	}
+	return env, nil
+}
+
+// knows returns an error unless the configuration has the credentials that a key stands on.
+func (e *Environment) knows(k Key) error {
+	ok := false
+	switch k.Kind {
+	case KindComponent, KindAuthorizer:
+		_, ok = e.platform(k.Platform)
+		if !ok {
+			return fmt.Errorf("platform %q: %w", printable(k.Platform, maxID), ErrNotConfigured)
+		}
+		if k.Kind == KindAuthorizer && (k.AppID == "" || len(k.AppID) > maxID) {
+			return fmt.Errorf("appid %q: %w", printable(k.AppID, maxID), ErrNotAuthorized)
+		}
+		return nil
+	case KindAccount:
+		if _, ok = e.account(k.AppID); ok {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s %q: %w", printable(string(k.Kind), maxID), printable(k.AppID, maxID), ErrNotConfigured)
+}
+
+// Get returns a token that works, as far as is known. A fresh one comes from memory; a stale one too, and is renewed
+// in the background; otherwise Get waits for the one renewal that all callers share, until ctx ends.
+func (m *Manager) Get(ctx context.Context, k Key) (Token, error) {
+	env, err := m.current()
+	if err != nil {
+		return Token{}, err
+	}
+	return m.token(ctx, env, k)
+}
+
+func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, error) {
+	if err := env.knows(k); err != nil {
+		return Token{}, err
+	}
+	e := m.cache.Load().get(k)
+	if e == nil || !e.live(time.Now().UnixNano()) {
+		return m.awaitToken(ctx, env, k, e)
+	}
+	m.renewIfStale(env, e)
+	return e.token, nil
+}
+
+// awaitToken is the slow path of token: e, the cached entry, is nil or has no live token.
+func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *entry) (Token, error) {
+	var err error
+	if e == nil || !e.believed(time.Now().UnixNano()) {
+		if e, err = m.lookup(ctx, env, k); err != nil {
+			return Token{}, err
+		}
+	}
+	if e.live(time.Now().UnixNano()) {
+		m.renewIfStale(env, e)
+		return e.token, nil
+	}
+	if k.Kind == KindAuthorizer && !e.authorized() {
+		return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+	}
+	var refused secret.String
+	if e.refused.Load() {
+		refused = e.token.Value
+	}
+	return m.awaitRenewal(ctx, env, k, refused)
+}
+
+// Renew is called when WeChat refused a token. If the current token is another one already, that is returned and
+// nothing is refreshed; otherwise Renew waits for the one renewal that all callers share. An absent refused means
+// whatever is current.
+func (m *Manager) Renew(ctx context.Context, k Key, refused secret.String) (Token, error) {
+	env, err := m.current()
+	if err != nil {
+		return Token{}, err
+	}
+	return m.renewRefused(ctx, env, k, refused)
+}
+
+func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, refused secret.String) (Token, error) {
+	if err := env.knows(k); err != nil {
+		return Token{}, err
+	}
+	e, err := m.lookup(ctx, env, k)
+	if err != nil {
+		return Token{}, err
+	}
+	if k.Kind == KindAuthorizer && !e.authorized() {
+		return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+	}
+	if refused.IsZero() {
+		refused = e.token.Value
+	}
+	switch {
+	case e.token.Value != refused && e.live(time.Now().UnixNano()):
+		return e.token, nil
+	case e.token.Value == refused && !refused.IsZero():
+		m.troubles.refuse(k, refused)
+		e.refused.Store(true)
+	}
+	return m.awaitRenewal(ctx, env, k, refused)
+}
+
+// lookup returns the entry of a key from the cache or else from the store, read once for all who ask at the same
+// time; its token may have ended.
+func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, error) {
+	if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) {
+		return e, nil
+	}
+	e, err := share(ctx, m, "load\x00"+k.flight(), loadTimeout, func(ctx context.Context) (*entry, error) {
+		return m.reload(ctx, env, k)
+	})
+	if replaceable(k, err) {
+		return newEntry(k, nil, time.Now()), nil
+	}
+	return e, err
+}
+
+// replaceable reports whether a record that the store does not give can do without: WeChat gives a new token for an
+// appid and its secret, but not for an authorizer whose refresh token is in the record.
+func replaceable(k Key, err error) bool {
+	return k.Kind != KindAuthorizer && errors.Is(err, ErrStore) && !errors.Is(err, errUnreadable)
+}
+
+// flight names the key among the shared flights.
+func (k Key) flight() string { return string(k.Kind) + "\x00" + k.Platform + "\x00" + k.AppID }
+
+// share runs fn once for all callers that give the same name at the same time. It runs on the manager's time, not
+// on a caller's: a caller whose context ends leaves, and the others still get their result.
+func share[T any](ctx context.Context, m *Manager, name string, limit time.Duration, fn func(context.Context) (T, error)) (T, error) {
+	var zero T
+	select {
+	case r := <-launch(m, name, limit, fn):
+		if r.Err != nil {
+			return zero, r.Err
+		}
+		v, _ := r.Val.(T)
+		return v, nil
+	case <-ctx.Done():
+		return zero, fmt.Errorf("wait for a token: %w", ctx.Err())
+	}
+}
+
+// launch is share without the waiting. The channel is buffered: nobody needs to read it.
+func launch[T any](m *Manager, name string, limit time.Duration, fn func(context.Context) (T, error)) <-chan singleflight.Result {
+	return m.flights.DoChan(name, func() (v any, err error) {
+		if !m.begin() {
+			return nil, ErrClosed
+		}
+		defer m.work.Done()
+		defer m.recovered(&err)
+		ctx, cancel := context.WithTimeout(m.workCtx, limit)
+		defer cancel()
+		return fn(ctx)
+	})
+}
+
+// errPanic is a bug that must cost one operation, not the process.
+var errPanic = errors.New("internal error; the log has the stack")
+
+// recovered is deferred by background work.
+func (m *Manager) recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = errPanic
+		if env := m.env.Load(); env != nil {
+			// The value may quote what it failed on; its type does not.
+			env.Log.Error("background work panicked", "panic_type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
+		}
+	}
+}

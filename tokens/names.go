@@ -1,0 +1,68 @@
+package tokens
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path"
+)
+
+// Record names. One place makes them, so that no text from outside can name another record.
+const (
+	root         = "wechat/v1"
+	intentFolder = root + "/intent"
+	// lockSuffix tells the lock of a whole renewal from the short one of a write to the record.
+	renewalLock = "/renewal"
+)
+
+// maxID bounds an appid. WeChat's have 18 characters.
+const maxID = 64
+
+// recordName is where a token's record is kept. Authorizers are spread over 256 folders per platform.
+func (k Key) recordName() string {
+	switch k.Kind {
+	case KindAuthorizer:
+		sum := sha256.Sum256([]byte(k.AppID))
+		return path.Join(root, string(KindAuthorizer), recordID(k.Platform), hex.EncodeToString(sum[:1]), recordID(k.AppID))
+	case KindComponent:
+		return path.Join(root, string(KindComponent), recordID(k.Platform))
+	default:
+		return path.Join(root, recordID(string(k.Kind)), recordID(k.AppID))
+	}
+}
+
+// ticketName is where a platform's ticket is kept.
+func ticketName(platform string) string { return path.Join(root, "ticket", recordID(platform)) }
+
+// intentName is where the intent to exchange a code is kept. The code is a secret and case-sensitive; its hash is
+// neither.
+func intentName(codeHash string) string { return path.Join(intentFolder, codeHash) }
+
+// codeHash names an authorization code of a platform, in lower-case hex.
+func codeHash(platform, code string) string {
+	sum := sha256.Sum256([]byte(platform + "\x00" + code))
+	return hex.EncodeToString(sum[:16])
+}
+
+// isCodeHash tells a record in the intent folder from stray files, such as a store's temporary ones.
+func isCodeHash(name string) bool {
+	b, err := hex.DecodeString(name)
+	return err == nil && len(b) == 16
+}
+
+// recordID makes one path segment of an id. An appid stays readable; anything with characters that a store may not
+// tell apart, or that mean something in a path, is written in hex behind a prefix that no plain id has.
+func recordID(id string) string {
+	plain := id != "" && len(id) <= maxID
+	for i := 0; i < len(id) && plain; i++ {
+		c := id[i]
+		plain = 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
+	}
+	if plain {
+		return id
+	}
+	if len(id) > maxID {
+		sum := sha256.Sum256([]byte(id))
+		return "h-" + hex.EncodeToString(sum[:])
+	}
+	return "x-" + hex.EncodeToString([]byte(id))
+}

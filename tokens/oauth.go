@@ -1,0 +1,152 @@
+package tokens
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// Calls of web authorization (网页授权).
+const (
+	pathUserCode          = "/sns/oauth2/access_token"
+	pathComponentUserCode = "/sns/oauth2/component/access_token"
+	pathUserInfo          = "/sns/userinfo"
+)
+
+// maxProfileText bounds each text of a profile, in bytes. WeChat's are far shorter.
+const maxProfileText = 1024
+
+// UserCode is the code of a web authorization callback. It lives five minutes and can be exchanged once.
+type UserCode struct {
+	Platform string // the platform that acts for the account; empty for a plain account
+	AppID    string // the account whose user logs in
+	Code     secret.String
+}
+
+// UserGrant is what WeChat gives for a code: who the user is to the account, and the user's own tokens.
+type UserGrant struct {
+	OpenID, UnionID, Scope    string
+	Snapshot                  bool // is_snapshotuser: a virtual user of the snapshot page
+	AccessToken, RefreshToken secret.String
+	ExpiresAt                 time.Time // of the access token
+}
+
+// Profile is a user's public profile (snsapi_userinfo). Since 2021 WeChat leaves all but the name and picture mostly
+// empty.
+type Profile struct {
+	Nickname   string
+	HeadImgURL string
+	UnionID    string
+	Sex        int
+	Language   string
+	Province   string
+	City       string
+	Country    string
+	Privilege  []string
+}
+
+// ExchangeUserCode exchanges the code of a callback, with the component token of its platform or, for a plain account,
+// with the account's secret. WeChat takes a code once, so the call is not repeated, with one exception: a refused
+// component token is renewed and the call repeated once, because WeChat judges the token before it looks at the code.
+//
+// Errors: ErrNotConfigured; *APIError, of which 40029, 40163 and 42003 mean the code and 61003 an account that has not
+// authorised the platform; ErrUnreachable; and those of Get for the component token.
+func (m *Manager) ExchangeUserCode(ctx context.Context, c UserCode) (UserGrant, error) {
+	env, err := m.current()
+	if err != nil {
+		return UserGrant{}, err
+	}
+	query := url.Values{
+		"appid":      {c.AppID},
+		"code":       {c.Code.Reveal()},
+		"grant_type": {"authorization_code"},
+	}
+	var answer userAnswer
+	asked := time.Now()
+	if c.Platform == "" {
+		account, ok := env.account(c.AppID)
+		if !ok {
+			return UserGrant{}, fmt.Errorf("account %s: %w", c.AppID, ErrNotConfigured)
+		}
+		query.Set("secret", account.Secret.Reveal())
+		err = env.API.Get(ctx, pathUserCode, query, &answer)
+	} else {
+		query.Set("component_appid", c.Platform)
+		err = m.call(ctx, env, ComponentKey(c.Platform), http.MethodGet, pathComponentUserCode, query, nil, &answer)
+	}
+	if err != nil {
+		return UserGrant{}, err
+	}
+	return answer.grant(asked)
+}
+
+// userAnswer is WeChat's answer to an exchange.
+type userAnswer struct {
+	AccessToken  string  `json:"access_token"`
+	ExpiresIn    wireInt `json:"expires_in"`
+	RefreshToken string  `json:"refresh_token"`
+	OpenID       string  `json:"openid"`
+	Scope        string  `json:"scope"`
+	UnionID      string  `json:"unionid"`
+	Snapshot     wireInt `json:"is_snapshotuser"`
+}
+
+func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
+	if a.OpenID == "" || a.AccessToken == "" {
+		return UserGrant{}, fmt.Errorf("exchange of a user's code: %w: the answer has no openid or no access_token", ErrUnreachable)
+	}
+	return UserGrant{
+		OpenID: a.OpenID, UnionID: a.UnionID, Scope: a.Scope, Snapshot: a.Snapshot != 0,
+		AccessToken: secret.New(a.AccessToken), RefreshToken: secret.New(a.RefreshToken),
+		ExpiresAt: asked.Add(lifeOf(int64(a.ExpiresIn))),
+	}, nil
+}
+
+// UserInfo fetches the profile of a user who granted snsapi_userinfo, with the user's own token. The call is the same
+// for platforms and plain accounts.
+func (m *Manager) UserInfo(ctx context.Context, g UserGrant) (Profile, error) {
+	env, err := m.current()
+	if err != nil {
+		return Profile{}, err
+	}
+	var answer struct {
+		OpenID     string   `json:"openid"`
+		Nickname   string   `json:"nickname"`
+		HeadImgURL string   `json:"headimgurl"`
+		UnionID    string   `json:"unionid"`
+		Sex        wireInt  `json:"sex"`
+		Language   string   `json:"language"`
+		Province   string   `json:"province"`
+		City       string   `json:"city"`
+		Country    string   `json:"country"`
+		Privilege  []string `json:"privilege"`
+	}
+	query := url.Values{
+		"access_token": {g.AccessToken.Reveal()},
+		"openid":       {g.OpenID},
+		"lang":         {"zh_CN"},
+	}
+	if err := env.API.Get(ctx, pathUserInfo, query, &answer); err != nil {
+		return Profile{}, err
+	}
+	if answer.OpenID != g.OpenID {
+		return Profile{}, fmt.Errorf("%s: %w: the answer is about another openid", pathUserInfo, ErrUnreachable)
+	}
+	text := func(s string) string { return printable(s, maxProfileText) }
+	p := Profile{
+		Nickname: text(answer.Nickname), HeadImgURL: text(answer.HeadImgURL), UnionID: text(answer.UnionID),
+		Sex: int(answer.Sex), Language: text(answer.Language),
+		Province: text(answer.Province), City: text(answer.City), Country: text(answer.Country),
+	}
+	for _, one := range answer.Privilege[:min(len(answer.Privilege), maxPrivileges)] {
+		p.Privilege = append(p.Privilege, text(one))
+	}
+	return p, nil
+}
+
+// maxPrivileges bounds how many of a profile's privileges are kept.
+const maxPrivileges = 16

@@ -1,0 +1,291 @@
+package tokens
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	loginPlatform = "wx1111111111111111"
+	loginAccount  = "wx2222222222222222"
+	loginUserOf   = "wx3333333333333333"
+)
+
+// loginWeChat answers the calls of web authorization and keeps what was asked.
+type loginWeChat struct {
+	mu      sync.Mutex
+	asked   []*url.URL
+	answers map[string][]string // by path; the last one stays
+	issued  int                 // component tokens so far
+	fail    error               // instead of any answer but a component token
+}
+
+func (f *loginWeChat) RoundTrip(r *http.Request) (*http.Response, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	body := `{"errcode":-1,"errmsg":"no such path"}`
+	if r.URL.Path == "/cgi-bin/component/api_component_token" {
+		f.issued++
+		body = fmt.Sprintf(`{"component_access_token":"component-%d","expires_in":7200}`, f.issued)
+	} else if strings.HasPrefix(r.URL.Path, "/sns/") {
+		f.asked = append(f.asked, r.URL)
+		if f.fail != nil {
+			return nil, f.fail
+		}
+		if queue := f.answers[r.URL.Path]; len(queue) > 0 {
+			body = queue[0]
+			f.answers[r.URL.Path] = queue[min(1, len(queue)-1):]
+		}
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+}
+
+func (f *loginWeChat) calls() []*url.URL {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]*url.URL(nil), f.asked...)
+}
+
+// loginManager returns a manager with a platform that has a ticket, and a plain account.
+func loginManager(t *testing.T, o ClientOptions) *Manager {
+	t.Helper()
+	client, err := NewClient(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := NewManager()
+	t.Cleanup(m.Close)
+	m.Use(&Environment{
+		Store: NewMemStore(), API: client,
+		Platforms: []PlatformCredentials{{AppID: loginPlatform, Secret: secret.New("platform-secret")}},
+		Accounts:  []AccountCredentials{{AppID: loginAccount, Secret: secret.New("account-secret")}},
+	})
+	if err := m.PutTicket(t.Context(), loginPlatform, Ticket{Value: secret.New("ticket"), CreatedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+var (
+	platformCode = UserCode{Platform: loginPlatform, AppID: loginUserOf, Code: secret.New("the-code")}
+	accountCode  = UserCode{AppID: loginAccount, Code: secret.New("the-code")}
+)
+
+const goodGrant = `{"access_token":"user-token","expires_in":7200,"refresh_token":"user-refresh","openid":"o1","scope":"snsapi_userinfo","unionid":"u1","is_snapshotuser":1}`
+
+func TestExchangeUserCode(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		code  UserCode
+		path  string
+		query url.Values
+	}{
+		{"authorizer", platformCode, pathComponentUserCode, url.Values{
+			"appid": {loginUserOf}, "code": {"the-code"}, "grant_type": {"authorization_code"},
+			"component_appid": {loginPlatform}, "component_access_token": {"component-1"},
+		}},
+		{"plain account", accountCode, pathUserCode, url.Values{
+			"appid": {loginAccount}, "code": {"the-code"}, "grant_type": {"authorization_code"}, "secret": {"account-secret"},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			wechat := &loginWeChat{answers: map[string][]string{tt.path: {goodGrant}}}
+			m := loginManager(t, ClientOptions{Transport: wechat})
+			before := time.Now()
+			g, err := m.ExchangeUserCode(t.Context(), tt.code)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if g.OpenID != "o1" || g.UnionID != "u1" || g.Scope != "snsapi_userinfo" || !g.Snapshot ||
+				g.AccessToken.Reveal() != "user-token" || g.RefreshToken.Reveal() != "user-refresh" {
+				t.Errorf("grant = %+v", g)
+			}
+			if life := g.ExpiresAt.Sub(before); life < 7199*time.Second || life > 7260*time.Second {
+				t.Errorf("grant lives %v, want two hours", life)
+			}
+			calls := wechat.calls()
+			if len(calls) != 1 || calls[0].Path != tt.path {
+				t.Fatalf("asked %v", calls)
+			}
+			if diff := cmp.Diff(tt.query, calls[0].Query()); diff != "" {
+				t.Errorf("query (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestExchangeUserCodeErrors(t *testing.T) {
+	t.Parallel()
+	isCode := func(code int64) func(error) bool { return func(err error) bool { return hasCode(err, code) } }
+	is := func(target error) func(error) bool { return func(err error) bool { return errors.Is(err, target) } }
+	tests := []struct {
+		name   string
+		code   UserCode
+		answer []string
+		fail   error
+		want   func(error) bool
+		calls  int
+	}{
+		{"code used", platformCode, []string{`{"errcode":40163,"errmsg":"code been used"}`}, nil, isCode(40163), 1},
+		{"code used, plain", accountCode, []string{`{"errcode":40163}`}, nil, isCode(40163), 1},
+		{"not authorized", platformCode, []string{`{"errcode":61003}`}, nil, isCode(61003), 1},
+		{"component token refused twice", platformCode, []string{`{"errcode":40001}`, `{"errcode":42001}`}, nil, isCode(42001), 2},
+		{"plain account's 40001 is about its secret", accountCode, []string{`{"errcode":40001}`}, nil, isCode(40001), 1},
+		{"no openid", platformCode, []string{`{"access_token":"t"}`}, nil, is(ErrUnreachable), 1},
+		{"no token", platformCode, []string{`{"openid":"o1"}`}, nil, is(ErrUnreachable), 1},
+		{"HTML", accountCode, []string{`<html>502</html>`}, nil, is(ErrUnreachable), 1},
+		{"half an answer", accountCode, []string{`{"openid":"o1","access_`}, nil, is(ErrUnreachable), 1},
+		{"connection broken", platformCode, nil, io.ErrUnexpectedEOF, is(ErrUnreachable), 1},
+		{"unknown platform", UserCode{Platform: loginUserOf, AppID: loginUserOf}, nil, nil, is(ErrNotConfigured), 0},
+		{"unknown account", UserCode{AppID: loginUserOf}, nil, nil, is(ErrNotConfigured), 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			wechat := &loginWeChat{fail: tt.fail, answers: map[string][]string{pathUserCode: tt.answer, pathComponentUserCode: append([]string(nil), tt.answer...)}}
+			m := loginManager(t, ClientOptions{Transport: wechat})
+			g, err := m.ExchangeUserCode(t.Context(), tt.code)
+			if err == nil || !tt.want(err) || g.OpenID != "" {
+				t.Errorf("grant of %q, err = %v", g.OpenID, err)
+			}
+			for _, private := range []string{"the-code", "-secret", "component-"} {
+				if err != nil && strings.Contains(err.Error(), private) {
+					t.Errorf("error tells a secret: %v", err)
+				}
+			}
+			if n := len(wechat.calls()); n != tt.calls {
+				t.Errorf("%d calls, want %d", n, tt.calls)
+			}
+		})
+	}
+}
+
+func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int{40001, 40014, 42001, 42006} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			t.Parallel()
+			wechat := &loginWeChat{answers: map[string][]string{
+				pathComponentUserCode: {fmt.Sprintf(`{"errcode":%d}`, code), goodGrant},
+			}}
+			m := loginManager(t, ClientOptions{Transport: wechat})
+			g, err := m.ExchangeUserCode(t.Context(), platformCode)
+			if err != nil || g.OpenID != "o1" {
+				t.Fatalf("grant of %q, %v", g.OpenID, err)
+			}
+			var used []string
+			for _, u := range wechat.calls() {
+				used = append(used, u.Query().Get("component_access_token"))
+			}
+			if diff := cmp.Diff([]string{"component-1", "component-2"}, used); diff != "" {
+				t.Errorf("component tokens (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// net/http repeats a GET by itself when a kept-alive connection breaks before the answer. WeChat may have taken the
+// code by then, so the second try would turn a login into "code been used". Client prevents it for a POST by having no
+// GetBody, but a GET without any body is always repeated: it needs an empty body that is not http.NoBody.
+func TestExchangeUserCodeIsNotRepeatedOnABrokenConnection(t *testing.T) {
+	t.Parallel()
+	var exchanges atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != pathUserCode {
+			_, _ = io.WriteString(w, `{"errcode":-1}`)
+			return
+		}
+		if exchanges.Add(1) == 1 {
+			_, _ = io.WriteString(w, goodGrant) // leaves a connection to reuse
+			return
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.Close()
+	}))
+	t.Cleanup(server.Close)
+	client, err := NewClient(ClientOptions{Origins: []string{server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	m := NewManager()
+	t.Cleanup(m.Close)
+	m.Use(&Environment{Store: NewMemStore(), API: client, Accounts: []AccountCredentials{{AppID: loginAccount, Secret: secret.New("s")}}})
+	if _, err := m.ExchangeUserCode(t.Context(), accountCode); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ExchangeUserCode(t.Context(), accountCode); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("err = %v, want ErrUnreachable", err)
+	}
+	if n := exchanges.Load(); n != 2 {
+		t.Errorf("%d requests reached WeChat, want 2", n)
+	}
+}
+
+func TestUserInfo(t *testing.T) {
+	t.Parallel()
+	grant := UserGrant{OpenID: "o1", AccessToken: secret.New("user-token")}
+	tests := []struct {
+		name    string
+		answer  string
+		want    Profile
+		wantErr bool
+	}{
+		{"all", `{"openid":"o1","nickname":"张三\u0007","sex":1,"language":"zh_CN","province":"p","city":"c","country":"CN","headimgurl":"https://thirdwx.qlogo.cn/a/132","privilege":["x"],"unionid":"u1"}`,
+			Profile{Nickname: "张三", HeadImgURL: "https://thirdwx.qlogo.cn/a/132", UnionID: "u1", Sex: 1, Language: "zh_CN", Province: "p", City: "c", Country: "CN", Privilege: []string{"x"}}, false},
+		{"as today", `{"openid":"o1","nickname":"n","sex":0,"privilege":[]}`, Profile{Nickname: "n"}, false},
+		{"too many privileges", `{"openid":"o1","privilege":[` + strings.Repeat(`"p",`, 99) + `"p"]}`,
+			Profile{Privilege: strings.Split(strings.Repeat("p", maxPrivileges), "")}, false},
+		{"another user", `{"openid":"o2","nickname":"n"}`, Profile{}, true},
+		{"refused", `{"errcode":48001,"errmsg":"api unauthorized"}`, Profile{}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			wechat := &loginWeChat{answers: map[string][]string{pathUserInfo: {tt.answer}}}
+			m := loginManager(t, ClientOptions{Transport: wechat})
+			p, err := m.UserInfo(t.Context(), grant)
+			if (err != nil) != tt.wantErr {
+				t.Fatalf("err = %v", err)
+			}
+			if diff := cmp.Diff(tt.want, p); diff != "" {
+				t.Errorf("profile (-want +got):\n%s", diff)
+			}
+			if q := wechat.calls()[0].Query(); q.Get("access_token") != "user-token" || q.Get("openid") != "o1" || q.Get("component_access_token") != "" {
+				t.Errorf("query = %v", q)
+			}
+		})
+	}
+}
+
+func TestWebAuthorizationWithoutAnEnvironment(t *testing.T) {
+	t.Parallel()
+	m := NewManager()
+	if _, err := m.ExchangeUserCode(t.Context(), accountCode); !errors.Is(err, ErrNotConfigured) {
+		t.Errorf("ExchangeUserCode = %v", err)
+	}
+	m.Close()
+	if _, err := m.UserInfo(t.Context(), UserGrant{}); err == nil {
+		t.Error("UserInfo on a closed manager has no error")
+	}
+}

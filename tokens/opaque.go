@@ -1,0 +1,310 @@
+package tokens
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	// MaxOpaqueLength bounds an opaque token, in characters: SDKs reserve 512 for an access_token.
+	MaxOpaqueLength = 512
+
+	opaqueVersion   = 1
+	opaqueKeyBytes  = 32
+	opaqueKeyID     = 4 // bytes that name a key in a token
+	opaqueHeader    = 1 + opaqueKeyID
+	opaqueOverhead  = 12 + 16 // GCM's nonce and tag
+	opaqueMaxString = 255     // its length is one byte
+
+	// opaqueKeyLife is after what time a new key is made. The one before stays good for as long again, and so for
+	// every token made with it; no key makes anywhere near the 2^32 tokens that random nonces allow.
+	opaqueKeyLife = 30 * 24 * time.Hour
+	// opaqueGenerations of keys are kept: the newest makes tokens, all open them.
+	opaqueGenerations = 2
+	// opaqueReload is how often at most a token made with a key that is not known here makes this node look into
+	// the store: another node may have made a key, but callers must not be able to read the store at will.
+	opaqueReload = time.Second
+	// opaqueLockWait bounds the wait for another node that is making a key.
+	opaqueLockWait = 5 * time.Second
+)
+
+var (
+	// ErrOpaqueUnknown: not an opaque token, not one of ours, or altered.
+	ErrOpaqueUnknown = errors.New("opaque token is not one of ours")
+	// ErrOpaqueExpired: one of ours, and its life is over.
+	ErrOpaqueExpired = errors.New("opaque token expired")
+)
+
+// OpaqueClaims are what an opaque token says: who got it, for which account, until when. Every use must still check
+// the client's present rights: the token says who, not may.
+type OpaqueClaims struct {
+	Client         string // the client's name
+	KeyFingerprint string // of the key that the client proved itself with
+	AppID          string // of the account, authorizer or platform
+	Kind           Kind   // of the token it stands for
+	ExpiresAt      time.Time
+}
+
+// opaqueKey makes and opens opaque tokens. It is random, is kept in the store, and has nothing to do with any
+// client's key.
+type opaqueKey struct {
+	id      [opaqueKeyID]byte
+	aead    cipher.AEAD
+	created time.Time
+}
+
+// opaqueKeys are the keys as known on this node.
+type opaqueKeys struct {
+	known atomic.Pointer[[]opaqueKey] // newest first; read without mu, so that a slow store holds up no known key
+
+	mu      sync.Mutex // held while the store is asked, so that it is asked once
+	loaded  time.Time  // when it was last asked
+	failure error      // of that time
+}
+
+// opaqueRecord is the keys in the store.
+type opaqueRecord struct {
+	Keys []opaqueKeyRecord `json:"keys"`
+}
+
+type opaqueKeyRecord struct {
+	ID      []byte `json:"id"`
+	Key     []byte `json:"key"`
+	Created int64  `json:"created"` // Unix seconds
+}
+
+// opaqueName is where the keys are kept.
+var opaqueName = path.Join(root, "mac", "opaque")
+
+// IssueOpaque makes an opaque token: at most MaxOpaqueLength characters of [A-Za-z0-9_-] which say nothing to anybody
+// but the gateway and which stand for an access token that never leaves it. The claims are sealed with a key that
+// all nodes share and that survives restarts. ExpiresAt is kept in whole seconds.
+//
+// The error wraps ErrStore if the store holds no key and none can be made, and is ErrClosed after Close.
+func (m *Manager) IssueOpaque(ctx context.Context, c OpaqueClaims) (secret.String, error) {
+	plain, err := appendClaims(nil, c)
+	if err != nil {
+		return secret.String{}, err
+	}
+	key, err := m.issuingKey(ctx)
+	if err != nil {
+		return secret.String{}, err
+	}
+	token := make([]byte, opaqueHeader, opaqueHeader+len(plain)+opaqueOverhead)
+	token[0] = opaqueVersion
+	copy(token[1:], key.id[:])
+	token = key.aead.Seal(token, nil, plain, token[:opaqueHeader])
+	text := base64.RawURLEncoding.EncodeToString(token)
+	if len(text) > MaxOpaqueLength {
+		return secret.String{}, fmt.Errorf("opaque token would have %d characters, more than %d: give the client a shorter name", len(text), MaxOpaqueLength)
+	}
+	return secret.New(text), nil
+}
+
+// OpenOpaque returns what an opaque token says. The error is ErrOpaqueUnknown for anything that this gateway did not
+// make or that was altered, ErrOpaqueExpired (with the claims) past its life, and wraps ErrStore if that cannot be
+// told because the store fails.
+func (m *Manager) OpenOpaque(ctx context.Context, token string) (OpaqueClaims, error) {
+	if len(token) > MaxOpaqueLength || strings.ContainsAny(token, "\r\n") { // the decoder would skip these
+		return OpaqueClaims{}, ErrOpaqueUnknown
+	}
+	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil || len(sealed) < opaqueHeader+opaqueOverhead || sealed[0] != opaqueVersion {
+		return OpaqueClaims{}, ErrOpaqueUnknown
+	}
+	key, err := m.openingKey(ctx, [opaqueKeyID]byte(sealed[1:opaqueHeader]))
+	if err != nil {
+		return OpaqueClaims{}, err
+	}
+	plain, err := key.aead.Open(nil, nil, sealed[opaqueHeader:], sealed[:opaqueHeader])
+	if err != nil {
+		return OpaqueClaims{}, ErrOpaqueUnknown
+	}
+	claims, ok := parseClaims(plain)
+	if !ok {
+		return OpaqueClaims{}, ErrOpaqueUnknown
+	}
+	if !time.Now().Before(claims.ExpiresAt) {
+		return claims, ErrOpaqueExpired
+	}
+	return claims, nil
+}
+
+// issuingKey is the newest key; one is made if there is none or the newest is old.
+func (m *Manager) issuingKey(ctx context.Context) (opaqueKey, error) {
+	env, err := m.current()
+	if err != nil {
+		return opaqueKey{}, err
+	}
+	if m.opaque.fresh() {
+		key, _ := m.opaque.newest()
+		return key, nil
+	}
+	m.opaque.mu.Lock()
+	defer m.opaque.mu.Unlock()
+	err = m.renewOpaqueKeys(ctx, env)
+	key, ok := m.opaque.newest()
+	if ok && err != nil {
+		env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
+		err = nil
+	}
+	return key, err
+}
+
+// fresh reports whether the newest key may make tokens.
+func (k *opaqueKeys) fresh() bool {
+	key, ok := k.newest()
+	return ok && time.Since(key.created) < opaqueKeyLife
+}
+
+func (k *opaqueKeys) newest() (opaqueKey, bool) {
+	if known := k.known.Load(); known != nil && len(*known) > 0 {
+		return (*known)[0], true
+	}
+	return opaqueKey{}, false
+}
+
+// renewOpaqueKeys makes a key, unless this or another node did so meanwhile. The caller holds mu.
+func (m *Manager) renewOpaqueKeys(ctx context.Context, env *Environment) error {
+	if m.opaque.fresh() {
+		return nil
+	}
+	if _, err := m.loadOpaqueKeys(ctx, env); err != nil || m.opaque.fresh() {
+		return err
+	}
+	unlock, err := m.lockStore(ctx, env, opaqueName, opaqueLockWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	kept, err := m.loadOpaqueKeys(ctx, env)
+	if err != nil || m.opaque.fresh() {
+		return err
+	}
+	made := opaqueKeyRecord{ID: make([]byte, opaqueKeyID), Key: make([]byte, opaqueKeyBytes), Created: time.Now().Unix()}
+	_, _ = rand.Read(made.ID) // never fails since Go 1.24
+	_, _ = rand.Read(made.Key)
+	kept.Keys = append([]opaqueKeyRecord{made}, kept.Keys...)
+	kept.Keys = kept.Keys[:min(len(kept.Keys), opaqueGenerations)]
+	// Durable first: a token must still open after a restart.
+	if err := m.storeRecord(ctx, env, opaqueName, kept); err != nil {
+		return err
+	}
+	return m.opaque.take(kept)
+}
+
+// openingKey is the key of that id.
+func (m *Manager) openingKey(ctx context.Context, id [opaqueKeyID]byte) (opaqueKey, error) {
+	env, err := m.current()
+	if err != nil {
+		return opaqueKey{}, err
+	}
+	if key, ok := m.opaque.find(id); ok {
+		return key, nil
+	}
+	m.opaque.mu.Lock()
+	defer m.opaque.mu.Unlock()
+	if time.Since(m.opaque.loaded) >= opaqueReload {
+		_, _ = m.loadOpaqueKeys(ctx, env) // its error is kept as failure
+	}
+	if key, ok := m.opaque.find(id); ok {
+		return key, nil
+	}
+	if m.opaque.failure != nil {
+		return opaqueKey{}, m.opaque.failure
+	}
+	return opaqueKey{}, ErrOpaqueUnknown
+}
+
+func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
+	known := k.known.Load()
+	if known == nil {
+		return opaqueKey{}, false
+	}
+	for _, key := range *known {
+		if key.id == id {
+			return key, true
+		}
+	}
+	return opaqueKey{}, false
+}
+
+// loadOpaqueKeys reads the keys from the store; none is no error. The caller holds mu.
+func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
+	// Detached: what one caller gives up waiting for, the next one needs too. loadRecord has its own deadline.
+	err = m.loadRecord(context.WithoutCancel(ctx), env, opaqueName, &kept)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	case err == nil:
+		err = m.opaque.take(kept)
+	}
+	m.opaque.loaded, m.opaque.failure = time.Now(), err
+	return kept, err
+}
+
+// take puts stored keys in force. The caller holds mu.
+func (k *opaqueKeys) take(kept opaqueRecord) error {
+	known := make([]opaqueKey, 0, len(kept.Keys))
+	for _, r := range kept.Keys {
+		block, err := aes.NewCipher(r.Key)
+		if err != nil || len(r.Key) != opaqueKeyBytes || len(r.ID) != opaqueKeyID {
+			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
+		}
+		aead, err := cipher.NewGCMWithRandomNonce(block)
+		if err != nil {
+			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
+		}
+		known = append(known, opaqueKey{id: [opaqueKeyID]byte(r.ID), aead: aead, created: time.Unix(r.Created, 0)})
+	}
+	k.known.Store(&known)
+	return nil
+}
+
+// appendClaims writes claims as an expiry in Unix seconds and four strings, each behind a byte with its length.
+func appendClaims(dst []byte, c OpaqueClaims) ([]byte, error) {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(c.ExpiresAt.Unix()))
+	for _, s := range [...]string{c.Client, c.KeyFingerprint, c.AppID, string(c.Kind)} {
+		if len(s) > opaqueMaxString {
+			return nil, fmt.Errorf("opaque token: a name of %d bytes is too long, the limit is %d", len(s), opaqueMaxString)
+		}
+		dst = append(dst, byte(len(s)))
+		dst = append(dst, s...)
+	}
+	return dst, nil
+}
+
+// parseClaims reads what appendClaims wrote, and nothing else.
+func parseClaims(b []byte) (OpaqueClaims, bool) {
+	const expiry = 8
+	if len(b) < expiry {
+		return OpaqueClaims{}, false
+	}
+	expires := int64(binary.BigEndian.Uint64(b))
+	b = b[expiry:]
+	var fields [4]string
+	for i := range fields {
+		if len(b) == 0 || len(b)-1 < int(b[0]) {
+			return OpaqueClaims{}, false
+		}
+		n := int(b[0])
+		fields[i], b = string(b[1:1+n]), b[1+n:]
+	}
+	return OpaqueClaims{
+		Client: fields[0], KeyFingerprint: fields[1], AppID: fields[2], Kind: Kind(fields[3]), ExpiresAt: time.Unix(expires, 0),
+	}, len(b) == 0
+}

@@ -1,0 +1,161 @@
+package tokens
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// queueWorkers bounds the background jobs that run at the same time.
+	queueWorkers = 8
+	// jobTimeout bounds one attempt of a job.
+	jobTimeout = renewTimeout
+)
+
+// A job is background work that is repeated, with a growing pause, until it returns nil.
+type job struct {
+	run     func(context.Context) error
+	due     time.Time
+	failed  int  // attempts in a row
+	running bool // at most once at a time
+	again   bool // added again while running
+}
+
+// retryError makes a job run again after a pause of its own choosing.
+type retryError struct {
+	after time.Duration
+}
+
+func (retryError) Error() string { return "to be repeated" }
+
+// retryQueue holds the jobs by id. It is small: intents under way, tickets awaited, and what waits for the store.
+type retryQueue struct {
+	mu   sync.Mutex
+	jobs map[string]*job
+	wake chan struct{}
+	free chan struct{} // one element per idle worker
+}
+
+func (q *retryQueue) init() {
+	q.jobs = make(map[string]*job)
+	q.wake = make(chan struct{}, 1)
+	q.free = make(chan struct{}, queueWorkers)
+	for range queueWorkers {
+		q.free <- struct{}{}
+	}
+}
+
+// add queues a job to run after a delay. One that waits under the same id stays; one that is running runs once more.
+func (q *retryQueue) add(id string, delay time.Duration, run func(context.Context) error) {
+	q.mu.Lock()
+	if j := q.jobs[id]; j == nil {
+		q.jobs[id] = &job{run: run, due: time.Now().Add(delay)}
+	} else if j.running {
+		j.again = true
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns a job that is due, marked as running, or else how long until the next one is; negative: none.
+func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	wait = -1
+	now := time.Now()
+	for name, candidate := range q.jobs {
+		if candidate.running {
+			continue
+		}
+		left := candidate.due.Sub(now)
+		if left <= 0 {
+			candidate.running = true
+			return name, candidate, 0
+		}
+		if wait < 0 || left < wait {
+			wait = left
+		}
+	}
+	return "", nil, wait
+}
+
+// finish removes a job that is done, and plans the next attempt of one that is not.
+func (q *retryQueue) finish(id string, j *job, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	j.running = false
+	retry, chosen := err.(retryError)
+	switch {
+	case chosen:
+		j.failed, j.due = 0, time.Now().Add(retry.after)
+	case err != nil:
+		j.failed++
+		j.due = time.Now().Add(backoff(j.failed))
+	case j.again:
+		j.failed, j.due = 0, time.Now()
+	default:
+		delete(q.jobs, id)
+	}
+	j.again = false
+}
+
+// runQueue is the manager's background loop. It owns the timer, and starts at most queueWorkers jobs at a time.
+func (m *Manager) runQueue(ctx context.Context) {
+	q := &m.queue
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-q.free:
+		case <-ctx.Done():
+			return
+		}
+		id, j, wait := q.take()
+		if j != nil {
+			m.startJob(id, j)
+			continue
+		}
+		q.free <- struct{}{}
+		var due <-chan time.Time
+		if wait >= 0 {
+			timer.Reset(wait)
+			due = timer.C
+		}
+		select {
+		case <-due:
+		case <-q.wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// startJob runs one attempt on a goroutine that Close waits for.
+func (m *Manager) startJob(id string, j *job) {
+	q := &m.queue
+	if !m.begin() {
+		q.free <- struct{}{}
+		return
+	}
+	go func() {
+		defer m.work.Done()
+		err := m.attempt(j)
+		q.finish(id, j, err)
+		q.free <- struct{}{}
+		select {
+		case q.wake <- struct{}{}:
+		default:
+		}
+	}()
+}
+
+func (m *Manager) attempt(j *job) (err error) {
+	defer m.recovered(&err)
+	ctx, cancel := context.WithTimeout(m.workCtx, jobTimeout)
+	defer cancel()
+	return j.run(ctx)
+}

@@ -1,0 +1,214 @@
+package tokens
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// recordVersion is the version of the records' form. A record of another version is refused, never overwritten.
+const recordVersion = 1
+
+// storeTimeout bounds one operation on the store. WeChat waits five seconds for the answer to an event, and that
+// answer waits for the store.
+const storeTimeout = 3 * time.Second
+
+// errUnreadable is a record that is there and cannot be used: torn, tampered with, sealed with a key that is not
+// configured, or of another version. Nothing may write over it.
+var errUnreadable = fmt.Errorf("%w: record cannot be read", ErrStore)
+
+// record is what is kept of one token, in memory. Times are whole seconds, as in the store, so that a token looks
+// the same before and after a restart.
+type record struct {
+	Gen          uint64
+	AccessToken  secret.String
+	ExpiresAt    time.Time
+	ObtainedAt   time.Time // when AccessToken was asked for
+	RefreshToken secret.String
+	FuncInfo     []int
+	AuthorizedAt time.Time
+	RevokedAt    time.Time // after AuthorizedAt, or zero, unless the account has authorised again since
+	CodeHash     string    // of the authorization code that the tokens came from
+}
+
+// recordWire is a record in the store.
+type recordWire struct {
+	Gen          uint64 `json:"gen"`
+	AccessToken  string `json:"access_token,omitempty"`
+	ExpiresAt    int64  `json:"expires_at,omitempty"` // Unix seconds, as all times
+	ObtainedAt   int64  `json:"obtained_at,omitempty"`
+	RefreshToken string `json:"refresh_token,omitempty"`
+	FuncInfo     []int  `json:"func_info,omitempty"`
+	AuthorizedAt int64  `json:"authorized_at,omitempty"`
+	RevokedAt    int64  `json:"revoked_at,omitempty"`
+	CodeHash     string `json:"code_hash,omitempty"`
+}
+
+func (r *record) wire() recordWire {
+	return recordWire{
+		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt), ObtainedAt: unix(r.ObtainedAt),
+		RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
+		RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
+	}
+}
+
+func (w *recordWire) record() *record {
+	return &record{
+		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt), ObtainedAt: fromUnix(w.ObtainedAt),
+		RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
+		RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
+	}
+}
+
+// revoked reports whether the account took its authorization back and has not given it again.
+func (r *record) revoked() bool { return !r.RevokedAt.IsZero() && !r.RevokedAt.Before(r.AuthorizedAt) }
+
+// supersedes reports whether r is news compared with o, which was written without knowing of r: the later
+// authorization or its end counts first, since it makes earlier refresh tokens void.
+func (r *record) supersedes(o *record) bool {
+	rs, os := r.settledAt(), o.settledAt()
+	switch {
+	case !rs.Equal(os):
+		return rs.After(os)
+	case r.Gen != o.Gen:
+		return r.Gen > o.Gen
+	default:
+		return r.ObtainedAt.After(o.ObtainedAt)
+	}
+}
+
+// settledAt is when the account last gave or took its authorization.
+func (r *record) settledAt() time.Time {
+	if r.RevokedAt.After(r.AuthorizedAt) {
+		return r.RevokedAt
+	}
+	return r.AuthorizedAt
+}
+
+// unix is 0 for the zero time, which has no seconds worth keeping.
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func fromUnix(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
+}
+
+// loadRecord reads a record into out, a pointer to a struct. The error is fs.ErrNotExist if there is none, and wraps
+// ErrStore otherwise.
+//
+// Where records are sealed, one that was stored before the seal key was configured is still read, and is sealed when
+// it is next written: adding a key must not lose an authorizer.
+func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	data, err := env.Store.Load(ctx, name)
+	missing := errors.Is(err, fs.ErrNotExist)
+	env.observe("load", start, ignoreIf(err, missing))
+	switch {
+	case missing:
+		return fs.ErrNotExist
+	case err != nil:
+		return fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
+	}
+	if env.Sealer != nil && !isPlain(data) {
+		if data, _, err = env.Sealer.Open(name, data); err != nil {
+			return fmt.Errorf("%w: %s does not open with any seal_key; was a key removed?", errUnreadable, name)
+		}
+	}
+	// The cause is left out of these errors: it quotes the record.
+	var version struct {
+		V int `json:"v"`
+	}
+	if err := json.Unmarshal(data, &version); err != nil {
+		return fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
+	}
+	if version.V != recordVersion {
+		return fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
+	}
+	return nil
+}
+
+// isPlain tells an unsealed record.
+func isPlain(data []byte) bool { return len(data) > 0 && data[0] == '{' && json.Valid(data) }
+
+// storeRecord writes in, a struct without a field "v", as a versioned and sealed record. It is durable when nil is
+// returned; the error wraps ErrStore.
+func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string, in any) error {
+	body, err := json.Marshal(in)
+	if err != nil || len(body) < 2 || body[0] != '{' {
+		return fmt.Errorf("%w: %s is not a record", ErrStore, name)
+	}
+	data := fmt.Appendf(make([]byte, 0, len(body)+16), `{"v":%d`, recordVersion)
+	if !bytes.Equal(body, []byte("{}")) {
+		data = append(data, ',')
+	}
+	data = append(data, body[1:]...)
+	if env.Sealer != nil {
+		if data, err = env.Sealer.Seal(name, data); err != nil {
+			return fmt.Errorf("%w: seal %s: %w", ErrStore, name, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	err = env.Store.Store(ctx, name, data)
+	env.observe("store", start, err)
+	if err != nil {
+		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
+	}
+	return nil
+}
+
+// deleteRecord removes a record.
+func (m *Manager) deleteRecord(ctx context.Context, env *Environment, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	err := env.Store.Delete(ctx, name)
+	env.observe("delete", start, err)
+	if err != nil {
+		return fmt.Errorf("%w: delete %s: %w", ErrStore, name, err)
+	}
+	return nil
+}
+
+// lockStore takes a lock that all nodes respect and waits for it no longer than wait.
+func (m *Manager) lockStore(ctx context.Context, env *Environment, name string, wait time.Duration) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	start := time.Now()
+	unlock, err = env.Store.Lock(ctx, name)
+	env.observe("lock", start, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: lock %s: %w", ErrStore, name, err)
+	}
+	return unlock, nil
+}
+
+func (e *Environment) observe(op string, start time.Time, err error) {
+	e.Observer.StoreOperation(op, time.Since(start), err)
+}
+
+func ignoreIf(err error, harmless bool) error {
+	if harmless {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,247 @@
+package tokens
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+var errDisk = errors.New("disk full")
+
+func failAll(op, name string) error { return errDisk }
+
+func failWrites(op, name string) error {
+	if op == "store" || op == "lock" || op == "delete" {
+		return errDisk
+	}
+	return nil
+}
+
+func TestTicketNewestWins(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.Use(r.env)
+		now := time.Now()
+		put := func(value string, at time.Time) {
+			t.Helper()
+			if err := r.PutTicket(t.Context(), testPlatform, Ticket{secret.New(value), at}); err != nil {
+				t.Fatalf("PutTicket: %v", err)
+			}
+		}
+		want := func(value string) {
+			t.Helper()
+			got, err := r.Ticket(t.Context(), testPlatform)
+			if err != nil || got.Value.Reveal() != value {
+				t.Errorf("Ticket = %q, %v; want %q", got.Value.Reveal(), err, value)
+			}
+		}
+		put("ticket@@@2", now.Add(-10*time.Minute))
+		put("ticket@@@1", now.Add(-20*time.Minute)) // out of order
+		want("ticket@@@2")
+		put("ticket@@@3", now)
+		writes := r.store.count("store")
+		put("ticket@@@3", now) // twice
+		if n := r.store.count("store") - writes; n != 0 {
+			t.Errorf("%d writes for a ticket that came twice", n)
+		}
+		want("ticket@@@3")
+		put("ticket@@@3b", now) // another one of the same second, from the other event URL
+		want("ticket@@@3b")
+		r.restart()
+		put("ticket@@@1", now.Add(-20*time.Minute)) // nothing in memory, a newer one in the store
+		want("ticket@@@3b")
+		time.Sleep(ticketLife - time.Second)
+		want("ticket@@@3b")
+		time.Sleep(time.Second)
+		if _, err := r.Ticket(t.Context(), testPlatform); !errors.Is(err, ErrNoTicket) {
+			t.Errorf("after twelve hours: %v, want ErrNoTicket", err)
+		}
+	})
+}
+
+func TestTicketSurvivesACrash(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		// What is acknowledged is in the store: another process, beside this one, reads it.
+		other := NewManager()
+		defer other.Close()
+		other.Use(r.env)
+		if _, err := other.Ticket(t.Context(), testPlatform); err != nil {
+			t.Errorf("Ticket in another process: %v", err)
+		}
+		if _, err := other.Get(t.Context(), ComponentKey(testPlatform)); err != nil {
+			t.Errorf("Get in another process: %v", err)
+		}
+		r.get(t, ComponentKey(testPlatform))
+		if n := r.wx.count(pathComponentToken); n != 1 {
+			t.Errorf("two processes made %d component tokens", n)
+		}
+	})
+}
+
+func TestTicketOfAnotherNode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		other := NewManager()
+		defer other.Close()
+		other.Use(r.env)
+		time.Sleep(10 * time.Minute)
+		if err := other.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@new"), time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := r.Ticket(t.Context(), testPlatform); err != nil || got.Value.Reveal() != "ticket@@@new" {
+			t.Errorf("Ticket = %q, %v", got.Value.Reveal(), err)
+		}
+	})
+}
+
+func TestTicketServesFromMemoryWhileTheStoreFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.Use(r.env)
+		r.store.fail(failAll)
+		ticket := Ticket{secret.New("ticket@@@mem"), time.Now()}
+		for range 2 { // WeChat pushes again what was not acknowledged
+			if err := r.PutTicket(t.Context(), testPlatform, ticket); !errors.Is(err, ErrStore) {
+				t.Errorf("PutTicket: %v, want ErrStore", err)
+			}
+		}
+		if r.Unsaved() != 1 {
+			t.Errorf("Unsaved = %d", r.Unsaved())
+		}
+		r.get(t, ComponentKey(testPlatform))
+		r.store.fail(nil)
+		time.Sleep(2 * time.Minute)
+		if r.Unsaved() != 0 {
+			t.Errorf("Unsaved = %d after the store recovered", r.Unsaved())
+		}
+		r.restart()
+		if _, err := r.Ticket(t.Context(), testPlatform); err != nil {
+			t.Errorf("after a restart: %v", err)
+		}
+	})
+}
+
+func TestTicketOfARemovedPlatformIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.Use(r.env)
+		r.store.fail(failAll)
+		_ = r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@mem"), time.Now()})
+		next := *r.env
+		next.Platforms = nil
+		r.Use(&next)
+		time.Sleep(2 * time.Minute)
+		if r.Unsaved() != 0 {
+			t.Error("an unconfigured platform keeps the gateway unready")
+		}
+	})
+}
+
+func TestHangingStoreDoesNotHoldAPushLongerThanItMay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.store.hold(func(string, string) { time.Sleep(2500 * time.Millisecond) })
+		start := time.Now()
+		_ = r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@slow"), time.Now()})
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("PutTicket took %v", took)
+		}
+	})
+}
+
+func TestTicketThatIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.Use(r.env)
+		if err := r.PutTicket(t.Context(), testPlatform, Ticket{}); err == nil {
+			t.Error("an empty ticket was accepted")
+		}
+		if err := r.PutTicket(t.Context(), "wxunknown", Ticket{Value: secret.New("x")}); !errors.Is(err, ErrNotConfigured) {
+			t.Errorf("another's ticket: %v", err)
+		}
+		r.wx.set(func(f *fakeWeChat) { f.tickets = map[string]bool{"ticket@@@good": true} })
+		k := ComponentKey(testPlatform)
+		_ = r.PutTicket(t.Context(), testPlatform, Ticket{Value: secret.New("ticket@@@bad")})
+		for range 3 { // in back-off
+			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNoTicket) || !hasCode(err, 61006) {
+				t.Errorf("Get: %v, want ErrNoTicket and WeChat's 61006", err)
+			}
+		}
+		// A good one is used at once.
+		_ = r.PutTicket(t.Context(), testPlatform, Ticket{Value: secret.New("ticket@@@good")})
+		r.get(t, k)
+	})
+}
+
+func TestWeChatIsAskedForATicketPolitely(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.Use(r.env)
+		synctest.Wait()
+		if n := r.wx.count(pathStartPush); n != 1 {
+			t.Errorf("asked %d times at the first Use without a ticket", n)
+		}
+		for range 29 * 6 { // 29 minutes of callers and reloads
+			if _, err := r.Get(t.Context(), ComponentKey(testPlatform)); !errors.Is(err, ErrNoTicket) {
+				t.Fatalf("Get: %v, want ErrNoTicket", err)
+			}
+			r.Use(r.env)
+			time.Sleep(10 * time.Second)
+		}
+		if n := r.wx.count(pathStartPush); n != 3 {
+			t.Errorf("asked %d times in 29 minutes, want every ten", n)
+		}
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Hour)
+		if n := r.wx.count(pathStartPush); n > 3 {
+			t.Errorf("asked although there is a ticket: %d times", n)
+		}
+		r.get(t, ComponentKey(testPlatform))
+		if r.wx.count(pathComponentToken) != 1 {
+			t.Error("WeChat was asked for a token without a ticket")
+		}
+	})
+}
+
+func TestNoTicketIsAskedForWhenOneIsStored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		synctest.Wait()
+		before := r.wx.count(pathStartPush)
+		r.restart()
+		time.Sleep(time.Hour)
+		if n := r.wx.count(pathStartPush) - before; n != 0 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+func TestTicketsEndAndAreAskedForAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		time.Sleep(13 * time.Hour)
+		before := r.wx.count(pathStartPush)
+		if _, err := r.Get(t.Context(), ComponentKey(testPlatform)); !errors.Is(err, ErrNoTicket) {
+			t.Errorf("Get: %v, want ErrNoTicket", err)
+		}
+		synctest.Wait()
+		if n := r.wx.count(pathStartPush) - before; n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}

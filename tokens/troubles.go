@@ -1,0 +1,159 @@
+package tokens
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	backoffFirst = time.Second
+	backoffMost  = time.Minute
+	// troubleLogEvery is how rarely a trouble that lasts is said again.
+	troubleLogEvery = 10 * time.Minute
+	// maxTroubles bounds the table. One that is forgotten costs an attempt too early.
+	maxTroubles = 1 << 16
+
+	// refusalBurst and refusalEvery bound the renewals of one token that WeChat keeps refusing: one that is refused
+	// at birth would otherwise be fetched anew with each call.
+	refusalBurst = 10
+	refusalEvery = 30 * time.Second
+)
+
+// backoff is the wait after the n-th failure in a row, n from 1, with a jitter of a fifth.
+func backoff(n int) time.Duration {
+	wait := backoffMost
+	if n < 7 { // 2^6 seconds is beyond the most
+		wait = min(backoffFirst<<max(n-1, 0), backoffMost)
+	}
+	return wait - rand.N(wait/5)
+}
+
+// troubles remembers, per key, failures in a row and the token that WeChat refused. A key without trouble has no
+// place in it.
+type troubles struct {
+	mu   sync.Mutex
+	keys map[Key]*trouble
+}
+
+type trouble struct {
+	failures int
+	retryAt  time.Time
+	err      error
+	loggedAt time.Time
+	refused  secret.String
+	budget   float64 // renewals for refused tokens that are left
+	budgetAt time.Time
+}
+
+// at returns the key's trouble, making one; mu is held.
+func (t *troubles) at(k Key) *trouble {
+	if t.keys == nil {
+		t.keys = make(map[Key]*trouble)
+	}
+	x := t.keys[k]
+	if x == nil {
+		if len(t.keys) >= maxTroubles {
+			for old := range t.keys {
+				delete(t.keys, old)
+				break
+			}
+		}
+		x = &trouble{budget: refusalBurst, budgetAt: time.Now()}
+		t.keys[k] = x
+	}
+	return x
+}
+
+// failed notes a failure and returns when to try again, and whether to say so in the log.
+func (t *troubles) failed(k Key, err error) (retryAt time.Time, say bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x, now := t.at(k), time.Now()
+	x.failures++
+	x.err = err
+	x.retryAt = now.Add(backoff(x.failures))
+	if say = x.failures == 1 || now.Sub(x.loggedAt) >= troubleLogEvery; say {
+		x.loggedAt = now
+	}
+	return x.retryAt, say
+}
+
+// refuse notes that WeChat refused a token.
+func (t *troubles) refuse(k Key, token secret.String) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at(k).refused = token
+}
+
+// spend takes one renewal for a refused token from the key's budget.
+func (t *troubles) spend(k Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x, now := t.at(k), time.Now()
+	x.budget = min(refusalBurst, x.budget+now.Sub(x.budgetAt).Seconds()/refusalEvery.Seconds())
+	x.budgetAt = now
+	if x.budget < 1 {
+		return fmt.Errorf("%w: WeChat refuses each new %s token of %s; is another system refreshing it?", ErrBackoff, k.Kind, k.owner())
+	}
+	x.budget--
+	return nil
+}
+
+// hold returns the last failure while a renewal for a waiting caller must not be tried again. After a first failure
+// the next caller may try at once.
+func (t *troubles) hold(k Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	if x == nil || x.failures < 2 || !time.Now().Before(x.retryAt) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrBackoff, x.err)
+}
+
+// adopt gives a new entry of the cache what is known of its key's troubles.
+func (t *troubles) adopt(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if x := t.keys[e.key]; x != nil {
+		e.refused.Store(!x.refused.IsZero() && e.token.Value == x.refused)
+		if x.failures > 0 {
+			e.renewAt.Store(x.retryAt.UnixNano())
+		}
+	}
+}
+
+// over forgets a key's troubles, but for the budget while that is not full again.
+func (t *troubles) over(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	switch {
+	case x == nil:
+	case x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery:
+		*x = trouble{budget: x.budget, budgetAt: x.budgetAt}
+	default:
+		delete(t.keys, k)
+	}
+}
+
+// forgive lets every key be tried again at once: a new configuration may mend what was wrong. What WeChat refused
+// stays refused.
+func (t *troubles) forgive() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, x := range t.keys {
+		x.failures, x.err, x.retryAt = 0, nil, time.Time{}
+	}
+}
+
+// counts reports whether an error of a renewal says that this key's own call to WeChat failed.
+func counts(err error) bool {
+	_, api := errors.AsType[*APIError](err)
+	return (api || errors.Is(err, ErrUnreachable)) && !errors.Is(err, errNoComponentToken)
+}

@@ -1,0 +1,308 @@
+package tokens
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// DefaultOrigin is WeChat's API.
+	DefaultOrigin = "https://api.weixin.qq.com"
+	// DefaultTimeout bounds a whole call, all origins together.
+	DefaultTimeout = 10 * time.Second
+
+	dialTimeout     = 3 * time.Second  // leaves time for the next origin
+	idleConnTimeout = 30 * time.Second // shorter than servers keep idle connections, so that we seldom write into a dying one
+	maxAnswer       = 1 << 20          // bytes of an answer that are read; WeChat's are below 100 KiB
+	maxIdlePerHost  = 16
+)
+
+// ClientOptions configure a Client. The zero value is usable.
+type ClientOptions struct {
+	// Origins are scheme://host[:port], tried in order; the next one only when no connection could be established.
+	// Plain http is for loopback addresses alone. Default: DefaultOrigin.
+	Origins []string
+	// Proxy chooses the egress proxy; nil: none.
+	Proxy func(*http.Request) (*url.URL, error)
+	// Timeout bounds one call. Default: DefaultTimeout.
+	Timeout time.Duration
+	// Transport replaces the client's own, for tests. Proxy is not used then.
+	Transport http.RoundTripper
+}
+
+// Client makes the gateway's own calls to WeChat. It follows no redirects, reads at most 1 MiB, judges an answer by
+// its body and not by its Content-Type, never sends a request twice, and its errors hold no URL (WeChat takes tokens
+// in the query). It is safe for concurrent use.
+type Client struct {
+	origins []string
+	timeout time.Duration
+	http    *http.Client
+	// traced: the transport reports its connections, so that "no connection" is known and not guessed.
+	traced bool
+}
+
+// NewClient checks the options; it opens no connection.
+func NewClient(o ClientOptions) (*Client, error) {
+	c := &Client{timeout: o.Timeout}
+	if c.timeout <= 0 {
+		c.timeout = DefaultTimeout
+	}
+	origins := o.Origins
+	if len(origins) == 0 {
+		origins = []string{DefaultOrigin}
+	}
+	for _, origin := range origins {
+		clean, err := cleanOrigin(origin)
+		if err != nil {
+			return nil, err
+		}
+		c.origins = append(c.origins, clean)
+	}
+	transport := o.Transport
+	if transport == nil {
+		c.traced = true
+		transport = &http.Transport{
+			Proxy:                 o.Proxy,
+			DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: idleConnTimeout}).DialContext,
+			TLSHandshakeTimeout:   dialTimeout,
+			ResponseHeaderTimeout: c.timeout,
+			IdleConnTimeout:       idleConnTimeout,
+			MaxIdleConnsPerHost:   maxIdlePerHost,
+			ForceAttemptHTTP2:     true,
+		}
+	}
+	c.http = &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c, nil
+}
+
+// Close closes idle connections. Calls that still run end by themselves.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Post sends body as JSON (nil: an empty object) and decodes the answer, a JSON object, into out (nil: dropped).
+// An errcode other than 0 is returned as *APIError; anything that is not an answer wraps ErrUnreachable.
+func (c *Client) Post(ctx context.Context, path string, query url.Values, body, out any) error {
+	payload, err := encodeBody(body)
+	if err != nil {
+		return fmt.Errorf("%s: encode request: %w", path, err)
+	}
+	return c.do(ctx, http.MethodPost, path, query, payload, out)
+}
+
+// Get is Post without a body.
+func (c *Client) Get(ctx context.Context, path string, query url.Values, out any) error {
+	return c.do(ctx, http.MethodGet, path, query, nil, out)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, query url.Values, payload []byte, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var err error
+	for _, origin := range c.origins {
+		var answer []byte
+		var connected bool
+		answer, connected, err = c.exchange(ctx, method, origin+path, query, payload)
+		if err == nil {
+			return decodeAnswer(path, answer, out)
+		}
+		if connected || ctx.Err() != nil {
+			break
+		}
+	}
+	return fmt.Errorf("%s: %w: %w", path, ErrUnreachable, err)
+}
+
+// exchange makes one request. Connected is false only if it is certain that nothing of it reached the other side.
+func (c *Client) exchange(ctx context.Context, method, target string, query url.Values, payload []byte) (answer []byte, connected bool, err error) {
+	gotConn := false
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { gotConn = true }})
+	req, err := http.NewRequestWithContext(ctx, method, target, http.NoBody)
+	if err != nil {
+		return nil, true, errors.New("request cannot be built") // the cause would quote the URL
+	}
+	req.URL.RawQuery = query.Encode()
+	// A body that net/http cannot read a second time keeps it from repeating a request whose connection broke. A GET
+	// is in need of that too, as some of them burn a code; the empty body adds nothing to it on the wire.
+	req.Body = io.NopCloser(bytes.NewReader(payload))
+	req.GetBody = nil
+	req.ContentLength = int64(len(payload))
+	if payload != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, gotConn || !c.traced && !isDialError(err), safeCause(err, query)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusOK {
+		return nil, true, fmt.Errorf("answered HTTP %d", res.StatusCode)
+	}
+	answer, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, true, fmt.Errorf("answer broke off: %w", safeCause(err, query))
+	case len(answer) > maxAnswer:
+		return nil, true, fmt.Errorf("answer exceeds %d bytes", maxAnswer)
+	}
+	return answer, true, nil
+}
+
+// decodeAnswer judges a body: it must be one JSON object, without an errcode or with errcode 0.
+func decodeAnswer(path string, answer []byte, out any) error {
+	answer = bytes.TrimSpace(bytes.TrimPrefix(answer, []byte("\xef\xbb\xbf")))
+	if len(answer) == 0 || answer[0] != '{' || !json.Valid(answer) {
+		return fmt.Errorf("%s: %w: the answer is not a JSON object (%d bytes)", path, ErrUnreachable, len(answer))
+	}
+	var status struct {
+		Code wireInt `json:"errcode"`
+		Msg  any     `json:"errmsg"`
+	}
+	if err := json.Unmarshal(answer, &status); err != nil {
+		return fmt.Errorf("%s: %w: the errcode of the answer is no number", path, ErrUnreachable)
+	}
+	if status.Code != 0 {
+		msg, _ := status.Msg.(string)
+		return newAPIError(path, int64(status.Code), msg)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("%s: %w: the answer is not of the documented form", path, ErrUnreachable)
+	}
+	return nil
+}
+
+// encodeBody makes JSON as WeChat wants it: without the HTML escapes that some of its APIs take literally, and
+// without the encoder's final newline.
+func encodeBody(body any) ([]byte, error) {
+	if body == nil {
+		return []byte("{}"), nil
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(body); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// cleanOrigin accepts scheme://host[:port] and nothing more.
+func cleanOrigin(origin string) (string, error) {
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
+		return "", errors.New("api origin: want scheme://host[:port], such as " + DefaultOrigin)
+	}
+	switch {
+	case u.Scheme == "https":
+	case u.Scheme == "http" && isLoopback(u.Hostname()):
+	case u.Scheme == "http":
+		return "", fmt.Errorf("api origin %s: plain http is allowed to a loopback address only; use https", u.Host)
+	default:
+		return "", fmt.Errorf("api origin %s: want https, have scheme %q", u.Host, u.Scheme)
+	}
+	return u.Scheme + "://" + u.Host, nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}
+
+// isDialError recognises a failure before any byte of a request was sent.
+func isDialError(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
+}
+
+// safeCause drops what may repeat the request: url.Error's URL, and any text with a query or a query's value in it.
+func safeCause(err error, query url.Values) error {
+	for {
+		u, ok := errors.AsType[*url.Error](err)
+		if !ok {
+			break
+		}
+		err = u.Err
+	}
+	text := err.Error()
+	unsafe := len(text) > maxErrorText || strings.ContainsAny(text, "?&=")
+	for _, values := range query {
+		for _, v := range values {
+			unsafe = unsafe || v != "" && strings.Contains(text, v)
+		}
+	}
+	if !unsafe {
+		return err
+	}
+	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	return errors.New("connection failed")
+}
+
+// wireInt is a whole number that WeChat may write as a number or as a string.
+type wireInt int64
+
+// UnmarshalJSON accepts 7200, 7200.0, "7200" and null; text that is no number is an error.
+func (n *wireInt) UnmarshalJSON(data []byte) error {
+	text := strings.TrimSpace(strings.Trim(string(data), `"`))
+	if text == "null" || text == "" {
+		*n = 0
+		return nil
+	}
+	var number json.Number
+	if err := json.Unmarshal([]byte(text), &number); err != nil {
+		return errors.New("not a number")
+	}
+	if i, err := number.Int64(); err == nil {
+		*n = wireInt(i)
+		return nil
+	}
+	f, err := number.Float64()
+	if err != nil || f != float64(int64(f)) {
+		return errors.New("not a whole number")
+	}
+	*n = wireInt(f)
+	return nil
+}
+
+// wireSeconds is an expires_in. Whatever it holds, the token beside it is good: what cannot be read counts as 0.
+type wireSeconds int64
+
+// UnmarshalJSON accepts what wireInt does, and anything else as 0.
+func (s *wireSeconds) UnmarshalJSON(data []byte) error {
+	text := strings.TrimSpace(strings.Trim(string(data), `"`))
+	f, err := strconv.ParseFloat(text, 64)
+	switch {
+	case err != nil && !errors.Is(err, strconv.ErrRange), math.IsNaN(f):
+		*s = 0
+	case f > longestLife.Seconds():
+		*s = wireSeconds(longestLife.Seconds())
+	case f < 0:
+		*s = 0
+	default:
+		*s = wireSeconds(f)
+	}
+	return nil
+}

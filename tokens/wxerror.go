@@ -1,0 +1,118 @@
+package tokens
+
+import (
+	"errors"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// What callers branch on. Every error of this package that is not a caller's own context ending wraps one of
+// these or an *APIError.
+var (
+	// ErrNotConfigured: the configuration has no such platform or account.
+	ErrNotConfigured = errors.New("not configured")
+	// ErrNoTicket: the platform has no live component_verify_ticket; WeChat pushes one every ten minutes.
+	ErrNoTicket = errors.New("no component_verify_ticket yet: WeChat pushes one every ten minutes to the authorization event URL")
+	// ErrNotAuthorized: the account has not authorised the platform, or has revoked it.
+	ErrNotAuthorized = errors.New("the account has not authorised the platform")
+	// ErrStore: the store failed, timed out, or holds a record that cannot be read.
+	ErrStore = errors.New("token store")
+	// ErrUnreachable: WeChat was not reached, did not answer in time, or answered something other than JSON.
+	ErrUnreachable = errors.New("WeChat not reached")
+	// ErrBackoff: a renewal failed a moment ago and is not tried again yet. It wraps the failure where there is one.
+	ErrBackoff = errors.New("renewal held back after a failure")
+	// ErrClosed: the manager was closed.
+	ErrClosed = errors.New("token manager closed")
+)
+
+// Codes of WeChat that this package acts on; the protocol notes list them all.
+const (
+	codeInvalidCredential   = 40001
+	codeInvalidToken        = 40014
+	codeTokenExpired        = 42001
+	codeComponentExpired    = 42006
+	codeNotAuthorized       = 61003
+	codeTicketExpired       = 61005
+	codeTicketInvalid       = 61006
+	codeAuthCodeInvalid     = 61009
+	codeAuthCodeExpired     = 61010
+	codeRefreshTokenInvalid = 61023
+)
+
+// maxErrorText bounds the part of an errmsg that is kept, in bytes.
+const maxErrorText = 256
+
+// APIError is an answer of WeChat's with an errcode other than 0.
+type APIError struct {
+	Code int64
+	Msg  string // errmsg, capped and without control characters
+	RID  string // the request id that WeChat's support asks for; empty if none was given
+	API  string // path of the call, without its query
+}
+
+// Error gives the call, the code and WeChat's text, never the request.
+func (e *APIError) Error() string {
+	text := strconv.FormatInt(e.Code, 10)
+	if e.API != "" {
+		text = e.API + ": " + text
+	}
+	if e.Msg != "" {
+		text += " " + e.Msg
+	}
+	return text
+}
+
+// IsTokenRefused reports whether an errcode says that the access token of the call was refused. WeChat refuses it
+// before it acts, so the call may be repeated with another token.
+func IsTokenRefused(code int64) bool {
+	switch code {
+	case codeInvalidCredential, codeInvalidToken, codeTokenExpired, codeComponentExpired:
+		return true
+	}
+	return false
+}
+
+// hasCode reports whether err is WeChat's answer with one of these codes.
+func hasCode(err error, codes ...int64) bool {
+	api, ok := errors.AsType[*APIError](err)
+	if !ok {
+		return false
+	}
+	for _, code := range codes {
+		if api.Code == code {
+			return true
+		}
+	}
+	return false
+}
+
+// ridPattern is the request id that WeChat appends to an errmsg: three groups of eight hex digits.
+var ridPattern = regexp.MustCompile(`\brid: ([0-9a-fA-F]{8}-[0-9a-fA-F]{8}-[0-9a-fA-F]{8})`)
+
+// newAPIError builds the error for an errcode and errmsg as they were received.
+func newAPIError(api string, code int64, msg string) *APIError {
+	e := &APIError{Code: code, API: api}
+	if m := ridPattern.FindStringSubmatch(msg); m != nil {
+		e.RID = m[1]
+	}
+	e.Msg = printable(msg, maxErrorText)
+	return e
+}
+
+// printable drops control characters and what is not UTF-8, and caps the text to max bytes at a rune's border.
+func printable(s string, max int) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == utf8.RuneError || unicode.IsControl(r) {
+			continue
+		}
+		if b.Len()+utf8.RuneLen(r) > max {
+			break
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
