@@ -216,7 +216,8 @@ func gatewayConfig(origins ...string) string {
 		sha256.Sum256([]byte(hashedKey)), authorizerID, list)
 }
 
-// newGateway starts a gateway. handler is the JSON of wechat_api; config of the app, or empty.
+// newGateway starts a gateway. handler is the JSON of wechat_api, config that of the app; both may be empty. Tests that
+// use it are not parallel: provisioning a reverse_proxy writes variables of Caddy's packages.
 func newGateway(t *testing.T, wechat *fakeWeChat, config, handler string) *gateway {
 	t.Helper()
 	if config == "" {

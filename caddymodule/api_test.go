@@ -13,7 +13,6 @@ import (
 )
 
 func TestAPIWays(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
@@ -67,7 +66,6 @@ func TestAPIWays(t *testing.T) {
 }
 
 func TestAPICredentials(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	const target = "/" + accountID + "/cgi-bin/user/info"
@@ -107,7 +105,6 @@ func TestAPICredentials(t *testing.T) {
 }
 
 func TestAPIRules(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
@@ -164,7 +161,6 @@ func TestAPIRules(t *testing.T) {
 
 // Redefined rights apply to tokens that were given out before.
 func TestAPIOpaqueRights(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
@@ -181,7 +177,9 @@ func TestAPIOpaqueRights(t *testing.T) {
 	check("another account's prefix", "/"+authorizerID+"/cgi-bin/user/info?access_token="+shop, 48001)
 	check("never forwarded", "/cgi-bin/openapi/rid/get?access_token="+crm, 48001)
 	check("component API", "/wxa/gettemplatelist?access_token="+crm, 48001)
-	check("two different tokens", "/cgi-bin/user/info?access_token="+shop+"&access_token="+crm, 40097)
+	if a := g.get("/cgi-bin/user/info?access_token=" + shop + "&access_token=" + crm); a.Status != http.StatusBadRequest || a.code(t) != 40097 {
+		t.Errorf("two different tokens: got %d %s", a.Status, a.Body)
+	}
 
 	keys := g.api.keys
 	for i := range keys {
@@ -200,7 +198,6 @@ func TestAPIOpaqueRights(t *testing.T) {
 }
 
 func TestAPIHostile(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.opaque(accountID, crmKey)
@@ -230,7 +227,7 @@ func TestAPIHostile(t *testing.T) {
 		"header of other shape": "GET /cgi-bin/user/info HTTP/1.1\r\nX-Wechat-Appid: ../" + accountID + "\r\n" + auth,
 		"token behind semi":     "GET /" + accountID + "/cgi-bin/user/info?a=1;access_token=x HTTP/1.1\r\n" + auth,
 		"TRACE":                 "TRACE /" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
-		"OPTIONS *":             "OPTIONS * HTTP/1.1\r\n" + auth,
+		"OPTIONS":               "OPTIONS /" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
 		"CONNECT":               "CONNECT evil.example:443 HTTP/1.1\r\n" + auth,
 		"absolute, no rights":   "GET http://evil.example/" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n",
 	} {
@@ -267,7 +264,6 @@ func (g *gateway) raw(t *testing.T, request string) (int, string) {
 
 // Whatever host a caller names, in the target or in Host, the call goes to WeChat's.
 func TestAPIOneHostOnly(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	for name, request := range map[string]string{
@@ -285,7 +281,6 @@ func TestAPIOneHostOnly(t *testing.T) {
 }
 
 func TestAPICallersCredentialsStayHere(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	opaque := g.opaque(accountID, crmKey)
@@ -304,14 +299,14 @@ func TestAPICallersCredentialsStayHere(t *testing.T) {
 		t.Errorf("WeChat got the query %s, want %s", got.Query, want)
 	}
 	allowed := map[string]string{
-		"Wechatmp-Appid": "kept", "Content-Type": "application/json;charset=utf-8", "User-Agent": "sdk/1", "Content-Length": "16",
+		"Wechatmp-Appid": "kept", "Content-Type": "application/json;charset=utf-8", "User-Agent": "sdk/1", "Content-Length": "14",
 	}
 	for name, values := range got.Header {
 		if want, ok := allowed[name]; !ok || want != values[0] {
 			t.Errorf("WeChat got %s: %q", name, values)
 		}
 	}
-	if got.Body != `{"a":"<&>你"}` || got.Length != 16 || got.Chunked {
+	if got.Body != `{"a":"<&>你"}` || got.Length != 14 || got.Chunked {
 		t.Errorf("WeChat got the body %q, length %d, chunked %v", got.Body, got.Length, got.Chunked)
 	}
 
@@ -322,7 +317,6 @@ func TestAPICallersCredentialsStayHere(t *testing.T) {
 }
 
 func TestAPITrustLoopback(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", `{"trust_loopback":true}`)
 	g.authorize()
@@ -345,7 +339,7 @@ func TestAPITrustLoopback(t *testing.T) {
 	}
 	for name, a := range map[string]answer{
 		"a wrong key stays wrong": g.get(target, bearer(strangerKey)),
-		"a platform":              g.get("/"+platformID+"/cgi-bin/component/get_authorizer_option", ""),
+		"a platform":              g.get("/"+platformID+"/cgi-bin/component/get_authorizer_option"),
 		"an SDK's wrong secret":   g.get("/cgi-bin/token?grant_type=client_credential&secret=x&appid=" + accountID),
 	} {
 		if code := a.code(t); code != 40125 && code != 48001 {
@@ -372,7 +366,6 @@ func TestIsTrustedLoopback(t *testing.T) {
 
 // Without any client, trust_loopback serves SDKs too: they have to send some secret.
 func TestAPITrustLoopbackForSDKs(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	config := fmt.Sprintf(`{"accounts":[{"appid":%q,"secret":"account-secret"}],"api":[%q]}`, accountID, wechat.URL)
 	g := newGateway(t, wechat, config, `{"trust_loopback":true}`)
@@ -393,7 +386,6 @@ func TestAPITrustLoopbackForSDKs(t *testing.T) {
 }
 
 func TestAPIUserTokensPass(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	opaque := g.opaque(accountID, crmKey)
@@ -428,7 +420,6 @@ func TestAPIUserTokensPass(t *testing.T) {
 }
 
 func TestAPILogin(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
@@ -470,7 +461,6 @@ func TestAPILogin(t *testing.T) {
 }
 
 func TestAPIMisc(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	if a := g.do(http.MethodHead, "/"+accountID+"/cgi-bin/media/get", nil, bearer(crmKey)); a.Status != http.StatusOK {

@@ -425,7 +425,7 @@ func TestNothingSecretPrints(t *testing.T) {
 		}
 		slog.New(slog.NewTextHandler(&out, nil)).Info("x", "v", v)
 	}
-	js, err := json.Marshal(holder{c, c.keys[0], &b, sealer})
+	js, err := json.Marshal(map[string]any{"codec": c, "key": c.keys[0], "buffers": &b, "sealer": sealer})
 	if err != nil {
 		t.Fatal(err)
 	}

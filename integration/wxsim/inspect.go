@@ -8,11 +8,11 @@ import (
 
 // forbiddenHeaders must not leave the gateway towards WeChat.
 var forbiddenHeaders = []string{
-	"Cookie", "Authorization", "Proxy-Authorization", "Forwarded", "Via", "X-Real-Ip", "Idempotency-Key", "Origin", "Access-Token",
+	"Cookie", "Authorization", "Proxy-Authorization", "Forwarded", "Via", "X-Real-Ip", "Idempotency-Key", "Access-Token",
 }
 
 // forbiddenPrefixes are the same, for families of headers.
-var forbiddenPrefixes = []string{"X-Forwarded-", "X-Wechat-", "Sec-Fetch-"}
+var forbiddenPrefixes = []string{"X-Forwarded-", "X-Wechat-"}
 
 // tokenParameters carry an access token in the query.
 var tokenParameters = []string{"access_token", "component_access_token"}
@@ -131,6 +131,11 @@ func (c *call) authenticate() int64 {
 		}
 		return 0
 	}
+	// A user's token is the app's own: what is wrong with it is the app's doing.
+	own := rt.needs != needUser
+	if value == "" && !own {
+		return 41001
+	}
 	if value == "" {
 		c.violate(RuleTokenPlace, "no token on a path that takes one")
 		if rt.needs == needComponent {
@@ -144,7 +149,9 @@ func (c *call) authenticate() int64 {
 	}
 	cred, code := c.s.tokenByValue(value)
 	if cred == nil {
-		c.violate(RuleUnknownToken, "token never issued")
+		if own {
+			c.violate(RuleUnknownToken, "token never issued")
+		}
 		return code
 	}
 	c.cred = cred

@@ -63,8 +63,7 @@ type platform struct {
 	crypt    *Crypt
 	stopped  bool // too many wrong answers to tickets
 	failures int
-	previous *credential // the ticket before the newest
-	prevAt   time.Time
+	prevAt   time.Time // when the newest ticket was made
 }
 
 // account is any account: plain, authorizer or both.

@@ -269,6 +269,8 @@ func TestKindsOfTokens(t *testing.T) {
 		{"none for a component", http.MethodPost, "/cgi-bin/component/api_query_auth", "", 41021, RuleTokenPlace},
 		{"made up", http.MethodGet, "/cgi-bin/user/info", "access_token=97_0123456789abcdefghijkl", 40001, RuleUnknownToken},
 		{"malformed", http.MethodGet, "/cgi-bin/user/info", "access_token=x", 40014, RuleUnknownToken},
+		{"made up by an app, for a user", http.MethodGet, "/sns/userinfo", "access_token=97_0123456789abcdefghijkl", 40001, ""},
+		{"none for a user", http.MethodGet, "/sns/auth", "openid=x", 41001, ""},
 		{"twice", http.MethodGet, "/cgi-bin/user/get", "access_token=" + stable + "&access_token=" + stable, 0, RuleTokenPlace},
 		{"on a token path", http.MethodPost, "/cgi-bin/stable_token", "access_token=" + stable, 44002, RuleTokenPlace},
 		{"unknown path", http.MethodGet, "/cgi-bin/nothing", "access_token=" + stable, 40066, ""},

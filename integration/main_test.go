@@ -1,0 +1,199 @@
+package integration_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
+)
+
+// binary is the gateway, built once for all tests.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "caddy-wechat-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary = filepath.Join(dir, "caddy")
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", binary}
+	env := append(os.Environ(), "CGO_ENABLED=0")
+	if raceEnabled {
+		args, env = append(args, "-race"), append(os.Environ(), "CGO_ENABLED=1")
+	}
+	build := exec.Command("go", append(args, "../cmd/caddy")...)
+	build.Env = env
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building the gateway: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// newWorld starts a gateway process with everything around it, and checks at the end of the test what must hold
+// after any: WeChat saw nothing that it must never see, no secret came out, no race was detected.
+func newWorld(t *testing.T, configure func(*integration.World)) *integration.World {
+	t.Helper()
+	w := &integration.World{Binary: binary, Dir: t.TempDir(), Caddyfile: "../Caddyfile.example"}
+	w.Config.Seed = 1
+	if configure != nil {
+		configure(w)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+		if w.Gateway == nil {
+			return
+		}
+		log := w.Gateway.Log()
+		if t.Failed() {
+			t.Logf("gateway's log:\n%s", log)
+		}
+		if strings.Contains(log, "DATA RACE") {
+			t.Error("the gateway process has a data race")
+		}
+		checkNoSecrets(t, w, "log", log)
+	})
+	if err := w.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// checkViolations fails for each thing WeChat saw that it must never see.
+func checkViolations(t *testing.T, w *integration.World) {
+	t.Helper()
+	for _, e := range w.WeChat.Journal().Violations() {
+		t.Errorf("WeChat saw %s %s?%s: %v", e.Method, e.Path, e.Query, e.Violations)
+	}
+}
+
+func checkNoSecrets(t *testing.T, w *integration.World, where, text string) {
+	t.Helper()
+	for _, s := range w.Secrets() {
+		if i := strings.Index(text, s); i >= 0 {
+			t.Errorf("a secret of %d characters is in the %s: …%s<HERE>…", len(s), where, text[max(0, i-120):i])
+		}
+	}
+}
+
+// authorize has the platform get a ticket and the account authorise it, and waits until its tokens are there.
+func authorize(t *testing.T, w *integration.World) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	result, err := w.WeChat.PushTicket(ctx, integration.PlatformID)
+	if err != nil || !result.OK() {
+		t.Fatalf("ticket: %s %v", result.Wrong, err)
+	}
+	a, err := w.WeChat.Authorize(ctx, integration.PlatformID, integration.AuthorizerID)
+	if err != nil || !a.Push.OK() {
+		t.Fatalf("authorized: %s %v", a.Push.Wrong, err)
+	}
+	awaitAuthorizer(t, w)
+}
+
+// awaitAuthorizer waits until the exchange of the authorization code is done.
+func awaitAuthorizer(t *testing.T, w *integration.World) {
+	t.Helper()
+	user := w.WeChat.NewUser(integration.AuthorizerID)
+	eventually(t, "the authorizer's tokens", func() error {
+		status, body := call(t, w, http.MethodGet, "/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+user.OpenID, bearer(w), "")
+		if !strings.Contains(body, user.OpenID) {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+}
+
+// eventually waits for something that happens in another process.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %v", what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func bearer(w *integration.World) http.Header {
+	return http.Header{"Authorization": {"Bearer " + w.ClientKey}}
+}
+
+var plainClient = &http.Client{
+	Timeout:       30 * time.Second,
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// call sends a request to the wechat_api listener.
+func call(t *testing.T, w *integration.World, method, path string, header http.Header, body string) (int, string) {
+	t.Helper()
+	resp, text := fetch(t, plainClient, method, w.APIURL(path), header, body)
+	return resp.StatusCode, text
+}
+
+func fetch(t *testing.T, client *http.Client, method, address string, header http.Header, body string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(text)
+}
+
+func httpsClient(t *testing.T, w *integration.World) *http.Client {
+	t.Helper()
+	client, err := w.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// field reads one value of a JSON answer.
+func field(t *testing.T, body, name string) any {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal([]byte(body), &m); err != nil {
+		t.Fatalf("%s: %v", body, err)
+	}
+	return m[name]
+}
+
+// polite switches the hostility off, for tests that count.
+func polite(w *integration.World) { w.Config.Faults = wxsim.Faults{Polite: true} }
