@@ -1,0 +1,167 @@
+package integration_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
+)
+
+// lockFiles are the locks of ours in the gateway's storage.
+func lockFiles(w *integration.World) ([]string, error) {
+	all, err := filepath.Glob(filepath.Join(w.Dir, "data", "caddy", "locks", "*"))
+	var ours []string
+	for _, name := range all {
+		if strings.Contains(filepath.Base(name), "wechat") {
+			ours = append(ours, name)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return ours, err
+}
+
+const addedAccount = "wx7777777777777777"
+
+// TestReloadUnderLoad reloads again and again, one time with an account more, while pushes and calls go on: no push is
+// lost, no reply is lost, no call fails, and no token is fetched a second time.
+func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
+	config, err := os.ReadFile("../Caddyfile.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "Caddyfile")
+	write := func(content string) {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(string(config))
+	w := newWorld(t, func(w *integration.World) {
+		polite(w)
+		w.Caddyfile = file
+		w.Config.Accounts = []wxsim.Account{{AppID: addedAccount, Secret: "added-account-secret"}}
+		w.Env = append(w.Env, "ADDED_SECRET=added-account-secret", "CRM_APPIDS=*")
+		w.Backend = &integration.Backend{Answer: func(rw http.ResponseWriter, r *http.Request) {
+			time.Sleep(20 * time.Millisecond) // in flight while a reload happens
+			integration.Echo(rw, r)
+		}}
+	})
+	authorize(t, w)
+	user := w.WeChat.NewUser(integration.AuthorizerID)
+	info := "/" + integration.AuthorizerID + "/cgi-bin/user/info?openid=" + user.OpenID
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	var pushes, calls atomic.Int64
+	for i := range 4 {
+		load.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				text := fmt.Sprintf("%d/%d", i, n)
+				result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{
+					Platform: integration.PlatformID, AppID: integration.AuthorizerID, Content: text,
+				})
+				if err != nil || !result.OK() || result.UserSaw != "收到："+text || len(result.Attempts) != 1 {
+					t.Errorf("push %s: saw %q after %d attempts: %s %v", text, result.UserSaw, len(result.Attempts), result.Wrong, err)
+				}
+				pushes.Add(1)
+			}
+		})
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if status, body, err := tryCall(w, info); err != nil || status != 200 || !strings.Contains(body, user.OpenID) {
+					t.Errorf("call: %d %s %v", status, body, err)
+				}
+				calls.Add(1)
+			}
+		})
+	}
+	for round := range 8 {
+		if round == 4 {
+			write(strings.Replace(string(config), "\t\tclient crm {",
+				"\t\taccount "+addedAccount+" {\n\t\t\tsecret {env.ADDED_SECRET}\n\t\t}\n\t\tclient crm {", 1))
+		}
+		if err := w.Gateway.Reload(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	load.Wait()
+	t.Logf("%d pushes and %d calls over 8 reloads", pushes.Load(), calls.Load())
+	if pushes.Load() < 20 || calls.Load() < 20 {
+		t.Errorf("only %d pushes and %d calls: that is no load", pushes.Load(), calls.Load())
+	}
+	journal := w.WeChat.Journal()
+	if got := journal.Refreshes(wxsim.KindAuthorizer, integration.AuthorizerID); got != 1 {
+		t.Errorf("%d authorizer tokens were fetched", got)
+	}
+	if got := journal.Refreshes(wxsim.KindComponent, integration.PlatformID); got != 1 {
+		t.Errorf("%d component tokens were fetched", got)
+	}
+	added := w.WeChat.NewUser(addedAccount)
+	if status, body := call(t, w, http.MethodGet, "/"+addedAccount+"/cgi-bin/user/info?openid="+added.OpenID, bearer(w), ""); status != 200 || !strings.Contains(body, added.OpenID) {
+		t.Errorf("the added account: %d %s", status, body)
+	}
+	checkViolations(t, w)
+}
+
+// tryCall is call for goroutines other than the test's own.
+func tryCall(w *integration.World, path string) (int, string, error) {
+	req, err := http.NewRequest(http.MethodGet, w.APIURL(path), nil)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header = bearer(w)
+	resp, err := plainClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// TestReloadRefused: a configuration with a mistake is refused and changes nothing.
+func TestReloadRefused(t *testing.T) {
+	t.Parallel()
+	config, err := os.ReadFile("../Caddyfile.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(w *integration.World) { polite(w); w.Caddyfile = file })
+	authorize(t, w)
+	broken := strings.Replace(string(config), "{env.SHOP_SECRET}", "{env.NO_SUCH_SECRET}", 1)
+	if err := os.WriteFile(file, []byte(broken), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err = w.Gateway.Reload(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "account "+integration.AccountID+": secret: {env.NO_SUCH_SECRET} resolves to nothing") {
+		t.Errorf("reload: %v", err)
+	}
+	for range 3 {
+		result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{Platform: integration.PlatformID, AppID: integration.AuthorizerID, Content: "still"})
+		if err != nil || result.UserSaw != "收到：still" {
+			t.Errorf("push: %q %s %v", result.UserSaw, result.Wrong, err)
+		}
+	}
+	awaitAuthorizer(t, w)
+	checkViolations(t, w)
+}

@@ -1,0 +1,206 @@
+package tokens
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+func cacheEntry(k Key, gen uint64) *entry {
+	now := time.Now()
+	return newEntry(k, &record{
+		Gen: gen, AccessToken: secret.New(fmt.Sprint("generation ", gen)),
+		ObtainedAt: now, ExpiresAt: now.Add(2 * time.Hour),
+	}, now)
+}
+
+func TestCacheNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	c, err := newCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	var locks keyLocks
+	var wg sync.WaitGroup
+	for i := range 8 {
+		k := AccountKey(fmt.Sprint("wx", i%2))
+		wg.Go(func() {
+			for gen := range uint64(300) {
+				unlock, err := locks.lock(t.Context(), k.AppID)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c.put(cacheEntry(k, gen+1))
+				held := c.get(k)
+				unlock()
+				if held != nil && held.gen() < gen+1 {
+					t.Errorf("generation %d after %d was put", held.gen(), gen+1)
+				}
+			}
+		})
+		wg.Go(func() {
+			last := uint64(0)
+			for range 3000 {
+				e := c.get(k)
+				if e == nil {
+					continue
+				}
+				if e.key != k || e.gen() < last {
+					t.Errorf("%v of generation %d after %v of %d", e.key, e.gen(), k, last)
+					return
+				}
+				last = e.gen()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The cache holds far fewer entries than there are accounts: every one is still found, in the store.
+func TestDroppedEntriesAreReadAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.get(t, AccountKey(testAccount))
+		calls := r.wx.count(pathStableToken)
+		for range 10 {
+			c := r.cache.Load()
+			c.entries.Clear()
+			reads := r.store.count("load")
+			r.get(t, AccountKey(testAccount))
+			if n := r.store.count("load") - reads; n != 1 {
+				t.Errorf("%d reads of the store for an entry that was dropped, want 1", n)
+			}
+		}
+		if n := r.wx.count(pathStableToken) - calls; n != 0 {
+			t.Errorf("%d refreshes for tokens that were in the store", n)
+		}
+	})
+}
+
+func TestRefusalOutlivesTheCache(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		k := AccountKey(testAccount)
+		dead := r.get(t, k)
+		r.wx.kill(dead)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return wxError(-1, "busy"), nil }
+		})
+		if _, err := r.Renew(t.Context(), k, dead.Value); err == nil {
+			t.Fatal("renewed")
+		}
+		r.cache.Load().entries.Clear()
+		if token, err := r.Get(t.Context(), k); err == nil && token.Value == dead.Value {
+			t.Error("a token known to be dead was served")
+		}
+	})
+}
+
+func TestCacheAfterClose(t *testing.T) {
+	t.Parallel()
+	c, err := newCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := AccountKey("wx")
+	c.put(cacheEntry(k, 1))
+	if c.get(k) == nil {
+		t.Error("what was put is not there")
+	}
+	c.close()
+	c.close()
+	c.put(cacheEntry(k, 2))
+	if c.get(k) != nil {
+		t.Error("an entry in a closed cache")
+	}
+}
+
+func TestCacheTellsEqualHashesApart(t *testing.T) {
+	t.Parallel()
+	c, err := newCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	// As if the hash of one key were another's.
+	a, b := cacheEntry(AccountKey("wxa"), 9), cacheEntry(AccountKey("wxb"), 1)
+	c.put(a)
+	b.key = a.key
+	c.put(b) // an older generation of a: not taken
+	if e := c.get(a.key); e != a {
+		t.Error("an older generation replaced a newer one")
+	}
+	b.key = AccountKey("wxb")
+	a.key = b.key // the slot now holds another key's entry
+	if c.get(AccountKey("wxa")) != nil {
+		t.Error("another key's token was returned")
+	}
+}
+
+func TestMarginsAreSpreadAndSteady(t *testing.T) {
+	t.Parallel()
+	seen := make(map[time.Duration]bool)
+	for i := range 100 {
+		k := AuthorizerKey(testPlatform, fmt.Sprintf("wx%016x", i))
+		m := k.margin()
+		if m < authorizerMargin || m >= authorizerMargin+authorizerJitter || m != k.margin() {
+			t.Fatalf("margin %v", m)
+		}
+		seen[m] = true
+	}
+	if len(seen) < 90 {
+		t.Errorf("%d different margins for 100 accounts", len(seen))
+	}
+}
+
+func BenchmarkGetFresh(b *testing.B) {
+	for _, accounts := range []int{10, 10_000} {
+		b.Run(fmt.Sprint(accounts), func(b *testing.B) {
+			r, keys := hotRig(b, accounts)
+			ctx := context.Background()
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if _, err := r.Get(ctx, keys[i%len(keys)]); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+	b.Run("parallel, one key", func(b *testing.B) {
+		r, keys := hotRig(b, 1)
+		ctx := context.Background()
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if _, err := r.Get(ctx, keys[0]); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	})
+}
+
+// hotRig is a manager whose cache holds fresh tokens of so many authorizers.
+func hotRig(tb testing.TB, accounts int) (*rig, []Key) {
+	tb.Helper()
+	r := newRig(tb)
+	r.Use(r.env)
+	keys := make([]Key, accounts)
+	for i := range keys {
+		keys[i] = AuthorizerKey(testPlatform, fmt.Sprintf("wx%016x", i))
+		r.cache.Load().put(cacheEntry(keys[i], 1))
+	}
+	return r, keys
+}

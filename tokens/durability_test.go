@@ -1,0 +1,504 @@
+package tokens
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// A refresh token that changed is in the store before the access token that came with it is used.
+func TestDurableBeforeUsed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) { f.rotate, f.strict = true, true })
+		old := r.get(t, testAuthKey)
+		name := testAuthKey.recordName()
+		r.store.hold(func(op, n string) {
+			if op == "store" && n == name {
+				time.Sleep(2 * time.Second)
+			}
+		})
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+				t.Errorf("Renew: %v", err)
+			}
+		}()
+		time.Sleep(time.Second)
+		if e := r.cache.Load().get(testAuthKey); e.token != old {
+			t.Error("the token is published while its record is being written")
+		}
+		<-written
+		r.wx.set(func(f *fakeWeChat) {
+			if f.refresh[testAuthorizer] != r.stored(t, testAuthKey).RefreshToken.Reveal() {
+				t.Error("the store does not have the refresh token that WeChat has")
+			}
+		})
+	})
+}
+
+func TestNothingIsLostWithTheProcess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) { f.rotate, f.strict = true, true })
+		r.authorize(t, testPlatform, testAuthorizer)
+		for range 10 {
+			// A refresh, and the process dies: its successor has only the store.
+			token, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+			if err != nil {
+				t.Fatalf("Renew: %v", err)
+			}
+			r.restart()
+			if got := r.get(t, testAuthKey); got.Value != token.Value || !got.ExpiresAt.Equal(token.ExpiresAt) || got.Generation != token.Generation {
+				t.Errorf("after the restart: generation %d, before: %d", got.Generation, token.Generation)
+			}
+		}
+		if n := r.wx.count(pathAuthorizerToken); n != 10 {
+			t.Errorf("%d refreshes, want 10", n)
+		}
+	})
+}
+
+func TestUnwrittenTokenServesFromMemory(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]func(op, name string) error{"all fails": failAll, "read-only": failWrites} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+				r.wx.set(func(f *fakeWeChat) { f.rotate, f.strict = true, true })
+				r.get(t, ComponentKey(testPlatform))
+				r.get(t, k)
+				r.store.fail(fault)
+				// Six hours without a store: the tokens are renewed all the same.
+				seen := make(map[secret.String]bool)
+				for range 6 * 12 {
+					token := r.get(t, k)
+					seen[token.Value] = true
+					r.wx.set(func(f *fakeWeChat) {
+						if !f.live(token.Value.Reveal()) {
+							t.Error("a dead token was served")
+						}
+					})
+					time.Sleep(5 * time.Minute)
+					_ = r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@later"), time.Now()})
+				}
+				if len(seen) < 3 || len(seen) > 5 {
+					t.Errorf("%d tokens in six hours", len(seen))
+				}
+				if r.Unsaved() == 0 || r.log.count("mend the store") == 0 {
+					t.Error("nobody is told that a token lives in memory alone")
+				}
+				last := r.get(t, k)
+				r.store.fail(nil)
+				time.Sleep(2 * time.Minute)
+				if r.Unsaved() != 0 {
+					t.Errorf("Unsaved = %d after the store recovered", r.Unsaved())
+				}
+				calls := r.wx.count(path)
+				r.restart()
+				if got := r.get(t, k); got.Value != last.Value || r.wx.count(path) != calls {
+					t.Error("the token did not reach the store")
+				}
+			})
+		})
+	}
+}
+
+func TestExchangedTokensThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		name := testAuthKey.recordName()
+		r.store.fail(func(op, n string) error {
+			if n == name && op == "store" {
+				return errDisk
+			}
+			return nil
+		})
+		synctest.Wait()
+		r.get(t, testAuthKey) // from memory
+		time.Sleep(10 * time.Minute)
+		if r.intents(t) != 1 {
+			t.Error("the intent is gone while its tokens are in memory alone")
+		}
+		r.store.fail(nil)
+		time.Sleep(3 * time.Minute)
+		if r.intents(t) != 0 || r.Unsaved() != 0 {
+			t.Errorf("after the store recovered: %d intents, %d unsaved", r.intents(t), r.Unsaved())
+		}
+		if n := r.wx.count(pathQueryAuth); n != 1 {
+			t.Errorf("%d exchanges", n)
+		}
+		if r.stored(t, testAuthKey).RefreshToken.IsZero() {
+			t.Error("no refresh token in the store")
+		}
+	})
+}
+
+func TestWaitingRecordYieldsToNews(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_700_000_000, 0)
+	base := record{Gen: 5, AuthorizedAt: now, ObtainedAt: now, RefreshToken: secret.New("waiting")}
+	with := func(change func(*record)) record {
+		r := base
+		r.RefreshToken = secret.New("stored")
+		change(&r)
+		return r
+	}
+	for _, test := range []struct {
+		name   string
+		stored record
+		want   string
+		gen    uint64
+	}{
+		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5},
+		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6},
+		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5},
+		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 5},
+		{"authorized since", with(func(r *record) { r.Gen, r.AuthorizedAt = 2, now.Add(time.Hour) }), "stored", 2},
+		{"revoked since", with(func(r *record) { r.Gen, r.RevokedAt = 2, now.Add(time.Hour) }), "stored", 2},
+		{"authorized before, newer generation", with(func(r *record) { r.Gen, r.AuthorizedAt = 9, now.Add(-time.Hour) }), "waiting", 9},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			waiting, stored := base, test.stored
+			var p pendingRecords
+			p.put(testAuthKey, &waiting)
+			got := p.settle(testAuthKey, &waiting, &stored)
+			if got.RefreshToken.Reveal() != test.want || got.Gen != test.gen {
+				t.Errorf("%s of generation %d wins, want %s of %d", got.RefreshToken.Reveal(), got.Gen, test.want, test.gen)
+			}
+			if left := p.get(testAuthKey); (left == nil) != (test.want == "stored") {
+				t.Errorf("left waiting: %v", left)
+			}
+		})
+	}
+}
+
+func TestTwoNodesMakeOneRefresh(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		nodes := []*Manager{r.Manager, NewManager(), NewManager()}
+		for _, n := range nodes[1:] {
+			n.Use(r.env)
+			defer n.Close()
+		}
+		for range 5 {
+			r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+			before := r.wx.count(path)
+			var wg sync.WaitGroup
+			for i := range 30 {
+				wg.Go(func() {
+					if _, err := nodes[i%len(nodes)].Get(t.Context(), k); err != nil {
+						t.Errorf("Get: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+			if n := r.wx.count(path) - before; n != 1 {
+				t.Errorf("%d refreshes by three nodes", n)
+			}
+			r.wx.set(func(f *fakeWeChat) { f.latency = 0 })
+			time.Sleep(3 * time.Hour)
+			r.ticket(t, testPlatform)
+		}
+	})
+}
+
+// A node that died with the lock in its hand: the others wait no longer than they must, and only for a dead token.
+func TestLockThatIsNeverFreed(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		r.get(t, k)
+		unlock, err := r.store.MemStore.Lock(t.Context(), k.recordName()+renewalLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		time.Sleep(2*time.Hour - 4*time.Minute)
+		r.ticket(t, testPlatform)
+		start := time.Now()
+		r.get(t, k)
+		if time.Since(start) != 0 {
+			t.Error("a caller waited for a lock while the token lives")
+		}
+		time.Sleep(time.Hour)
+		start = time.Now()
+		r.get(t, k)
+		if took := time.Since(start); took < renewalLockWait || took > 2*renewalLockWait {
+			t.Errorf("got a token after %v", took)
+		}
+		if r.log.count("renewing a token without it") == 0 {
+			t.Error("nobody is told")
+		}
+	})
+}
+
+func TestStorePutBackToAnOlderState(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		r.wx.set(func(f *fakeWeChat) { f.rotate, f.strict = true, true })
+		r.get(t, k)
+		backup, err := r.store.MemStore.Load(t.Context(), k.recordName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := r.Renew(t.Context(), k, secret.String{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		newest := r.get(t, k)
+		if err := r.store.MemStore.Store(t.Context(), k.recordName(), backup); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.get(t, k); got != newest {
+			t.Error("an older generation is served")
+		}
+		time.Sleep(3 * time.Hour)
+		r.ticket(t, testPlatform)
+		if got := r.get(t, k); got.Generation <= newest.Generation {
+			t.Errorf("generation %d after %d", got.Generation, newest.Generation)
+		}
+		// And the store emptied.
+		if err := r.store.MemStore.Delete(t.Context(), k.recordName()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Hour)
+		r.ticket(t, testPlatform)
+		r.get(t, k)
+	})
+}
+
+func TestUnreadableRecordIsNotOverwritten(t *testing.T) {
+	t.Parallel()
+	other, err := crypto.NewSealer(bytes.Repeat([]byte{9}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealedBy := func(name, text string) []byte {
+		data, err := other.Seal(name, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for name, spoil := range map[string]func(name string, good []byte) []byte{
+		"torn":          func(_ string, good []byte) []byte { return good[:len(good)/2] },
+		"empty":         func(string, []byte) []byte { return nil },
+		"bit flipped":   func(_ string, good []byte) []byte { good[len(good)-1] ^= 1; return good },
+		"foreign key":   func(name string, _ []byte) []byte { return sealedBy(name, `{"v":1}`) },
+		"future":        func(string, []byte) []byte { return []byte(`{"v":2,"gen":1}`) },
+		"no version":    func(string, []byte) []byte { return []byte(`{"gen":1}`) },
+		"another shape": func(string, []byte) []byte { return []byte(`{"v":1,"gen":"x","ticket":7,"created_at":"x"}`) },
+		"half of JSON":  func(string, []byte) []byte { return []byte(`{"v":1,"gen"`) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+				r.get(t, k)
+				r.Close()
+				for _, name := range []string{k.recordName(), ticketName(testPlatform)} {
+					good, err := r.store.MemStore.Load(t.Context(), name)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_ = r.store.MemStore.Store(t.Context(), name, spoil(name, good))
+				}
+				spoilt, _ := r.store.MemStore.Load(t.Context(), k.recordName())
+				r.Manager = NewManager()
+				r.Use(r.env)
+				if err := r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@x"), time.Now()}); !errors.Is(err, ErrStore) {
+					t.Errorf("PutTicket: %v, want ErrStore", err)
+				}
+				if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrStore) {
+					t.Errorf("Get: %v, want ErrStore", err)
+				}
+				if k.Kind == KindAuthorizer {
+					if err := r.Revoke(t.Context(), k.Platform, k.AppID, time.Now()); !errors.Is(err, ErrStore) {
+						t.Errorf("Revoke: %v, want ErrStore", err)
+					}
+				}
+				if now, _ := r.store.MemStore.Load(t.Context(), k.recordName()); !bytes.Equal(now, spoilt) {
+					t.Error("the record was overwritten")
+				}
+			})
+		})
+	}
+}
+
+func TestSealing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		sealed := r.env.Sealer
+		oldKey, newKey := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{8}, 32)
+		r.env.Sealer = nil
+		r.Use(r.env)
+		r.Use(r.env)
+		if n := r.log.count("no seal_key"); n != 1 {
+			t.Errorf("a missing seal key was mentioned %d times", n)
+		}
+		r.ticket(t, testPlatform)
+		r.authorize(t, testPlatform, testAuthorizer)
+		name := testAuthKey.recordName()
+		raw := func() string {
+			data, err := r.store.MemStore.Load(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(data)
+		}
+		if !strings.HasPrefix(raw(), `{"v":1,"gen":1,`) {
+			t.Errorf("an unsealed record: %.20s", raw())
+		}
+		// A seal key is added: nothing is lost, and what is written from now on is sealed.
+		r.env.Sealer = sealed
+		r.restart()
+		r.get(t, testAuthKey)
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(raw(), "token") {
+			t.Error("a record is not sealed")
+		}
+		// The key is changed, with the old one kept.
+		r.env.Sealer, _ = crypto.NewSealer(newKey, oldKey)
+		r.restart()
+		r.get(t, testAuthKey)
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		r.env.Sealer, _ = crypto.NewSealer(newKey)
+		r.restart()
+		r.get(t, testAuthKey)
+		// A record cannot be moved to another account.
+		moved := AuthorizerKey(testPlatform, "wx00000000000000ff")
+		_ = r.store.MemStore.Store(t.Context(), moved.recordName(), []byte(raw()))
+		if _, err := r.Get(t.Context(), moved); !errors.Is(err, ErrStore) {
+			t.Errorf("a record that was moved: %v, want ErrStore", err)
+		}
+		// Without the key nothing opens, and nothing is overwritten.
+		r.env.Sealer = nil
+		r.restart()
+		if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrStore) {
+			t.Errorf("without the seal key: %v, want ErrStore", err)
+		}
+	})
+}
+
+func TestRecordsOfOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	env := r.env.prepared()
+	type thing struct {
+		A string `json:"a,omitempty"`
+	}
+	for _, want := range []thing{{"x"}, {}} {
+		if err := r.storeRecord(t.Context(), env, "wechat/v1/mac/keys", want); err != nil {
+			t.Fatal(err)
+		}
+		var got thing
+		if err := r.loadRecord(t.Context(), env, "wechat/v1/mac/keys", &got); err != nil || got != want {
+			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	}
+	if err := r.storeRecord(t.Context(), env, "wechat/v1/mac/keys", "no struct"); !errors.Is(err, ErrStore) {
+		t.Errorf("storeRecord of a string: %v", err)
+	}
+	if err := r.loadRecord(t.Context(), env, "wechat/v1/mac/none", new(thing)); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrStore) {
+		t.Errorf("loadRecord of nothing: %v, want fs.ErrNotExist alone", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.loadRecord(ctx, env, "wechat/v1/mac/keys", new(thing)); !errors.Is(err, ErrStore) || !errors.Is(err, context.Canceled) {
+		t.Errorf("loadRecord with an ended context: %v", err)
+	}
+}
+
+// A store that hangs and ignores contexts, behind kvstore's deadline, is one that fails after three seconds.
+func TestSlowStoreNeverDelaysALiveToken(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		r.get(t, k)
+		r.store.hold(func(string, string) { time.Sleep(3 * time.Second) })
+		start := time.Now()
+		for range 100 {
+			r.get(t, k)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("calls with a live token took %v", took)
+		}
+	})
+}
+
+type observed struct {
+	mu        sync.Mutex
+	refreshes map[Kind]int
+	failures  map[Kind]int
+	ops       map[string]int
+}
+
+func (o *observed) TokenRefreshed(kind Kind, _ string, _ time.Duration, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.refreshes[kind]++
+	if err != nil {
+		o.failures[kind]++
+	}
+}
+
+func (o *observed) StoreOperation(op string, _ time.Duration, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err != nil {
+		op += " failed"
+	}
+	o.ops[op]++
+}
+
+func TestObserver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		o := &observed{refreshes: make(map[Kind]int), failures: make(map[Kind]int), ops: make(map[string]int)}
+		r.env.Observer = o
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		r.get(t, ComponentKey(testPlatform))
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return wxError(45009, "quota"), nil }
+		})
+		_, _ = r.Get(t.Context(), AccountKey(testAccount))
+		r.store.fail(failAll)
+		_, _ = r.PlatformOf(t.Context(), testAuthorizer)
+		synctest.Wait()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.refreshes[KindComponent] != 1 || o.failures[KindComponent] != 0 || o.refreshes[KindAccount] != 1 || o.failures[KindAccount] != 1 {
+			t.Errorf("refreshes %v, failures %v", o.refreshes, o.failures)
+		}
+		for _, op := range []string{"load", "store", "lock", "list", "load failed"} {
+			if o.ops[op] == 0 {
+				t.Errorf("no %q among %v", op, o.ops)
+			}
+		}
+	})
+}
