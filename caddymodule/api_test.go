@@ -339,7 +339,7 @@ func TestAPITrustLoopback(t *testing.T) {
 	}
 	for name, a := range map[string]answer{
 		"a wrong key stays wrong": g.get(target, bearer(strangerKey)),
-		"a platform":              g.get("/"+platformID+"/cgi-bin/component/get_authorizer_option"),
+		"a platform":              g.get("/" + platformID + "/cgi-bin/component/get_authorizer_option"),
 		"an SDK's wrong secret":   g.get("/cgi-bin/token?grant_type=client_credential&secret=x&appid=" + accountID),
 	} {
 		if code := a.code(t); code != 40125 && code != 48001 {

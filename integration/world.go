@@ -200,6 +200,9 @@ func (w *World) Secrets() []string {
 	return list
 }
 
+// Secret is a secret of the configuration, by its environment variable.
+func (w *World) Secret(name string) string { return w.secrets[name] }
+
 // Client is an HTTP client for the gateway's https site.
 func (w *World) Client() (*http.Client, error) { return w.Gateway.Client(w.HTTPS) }
 

@@ -44,7 +44,7 @@ func (m *Manager) fetchAccount(ctx context.Context, env *Environment, appid stri
 		return grant{}, fmt.Errorf("account %s: %w", appid, ErrNotConfigured)
 	}
 	g, err := stableToken(ctx, env, a, false)
-	if err != nil || refused.IsZero() || g.access != refused {
+	if err != nil || refused.IsZero() || !g.access.Same(refused) {
 		return g, err
 	}
 	if !m.forced.allow(appid) {

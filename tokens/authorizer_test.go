@@ -292,10 +292,10 @@ func TestReauthorizationBeatsARefreshUnderWay(t *testing.T) {
 			t.Errorf("the re-authorization waited %v for the refresh", took)
 		}
 		swapped := r.stored(t, testAuthKey)
-		if got := <-refreshed; got.Value != swapped.AccessToken {
+		if got := <-refreshed; !got.Value.Same(swapped.AccessToken) {
 			t.Error("the refresh with the old refresh token won")
 		}
-		if now := r.stored(t, testAuthKey); now.RefreshToken != swapped.RefreshToken || now.Gen != swapped.Gen {
+		if now := r.stored(t, testAuthKey); !now.RefreshToken.Same(swapped.RefreshToken) || now.Gen != swapped.Gen {
 			t.Error("the record of the re-authorization was overwritten")
 		}
 	})
@@ -321,11 +321,11 @@ func TestEmptyRefreshTokenNeverOverwrites(t *testing.T) {
 		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
 			t.Fatal(err)
 		}
-		if r.stored(t, testAuthKey).RefreshToken != held {
+		if !r.stored(t, testAuthKey).RefreshToken.Same(held) {
 			t.Error("a refresh emptied the refresh token")
 		}
 		r.authorize(t, testPlatform, testAuthorizer)
-		if r.stored(t, testAuthKey).RefreshToken != held {
+		if !r.stored(t, testAuthKey).RefreshToken.Same(held) {
 			t.Error("an authorization without tokens emptied the refresh token")
 		}
 		if token := r.get(t, testAuthKey); token.Value.Reveal() != "authorizer-token-bare" {

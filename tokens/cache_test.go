@@ -99,7 +99,7 @@ func TestRefusalOutlivesTheCache(t *testing.T) {
 			t.Fatal("renewed")
 		}
 		r.cache.Load().entries.Clear()
-		if token, err := r.Get(t.Context(), k); err == nil && token.Value == dead.Value {
+		if token, err := r.Get(t.Context(), k); err == nil && token.Value.Same(dead.Value) {
 			t.Error("a token known to be dead was served")
 		}
 	})

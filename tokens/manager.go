@@ -233,9 +233,9 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 		refused = e.token.Value
 	}
 	switch {
-	case e.token.Value != refused && e.live(time.Now().UnixNano()):
+	case !e.token.Value.Same(refused) && e.live(time.Now().UnixNano()):
 		return e.token, nil
-	case e.token.Value == refused && !refused.IsZero():
+	case e.token.Value.Same(refused) && !refused.IsZero():
 		m.troubles.refuse(k, refused)
 		e.refused.Store(true)
 	}

@@ -148,7 +148,7 @@ func TestStaleIsServedAndRenewedOnce(t *testing.T) {
 		before := r.wx.count(path)
 		start := time.Now()
 		for range 100 {
-			if token := r.get(t, k); token != old {
+			if token := r.get(t, k); !sameToken(token, old) {
 				t.Fatal("a stale token was not served while it lives")
 			}
 		}
@@ -161,7 +161,7 @@ func TestStaleIsServedAndRenewedOnce(t *testing.T) {
 			t.Errorf("%d renewals", n)
 		}
 		renewed := r.get(t, k)
-		if renewed.Value == old.Value || renewed.Generation <= old.Generation {
+		if renewed.Value.Same(old.Value) || renewed.Generation <= old.Generation {
 			t.Errorf("generation %d after %d", renewed.Generation, old.Generation)
 		}
 	})
@@ -187,7 +187,7 @@ func TestFailedRenewalBacksOffAndServesOn(t *testing.T) {
 		})
 		before := r.wx.count(path)
 		for range 180 {
-			if token := r.get(t, k); token != old {
+			if token := r.get(t, k); !sameToken(token, old) {
 				t.Fatal("another token")
 			}
 			time.Sleep(time.Second)
@@ -209,7 +209,7 @@ func TestFailedRenewalBacksOffAndServesOn(t *testing.T) {
 		}
 		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
 		time.Sleep(2 * time.Minute)
-		if token := r.get(t, k); token.Value == old.Value {
+		if token := r.get(t, k); token.Value.Same(old.Value) {
 			t.Error("the dead token is served")
 		}
 	})
@@ -254,16 +254,16 @@ func TestStormOfRefusalsIsOneRenewal(t *testing.T) {
 		for range 200 {
 			wg.Go(func() {
 				token, err := r.Renew(t.Context(), k, dead.Value)
-				if err != nil || token.Value == dead.Value {
-					t.Errorf("Renew: %v; the same token: %v", err, token.Value == dead.Value)
+				if err != nil || token.Value.Same(dead.Value) {
+					t.Errorf("Renew: %v; the same token: %v", err, token.Value.Same(dead.Value))
 				}
 			})
 			wg.Go(func() {
 				// Nobody is given the token that is known to be dead, once it is.
 				time.Sleep(time.Millisecond)
 				token, err := r.Get(t.Context(), k)
-				if err != nil || token.Value == dead.Value {
-					t.Errorf("Get: %v; the dead token: %v", err, token.Value == dead.Value)
+				if err != nil || token.Value.Same(dead.Value) {
+					t.Errorf("Get: %v; the dead token: %v", err, token.Value.Same(dead.Value))
 				}
 			})
 		}
@@ -289,8 +289,8 @@ func TestRenewWithoutARefusedToken(t *testing.T) {
 		k := ComponentKey(testPlatform)
 		old := r.get(t, k)
 		token, err := r.Renew(t.Context(), k, secret.String{})
-		if err != nil || token.Value == old.Value {
-			t.Errorf("Renew of whatever is current: %v; the same: %v", err, token.Value == old.Value)
+		if err != nil || token.Value.Same(old.Value) {
+			t.Errorf("Renew of whatever is current: %v; the same: %v", err, token.Value.Same(old.Value))
 		}
 	})
 }
@@ -375,7 +375,7 @@ func TestSameStableTokenIsNoNews(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		calls := r.wx.count(pathStableToken)
 		for range 60 {
-			if got := r.get(t, k); got != first {
+			if got := r.get(t, k); !sameToken(got, first) {
 				t.Fatal("another token")
 			}
 			time.Sleep(time.Second)
@@ -450,7 +450,7 @@ func TestUnusableAnswers(t *testing.T) {
 					f.hook = func(string, map[string]any) (string, error) { return answer, nil }
 				})
 				time.Sleep(2*time.Hour - time.Minute)
-				if token := r.get(t, AccountKey(testAccount)); token != good {
+				if token := r.get(t, AccountKey(testAccount)); !sameToken(token, good) {
 					t.Error("a good token was replaced")
 				}
 				time.Sleep(time.Hour)
@@ -503,7 +503,7 @@ func TestReloadKeepsTokensAndDropsWhatIsNotConfigured(t *testing.T) {
 		next := *r.env
 		next.Accounts = append([]AccountCredentials{{"wx00000000000000ee", secret.New(testAccountSecret)}}, r.env.Accounts...)
 		r.Use(&next)
-		if after := r.get(t, k); after != before {
+		if after := r.get(t, k); !sameToken(after, before) {
 			t.Error("a reload changed a token")
 		}
 		r.get(t, AccountKey("wx00000000000000ee"))

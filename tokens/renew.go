@@ -58,7 +58,7 @@ func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, ref
 			return Token{}, err
 		case k.Kind == KindAuthorizer && !e.authorized():
 			return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
-		case e.live(time.Now().UnixNano()) && (refused.IsZero() || e.token.Value != refused):
+		case e.live(time.Now().UnixNano()) && (refused.IsZero() || !e.token.Value.Same(refused)):
 			return e.token, nil
 		}
 	}
@@ -77,7 +77,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return nil, err
 	}
 	now := time.Now().UnixNano()
-	another := !refused.IsZero() && e.token.Value != refused && e.live(now)
+	another := !refused.IsZero() && !e.token.Value.Same(refused) && e.live(now)
 	switch {
 	case another || e.fresh(now):
 		return e, nil // somebody did it while we waited
@@ -156,7 +156,7 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 			}
 			*next = *cur
 		}
-		if same = next.AccessToken == g.access && expires.Sub(next.ExpiresAt).Abs() <= 2*time.Second; same {
+		if same = next.AccessToken.Same(g.access) && expires.Sub(next.ExpiresAt).Abs() <= 2*time.Second; same {
 			return nil
 		}
 		next.AccessToken, next.ExpiresAt, next.ObtainedAt = g.access, expires, g.asked.Truncate(time.Second)

@@ -30,6 +30,11 @@ func (t Ticket) live(now time.Time) bool {
 	return !t.Value.IsZero() && now.Before(t.CreatedAt.Add(ticketLife))
 }
 
+// same reports whether both are one push.
+func (t Ticket) same(o Ticket) bool {
+	return t.CreatedAt.Equal(o.CreatedAt) && t.Value.Equal(o.Value.Reveal())
+}
+
 // supersedes: of two tickets of one second the one that came last counts.
 func (t Ticket) supersedes(o Ticket) bool { return !t.CreatedAt.Before(o.CreatedAt) }
 
@@ -65,7 +70,7 @@ func (t *ticketTable) offer(platform string, ticket Ticket, durable bool) heldTi
 	}
 	h := t.held[platform]
 	switch {
-	case h.Ticket == ticket:
+	case h.same(ticket):
 		h.durable = h.durable || durable
 	case ticket.supersedes(h.Ticket):
 		h = heldTicket{Ticket: ticket, durable: durable}
@@ -129,7 +134,7 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 	if held.durable {
 		return nil
 	}
-	if held.Ticket == t && before.Ticket != t {
+	if held.same(t) && !before.same(t) {
 		m.troubles.over(ComponentKey(platform)) // what failed for want of a ticket may be tried at once
 	}
 	if err := m.saveTicket(ctx, env, platform); err != nil {
@@ -183,7 +188,7 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 func (t *ticketTable) saved(platform string, ticket Ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if h := t.held[platform]; h.Ticket == ticket {
+	if h := t.held[platform]; h.same(ticket) {
 		h.durable = true
 		t.held[platform] = h
 	}

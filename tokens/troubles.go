@@ -121,7 +121,7 @@ func (t *troubles) adopt(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if x := t.keys[e.key]; x != nil {
-		e.refused.Store(!x.refused.IsZero() && e.token.Value == x.refused)
+		e.refused.Store(!x.refused.IsZero() && e.token.Value.Same(x.refused))
 		if x.failures > 0 {
 			e.renewAt.Store(x.retryAt.UnixNano())
 		}

@@ -405,3 +405,8 @@ func (r *rig) noSecretLogged(t testing.TB) {
 		}
 	}
 }
+
+// sameToken compares all of two tokens.
+func sameToken(a, b Token) bool {
+	return a.Value.Same(b.Value) && a.ExpiresAt.Equal(b.ExpiresAt) && a.Generation == b.Generation
+}

@@ -18,7 +18,8 @@ func TestStringNeverPrints(t *testing.T) {
 	nested := struct {
 		S secret.String
 		P *secret.String
-	}{s, &s}
+		u secret.String
+	}{s, &s, s}
 	var out bytes.Buffer
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 		fmt.Fprintf(&out, verb+" ", s)

@@ -1,0 +1,224 @@
+package integration_test
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+)
+
+// exampleEnv gives every secret that the documents mention a value of the right shape.
+var exampleEnv = []string{
+	"WECHAT_PLATFORM_SECRET=s", "WECHAT_PLATFORM_TOKEN=t", "WECHAT_PLATFORM_AES_KEY=abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG",
+	"SHOP_SECRET=s", "SHOP_TOKEN=t", "SHOP_AES_KEY=abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG",
+	"CRM_KEY=0123456789abcdef", "WECHAT_SEAL_KEY=000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
+}
+
+var fence = regexp.MustCompile("(?s)```(caddyfile|json|sh)\n(.*?)```")
+
+// TestDocumentExamples: every configuration in the documents is one that Caddy accepts, as the user would have it
+// checked; the two READMEs show the same one.
+func TestDocumentExamples(t *testing.T) {
+	t.Parallel()
+	var shown []string
+	for _, doc := range []string{"README.md", "README.zh-CN.md"} {
+		content, err := os.ReadFile("../" + doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for _, m := range fence.FindAllStringSubmatch(string(content), -1) {
+			switch kind, text := m[1], m[2]; kind {
+			case "caddyfile", "json":
+				found++
+				checkExample(t, doc, kind, text)
+				if kind == "caddyfile" && strings.Contains(text, "wechat {") {
+					shown = append(shown, text)
+				}
+			case "sh":
+				checkCommands(t, doc, text)
+			}
+		}
+		if found == 0 {
+			t.Errorf("%s has no examples", doc)
+		}
+	}
+	if len(shown) != 2 || shown[0] != shown[1] {
+		t.Error("the two READMEs do not show the same configuration")
+	}
+}
+
+func checkExample(t *testing.T, doc, kind, text string) {
+	t.Helper()
+	g := &integration.Gateway{Binary: binary, Dir: t.TempDir(), Env: exampleEnv}
+	file := filepath.Join(g.Dir, "config")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"validate", "--config", file}
+	if kind == "caddyfile" {
+		args = append(args, "--adapter", "caddyfile")
+		if string(caddyfile.Format([]byte(text))) != text {
+			t.Errorf("%s: an example is not formatted as caddy fmt would:\n%s", doc, text)
+		}
+	}
+	out, err := g.Command(t.Context(), args...)
+	if err != nil {
+		t.Errorf("%s: %v\n%s\n%s", doc, err, text, out)
+	}
+	checkWarnings(t, doc, out)
+}
+
+// checkWarnings fails for each warning but two: the folder of verification files is production's and absent here, and
+// Caddy points out that a site on plain http, which WeChat needs, has no certificate.
+func checkWarnings(t *testing.T, where, out string) {
+	t.Helper()
+	for line := range strings.Lines(out) {
+		if !strings.Contains(line, `"level":"warn"`) || strings.Contains(line, "/srv/wechat-verify") || strings.Contains(line, "listening only on the HTTP port") {
+			continue
+		}
+		t.Errorf("%s warns: %s", where, line)
+	}
+}
+
+// checkCommands holds the shell lines to what exists: make targets, and paths of the API listener.
+func checkCommands(t *testing.T, doc, text string) {
+	t.Helper()
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 2 && words[0] == "make":
+			if !regexp.MustCompile(`(?m)^` + words[1] + `:`).Match(makefile) {
+				t.Errorf("%s: the Makefile has no target %s", doc, words[1])
+			}
+		case len(words) > 0 && words[0] == "curl", len(words) > 0 && words[0] == "xcaddy":
+			// The curl lines are run by TestDocumentCalls, the xcaddy line by `make xcaddy`.
+		default:
+			t.Errorf("%s: nothing runs this line: %s", doc, line)
+		}
+	}
+}
+
+// TestDocumentCalls runs the curl lines of the README against a gateway, with curl's part played by our client.
+func TestDocumentCalls(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, polite)
+	authorize(t, w)
+	user := w.WeChat.NewUser(integration.AuthorizerID)
+	content, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := regexp.MustCompile(`-H "([^:]+): ([^"]*)"`)
+	address := regexp.MustCompile(`"(http://127.0.0.1:8090[^"]*)"`)
+	lines := 0
+	for line := range strings.Lines(string(content)) {
+		if !strings.HasPrefix(line, "curl ") {
+			continue
+		}
+		lines++
+		fill := strings.NewReplacer("$CRM_KEY", w.ClientKey, "oXYZ", user.OpenID, "$wxTkId", strings.Repeat("A", 22), "http://127.0.0.1:8090", "http://"+w.API)
+		target := address.FindStringSubmatch(line)
+		if target == nil {
+			t.Errorf("no address in %s", line)
+			continue
+		}
+		headers := make(map[string][]string)
+		for _, h := range header.FindAllStringSubmatch(line, -1) {
+			headers[h[1]] = []string{fill.Replace(h[2])}
+		}
+		resp, body := fetch(t, plainClient, "GET", fill.Replace(target[1]), headers, "")
+		want := user.OpenID
+		switch {
+		case strings.Contains(line, "/cgi-bin/token"):
+			want = `"access_token"`
+		case strings.Contains(line, "/wechat/users/"):
+			want = "tracking id is unknown" // what a real one gives is seen in TestJobs
+		}
+		if !strings.Contains(body, want) {
+			t.Errorf("%s-> %d %s", line, resp.StatusCode, body)
+		}
+	}
+	if lines < 4 {
+		t.Errorf("the README has %d curl lines", lines)
+	}
+	checkViolations(t, w)
+}
+
+// TestExampleFile: Caddyfile.example is formatted, adapts without a warning, and validating it in production's
+// defaults neither writes a file nor needs the network.
+func TestExampleFile(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../Caddyfile.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(caddyfile.Format(content)) != string(content) {
+		t.Error("Caddyfile.example is not formatted as caddy fmt would")
+	}
+	file, _ := filepath.Abs("../Caddyfile.example")
+	g := &integration.Gateway{Binary: binary, Dir: t.TempDir(), Env: exampleEnv}
+	for _, command := range []string{"adapt", "validate"} {
+		out, err := g.Command(t.Context(), command, "--config", file, "--adapter", "caddyfile")
+		if err != nil {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		checkWarnings(t, command, out)
+		for _, pair := range exampleEnv {
+			if _, value, _ := strings.Cut(pair, "="); len(value) > 8 && strings.Contains(out, value) {
+				t.Errorf("%s shows a secret", command)
+			}
+		}
+	}
+	err = filepath.WalkDir(g.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.Contains(path, "wechat") {
+			t.Errorf("validate wrote %s", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDemo runs what `make run` shows, to its end.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	demo := filepath.Join(t.TempDir(), "demo")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", demo, "./demo").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	dir := filepath.Join(t.TempDir(), "run")
+	for round := range 2 { // the second one finds what the first one left
+		cmd := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once")
+		cmd.WaitDelay = 10 * time.Second
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("round %d: %v\n%s", round, err, out)
+		}
+		for _, want := range []string{"1  TLS", "2  Domain", "3a", "3b", "收到：你好", "4  An app", "5  An OAuth", "wxTkId="} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("round %d does not show %q:\n%s", round, want, out)
+			}
+		}
+	}
+	other := t.TempDir()
+	if err := os.WriteFile(filepath.Join(other, "precious"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", other, "-once").CombinedOutput(); err == nil {
+		t.Errorf("the demo took over a folder that is not its own:\n%s", out)
+	}
+}
