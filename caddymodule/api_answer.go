@@ -64,7 +64,10 @@ func tokenRefusal(err error, appid string, sdk bool) *apiRefusal {
 		return refuse(http.StatusOK, codeInvalidAppID, "appid", "invalid appid: the gateway has no account %s", appid)
 	}
 	if api, ok := errors.AsType[*tokens.APIError](err); ok {
-		if sdk && (tokens.IsTokenRefused(api.Code) || api.Code == -1) {
+		if api.Code == -1 { // SDKs send a call again on -1, and this one has not been answered by WeChat at all
+			return refuse(http.StatusServiceUnavailable, http.StatusServiceUnavailable, "token", "WeChat is too busy to give a token for %s", appid)
+		}
+		if sdk && tokens.IsTokenRefused(api.Code) {
 			return refuse(http.StatusOK, codeUnauthorizedAPI, "token", "WeChat gives the gateway no token for %s: %d %s", appid, api.Code, api.Msg)
 		}
 		return refuse(http.StatusOK, api.Code, "token", "%s", api.Msg)
@@ -212,7 +215,7 @@ func peek(body io.ReadCloser) (p *peekedBody, whole bool) {
 		buf = buf[:len(buf)+n]
 		p.head, p.err = buf, err
 		if err != nil {
-			return p, err == io.EOF
+			return p, err == io.EOF && len(buf) < peekSize
 		}
 		if first := bytes.TrimLeft(buf, " \t\r\n"); len(first) > 0 && first[0] != '{' {
 			return p, false

@@ -305,7 +305,7 @@ func (g *gateway) send(req *http.Request) answer {
 		g.t.Fatal(err)
 	}
 	a := answer{res.StatusCode, res.Header, string(got), res.ContentLength}
-	if strings.Contains(a.Body, "REALTOKEN") || strings.Contains(a.Body, "secret\"") {
+	if strings.Contains(a.Body, "REALTOKEN") || strings.Contains(a.Body, "account-secret") {
 		g.t.Errorf("the answer shows a secret: %q", a.Body)
 	}
 	return a

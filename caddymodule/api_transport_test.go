@@ -199,6 +199,7 @@ func TestAPIBodyTooLargeToRepeat(t *testing.T) {
 func TestAPIHealsEarlyRefusal(t *testing.T) {
 	body := make([]byte, 600<<10)
 	_, _ = rand.Read(body)
+	refused := make(chan struct{})
 	var second atomic.Pointer[[]byte]
 	var calls atomic.Int64
 	wechat := newFakeWeChat(t)
@@ -210,6 +211,7 @@ func TestAPIHealsEarlyRefusal(t *testing.T) {
 		if calls.Add(1) == 1 {
 			w.Header().Set("Connection", "close")
 			io.WriteString(w, `{"errcode":42001,"errmsg":"access_token expired"}`)
+			close(refused)
 			return
 		}
 		got, _ := io.ReadAll(r.Body)
@@ -223,11 +225,7 @@ func TestAPIHealsEarlyRefusal(t *testing.T) {
 	first, rest := io.Pipe()
 	go func() { // the caller sends half, and the other half only once WeChat has refused
 		_, _ = rest.Write(body[:300<<10])
-		for calls.Load() < 1 {
-			if _, err := rest.Write(nil); err != nil {
-				return
-			}
-		}
+		<-refused
 		_, _ = rest.Write(body[300<<10:])
 		_ = rest.Close()
 	}()

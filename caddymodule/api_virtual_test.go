@@ -115,7 +115,7 @@ func TestAPITokenTroubleAtWeChat(t *testing.T) {
 		{"ip", `{"errcode":40164,"errmsg":"invalid ip 192.0.2.7, not in whitelist"}`, 40164, 40164, 200, 200},
 		{"secret", `{"errcode":40125,"errmsg":"invalid appsecret"}`, 40125, 40125, 200, 200},
 		{"40001", `{"errcode":40001,"errmsg":"invalid credential"}`, 48001, 40001, 200, 200},
-		{"busy", `{"errcode":-1,"errmsg":"system error"}`, 48001, -1, 200, 200},
+		{"busy", `{"errcode":-1,"errmsg":"system error"}`, 503, 503, 503, 503},
 		{"html", `<html>502 Bad Gateway</html>`, 502, 502, 502, 502},
 		{"half", `{"access_token":"REALTO`, 502, 502, 502, 502},
 	} {

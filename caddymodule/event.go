@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -173,12 +174,11 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	f := &p.fields
 	infoType := string(f.InfoType)
 	if err := p.query.inWindow(window); err != nil {
-		if infoType != "component_verify_ticket" {
+		if infoType != "component_verify_ticket" || p.query.inWindow(math.MaxInt64) != nil {
 			return err
 		}
-		offset, _ := p.query.clockOffset(time.Now())
 		a.logger.Error("a ticket's timestamp is outside timestamp_window; it was accepted, but messages are being refused: correct this machine's clock",
-			zap.String("platform", p.platform.AppID), zap.Duration("wechat_ahead_by", offset))
+			zap.String("platform", p.platform.AppID), zap.Duration("wechat_ahead_by", p.query.clockOffset()))
 	}
 	// What WeChat sent must be kept even if it hangs up: only our own deadline ends this.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventStoreTimeout)

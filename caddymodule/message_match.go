@@ -196,7 +196,6 @@ func (m *MessageMatcher) MatchWithError(r *http.Request) (bool, error) { return 
 
 var (
 	_ caddy.Provisioner                 = (*MessageMatcher)(nil)
-	_ caddyhttp.RequestMatcher          = (*MessageMatcher)(nil)
 	_ caddyhttp.RequestMatcherWithError = (*MessageMatcher)(nil)
 	_ caddyfile.Unmarshaler             = (*MessageMatcher)(nil)
 )

@@ -166,25 +166,18 @@ func plaintextQuery(raw string) string {
 	return b.String()
 }
 
-// clockOffset is how far WeChat's timestamp is ahead of our clock.
-func (q *pushQuery) clockOffset(now time.Time) (time.Duration, error) {
-	sec, err := strconv.ParseInt(q.timestamp, 10, 64)
-	if err != nil || sec < 0 || sec > 1<<40 {
-		return 0, errQuery
-	}
-	return time.Unix(sec, 0).Sub(now), nil
-}
-
-// inWindow refuses a push whose timestamp is too far from now.
+// inWindow refuses a push whose timestamp is too far from now, or has not the form that WeChat's have.
 func (q *pushQuery) inWindow(window time.Duration) error {
-	offset, err := q.clockOffset(time.Now())
-	if err != nil {
-		return err
-	}
-	if offset.Abs() > window {
+	if !crypto.Fresh(q.timestamp, time.Now(), window) {
 		return errStale
 	}
 	return nil
+}
+
+// clockOffset is how far WeChat's clock is ahead of ours; timestamp has been found to be of the right form.
+func (q *pushQuery) clockOffset() time.Duration {
+	sec, _ := strconv.ParseInt(q.timestamp, 10, 64)
+	return time.Until(time.Unix(sec, 0))
 }
 
 // readBody reads the whole body, at most max bytes of it.

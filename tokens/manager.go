@@ -74,13 +74,15 @@ func (m *Manager) Use(env *Environment) {
 		loop, m.stopLoop = context.WithCancel(m.workCtx)
 		m.queue.init()
 		m.work.Go(func() { m.runQueue(loop) })
-		m.queue.add("resume", 0, m.resumeIntents)
 	}
 	if env.Sealer == nil && (m.env.Load() == nil || m.env.Load().Sealer != nil) {
 		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
 	}
-	m.env.Store(env)
+	first := m.env.Swap(env) == nil
 	m.troubles.forgive()
+	if first {
+		m.queue.add("resume", 0, m.resumeIntents)
+	}
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
 	}
@@ -178,10 +180,11 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 		return Token{}, err
 	}
 	e := m.cache.Load().get(k)
-	if e == nil || !e.live(time.Now().UnixNano()) {
+	now := time.Now().UnixNano()
+	if e == nil || !e.live(now) {
 		return m.awaitToken(ctx, env, k, e)
 	}
-	m.renewIfStale(env, e)
+	m.renewIfStale(env, e, now)
 	return e.token, nil
 }
 
@@ -193,8 +196,8 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 			return Token{}, err
 		}
 	}
-	if e.live(time.Now().UnixNano()) {
-		m.renewIfStale(env, e)
+	if now := time.Now().UnixNano(); e.live(now) {
+		m.renewIfStale(env, e, now)
 		return e.token, nil
 	}
 	if k.Kind == KindAuthorizer && !e.authorized() {

@@ -29,8 +29,7 @@ type grant struct {
 }
 
 // renewIfStale starts one background renewal of a live token, unless it is fresh or one was tried a moment ago.
-func (m *Manager) renewIfStale(env *Environment, e *entry) {
-	now := time.Now().UnixNano()
+func (m *Manager) renewIfStale(env *Environment, e *entry, now int64) {
 	if e.fresh(now) {
 		return
 	}
@@ -263,6 +262,8 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 			defer release()
 		case !must:
 			return nil, err
+		default:
+			env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 		}
 	}
 	cur, err := m.readRecord(ctx, env, k)
