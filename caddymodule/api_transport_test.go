@@ -810,3 +810,110 @@ func TestSafeReason(t *testing.T) {
 		}
 	}
 }
+
+// A repetition that fails on the way is not repeated again, nor is it tried at the next origin with half a body.
+func TestAPIRepetitionBreaks(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	var calls atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/cgi-bin/x" {
+			wechat.ServeHTTP(w, r)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		if calls.Add(1) == 1 {
+			io.WriteString(w, `{"errcode":40001,"errmsg":"invalid credential"}`)
+			return
+		}
+		if string(body) != "whole" {
+			t.Errorf("the repetition had the body %q", body)
+		}
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			conn.Close()
+		}
+	}))
+	defer server.Close()
+	g := newGateway(t, wechat, gatewayConfig(server.URL, wechat.URL), "")
+	g.opaque(accountID, crmKey)
+	if a := g.post("/"+accountID+"/cgi-bin/x", "whole", bearer(crmKey)); a.Status != http.StatusBadGateway || a.code(t) != 502 {
+		t.Errorf("got %d %s", a.Status, a.Body)
+	}
+	if calls.Load() != 2 || len(wechat.seen()) != 0 {
+		t.Errorf("%d calls to the first origin, and some to the second", calls.Load())
+	}
+}
+
+func TestNotDialing(t *testing.T) {
+	t.Parallel()
+	if _, dialing := errors.AsType[reverseproxy.DialError](notDialing{reverseproxy.NewDialError(io.EOF)}); dialing {
+		t.Error("Caddy would try the next origin")
+	}
+	if !isTimeout(notDialing{fmt.Errorf("x: %w", context.DeadlineExceeded)}) || isTimeout(notDialing{io.EOF}) {
+		t.Error("a timeout is no longer told from another error")
+	}
+}
+
+func TestTokenRefusal(t *testing.T) {
+	t.Parallel()
+	api := func(code int64) error { return &tokens.APIError{Code: code, Msg: "text of WeChat's"} }
+	for _, c := range []struct {
+		name   string
+		err    error
+		sdk    bool
+		status int
+		code   int64
+	}{
+		{"no ticket", fmt.Errorf("%w: %w", tokens.ErrNoTicket, api(61006)), true, 200, 61005},
+		{"revoked", fmt.Errorf("x: %w", tokens.ErrNotAuthorized), true, 200, 61003},
+		{"unknown", tokens.ErrNotConfigured, false, 200, 40013},
+		{"answer", api(61004), true, 200, 61004},
+		{"refused", api(40001), false, 200, 40001},
+		{"refused, SDK", api(40001), true, 200, 48001},
+		{"refused, held back, SDK", fmt.Errorf("%w: %w", tokens.ErrBackoff, api(42001)), true, 200, 48001},
+		{"busy", api(-1), false, 503, 503},
+		{"store", fmt.Errorf("%w: %w", tokens.ErrStore, context.DeadlineExceeded), true, 503, 503},
+		{"closed", tokens.ErrClosed, true, 503, 503},
+		{"unreachable", fmt.Errorf("%w: connection refused", tokens.ErrUnreachable), true, 502, 502},
+		{"slow", fmt.Errorf("%w: %w", tokens.ErrUnreachable, context.DeadlineExceeded), true, 504, 504},
+		{"held back", tokens.ErrBackoff, true, 200, 48001},
+		{"late", context.DeadlineExceeded, true, 504, 504},
+		{"anything", errors.New("x"), true, 503, 503},
+	} {
+		got := tokenRefusal(c.err, accountID, c.sdk)
+		if got.status != c.status || got.code != c.code || got.msg == "" || got.Error() != got.msg {
+			t.Errorf("%s: got %+v", c.name, got)
+		}
+		if got.code == -1 {
+			t.Errorf("%s: errcode -1 makes SDKs send again", c.name)
+		}
+	}
+}
+
+func TestDamper(t *testing.T) {
+	t.Parallel()
+	var d damper
+	if ok, missed := d.allow(); !ok || missed != 0 {
+		t.Error("the first line is held back")
+	}
+	for range 3 {
+		if ok, _ := d.allow(); ok {
+			t.Error("a second line is let through at once")
+		}
+	}
+	d.last = d.last.Add(-damperInterval)
+	if ok, missed := d.allow(); !ok || missed != 3 {
+		t.Errorf("got %v, %d missed; want 3", ok, missed)
+	}
+}
+
+func TestAPINeedsTheApp(t *testing.T) {
+	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: json.RawMessage(`{"module":"file_system","root":` + strconv.Quote(t.TempDir()) + `}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"http.handlers.wechat_api", "http.reverse_proxy.transport.wechat"} {
+		if _, err := ctx.LoadModuleByID(id, nil); err == nil || !strings.Contains(err.Error(), "global option wechat") {
+			t.Errorf("%s: got %v", id, err)
+		}
+	}
+}

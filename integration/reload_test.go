@@ -67,7 +67,7 @@ func TestReloadUnderLoad(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var load sync.WaitGroup
-	var pushes, calls atomic.Int64
+	var pushes, calls, unsent atomic.Int64
 	for i := range 4 {
 		load.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
@@ -75,8 +75,16 @@ func TestReloadUnderLoad(t *testing.T) {
 				result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{
 					Platform: integration.PlatformID, AppID: integration.AuthorizerID, Content: text,
 				})
-				if err != nil || !result.OK() || result.UserSaw != "收到："+text || len(result.Attempts) != 1 {
-					t.Errorf("push %s: saw %q after %d attempts: %s %v", text, result.UserSaw, len(result.Attempts), result.Wrong, err)
+				if err != nil || !result.OK() || result.UserSaw != "收到："+text {
+					t.Errorf("push %s: saw %q: %s %v", text, result.UserSaw, result.Wrong, err)
+				}
+				// Caddy closes idle connections on a reload; a push that was just being sent on one never arrived, and
+				// WeChat pushes it again.
+				for _, lost := range result.Attempts[:len(result.Attempts)-1] {
+					if lost.Err == nil || lost.Status != 0 || lost.TimedOut {
+						t.Errorf("push %s: an attempt was answered %d", text, lost.Status)
+					}
+					unsent.Add(1)
 				}
 				pushes.Add(1)
 			}
@@ -101,7 +109,11 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	cancel()
 	load.Wait()
-	t.Logf("%d pushes and %d calls over 8 reloads", pushes.Load(), calls.Load())
+	t.Logf("%d pushes and %d calls over 8 reloads; %d pushes met a closed connection", pushes.Load(), calls.Load(), unsent.Load())
+	// A reply lost on its way back would show as a message that the backend had to answer again.
+	if got := int64(len(w.Backend.Received())); got != pushes.Load() {
+		t.Errorf("the backend answered %d messages, %d were pushed", got, pushes.Load())
+	}
 	if pushes.Load() < 20 || calls.Load() < 20 {
 		t.Errorf("only %d pushes and %d calls: that is no load", pushes.Load(), calls.Load())
 	}

@@ -1,0 +1,250 @@
+package caddymodule
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// callForm is how a caller proves itself.
+type callForm uint8
+
+const (
+	formNone     callForm = iota
+	formBearer            // Authorization: Bearer <key>
+	formLoopback          // trust_loopback
+	formOpaque            // access_token=<opaque token>
+	formKey               // the client's key in the place of the account's secret
+)
+
+// sdk reports whether an SDK made the call. SDKs read errors from HTTP 200 only.
+func (f callForm) sdk() bool { return f == formOpaque || f == formKey }
+
+// apiRequest is a call on its way through the checks.
+type apiRequest struct {
+	*http.Request
+	appid       string // whom the path or the header names
+	path        string // canonical, without the appid
+	known       apiPath
+	form        callForm
+	client      *Client
+	fingerprint string // of the client's key
+}
+
+// authenticate finds out which client calls: by Authorization, or else by the opaque token, or else by trust_loopback.
+func (a *API) authenticate(req *apiRequest, opaque string) *apiRefusal {
+	if auth := req.Header["Authorization"]; len(auth) > 0 {
+		req.form = formBearer
+		scheme, key, _ := strings.Cut(auth[0], " ")
+		if len(auth) == 1 && strings.EqualFold(scheme, "Bearer") {
+			req.client, req.fingerprint = a.keys.find(strings.TrimSpace(key))
+		}
+		if req.client == nil {
+			return refuse(http.StatusUnauthorized, codeInvalidAppSecret, "credentials", "invalid key: Authorization names no client of the gateway")
+		}
+		return nil
+	}
+	if opaque != "" {
+		return a.authenticateOpaque(req, opaque)
+	}
+	if a.TrustLoopback && isTrustedLoopback(req.Request) {
+		req.form, req.client = formLoopback, loopbackClient
+		return nil
+	}
+	return refuse(http.StatusUnauthorized, codeMissingToken, "credentials",
+		"access_token missing: send Authorization: Bearer with the client's key, or an access_token that the gateway gave out")
+}
+
+// authenticateOpaque takes an opaque token for what it says.
+func (a *API) authenticateOpaque(req *apiRequest, opaque string) *apiRefusal {
+	req.form = formOpaque
+	claims, err := a.app.manager().OpenOpaque(req.Context(), opaque)
+	switch {
+	case errors.Is(err, tokens.ErrOpaqueExpired):
+		return refuse(http.StatusUnauthorized, codeTokenExpired, "expired", "access_token expired")
+	case errors.Is(err, tokens.ErrOpaqueUnknown):
+		return refuse(http.StatusUnauthorized, codeInvalidCredential, "credentials",
+			"invalid credential, access_token is invalid or not latest")
+	case err != nil:
+		return tokenRefusal(err, "", true)
+	}
+	if refused := a.holder(req, claims); refused != nil {
+		return refused
+	}
+	if req.appid != "" && req.appid != claims.AppID {
+		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "appid",
+			"api unauthorized: the access_token is for %s, not for %s", claims.AppID, req.appid)
+	}
+	req.appid = claims.AppID
+	return nil
+}
+
+// holder finds the client that an opaque token was given to.
+func (a *API) holder(req *apiRequest, claims tokens.OpaqueClaims) *apiRefusal {
+	if claims.Client == "" { // given out under trust_loopback
+		if !a.TrustLoopback || !isTrustedLoopback(req.Request) {
+			return refuse(http.StatusForbidden, codeUnauthorizedAPI, "credentials", "api unauthorized: the access_token was for a caller on the gateway's machine")
+		}
+		req.client = loopbackClient
+		return nil
+	}
+	owner, current := a.keys.holder(claims.Client, claims.KeyFingerprint)
+	switch {
+	case owner == nil:
+		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "credentials", "api unauthorized: there is no client %s any more", claims.Client)
+	case !current:
+		return refuse(http.StatusUnauthorized, codeTokenExpired, "credentials", "access_token expired: the key it was given for is no longer valid")
+	}
+	req.client, req.fingerprint = owner, claims.KeyFingerprint
+	return nil
+}
+
+// admit checks a call that is for WeChat and gathers what the transport needs.
+func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
+	if req.known.use == useLogin {
+		return a.admitLogin(req)
+	}
+	query, err := splitQuery(req.URL.RawQuery)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
+	}
+	credential, sole := query.sole()
+	if !sole {
+		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has two different access_tokens")
+	}
+	if req.known.use == useUser {
+		return a.admitUser(req, credential)
+	}
+	if refused := a.authenticate(req, credential); refused != nil {
+		return nil, refused
+	}
+	if refused := a.mayCall(req); refused != nil {
+		return nil, refused
+	}
+	call := &apiCall{query: query, param: req.known.param, singleUse: req.known.singleUse}
+	if req.known.use == useNone {
+		return call, nil
+	}
+	if req.appid == "" {
+		return nil, refuse(http.StatusBadRequest, codeMissingAppID, "appid",
+			"appid missing: put it before the path, as in /wx0123456789abcdef%s, or into %s", req.path, headerAppID)
+	}
+	key, refused := a.target(req.Context(), req.client, req.appid, req.known.use)
+	if refused != nil {
+		return nil, refused
+	}
+	call.key = key
+	call.token, err = a.app.manager().Get(req.Context(), key)
+	if err != nil {
+		return nil, a.noToken(req, err)
+	}
+	return call, nil
+}
+
+// mayCall checks the path against the client's rules.
+func (a *API) mayCall(req *apiRequest) *apiRefusal {
+	switch {
+	case req.known.answer == answerNever:
+		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "never forwarded",
+			"api unauthorized: %s shows or uses up a secret that only the gateway holds, so the gateway calls it alone", req.path)
+	case !req.client.mayCall(req.path):
+		return forbiddenPath(req.client, req.path)
+	}
+	return nil
+}
+
+// noToken explains why a call gets no token, to the caller and, for who runs the gateway, in the log.
+func (a *API) noToken(req *apiRequest, err error) *apiRefusal {
+	if ok, missed := a.notReady.allow(); ok && req.Context().Err() == nil {
+		a.logger.Warn("no token for a call", zap.String("client", req.client.Name), zap.String("appid", req.appid),
+			zap.String("api", req.path), zap.Error(err), zap.Int("not_logged", missed))
+	}
+	return tokenRefusal(err, req.appid, req.form.sdk())
+}
+
+// admitUser checks a call that brings the user's own token, which stays where it is.
+func (a *API) admitUser(req *apiRequest, userToken string) (*apiCall, *apiRefusal) {
+	_, err := a.app.manager().OpenOpaque(req.Context(), userToken)
+	switch {
+	case errors.Is(err, tokens.ErrOpaqueUnknown):
+	case err == nil || errors.Is(err, tokens.ErrOpaqueExpired):
+		req.form = formOpaque
+		return nil, refuse(http.StatusForbidden, codeUnauthorizedAPI, "token kind",
+			"api unauthorized: %s takes the user's own access_token, from the login, not the account's", req.path)
+	default:
+		return nil, tokenRefusal(err, "", false)
+	}
+	if refused := a.authenticate(req, ""); refused != nil {
+		return nil, refused
+	}
+	if refused := a.mayCall(req); refused != nil {
+		return nil, refused
+	}
+	return &apiCall{query: apiQuery{before: req.URL.RawQuery}}, nil
+}
+
+// paramSecret is the parameter in which login calls take the account's secret.
+const paramSecret = "secret"
+
+// componentLogin is what a login call is called when a platform makes it for an authorizer.
+var componentLogin = map[string]string{
+	"/sns/jscode2session":      "/sns/component/jscode2session",
+	"/sns/oauth2/access_token": "/sns/oauth2/component/access_token",
+}
+
+// admitLogin checks the exchange of a user's login code. The client's key stands in the place of the account's secret.
+func (a *API) admitLogin(req *apiRequest) (*apiCall, *apiRefusal) {
+	params, _ := url.ParseQuery(req.URL.RawQuery) // what cannot be decoded is not a parameter we look for
+	query, err := splitQuery(req.URL.RawQuery, paramSecret, "component_appid")
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
+	}
+	if refused := a.authenticateSecret(req, params.Get(paramSecret)); refused != nil {
+		return nil, refused
+	}
+	if refused := a.nameAppID(req, params.Get("appid")); refused != nil {
+		return nil, refused
+	}
+	if refused := a.mayCall(req); refused != nil {
+		return nil, refused
+	}
+	key, refused := a.target(req.Context(), req.client, req.appid, useAccount)
+	if refused != nil {
+		return nil, refused
+	}
+	call := &apiCall{query: query, singleUse: true}
+	if params.Get("appid") == "" {
+		call.extra = append(call.extra, queryParam{"appid", secret.New(req.appid)})
+	}
+	if key.Kind == tokens.KindAccount {
+		call.extra = append(call.extra, queryParam{paramSecret, a.app.account(req.appid).secret})
+		return call, nil
+	}
+	call.key, call.param = tokens.ComponentKey(key.Platform), paramComponent
+	call.extra = append(call.extra, queryParam{"component_appid", secret.New(key.Platform)})
+	req.path = componentLogin[strings.ToLower(req.path)]
+	if call.token, err = a.app.manager().Get(req.Context(), call.key); err != nil {
+		return nil, a.noToken(req, err)
+	}
+	return call, nil
+}
+
+// nameAppID takes the appid that a request has among its parameters; it must be the one of path and header, if any.
+func (a *API) nameAppID(req *apiRequest, appid string) *apiRefusal {
+	switch {
+	case appid == "" && req.appid == "":
+		return refuse(http.StatusOK, codeMissingAppID, "appid", "appid missing")
+	case appid == "":
+		return nil
+	case !isAppID(appid), req.appid != "" && req.appid != appid:
+		return refuse(http.StatusOK, codeInvalidAppID, "appid", "invalid appid")
+	}
+	req.appid = appid
+	return nil
+}
