@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -40,11 +39,6 @@ type seenCall struct {
 	Body                      string
 	Length                    int64
 	Chunked                   bool
-}
-
-func (c seenCall) param(name string) []string {
-	q, _ := url.ParseQuery(c.Query)
-	return q[name]
 }
 
 // fakeWeChat is as much of WeChat as these tests need. It refuses tokens that are not the newest of their kind.

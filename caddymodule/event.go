@@ -39,12 +39,17 @@ const (
 // reason and counted, never with its content. A ticket that opens is accepted even with a timestamp outside the
 // window, with an error that names the clock's offset: without tickets everything stops.
 //
-// The handler answers every request that reaches it.
+// The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
+// handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
+// what it answers is ignored.
 type Event struct {
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
+	// Forward hands events to the next handler too. Default: false.
+	Forward bool `json:"forward,omitempty"`
 
-	app *App
+	app      *App
+	forwards chan struct{} // a place for each forward under way
 }
 
 // CaddyModule returns the Caddy module information.
@@ -57,6 +62,7 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 	if e.TimestampWindow == 0 {
 		e.TimestampWindow = caddy.Duration(defaultTimestampWindow)
 	}
+	e.forwards = make(chan struct{}, maxForwards)
 	if e.app, err = loadApp(ctx); err != nil {
 		return err
 	}
@@ -83,6 +89,7 @@ func parseEvent(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //
 //	wechat_event [<matcher>] {
 //		timestamp_window <duration>
+//		forward
 //	}
 func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
@@ -95,8 +102,16 @@ func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if err := duration(d, &e.TimestampWindow); err != nil {
 				return err
 			}
+		case "forward":
+			if e.Forward {
+				return d.Err("forward is given twice")
+			}
+			if d.NextArg() {
+				return d.ArgErr()
+			}
+			e.Forward = true
 		default:
-			return d.Errf("unknown subdirective '%s': want timestamp_window", d.Val())
+			return d.Errf("unknown subdirective '%s': want timestamp_window or forward", d.Val())
 		}
 	}
 	return nil
@@ -121,11 +136,11 @@ func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 }
 
 // ServeHTTP verifies, keeps and acknowledges an event.
-func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	started := time.Now()
 	p := newPush()
 	defer p.release()
-	if err := e.serve(w, r, p); err != nil {
+	if err := e.serve(w, r, next, p); err != nil {
 		e.app.refuse(w, r, "event", err)
 		return nil
 	}
@@ -134,7 +149,7 @@ func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Ha
 	return nil
 }
 
-func (e *Event) serve(w http.ResponseWriter, r *http.Request, p *push) error {
+func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push) error {
 	if err := p.query.parse(r.URL.RawQuery); err != nil {
 		return err
 	}
@@ -166,6 +181,9 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, p *push) error {
 		return err
 	}
 	writePlain(w, success)
+	if e.Forward {
+		e.forward(r, next, p)
+	}
 	return nil
 }
 

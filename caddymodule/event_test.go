@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap/zapcore"
 
@@ -204,6 +206,79 @@ func TestEventOnMessageURL(t *testing.T) {
 	}
 	if _, err := app.manager().Ticket(t.Context(), platformID); err != nil {
 		t.Errorf("ticket: %v", err)
+	}
+}
+
+// TestEventForward: what is durable also goes to the next handler, without its codes, and a ticket never.
+func TestEventForward(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	e.Forward = true
+	type seen struct{ body, appid, header string }
+	got := make(chan seen, 8)
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		body, _ := io.ReadAll(r.Body)
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		m := MessageMatcher{InfoType: []string{"authorized", "notify_third_fasteregister"}}
+		if err := m.compile(); err != nil || !m.Match(r) {
+			t.Errorf("the matcher does not see the info type: %v", err)
+		}
+		caddyhttp.SetVar(r.Context(), "anything", 1)
+		got <- seen{body: string(body), appid: repl.ReplaceAll("{wechat.appid}", ""), header: r.Header.Get("X-Wechat-Appid")}
+		panic("the next handler's trouble")
+	})
+	for _, message := range []string{
+		eventXML("component_verify_ticket", ticketElement),
+		eventXML("authorized", "<AuthorizerAppid>"+authorizerID+"</AuthorizerAppid><AuthorizationCode><![CDATA[queryauthcode@@@1]]></AuthorizationCode><PreAuthCode>preauthcode@@@2</PreAuthCode>"),
+		eventXML("notify_third_fasteregister", "<appid>"+authorizerID+"</appid><status>0</status><auth_code>queryauthcode@@@3</auth_code>"),
+	} {
+		if rec := serve(t, e, eventSender(t).push("/wx/event", message), next); rec.Body.String() != "success" {
+			t.Fatalf("%d %q", rec.Code, rec.Body)
+		}
+	}
+	for range 2 {
+		s := <-got
+		if strings.Contains(s.body, "authcode@@@") || strings.Contains(s.body, "ticket@@@") || !strings.Contains(s.body, authorizerID) {
+			t.Errorf("forwarded %s", s.body)
+		}
+		if s.appid != authorizerID || s.header != authorizerID {
+			t.Errorf("appid %q, header %q", s.appid, s.header)
+		}
+	}
+	app.shared.work.Wait()
+	select {
+	case s := <-got:
+		t.Errorf("forwarded too: %s", s.body)
+	default:
+	}
+}
+
+func TestWithoutCodes(t *testing.T) {
+	t.Parallel()
+	if _, err := withoutCodes([]byte(eventXML("authorized", "<AuthorizationCode>a&#64;b&#64;code</AuthorizationCode>"))); err == nil {
+		t.Error("an escaped code was passed on")
+	}
+	if _, err := withoutCodes([]byte("not XML")); err == nil {
+		t.Error("garbage was passed on")
+	}
+}
+
+func TestEventForwardIsBounded(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	e.Forward, e.forwards = true, make(chan struct{}, 1)
+	logs := watchLog(app)
+	release := make(chan struct{})
+	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { <-release; return nil })
+	for range 3 {
+		if rec := serve(t, e, eventSender(t).push("/wx/event", eventXML("something_new", "")), next); rec.Body.String() != "success" {
+			t.Errorf("%d %q", rec.Code, rec.Body)
+		}
+	}
+	close(release)
+	app.shared.work.Wait()
+	if got := logs.FilterLevelExact(zapcore.ErrorLevel).Len(); got != 2 {
+		t.Errorf("%d errors logged, want 2", got)
 	}
 }
 
