@@ -54,7 +54,7 @@ type fakeWeChat struct {
 	api      http.HandlerFunc  // what an API call with a good token gets
 }
 
-func newFakeWeChat(t *testing.T) *fakeWeChat {
+func newFakeWeChat(t testing.TB) *fakeWeChat {
 	t.Helper()
 	f := &fakeWeChat{issued: map[string]int{}, current: map[string]string{}, refuseBy: 40001}
 	f.Server = httptest.NewServer(f)
@@ -187,7 +187,7 @@ func (f *fakeWeChat) one(t *testing.T) seenCall {
 // gateway is wechat_api on a socket, in front of a fake WeChat.
 type gateway struct {
 	*httptest.Server
-	t    *testing.T
+	t    testing.TB
 	app  *App
 	api  *API
 	logs *observer.ObservedLogs
@@ -212,12 +212,36 @@ func gatewayConfig(origins ...string) string {
 
 // newGateway starts a gateway. handler is the JSON of wechat_api, config that of the app; both may be empty. Tests that
 // use it are not parallel: provisioning a reverse_proxy writes variables of Caddy's packages.
-func newGateway(t *testing.T, wechat *fakeWeChat, config, handler string) *gateway {
+func newGateway(t testing.TB, wechat *fakeWeChat, config, handler string) *gateway {
 	t.Helper()
 	if config == "" {
 		config = gatewayConfig(wechat.URL)
 	}
-	app, ctx := newTestApp(t, config)
+	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": t.TempDir()})
+	g := provisionGateway(t, &caddy.Config{
+		Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: storage, AppsRaw: caddy.ModuleMap{"wechat": json.RawMessage(config)},
+	}, handler)
+	core, logs := observer.New(zapcore.DebugLevel)
+	g.logs, g.api.logger = logs, zap.New(core)
+	return g
+}
+
+// provisionGateway is newGateway for a configuration of Caddy's.
+func provisionGateway(t testing.TB, config *caddy.Config, handler string) *gateway {
+	t.Helper()
+	ctx, err := caddy.ProvisionContext(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := loadApp(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := app.Cleanup(); err != nil {
+			t.Errorf("cleanup: %v", err)
+		}
+	})
 	if handler == "" {
 		handler = "{}"
 	}
@@ -226,10 +250,10 @@ func newGateway(t *testing.T, wechat *fakeWeChat, config, handler string) *gatew
 		t.Fatal(err)
 	}
 	g := &gateway{t: t, app: app, api: module.(*API)}
-	core, logs := observer.New(zapcore.DebugLevel)
-	g.logs, g.api.logger = logs, zap.New(core)
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{})
+		// With log_credentials, so that what is logged is what the handler lets through.
+		server := &caddyhttp.Server{Logs: &caddyhttp.ServerLogConfig{ShouldLogCredentials: true}}
+		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, server)
 		if err := g.api.ServeHTTP(w, r, nil); err != nil {
 			t.Errorf("handler returned an error, with which Caddy would log the URI: %v", err)
 		}

@@ -740,27 +740,7 @@ func TestAPICaddyLogsNoSecret(t *testing.T) {
 	config.Admin = &caddy.AdminConfig{Disabled: true}
 	config.StorageRaw = storage
 	config.AppsRaw = caddy.ModuleMap{"wechat": json.RawMessage(gatewayConfig(wechat.URL))}
-	ctx, err := caddy.ProvisionContext(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	app, err := loadApp(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer app.Cleanup()
-	module, err := ctx.LoadModuleByID("http.handlers.wechat_api", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gateway{t: t, app: app, api: module.(*API)}
-	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{Logs: &caddyhttp.ServerLogConfig{ShouldLogCredentials: true}})
-		if err := g.api.ServeHTTP(w, r, nil); err != nil {
-			t.Error(err)
-		}
-	}))
-	defer g.Close()
+	g := provisionGateway(t, config, "")
 	opaque := g.opaque(accountID, crmKey)
 	g.get("/cgi-bin/user/info?openid=oSecretUser&access_token=" + opaque)
 	g.get("/"+accountID+"/cgi-bin/user/info?access_token="+opaque, bearer(crmKey), "Cookie: session=secret-session")

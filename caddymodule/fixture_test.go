@@ -45,7 +45,7 @@ const (
 )
 
 // newTestApp provisions the app of a JSON configuration, with a storage of its own.
-func newTestApp(t *testing.T, config string) (*App, caddy.Context) {
+func newTestApp(t testing.TB, config string) (*App, caddy.Context) {
 	t.Helper()
 	app, ctx, err := provisionApp(t, config)
 	if err != nil {
@@ -54,7 +54,7 @@ func newTestApp(t *testing.T, config string) (*App, caddy.Context) {
 	return app, ctx
 }
 
-func provisionApp(t *testing.T, config string) (*App, caddy.Context, error) {
+func provisionApp(t testing.TB, config string) (*App, caddy.Context, error) {
 	t.Helper()
 	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": filepath.Join(t.TempDir(), "storage")})
 	ctx, err := caddy.ProvisionContext(&caddy.Config{

@@ -69,6 +69,7 @@ func TestDroppedEntriesAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := started(t)
 		r.get(t, AccountKey(testAccount))
+		synctest.Wait() // the loop's first jobs read the store too
 		calls := r.wx.count(pathStableToken)
 		for range 10 {
 			c := r.cache.Load()

@@ -481,6 +481,7 @@ func TestObserver(t *testing.T) {
 		o := &observed{refreshes: make(map[Kind]int), failures: make(map[Kind]int), ops: make(map[string]int)}
 		r.env.Observer = o
 		r.Use(r.env)
+		synctest.Wait() // the loop's first jobs
 		r.ticket(t, testPlatform)
 		r.get(t, ComponentKey(testPlatform))
 		r.wx.set(func(f *fakeWeChat) {

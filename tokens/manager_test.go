@@ -464,7 +464,7 @@ func TestUnusableAnswers(t *testing.T) {
 
 func TestKeysThatNobodyHas(t *testing.T) {
 	t.Parallel()
-	r := started(t)
+	r := startedAwake(t)
 	long := make([]byte, maxID+1)
 	for _, test := range []struct {
 		key  Key
@@ -607,7 +607,7 @@ func TestCloseIsBounded(t *testing.T) {
 // The read cache is closed while it is read: nothing panics and nothing races.
 func TestCloseUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := started(t)
+	r := startedAwake(t)
 	r.get(t, AccountKey(testAccount))
 	var wg sync.WaitGroup
 	for range 4 {

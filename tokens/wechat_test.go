@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -341,8 +342,16 @@ func newRig(t testing.TB) *rig {
 	return r
 }
 
-// started is newRig with the manager in use and tickets there.
-func started(t testing.TB) *rig {
+// started is newRig, in a bubble, with the manager in use, the loop's first jobs done, and tickets there.
+func started(t *testing.T) *rig {
+	t.Helper()
+	r := startedAwake(t)
+	synctest.Wait()
+	return r
+}
+
+// startedAwake is started outside a bubble, where the loop's first jobs may still run.
+func startedAwake(t testing.TB) *rig {
 	t.Helper()
 	r := newRig(t)
 	r.Use(r.env)
