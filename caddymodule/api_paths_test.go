@@ -159,7 +159,7 @@ func TestSplitQuery(t *testing.T) {
 			t.Errorf("%q: got %q, want %q", raw, got, want)
 		}
 	}
-	for _, raw := range []string{"a=1;access_token=x", "a;b;component_access_token", "access%5Ftoken=1&a=1;access%5Ftoken=x"} {
+	for _, raw := range []string{"a=1;access_token=x", "a;b;component_access_token", "access_token;", "access_token;a=1", "access%5Ftoken=1&a=1;access%5Ftoken=x"} {
 		if _, err := splitQuery(raw); !errors.Is(err, errAPIQuery) {
 			t.Errorf("%q: got %v, want a refusal", raw, err)
 		}

@@ -26,7 +26,7 @@ type queryParam struct {
 	value secret.String
 }
 
-var errAPIQuery = errors.New("query hides an access_token behind a semicolon: separate parameters with &")
+var errAPIQuery = errors.New("query hides an access_token beside a semicolon: separate parameters with &")
 
 // splitQuery takes the credentials out of a raw query, and the parameters of these names with them.
 func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
@@ -55,12 +55,11 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 
 // hidesCredential reports whether a reader that splits parameters at semicolons too would find a credential.
 func hidesCredential(segment string) bool {
-	_, rest, found := strings.Cut(segment, ";")
-	for found {
-		var part string
-		part, rest, found = strings.Cut(rest, ";")
-		name, _, _ := strings.Cut(part, "=")
-		if isParam(name, credentialParams[:]...) {
+	if !strings.Contains(segment, ";") {
+		return false
+	}
+	for part := range strings.SplitSeq(segment, ";") {
+		if name, _, _ := strings.Cut(part, "="); isParam(name, credentialParams[:]...) {
 			return true
 		}
 	}

@@ -17,8 +17,8 @@ import (
 
 // Defaults of the app.
 const (
-	defaultAPI      = "https://api.weixin.qq.com"
-	defaultOpenHost = "https://open.weixin.qq.com"
+	defaultAPI  = "https://api.weixin.qq.com"
+	defaultOpen = "https://open.weixin.qq.com"
 )
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
@@ -29,8 +29,8 @@ const (
 // configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
 // they expire while they are in use, and never leave the gateway. A reload keeps all of it.
 //
-// Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_replies_total,
-// caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds, caddy_wechat_api_requests_total,
+// Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_push_duration_seconds,
+// caddy_wechat_replies_total, caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
 type App struct {
@@ -48,11 +48,15 @@ type App struct {
 	// API are the origins of WeChat's API, the preferred one first; the others are tried only when no connection can
 	// be made. Plain http is allowed to a loopback address only. Default: https://api.weixin.qq.com.
 	API []string `json:"api,omitempty"`
+	// Open is the origin of WeChat's authorization pages, to which browsers are sent. Only a simulator has another one.
+	// Default: https://open.weixin.qq.com.
+	Open string `json:"open,omitempty"`
 	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Default: none.
 	Proxy string `json:"proxy,omitempty"`
 
 	logger  *zap.Logger
 	origins []*url.URL
+	open    *url.URL
 	proxyTo *url.URL
 	byAppID map[string]any // *Platform or *Account
 
@@ -94,9 +98,6 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.shared, a.poolKey = shared, store.Identity()
-	if err := shared.metrics.register(ctx.GetMetricsRegistry()); err != nil {
-		return fmt.Errorf("registering metrics: %w", err)
-	}
 	a.env = &tokens.Environment{
 		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.metrics,
 	}
@@ -105,6 +106,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	for _, acc := range a.Accounts {
 		a.env.Accounts = append(a.env.Accounts, tokens.AccountCredentials{AppID: acc.AppID, Secret: acc.secret})
+	}
+	if err := shared.metrics.register(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil
 }
@@ -141,7 +145,7 @@ func (a *App) provisionNames(r resolver) error {
 		}
 		names[c.Name] = true
 	}
-	return nil
+	return refuseSharedKeys(a.Clients)
 }
 
 func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
@@ -180,6 +184,17 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 		a.origins = append(a.origins, u)
 		opts.Origins = append(opts.Origins, u.String())
 	}
+	open := a.Open
+	if open == "" {
+		open = defaultOpen
+	}
+	v, err := r.required("open", open)
+	if err != nil {
+		return nil, err
+	}
+	if a.open, err = parseOrigin(v); err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
 	if a.Proxy != "" {
 		v, err := r.required("proxy", a.Proxy)
 		if err != nil {
@@ -207,6 +222,7 @@ func (a *App) Cleanup() error {
 	if a.shared == nil {
 		return nil
 	}
+	a.activate.Do(func() {}) // a request that a refused configuration had taken in must not put it in force
 	a.shared.retire(a.env)
 	err := releaseShared(a.poolKey)
 	a.env.API.Close()
@@ -237,13 +253,8 @@ func (a *App) apiOrigins() []*url.URL { return a.origins }
 // proxyURL is the egress proxy, or nil.
 func (a *App) proxyURL() *url.URL { return a.proxyTo }
 
-// openOrigin is where WeChat's authorization pages are: with an API on this machine, which is a simulator, there too.
-func (a *App) openOrigin() string {
-	if o := a.origins[0]; o.Scheme == "http" || isLoopbackHost(o.Hostname()) {
-		return o.String()
-	}
-	return defaultOpenHost
-}
+// openOrigin is where WeChat's authorization pages are.
+func (a *App) openOrigin() string { return a.open.String() }
 
 // loadApp gets the app for a handler's Provision.
 func loadApp(ctx caddy.Context) (*App, error) {

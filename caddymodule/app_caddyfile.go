@@ -44,6 +44,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 //		store    <module> { ... }
 //		seal_key <new> [<old>...]
 //		api      <origin> [<backup origin>...]
+//		open     <origin>
 //		proxy    <url>
 //	}
 //
@@ -69,10 +70,12 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = list(d, &a.SealKeys, once, literalSealKey)
 		case "api":
 			err = list(d, &a.API, once, literalOrigin)
+		case "open":
+			err = value(d, &a.Open, literalOrigin)
 		case "proxy":
 			err = value(d, &a.Proxy, literalProxy)
 		default:
-			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api or proxy", d.Val())
+			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api, open or proxy", d.Val())
 		}
 		if err != nil {
 			return err
@@ -127,13 +130,8 @@ func (a *App) unmarshalPlatform(d *caddyfile.Dispenser, named map[string]string)
 			return err
 		}
 	}
-	switch {
-	case p.Secret == "":
-		return d.Errf("platform %s: secret is missing: add a line like: secret {env.WECHAT_PLATFORM_SECRET}", appid)
-	case len(p.Tokens) == 0:
-		return d.Errf("platform %s: token is missing: give the 消息校验Token of the platform's console page", appid)
-	case len(p.AESKeys) == 0:
-		return d.Errf("platform %s: aes_key is missing: give the 消息加解密Key of the platform's console page", appid)
+	if err := p.complete(); err != nil {
+		return d.Errf("platform %s: %v", appid, err)
 	}
 	a.Platforms = append(a.Platforms, p)
 	return nil
@@ -160,13 +158,8 @@ func (a *App) unmarshalAccount(d *caddyfile.Dispenser, named map[string]string) 
 			return err
 		}
 	}
-	switch {
-	case acc.Secret == "":
-		return d.Errf("account %s: secret is missing: add a line like: secret {env.SHOP_SECRET}", appid)
-	case len(acc.Tokens) > 0 && len(acc.AESKeys) == 0:
-		return d.Errf("account %s: aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey", appid)
-	case len(acc.Tokens) == 0 && len(acc.AESKeys) > 0:
-		return d.Errf("account %s: token is missing: an aes_key needs the Token of the same server configuration page", appid)
+	if err := acc.complete(); err != nil {
+		return d.Errf("account %s: %v", appid, err)
 	}
 	a.Accounts = append(a.Accounts, acc)
 	return nil
@@ -205,11 +198,8 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 			return err
 		}
 	}
-	switch {
-	case len(c.Keys) == 0 && len(c.KeySHA256) == 0:
-		return d.Errf("client %s: key is missing: add a line like: key {env.CRM_KEY}", name)
-	case len(c.AppIDs) == 0:
-		return d.Errf("client %s: appids is missing: list the appids it may act for, or *", name)
+	if err := c.complete(); err != nil {
+		return d.Errf("client %s: %v", name, err)
 	}
 	a.Clients = append(a.Clients, c)
 	return nil

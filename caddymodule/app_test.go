@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,7 +37,7 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 		{"short key", platform(`"secret": "s", "tokens": ["t"], "aes_keys": ["` + platformKey + `", "{env.SHORT_KEY}"]`),
 			[]string{"platform wx1111111111111111", "aes_key 2", "43"}},
 		{"unknown placeholder", platform(`"secret": "s", "tokens": ["t", "{no.such}"], "aes_keys": ["` + platformKey + `"]`),
-			[]string{"token", "{no.such} names no known placeholder"}},
+			[]string{"token", "is not a placeholder that Caddy knows"}},
 		{"secret missing", platform(`"tokens": ["t"], "aes_keys": ["` + platformKey + `"]`), []string{"secret is missing"}},
 		{"no token", platform(`"secret": "s", "aes_keys": ["` + platformKey + `"]`), []string{"token is missing"}},
 		{"no key", platform(`"secret": "s", "tokens": ["t"]`), []string{"aes_key is missing"}},
@@ -57,6 +58,11 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 		{"client appid", `{"clients": [{"name": "a", "keys": ["k"], "appids": ["wx"]}]}`, []string{"client a", "appids", "'wx'"}},
 		{"client path", `{"clients": [{"name": "a", "keys": ["k"], "appids": ["*"], "paths": ["x"]}]}`, []string{"client a", "must begin with /"}},
 		{"client hash", `{"clients": [{"name": "a", "key_sha256": ["zz"], "appids": ["*"]}]}`, []string{"client a", "64 hexadecimal digits"}},
+		{"secret with braces", `{"clients": [{"name": "a", "keys": ["hidden{word}123"], "appids": ["*"]}]}`, []string{"client a", "key"}},
+		{"second secret with braces", `{"clients": [{"name": "a", "keys": ["k", "hidden{word}123"], "appids": ["*"]}]}`, []string{"client a", "key"}},
+		{"key of two clients", `{"clients": [{"name": "a", "keys": ["k"], "appids": ["*"]}, {"name": "b", "keys": ["k"], "appids": ["*"]}]}`,
+			[]string{"client b", "client a has too"}},
+		{"origin with a password", `{"api": ["https://u:hidden%zz@h"]}`, []string{"api", "no user and password"}},
 		{"origin", `{"api": ["{env.BAD_ORIGIN}"]}`, []string{"api", "in the clear"}},
 		{"origin is no URL", `{"api": ["weixin"]}`, []string{"api", "is not an origin"}},
 		{"proxy", `{"proxy": "ftp://user:hidden@x"}`, []string{"proxy", "not a proxy address"}},
@@ -97,9 +103,11 @@ func TestAppProvisionIsQuiet(t *testing.T) {
 	if _, err := os.Stat(root); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("storage was touched: %v", err)
 	}
-	_ = l.Close()
-	if _, err := l.Accept(); err == nil {
-		t.Error("a connection was made")
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection was made: %v", err)
 	}
 }
 
@@ -109,15 +117,8 @@ func TestAppGenerations(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(t.TempDir(), "storage")
 	provision := func(config string) (*App, error) {
-		storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": root})
-		ctx, err := caddy.ProvisionContext(&caddy.Config{
-			Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: storage,
-			AppsRaw: caddy.ModuleMap{"wechat": json.RawMessage(config)},
-		})
-		if err != nil {
-			return nil, err
-		}
-		return loadApp(ctx)
+		app, _, err := provisionAt(root, config)
+		return app, err
 	}
 	first, err := provision(testConfig(""))
 	if err != nil {
@@ -150,6 +151,17 @@ func TestAppGenerations(t *testing.T) {
 	if known(first, authorizerID) || !known(first, accountID) {
 		t.Error("the former configuration is not back in force")
 	}
+	third, err := provision(`{"accounts": [{"appid": "` + authorizerID + `", "secret": "s"}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.Cleanup(); err != nil { // another app could not be started
+		t.Fatal(err)
+	}
+	_ = third.manager() // for a request that it had taken in
+	if known(first, authorizerID) || !known(first, accountID) {
+		t.Error("a refused configuration came into force after its end")
+	}
 	if _, err := provision(`{"accounts": [{"appid": "bad"}]}`); err == nil {
 		t.Fatal("accepted")
 	}
@@ -167,7 +179,9 @@ func TestAppGenerations(t *testing.T) {
 
 func TestAppMissing(t *testing.T) {
 	t.Parallel()
+	provisioning.Lock()
 	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}})
+	provisioning.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,17 +190,50 @@ func TestAppMissing(t *testing.T) {
 	}
 }
 
+// TestAppCleansUpHalfOfIt: Provision stops at a metric of somebody else's that has our name.
+func TestAppCleansUpHalfOfIt(t *testing.T) {
+	t.Parallel()
+	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": filepath.Join(t.TempDir(), "storage")})
+	provisioning.Lock()
+	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: storage})
+	provisioning.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := prometheus.NewCounter(prometheus.CounterOpts{Name: "caddy_wechat_pushes_total", Help: "not ours"})
+	if err := ctx.GetMetricsRegistry().Register(other); err != nil {
+		t.Fatal(err)
+	}
+	half := &App{Accounts: []*Account{{AppID: accountID, Secret: "s"}}}
+	if err := half.Provision(ctx); err == nil || !strings.Contains(err.Error(), "metrics") {
+		t.Fatalf("error %v", err)
+	}
+	manager := half.shared.manager
+	if err := half.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manager.Get(t.Context(), tokens.AccountKey(accountID)); !errors.Is(err, tokens.ErrClosed) {
+		t.Errorf("what Provision took was not given back: %v", err)
+	}
+	if err := new(App).Cleanup(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOpenOrigin(t *testing.T) {
 	t.Parallel()
-	for api, want := range map[string]string{
-		"https://api.weixin.qq.com": "https://open.weixin.qq.com",
-		"http://127.0.0.1:8000":     "http://127.0.0.1:8000",
-		"https://localhost:8000":    "https://localhost:8000",
+	for config, want := range map[string]string{
+		`{}`:                                 "https://open.weixin.qq.com",
+		`{"api": ["http://127.0.0.1:8000"]}`: "https://open.weixin.qq.com", // a way out on this machine is no simulator
+		`{"open": "http://127.0.0.1:8000"}`:  "http://127.0.0.1:8000",
 	} {
-		app, _ := newTestApp(t, testConfig(api))
+		app, _ := newTestApp(t, config)
 		if got := app.openOrigin(); got != want {
-			t.Errorf("%s: %s, want %s", api, got, want)
+			t.Errorf("%s: %s, want %s", config, got, want)
 		}
+	}
+	if _, _, err := provisionApp(t, `{"open": "http://evil.example"}`); err == nil {
+		t.Error("plain http to another machine is accepted")
 	}
 }
 

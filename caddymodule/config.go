@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -130,11 +131,14 @@ func literalSealKey(s string) error {
 // parseOrigin reads an API origin: https, or http to this machine only, because a token goes over it.
 func parseOrigin(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+	switch {
+	case strings.Contains(s, "@"): // it may hold a password
+		return nil, errors.New("an origin has no user and password: write it like https://api.weixin.qq.com")
+	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
 		return nil, fmt.Errorf("'%s' is not an origin: write it like https://api.weixin.qq.com", s)
 	}
-	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", u.Redacted())
+	if u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", s)
 	}
 	u.Path = ""
 	if u.Scheme == "http" && !isLoopbackHost(u.Hostname()) {
@@ -179,6 +183,17 @@ func literalProxy(s string) error {
 	return err
 }
 
+// namedPlaceholder is a placeholder that says by its form that it is one: a secret that merely has braces in it does not.
+var namedPlaceholder = regexp.MustCompile(`\{(?:env|file|system|time)\.[^{}]+\}`)
+
+// placeholderIn is what may be shown of a config string that does not resolve.
+func placeholderIn(s string) string {
+	if p := namedPlaceholder.FindString(s); p != "" {
+		return p
+	}
+	return "what stands in braces"
+}
+
 // resolver turns config strings into values, once, when the config is loaded.
 type resolver struct{ repl *caddy.Replacer }
 
@@ -189,7 +204,7 @@ func (r resolver) required(field, s string) (string, error) {
 	}
 	v, err := r.repl.ReplaceOrErr(s, true, true)
 	if err != nil {
-		return "", fmt.Errorf("%s: %s resolves to nothing: set what it refers to before starting Caddy", field, s)
+		return "", fmt.Errorf("%s: %s resolves to nothing: set what it refers to before starting Caddy", field, placeholderIn(s))
 	}
 	return v, nil
 }
@@ -209,7 +224,7 @@ func (r resolver) newestFirst(field string, list []string) ([]string, error) {
 		}
 		v, err := r.repl.ReplaceOrErr(s, false, true)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s names no known placeholder", field, s)
+			return nil, fmt.Errorf("%s: %s is not a placeholder that Caddy knows", field, placeholderIn(s))
 		}
 		if v != "" {
 			values = append(values, v)
@@ -241,8 +256,24 @@ func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Cod
 	return crypto.NewCodec(receiveID, secrets, keys)
 }
 
+// complete refuses a platform that lacks something.
+func (p *Platform) complete() error {
+	switch {
+	case p.Secret == "":
+		return errors.New("secret is missing: add a line like: secret {env.WECHAT_PLATFORM_SECRET}")
+	case len(p.Tokens) == 0:
+		return errors.New("token is missing: give the 消息校验Token of the platform's console page")
+	case len(p.AESKeys) == 0:
+		return errors.New("aes_key is missing: give the 消息加解密Key of the platform's console page")
+	}
+	return nil
+}
+
 func (p *Platform) provision(r resolver) error {
 	if err := literalAppID(p.AppID); err != nil {
+		return err
+	}
+	if err := p.complete(); err != nil {
 		return err
 	}
 	s, err := r.required("secret", p.Secret)
@@ -250,12 +281,6 @@ func (p *Platform) provision(r resolver) error {
 		return err
 	}
 	p.secret = secret.New(s)
-	if len(p.Tokens) == 0 {
-		return errors.New("token is missing: give the 消息校验Token of the platform's console page")
-	}
-	if len(p.AESKeys) == 0 {
-		return errors.New("aes_key is missing: give the 消息加解密Key of the platform's console page")
-	}
 	p.codec, err = r.codec(p.AppID, p.Tokens, p.AESKeys)
 	return err
 }
@@ -263,8 +288,25 @@ func (p *Platform) provision(r resolver) error {
 // releaseCheck reports whether the gateway answers WeChat's acceptance check.
 func (p *Platform) releaseCheck() bool { return p.ReleaseCheck == nil || *p.ReleaseCheck }
 
+// complete refuses an account that lacks something. One without token and aes_key calls the API and receives no
+// pushes.
+func (a *Account) complete() error {
+	switch {
+	case a.Secret == "":
+		return errors.New("secret is missing: add a line like: secret {env.SHOP_SECRET}")
+	case len(a.Tokens) == 0 && len(a.AESKeys) > 0:
+		return errors.New("token is missing: an aes_key needs the Token of the same server configuration page")
+	case len(a.Tokens) > 0 && len(a.AESKeys) == 0:
+		return errors.New("aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey")
+	}
+	return nil
+}
+
 func (a *Account) provision(r resolver) error {
 	if err := literalAppID(a.AppID); err != nil {
+		return err
+	}
+	if err := a.complete(); err != nil {
 		return err
 	}
 	s, err := r.required("secret", a.Secret)
@@ -272,24 +314,29 @@ func (a *Account) provision(r resolver) error {
 		return err
 	}
 	a.secret = secret.New(s)
-	switch {
-	case len(a.Tokens) == 0 && len(a.AESKeys) == 0:
-		return nil // calls the API, receives no pushes
-	case len(a.Tokens) == 0:
-		return errors.New("token is missing: an aes_key needs the Token of the same server configuration page")
-	case len(a.AESKeys) == 0:
-		return errors.New("aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey")
+	if len(a.Tokens) == 0 {
+		return nil
 	}
 	a.codec, err = r.codec(a.AppID, a.Tokens, a.AESKeys)
 	return err
 }
 
-func (c *Client) provision(r resolver) error {
-	if c.Name == "" {
+// complete refuses a client that lacks something.
+func (c *Client) complete() error {
+	switch {
+	case c.Name == "":
 		return errors.New("name is missing")
+	case len(c.Keys) == 0 && len(c.KeySHA256) == 0:
+		return errors.New("key is missing: add a line like: key {env.CRM_KEY}")
+	case len(c.AppIDs) == 0:
+		return errors.New("appids is missing: list the appids it may act for, or *")
 	}
-	if len(c.Keys) == 0 && len(c.KeySHA256) == 0 {
-		return errors.New("key is missing: give a key or its key_sha256")
+	return nil
+}
+
+func (c *Client) provision(r resolver) error {
+	if err := c.complete(); err != nil {
+		return err
 	}
 	keys, err := r.newestFirst("key", c.Keys)
 	if err != nil {
@@ -312,9 +359,6 @@ func (c *Client) provision(r resolver) error {
 		_, _ = hex.Decode(sum[:], []byte(h))
 		c.keyHashes = append(c.keyHashes, sum)
 	}
-	if len(c.AppIDs) == 0 {
-		return errors.New("appids is missing: list the appids the client may act for, or *")
-	}
 	for _, id := range c.AppIDs {
 		if id == "*" {
 			continue
@@ -326,6 +370,24 @@ func (c *Client) provision(r resolver) error {
 	for _, p := range c.Paths {
 		if !strings.HasPrefix(p, "/") {
 			return fmt.Errorf("paths: '%s' must begin with /", p)
+		}
+	}
+	return nil
+}
+
+// refuseSharedKeys refuses a key that two clients have: which of them calls could not be told.
+func refuseSharedKeys(clients []*Client) error {
+	owners := make(map[[sha256.Size]byte]string)
+	for _, c := range clients {
+		sums := append([][sha256.Size]byte(nil), c.keyHashes...)
+		for _, k := range c.keys {
+			sums = append(sums, sha256.Sum256([]byte(k.Reveal())))
+		}
+		for _, sum := range sums {
+			if other, taken := owners[sum]; taken && other != c.Name {
+				return fmt.Errorf("client %s: it has a key that client %s has too: give each client its own", c.Name, other)
+			}
+			owners[sum] = c.Name
 		}
 	}
 	return nil

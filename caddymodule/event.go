@@ -168,7 +168,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	if err := p.open(candidates); err != nil {
 		return err
 	}
-	if len(p.fields.InfoType) == 0 {
+	if len(p.fields.InfoType) == 0 || len(p.fields.MsgType) > 0 {
 		if err := p.query.inWindow(window); err != nil {
 			return err
 		}

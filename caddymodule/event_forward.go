@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2"
@@ -29,7 +30,7 @@ func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push) {
 	}
 	lost := func(err error) {
 		e.app.logger.Error("an event could not be forwarded; it was handled all the same",
-			zap.String("platform", platform), zap.String("info_type", infoType), zap.Error(err))
+			append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
 	}
 	message, err := withoutCodes(p.opened.Message)
 	if err != nil {
@@ -47,37 +48,32 @@ func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push) {
 		appid = string(f.NotifyAppID)
 	}
 	text := &plaintext{data: message}
-	req := plaintextRequest(r, p, newFacts(p, appid), text)
+	reply := newReplyWriter(maxForwardAnswer)
+	facts := newFacts(p, appid)
+	// Caddy goes on using the replacer and the variables of r for its access log, so the copy gets its own.
+	server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		server = new(caddyhttp.Server)
+	}
+	format := push{fields: crypto.Fields{Format: f.Format}}
+	original := r.Clone(context.WithoutCancel(r.Context()))
 	e.app.shared.background(func(ctx context.Context) {
 		defer func() { <-e.forwards }()
-		reply := newReplyWriter(maxForwardAnswer)
 		defer reply.release()
-		err := runNext(next, reply, detachedRequest(ctx, req, reply))
+		req := caddyhttp.PrepareRequest(original.WithContext(ctx), caddy.NewReplacer(), reply, server)
+		makePlaintext(req, &format, facts, text)
+		err := runNext(next, reply, req)
 		text.detach()
 		switch {
 		case err != nil:
 			lost(err)
 		case reply.status >= http.StatusMultipleChoices:
-			lost(errors.New(http.StatusText(reply.status)))
+			lost(fmt.Errorf("status %d", reply.status))
 		}
 	})
 }
 
 var errForwardsFull = errors.New("too many events are being forwarded already: the next handler does not answer")
-
-// detachedRequest is a request that outlives the one it came from. It has a replacer and a table of variables of its
-// own: Caddy still reads those of the other one, for its access log.
-func detachedRequest(ctx context.Context, r *http.Request, w http.ResponseWriter) *http.Request {
-	ctx = context.WithValue(ctx, factsKey{}, factsOf(r.Context()))
-	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if server == nil {
-		server = new(caddyhttp.Server)
-	}
-	repl := caddy.NewReplacer()
-	req := caddyhttp.PrepareRequest(r.WithContext(ctx), repl, w, server)
-	repl.Map(factsOf(ctx).placeholder)
-	return req
-}
 
 // withoutCodes is an event with its codes emptied.
 func withoutCodes(message []byte) ([]byte, error) {
@@ -86,14 +82,14 @@ func withoutCodes(message []byte) ([]byte, error) {
 		return nil, err
 	}
 	out := bytes.Clone(message)
-	for _, code := range [...][]byte{f.AuthorizationCode, f.PreAuthCode, f.NotifyAuthCode} {
+	for _, code := range [...][]byte{f.AuthorizationCode, f.PreAuthCode, f.NotifyAuthCode, f.ComponentVerifyTicket} {
 		if len(code) > 0 {
 			out = bytes.ReplaceAll(out, code, nil)
 		}
 	}
 	// A code that stands there escaped was not found; then nothing is handed on.
 	f = crypto.Fields{}
-	if err := crypto.ScanFields(out, &f); err != nil || len(f.AuthorizationCode)+len(f.PreAuthCode)+len(f.NotifyAuthCode) > 0 {
+	if err := crypto.ScanFields(out, &f); err != nil || len(f.AuthorizationCode)+len(f.PreAuthCode)+len(f.NotifyAuthCode)+len(f.ComponentVerifyTicket) > 0 {
 		return nil, errors.New("its codes could not be taken out")
 	}
 	return out, nil

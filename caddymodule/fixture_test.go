@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,16 +57,7 @@ func newTestApp(t testing.TB, config string) (*App, caddy.Context) {
 
 func provisionApp(t testing.TB, config string) (*App, caddy.Context, error) {
 	t.Helper()
-	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": filepath.Join(t.TempDir(), "storage")})
-	ctx, err := caddy.ProvisionContext(&caddy.Config{
-		Admin:      &caddy.AdminConfig{Disabled: true},
-		StorageRaw: storage,
-		AppsRaw:    caddy.ModuleMap{"wechat": json.RawMessage(config)},
-	})
-	if err != nil {
-		return nil, ctx, err
-	}
-	app, err := loadApp(ctx)
+	app, ctx, err := provisionAt(filepath.Join(t.TempDir(), "storage"), config)
 	if err != nil {
 		return nil, ctx, err
 	}
@@ -75,6 +67,26 @@ func provisionApp(t testing.TB, config string) (*App, caddy.Context, error) {
 		}
 	})
 	return app, ctx, nil
+}
+
+// provisioning is held while Caddy provisions a context, which writes package variables of its own.
+var provisioning sync.Mutex
+
+// provisionAt provisions the app of a JSON configuration with its storage in a folder. The caller cleans it up.
+func provisionAt(root, config string) (*App, caddy.Context, error) {
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": root})
+	ctx, err := caddy.ProvisionContext(&caddy.Config{
+		Admin:      &caddy.AdminConfig{Disabled: true},
+		StorageRaw: storage,
+		AppsRaw:    caddy.ModuleMap{"wechat": json.RawMessage(config)},
+	})
+	if err != nil {
+		return nil, ctx, err
+	}
+	app, err := loadApp(ctx)
+	return app, ctx, err
 }
 
 // testConfig has two platforms, an account, and a client; the API's origin is unreachable unless one is given.
@@ -89,9 +101,9 @@ func testConfig(api string) string {
 		],
 		"accounts": [{"appid": %q, "secret": "account-secret", "tokens": [%q], "aes_keys": [%q]}],
 		"clients": [{"name": "crm", "keys": ["crm-key-0123456789"], "appids": ["*"]}],
-		"api": [%q]
+		"api": [%q], "open": %q
 	}`, platformID, platformToken, platformKey, platformOldKey, otherPlatform, otherToken, otherKey,
-		accountID, accountToken, accountKey, api)
+		accountID, accountToken, accountKey, api, api)
 }
 
 // sender seals pushes as WeChat does.

@@ -1,10 +1,8 @@
 package caddymodule
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -16,8 +14,6 @@ import (
 	"github.com/dustin/go-humanize"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
 
 // Message is middleware for the message-and-event URL (消息与事件接收URL). It verifies and decrypts a push, hands it
@@ -49,8 +45,8 @@ import (
 // `success` go back as they are. Anything else (a status other than 2xx, HTML, half an answer, a panic) becomes
 // `success`, or the fallback text, at once, and is logged and counted: WeChat's users never see an error notice.
 //
-// A forged or stale push gets 403, a malformed one 400, an oversized one 413; none reaches the next handler, and each
-// is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
+// A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
+// handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
 // would. WeChat's acceptance check (全网发布) is answered without the next handler.
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
@@ -98,8 +94,8 @@ func (m *Message) Validate() error {
 	if m.TimestampWindow < 0 {
 		return errors.New("timestamp_window must not be negative")
 	}
-	if m.MaxBody < 0 {
-		return errors.New("max_body must not be negative")
+	if m.MaxBody < 0 || m.MaxBody > maxSize {
+		return errors.New("max_body: want a number of bytes up to 1 GiB")
 	}
 	return nil
 }
@@ -261,15 +257,25 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	reply := newReplyWriter(m.MaxBody)
 	defer reply.release()
 	text := &plaintext{data: p.opened.Message}
-	req := plaintextRequest(r, p, f, text)
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Map(f.placeholder)
-	}
-	err := runNext(next, reply, req)
+	f.content = p.fields.Content
+	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
+	// copy would leave them with what the caller sent.
+	outer := *r
+	makePlaintext(r, p, f, text)
+	err := runNext(next, reply, r)
+	r.URL, r.RequestURI, r.Header = outer.URL, outer.RequestURI, outer.Header
+	r.Body, r.ContentLength, r.TransferEncoding, r.GetBody = outer.Body, outer.ContentLength, outer.TransferEncoding, outer.GetBody
+	// Not the Trailer: a transport that is still sending the body reads that field.
 	text.detach()
 	f.content = nil // its buffer will be another push's
+	if err != nil && r.Context().Err() != nil {
+		err = errHungUp
+	}
 	m.answer(w, p, f, reply, err)
 }
+
+// errHungUp is an answer that nobody waits for any more.
+var errHungUp = errors.New("WeChat hung up before the backend answered")
 
 // runNext runs the rest of the chain. A backend that breaks off in the middle of its answer makes reverse_proxy panic;
 // that is an answer that cannot be used, and no more.
@@ -294,6 +300,15 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("a handler panicked with a %T", e.value) }
 
+// whyFields are an error's fields in the log.
+func whyFields(err error) []zap.Field {
+	fields := []zap.Field{zap.Error(err)}
+	if pe, ok := errors.AsType[*panicError](err); ok {
+		fields = append(fields, zap.String("stack", pe.stack))
+	}
+	return fields
+}
+
 // answer judges what the next handler answered and sends WeChat something legal.
 func (m *Message) answer(w http.ResponseWriter, p *push, f *facts, reply *replyWriter, err error) {
 	body, outcome, why := reply.judge(p.fields.Format, err)
@@ -312,10 +327,11 @@ func (m *Message) answer(w http.ResponseWriter, p *push, f *facts, reply *replyW
 	}
 	m.app.metrics().replies.WithLabelValues(outcome).Inc()
 	if outcome == outcomeUnusable {
-		fields := []zap.Field{zap.String("appid", f.appid), zap.ByteString("msg_id", p.fields.MsgID),
-			zap.String("msg_type", f.msgType), zap.String("event", f.event), zap.Error(why)}
-		if pe, ok := errors.AsType[*panicError](why); ok {
-			fields = append(fields, zap.String("stack", pe.stack))
+		fields := append(whyFields(why), zap.String("appid", f.appid), zap.ByteString("msg_id", p.fields.MsgID),
+			zap.String("msg_type", f.msgType), zap.String("event", f.event))
+		if errors.Is(why, errHungUp) {
+			m.app.logger.Warn("WeChat hung up before the backend answered; it pushes the message again", fields...)
+			return
 		}
 		m.app.logger.Error("the backend's answer to a push cannot be used; the sender sees the fallback or nothing", fields...)
 		return
@@ -324,102 +340,6 @@ func (m *Message) answer(w http.ResponseWriter, p *push, f *facts, reply *replyW
 		c.Write(zap.String("appid", f.appid), zap.String("msg_type", f.msgType), zap.String("event", f.event),
 			zap.String("outcome", outcome))
 	}
-}
-
-// facts is what the gateway tells others about a push.
-type facts struct {
-	appid, platform, openID, msgType, event, eventKey, infoType string
-	content                                                     []byte // only while the next handler runs
-}
-
-type factsKey struct{}
-
-// factsOf returns what wechat_message found out about a request, or nil.
-func factsOf(ctx context.Context) *facts { f, _ := ctx.Value(factsKey{}).(*facts); return f }
-
-func newFacts(p *push, appid string) *facts {
-	f := &facts{appid: appid, content: p.fields.Content}
-	if p.account != nil {
-		f.appid = p.account.AppID
-	} else {
-		f.platform = p.platform.AppID
-	}
-	// One string for all: they live and die together, and a push costs one allocation instead of five.
-	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
-	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
-	var all strings.Builder
-	for _, part := range parts {
-		all.Write(part)
-	}
-	rest := all.String()
-	for i, part := range parts {
-		*into[i], rest = rest[:len(part)], rest[len(part):]
-	}
-	return f
-}
-
-// placeholder resolves the {wechat.*} placeholders.
-func (f *facts) placeholder(key string) (any, bool) {
-	name, ours := strings.CutPrefix(key, "wechat.")
-	if !ours {
-		return nil, false
-	}
-	switch name {
-	case "appid":
-		return f.appid, true
-	case "platform":
-		return f.platform, true
-	case "openid":
-		return f.openID, true
-	case "msg_type":
-		return f.msgType, true
-	case "event":
-		return f.event, true
-	case "event_key":
-		return f.eventKey, true
-	}
-	return nil, false
-}
-
-// plaintextRequest is the push as a backend that knows nothing of encryption expects it. The request that came in is
-// left as it is: outer handlers and the access log still read it.
-func plaintextRequest(r *http.Request, p *push, f *facts, text *plaintext) *http.Request {
-	req := r.WithContext(context.WithValue(r.Context(), factsKey{}, f))
-	u := *r.URL
-	u.RawQuery = plaintextQuery(u.RawQuery)
-	req.URL, req.RequestURI = &u, u.RequestURI()
-
-	req.Body, req.ContentLength, req.TransferEncoding, req.Trailer = text.body(), int64(len(text.data)), nil, nil
-	// With GetBody net/http sends the push again when a kept connection turns out to be closed before a byte was
-	// written; once anything was written it never does, because a POST is not idempotent.
-	req.GetBody = func() (io.ReadCloser, error) { return text.body(), nil }
-
-	h := make(http.Header, len(r.Header)+len(trustedHeaders))
-	for name, values := range r.Header {
-		h[name] = values
-	}
-	for _, name := range trustedHeaders {
-		delete(h, name)
-	}
-	for _, name := range [...]string{"Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer"} {
-		delete(h, name)
-	}
-	h["Content-Type"] = contentType(p.fields.Format)
-	setTrusted(h, headerAppID, f.appid)
-	setTrusted(h, headerPlatform, f.platform)
-	setTrusted(h, headerOpenID, f.openID)
-	setTrusted(h, headerMsgType, f.msgType)
-	setTrusted(h, headerEvent, f.event)
-	req.Header = h
-	return req
-}
-
-// contentType is the media type of a message format.
-func contentType(f crypto.Format) []string {
-	if f == crypto.FormatJSON {
-		return jsonType
-	}
-	return xmlType
 }
 
 var (

@@ -162,18 +162,18 @@ func glob(value string) string {
 	return `(?s)\A` + strings.Join(parts, `.*`) + `\z`
 }
 
-// Match reports whether the request is a push that fits.
-func (m *MessageMatcher) Match(r *http.Request) bool {
+// MatchWithError reports whether the request is a push that fits. It never returns an error.
+func (m *MessageMatcher) MatchWithError(r *http.Request) (bool, error) {
 	f := factsOf(r.Context())
 	if f == nil {
-		return false
+		return false, nil
 	}
 	for i := range m.conditions {
 		if !m.conditions[i].met(f) {
-			return false
+			return false, nil
 		}
 	}
-	return true
+	return true, nil
 }
 
 func (c *condition) met(f *facts) bool {
@@ -190,9 +190,6 @@ func (c *condition) met(f *facts) bool {
 	}
 	return false
 }
-
-// MatchWithError implements caddyhttp.RequestMatcherWithError.
-func (m *MessageMatcher) MatchWithError(r *http.Request) (bool, error) { return m.Match(r), nil }
 
 var (
 	_ caddy.Provisioner                 = (*MessageMatcher)(nil)

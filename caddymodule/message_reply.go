@@ -179,7 +179,7 @@ func (a *App) writeSealed(w http.ResponseWriter, p *push, reply []byte) error {
 		return err
 	}
 	h := w.Header()
-	h["Content-Type"] = contentType(p.format)
+	h["Content-Type"] = []string{contentType(p.format)}
 	h["Content-Length"] = []string{strconv.Itoa(len(sealed))}
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(sealed)

@@ -1,12 +1,20 @@
 package caddymodule
 
 import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/sha1" //nolint:gosec // WeChat's protocol
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +53,8 @@ type answering struct {
 
 func (b *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) error {
 	body, _ := io.ReadAll(r.Body)
-	b.got, b.body = r, string(body)
+	got := *r // r is the outer request again once the handler returns
+	b.got, b.body = &got, string(body)
 	if b.err != nil {
 		return b.err
 	}
@@ -207,6 +216,21 @@ func TestMessageRefusals(t *testing.T) {
 			r.URL.RawQuery += "&msg_signature=" + r.URL.Query().Get("msg_signature")
 			return r
 		}, 400, "malformed"},
+		{"name in disguise", func(t *testing.T) *http.Request {
+			r := platformSender(t).push(path, textMessage("x"))
+			r.URL.RawQuery += "&encrypt%5Ftype=aes&%6Dsg_signature=abc"
+			return r
+		}, 400, "malformed"},
+		{"plain signature of somebody else's", change("signature", strings.Repeat("0", 40)), 403, "signature"},
+		{"signed, but base64 cut short", signed(func(e []byte) []byte { return e[:len(e)-2] }), 403, "decrypt"},
+		{"signed, but url-safe base64", signed(func(e []byte) []byte { return append([]byte("-_"), e[2:]...) }), 403, "decrypt"},
+		{"signed, but not whole blocks", signed(func([]byte) []byte { return []byte("AAAAAAAAAAAAAAAAAAAAAA==") }), 403, "decrypt"},
+		{"signed, padding of 0", signedPlain(t, func(b []byte) []byte { return append(b, make([]byte, 32)...) }), 403, "decrypt"},
+		{"signed, padding of 33", signedPlain(t, func(b []byte) []byte { return append(b, bytes.Repeat([]byte{33}, 64)...) }), 403, "decrypt"},
+		{"signed, padding of 255", signedPlain(t, func(b []byte) []byte { return append(b, bytes.Repeat([]byte{255}, 32)...) }), 403, "decrypt"},
+		{"signed, length negative", signedPlain(t, func(b []byte) []byte { copy(b[16:], "\xff\xff\xff\xff"); return pad(b) }), 403, "decrypt"},
+		{"signed, length too long", signedPlain(t, func(b []byte) []byte { b[19]++; return pad(b) }), 403, "receive_id"},
+		{"signed, length too short", signedPlain(t, func(b []byte) []byte { b[19]--; return pad(b) }), 403, "receive_id"},
 		{"endless query", func(t *testing.T) *http.Request {
 			r := platformSender(t).push(path, textMessage("x"))
 			r.URL.RawQuery += "&x=" + strings.Repeat("y", maxPushQuery)
@@ -283,6 +307,54 @@ func TestMessageRefusals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// signed is a push whose Encrypt was changed by somebody who knows the token, and signed anew.
+func signed(change func([]byte) []byte) func(*testing.T) *http.Request {
+	return func(t *testing.T) *http.Request {
+		r := platformSender(t).push("/wx/message/"+authorizerID, textMessage("x"))
+		body, _ := io.ReadAll(r.Body)
+		env, err := crypto.ScanEnvelope(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		encrypt := string(change(bytes.Clone(env.Encrypt)))
+		q := r.URL.Query()
+		parts := []string{platformToken, q.Get("timestamp"), q.Get("nonce"), encrypt}
+		slices.Sort(parts)
+		q.Set("msg_signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, ""))))) //nolint:gosec // WeChat's
+		return httptest.NewRequest(http.MethodPost, r.URL.Path+"?"+q.Encode(), strings.NewReader("<xml><Encrypt>"+encrypt+"</Encrypt></xml>"))
+	}
+}
+
+// signedPlain is a push whose plaintext (random, length, message, receive id) was changed before it was encrypted by
+// somebody who knows the key; finish also pads it.
+func signedPlain(t *testing.T, finish func([]byte) []byte) func(*testing.T) *http.Request {
+	t.Helper()
+	return signed(func([]byte) []byte {
+		key, err := base64.StdEncoding.DecodeString(platformKey + "=")
+		if err != nil {
+			t.Fatal(err)
+		}
+		message := textMessage("x")
+		plain := append([]byte("0123456789abcdef"), binary.BigEndian.AppendUint32(nil, uint32(len(message)))...)
+		plain = finish(append(plain, message+platformID...))
+		if over := len(plain) % 32; over > 0 {
+			plain = append(make([]byte, 32-over), plain...) // keeps the padding under test at the end
+		}
+		block, err := aes.NewCipher(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cipher.NewCBCEncrypter(block, key[:16]).CryptBlocks(plain, plain)
+		return base64.StdEncoding.AppendEncode(nil, plain)
+	})
+}
+
+// pad is PKCS#7 with blocks of 32 bytes.
+func pad(b []byte) []byte {
+	n := 32 - len(b)%32
+	return append(b, bytes.Repeat([]byte{byte(n)}, n)...)
 }
 
 type brokenReader struct{}
@@ -573,7 +645,7 @@ func TestMessageConfig(t *testing.T) {
 			t.Errorf("%+v is accepted", m)
 		}
 	}
-	for _, m := range []*Message{{MaxBody: -1}, {TimestampWindow: -1}} {
+	for _, m := range []*Message{{MaxBody: -1}, {MaxBody: math.MaxInt64}, {TimestampWindow: -1}} {
 		if err := m.Validate(); err == nil {
 			t.Errorf("%+v is accepted", m)
 		}

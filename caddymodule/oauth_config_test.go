@@ -137,7 +137,7 @@ func TestOAuthBadConfig(t *testing.T) {
 		{"func without a prefix", one, `{"base":"/wx","funcs":[{"key":"a"}]}`, "func a: prefix is missing"},
 		{"relative target", one, `{"base":"/wx","funcs":[{"key":"a","prefix":"/x"}]}`, "func a: relative redirect target '/x'"},
 		{"hidden relative target", one, `{"base":"/wx","funcs":[{"key":"a","prefix":"{env.WECHAT_OAUTH_TEST_RELATIVE}"}]}`, "func a: relative redirect target '/relative'"},
-		{"target of nothing", one, `{"base":"/wx","funcs":[{"key":"a","prefix":"{env.WECHAT_NO_SUCH_VARIABLE}/x"}]}`, "func a: prefix: {env.WECHAT_NO_SUCH_VARIABLE}/x resolves to nothing"},
+		{"target of nothing", one, `{"base":"/wx","funcs":[{"key":"a","prefix":"{env.WECHAT_NO_SUCH_VARIABLE}/x"}]}`, "func a: prefix: {env.WECHAT_NO_SUCH_VARIABLE} resolves to nothing"},
 		{"hidden origin with a path", one, `{"base":"/wx","origin":"{env.WECHAT_OAUTH_TEST_PATH}",` + oneFunc + `}`, "origin 'https://wx.example.com/path' is not a scheme and host alone"},
 		{"origin of nothing", one, `{"base":"/wx","origin":"{env.WECHAT_NO_SUCH_VARIABLE}",` + oneFunc + `}`, "origin: {env.WECHAT_NO_SUCH_VARIABLE} resolves to nothing"},
 		{"scope", one, `{"base":"/wx","funcs":[{"key":"a","prefix":"https://a.example.com/","scope":"x"}]}`, "func a: unknown scope 'x'"},

@@ -82,8 +82,8 @@ func (a *API) redeemed(w http.ResponseWriter, result string, status int, answer 
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(answer) // texts and numbers always encode
 	h := w.Header()
-	h["Content-Type"] = jsonType
-	h["X-Content-Type-Options"] = nosniff
+	h.Set("Content-Type", jsonType)
+	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	w.WriteHeader(status)

@@ -2,11 +2,13 @@ package caddymodule
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -86,6 +88,12 @@ func (s *shared) background(work func(context.Context)) {
 	s.work.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, backgroundTimeout)
 		defer cancel()
+		defer func() {
+			if v := recover(); v != nil { // a bug costs one piece of work, not the process
+				caddy.Log().Named("wechat").Error("background work panicked",
+					zap.String("panic_type", fmt.Sprintf("%T", v)), zap.Stack("stack"))
+			}
+		}()
 		work(ctx)
 	})
 }

@@ -22,6 +22,7 @@ const (
 	defaultTimestampWindow = 5 * time.Minute // between WeChat's clock and ours
 	maxPushQuery           = 8 << 10         // bytes of a push's query
 	maxPooledBuffer        = 64 << 10        // a larger buffer is left to the garbage collector
+	maxAnnounced           = 16 << 10        // bytes allocated for a body before any of it has come
 )
 
 // push is one request of WeChat's: an event, a message or the handshake.
@@ -94,6 +95,9 @@ func (q *pushQuery) parse(raw string) error {
 		var pair string
 		pair, raw, _ = strings.Cut(raw, "&")
 		name, value, _ := strings.Cut(pair, "=")
+		if strings.ContainsAny(name, "%+") {
+			return errQuery // a backend would read it as a name that we did not see
+		}
 		var into *string
 		var bit uint8
 		switch name {
@@ -146,26 +150,6 @@ func isNonce(s string) bool {
 	return true
 }
 
-// plaintextQuery is the query as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
-// nonce, and must not think that the body is encrypted.
-func plaintextQuery(raw string) string {
-	var b strings.Builder
-	b.Grow(len(raw))
-	for raw != "" {
-		var pair string
-		pair, raw, _ = strings.Cut(raw, "&")
-		switch name, _, _ := strings.Cut(pair, "="); name {
-		case "encrypt_type", "msg_signature":
-			continue
-		}
-		if b.Len() > 0 {
-			b.WriteByte('&')
-		}
-		b.WriteString(pair)
-	}
-	return b.String()
-}
-
 // inWindow refuses a push whose timestamp is too far from now, or has not the form that WeChat's have.
 func (q *pushQuery) inWindow(window time.Duration) error {
 	if !crypto.Fresh(q.timestamp, time.Now(), window) {
@@ -190,17 +174,26 @@ func (p *push) readBody(r *http.Request, max int64) error {
 	}
 	buf := bytes.NewBuffer(p.body[:0])
 	if r.ContentLength > 0 {
-		buf.Grow(int(r.ContentLength) + bytes.MinRead)
+		// Of what is only announced no more than this: the sender has proved nothing yet.
+		buf.Grow(int(min(r.ContentLength, maxAnnounced)) + bytes.MinRead)
 	}
 	n, err := buf.ReadFrom(io.LimitReader(r.Body, max+1))
 	p.body = buf.Bytes()
 	switch {
+	case isTooLarge(err):
+		return errTooLarge
 	case err != nil:
 		return errBody
 	case n > max:
 		return errTooLarge
 	}
 	return nil
+}
+
+// isTooLarge reports whether an outer handler's limit cut a body off.
+func isTooLarge(err error) bool {
+	_, ok := errors.AsType[*http.MaxBytesError](err)
+	return ok
 }
 
 // candidate is one set of push credentials to try.
@@ -229,6 +222,10 @@ func (p *push) open(candidates []candidate) error {
 		opened, err := c.codec.Open(&p.buffers, params, env.Encrypt)
 		switch {
 		case err == nil:
+			// The body is right; the query's own signature must be too, because a backend may rely on it.
+			if q := &p.query; q.signature != "" && !c.codec.VerifySignature(q.signature, q.timestamp, q.nonce) {
+				return errSignature
+			}
 			p.opened, p.codec, p.platform, p.account = opened, c.codec, c.platform, c.account
 			if crypto.ScanFields(opened.Message, &p.fields) != nil {
 				return errPlaintext
@@ -296,18 +293,18 @@ var success = []byte("success")
 // writePlain answers WeChat with exactly these bytes.
 func writePlain(w http.ResponseWriter, body []byte) {
 	h := w.Header()
-	h["Content-Type"] = plainType
+	h["Content-Type"] = []string{plainType}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	h["X-Content-Type-Options"] = nosniff
+	h["X-Content-Type-Options"] = []string{"nosniff"}
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(body)
 }
 
-var (
-	plainType = []string{"text/plain; charset=utf-8"}
-	xmlType   = []string{"text/xml; charset=utf-8"}
-	jsonType  = []string{"application/json; charset=utf-8"}
-	nosniff   = []string{"nosniff"}
+// The media types of answers and of what backends get.
+const (
+	plainType = "text/plain; charset=utf-8"
+	xmlType   = "text/xml; charset=utf-8"
+	jsonType  = "application/json; charset=utf-8"
 )
 
 // refuse answers a push that is not accepted, counts it, and logs why. It does not return the error to Caddy, which
@@ -328,8 +325,11 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, er
 		a.logger.Warn("push refused", fields...)
 	}
 	h := w.Header()
-	h["Content-Type"] = plainType
-	h["X-Content-Type-Options"] = nosniff
+	h["Content-Type"] = []string{plainType}
+	h["X-Content-Type-Options"] = []string{"nosniff"}
+	if why == errMethod {
+		h["Allow"] = []string{"GET, POST"}
+	}
 	w.WriteHeader(why.status)
 	_, _ = io.WriteString(w, why.reason+"\n")
 }

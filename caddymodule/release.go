@@ -42,10 +42,13 @@ func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) b
 	if !ok {
 		return false
 	}
-	if appid == "" {
-		appid = known
+	if known != "" {
+		appid = known // the path is not signed
 	}
 	content := string(p.fields.Content)
+	if !bytes.Equal(p.fields.MsgType, []byte("text")) {
+		content = ""
+	}
 	switch code, isCode := strings.CutPrefix(content, releaseCheckAuthCode); {
 	case isCode && code != "":
 		writePlain(w, nil)

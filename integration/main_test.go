@@ -48,7 +48,10 @@ func run(m *testing.M) int {
 // after any: WeChat saw nothing that it must never see, no secret came out, no race was detected.
 func newWorld(t *testing.T, configure func(*integration.World)) *integration.World {
 	t.Helper()
-	w := &integration.World{Binary: binary, Dir: t.TempDir(), Caddyfile: "../Caddyfile.example"}
+	w := &integration.World{
+		Binary: binary, Dir: t.TempDir(), Caddyfile: "../Caddyfile.example",
+		Env: []string{"WECHAT_LOG_LEVEL=DEBUG"}, // where Caddy logs requests with their headers and URIs
+	}
 	w.Config.Seed = 1
 	if configure != nil {
 		configure(w)

@@ -212,7 +212,7 @@ func (w *World) environment() []string {
 		"WECHAT_HOST=" + Host, "WECHAT_TLS=internal", "WECHAT_ADMIN=" + w.Admin,
 		"WECHAT_HTTPS_PORT=" + Port(w.HTTPS), "WECHAT_HTTP_PORT=" + Port(w.HTTP),
 		"WECHAT_API_PORT=" + Port(w.API), "WECHAT_API_BIND=127.0.0.1",
-		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
+		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
 		"WECHAT_BACKEND=" + w.Backend.Addr(), "WECHAT_GPS_BACKEND=" + w.Backend.Addr(),
 		"WECHAT_WEB=http://" + w.Backend.Addr(),
 	}

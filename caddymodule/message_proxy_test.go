@@ -1,0 +1,255 @@
+package caddymodule
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+)
+
+// behindProxy is a chain of wechat_message, the given handler perhaps, and Caddy's reverse_proxy to a backend.
+type behindProxy struct {
+	*Message
+	proxy caddyhttp.MiddlewareHandler
+}
+
+func newBehindProxy(t *testing.T, backend string) *behindProxy {
+	t.Helper()
+	_, ctx := newTestApp(t, testConfig(""))
+	m := new(Message)
+	if err := m.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	config, _ := json.Marshal(map[string]any{
+		"upstreams": []any{map[string]string{"dial": backend}},
+		"transport": map[string]any{"protocol": "http", "compression": false},
+	})
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	proxy, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &behindProxy{m, proxy.(caddyhttp.MiddlewareHandler)}
+}
+
+// ServeHTTP implements caddyhttp.Handler: it is what stands behind wechat_message.
+func (b *behindProxy) pass(w http.ResponseWriter, r *http.Request) error {
+	return b.proxy.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil }))
+}
+
+// TestMessageThroughReverseProxy: what a backend gets through Caddy's own proxy, whatever the caller's headers try.
+func TestMessageThroughReverseProxy(t *testing.T) {
+	t.Parallel()
+	var got http.Header
+	var body, query string
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		got, body, query = r.Header, string(b), r.URL.RawQuery
+		_, _ = io.WriteString(w, replyXML)
+	}))
+	defer backend.Close()
+	b := newBehindProxy(t, backend.Listener.Addr().String())
+	s := platformSender(t)
+	r := s.push("/"+authorizerID, textMessage("x"))
+	r.Header.Set("Connection", "X-Wechat-Appid, Content-Type, X-Wechat-Openid")
+	r.Header.Set("Te", "trailers")
+	r.Header.Set("Accept-Encoding", "gzip")
+	r.Header.Set("X-Wechat-Openid", "forged")
+	r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "openid="+openID, "openid=oVICTIM", 1)
+	rec := serve(t, b, r, caddyhttp.HandlerFunc(b.pass))
+	if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != replyXML {
+		t.Fatalf("%d %q: %v", rec.Code, rec.Body, err)
+	}
+	if got.Get("X-Wechat-Appid") != authorizerID || got.Get("X-Wechat-Openid") != openID || got.Get("Content-Type") != xmlType {
+		t.Errorf("headers %v", got)
+	}
+	if got.Get("Accept-Encoding") != "" || got.Get("Content-Length") == "" {
+		t.Errorf("headers %v", got)
+	}
+	if body != textMessage("x") || !strings.Contains(query, "openid="+openID) || strings.Contains(query, "VICTIM") {
+		t.Errorf("body %q, query %s", body, query)
+	}
+}
+
+// TestMessagePlaceholdersOfCaddy: below wechat_message Caddy's own placeholders speak of the plaintext request, and
+// above it of what came in.
+func TestMessagePlaceholdersOfCaddy(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+	r.Header.Set("X-Wechat-Openid", "forged")
+	rec := httptest.NewRecorder()
+	repl := caddy.NewReplacer()
+	r = caddyhttp.PrepareRequest(r, repl, rec, &caddyhttp.Server{})
+	const template = "{http.request.uri.query} {http.request.header.X-Wechat-Openid} {http.request.header.Content-Type}"
+	before := repl.ReplaceAll(template, "")
+	err := m.ServeHTTP(rec, r, caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+		inside := repl.ReplaceAll(template, "")
+		if strings.Contains(inside, "msg_signature") || strings.Contains(inside, "forged") || !strings.Contains(inside, openID+" "+xmlType) {
+			t.Errorf("inside: %s", inside)
+		}
+		if body := repl.ReplaceAll("{http.request.body}", ""); body != textMessage("x") {
+			t.Errorf("body %q", body)
+		}
+		return nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := repl.ReplaceAll(template, ""); after != before {
+		t.Errorf("after: %s", after)
+	}
+	if got := repl.ReplaceAll("{wechat.openid} {http.vars.wechat_push}", ""); got != openID+" a push" {
+		t.Errorf("for the log: %s", got)
+	}
+}
+
+// TestHeaderRulesChangeOnlyTheirRequest: Caddy's header rules change values in place, so no value may be shared.
+func TestHeaderRulesChangeOnlyTheirRequest(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	rules := &headers.Handler{Request: &headers.HeaderOps{Replace: map[string][]headers.Replacement{
+		"Content-Type": {{Search: "utf-8", Replace: "gbk"}},
+		"X-Tag":        {{Search: "a", Replace: "b"}},
+	}}}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+			r.Header.Set("X-Tag", "a")
+			serve(t, m, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				return rules.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+					if got := r.Header.Get("Content-Type"); got != "text/xml; charset=gbk" {
+						t.Errorf("in the chain: %s", got)
+					}
+					return nil
+				}))
+			}))
+			if got := r.Header.Get("X-Tag"); got != "a" {
+				t.Errorf("outside: %s", got)
+			}
+		})
+	}
+	wg.Wait()
+	b := &answering{}
+	serve(t, m, platformSender(t).push("/"+authorizerID, textMessage("x")), b)
+	if got := b.got.Header.Get("Content-Type"); got != xmlType {
+		t.Errorf("another push: %s", got)
+	}
+}
+
+// TestPushIsNotSentTwice: the backend reads a push on a kept connection and closes it. Whatever the caller's headers
+// say, the push is not sent again: it may have been acted upon.
+func TestPushIsNotSentTwice(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	var requests atomic.Int64
+	go func() { // ends with the listener
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = conn.Close() }()
+				reader := bufio.NewReader(conn)
+				for answered := false; ; answered = true {
+					r, err := http.ReadRequest(reader)
+					if err != nil {
+						return
+					}
+					_, _ = io.Copy(io.Discard, r.Body)
+					requests.Add(1)
+					if answered {
+						return // the second push on a connection is read, and the connection closed
+					}
+					_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsuccess")
+				}
+			}()
+		}
+	}()
+	b := newBehindProxy(t, l.Addr().String())
+	for range 2 {
+		r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+		r.Header.Set("Idempotency-Key", "1")
+		r.Header.Set("X-Idempotency-Key", "1")
+		if rec := serve(t, b, r, caddyhttp.HandlerFunc(b.pass)); rec.Body.String() != "success" {
+			t.Errorf("%d %q", rec.Code, rec.Body)
+		}
+	}
+	if n := requests.Load(); n != 2 {
+		t.Errorf("the backend got %d requests for 2 pushes", n)
+	}
+}
+
+// TestAnnouncedBodiesCostLittle: a length is a claim, not a reason to allocate.
+func TestAnnouncedBodiesCostLittle(t *testing.T) {
+	m, _ := newMessage(t, nil)
+	const clients = 200
+	release := make(chan struct{})
+	var started, ended sync.WaitGroup
+	started.Add(clients)
+	for range clients {
+		ended.Go(func() {
+			r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+			r.ContentLength = defaultMaxBody
+			r.Body = io.NopCloser(&stuckReader{started: &started, release: release})
+			rec := httptest.NewRecorder()
+			_ = m.ServeHTTP(rec, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), rec, &caddyhttp.Server{}), nil)
+			if rec.Code != http.StatusBadRequest {
+				t.Errorf("status %d", rec.Code)
+			}
+		})
+	}
+	var before, during runtime.MemStats
+	runtime.ReadMemStats(&before)
+	started.Wait()
+	runtime.GC()
+	runtime.ReadMemStats(&during)
+	close(release)
+	ended.Wait()
+	if used := during.HeapAlloc; used > before.HeapAlloc+clients*(maxAnnounced*4) {
+		t.Errorf("%d connections hold %d KiB", clients, (used-before.HeapAlloc)>>10)
+	}
+}
+
+// stuckReader is a sender that announced a body and sends nothing.
+type stuckReader struct {
+	started *sync.WaitGroup
+	release chan struct{}
+	once    sync.Once
+}
+
+func (s *stuckReader) Read([]byte) (int, error) {
+	s.once.Do(s.started.Done)
+	<-s.release
+	return 0, errors.New("connection reset")
+}
+
+// TestMessageOuterLimit: a limit of an outer request_body is told as such.
+func TestMessageOuterLimit(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+	r.Body = http.MaxBytesReader(nil, r.Body, 10)
+	if rec := serve(t, m, r, nil); rec.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("status %d", rec.Code)
+	}
+}

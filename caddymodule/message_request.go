@@ -1,0 +1,153 @@
+package caddymodule
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// facts is what the gateway tells others about a push.
+type facts struct {
+	appid, platform, openID, msgType, event, eventKey, infoType string
+	content                                                     []byte // only while the next handler runs
+}
+
+// String shows nothing: the facts stand in Caddy's table of variables, which can be logged.
+func (*facts) String() string { return "a push" }
+
+// factsVar is the facts' name in Caddy's table of variables.
+const factsVar = "wechat_push"
+
+// factsOf returns what wechat_message found out about a request, or nil.
+func factsOf(ctx context.Context) *facts { f, _ := caddyhttp.GetVar(ctx, factsVar).(*facts); return f }
+
+func newFacts(p *push, appid string) *facts {
+	f := &facts{appid: appid}
+	if p.account != nil {
+		f.appid = p.account.AppID
+	} else {
+		f.platform = p.platform.AppID
+	}
+	// One string for all: they live and die together, and a push costs one allocation instead of five.
+	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
+	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
+	var all strings.Builder
+	for _, part := range parts {
+		all.Write(part)
+	}
+	rest := all.String()
+	for i, part := range parts {
+		*into[i], rest = rest[:len(part)], rest[len(part):]
+	}
+	return f
+}
+
+// placeholder resolves the {wechat.*} placeholders.
+func (f *facts) placeholder(key string) (any, bool) {
+	name, ours := strings.CutPrefix(key, "wechat.")
+	if !ours {
+		return nil, false
+	}
+	switch name {
+	case "appid":
+		return f.appid, true
+	case "platform":
+		return f.platform, true
+	case "openid":
+		return f.openID, true
+	case "msg_type":
+		return f.msgType, true
+	case "event":
+		return f.event, true
+	case "event_key":
+		return f.eventKey, true
+	}
+	return nil, false
+}
+
+// announce puts the facts where matchers and placeholders find them.
+func (f *facts) announce(r *http.Request) {
+	caddyhttp.SetVar(r.Context(), factsVar, f)
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(f.placeholder)
+	}
+}
+
+// notPassedOn are headers that describe the encrypted push or the connection it came on, or that would have net/http
+// send a push twice. What a Connection header names is removed by proxies, our own headers included.
+var notPassedOn = [...]string{
+	"Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer",
+	"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Upgrade",
+	"Idempotency-Key", "X-Idempotency-Key",
+}
+
+// makePlaintext turns a push into the request that a backend which knows nothing of encryption expects. What the fields
+// of r pointed to is left as it is.
+func makePlaintext(r *http.Request, p *push, f *facts, text *plaintext) {
+	u := *r.URL
+	u.RawQuery = plaintextQuery(u.RawQuery, f.openID)
+	r.URL, r.RequestURI = &u, u.RequestURI()
+
+	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = text.body(), int64(len(text.data)), nil, nil
+	// With GetBody net/http sends the push again when a kept connection turns out to be closed before a byte was
+	// written; once anything was written it does not, because a POST is not idempotent.
+	r.GetBody = func() (io.ReadCloser, error) { return text.body(), nil }
+
+	h := make(http.Header, len(r.Header)+len(trustedHeaders))
+	for name, values := range r.Header {
+		h[name] = append([]string(nil), values...) // a header rule below us changes values in place
+	}
+	for _, name := range trustedHeaders {
+		delete(h, name)
+	}
+	for _, name := range notPassedOn {
+		delete(h, name)
+	}
+	setTrusted(h, headerAppID, f.appid)
+	setTrusted(h, headerPlatform, f.platform)
+	setTrusted(h, headerOpenID, f.openID)
+	setTrusted(h, headerMsgType, f.msgType)
+	setTrusted(h, headerEvent, f.event)
+	h["Content-Type"] = []string{contentType(p.fields.Format)}
+	r.Header = h
+	f.announce(r)
+}
+
+// plaintextQuery is the query as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
+// nonce, and must not think that the body is encrypted. The openid, which no signature covers, becomes the sender's.
+func plaintextQuery(raw, openID string) string {
+	var b strings.Builder
+	b.Grow(len(raw))
+	for raw != "" {
+		var pair string
+		pair, raw, _ = strings.Cut(raw, "&")
+		name, _, _ := strings.Cut(pair, "=")
+		switch {
+		case name == "encrypt_type", name == "msg_signature":
+			continue
+		case name == "openid" && openID != "":
+			pair = "openid=" + url.QueryEscape(openID)
+		}
+		if b.Len() > 0 {
+			b.WriteByte('&')
+		}
+		b.WriteString(pair)
+	}
+	return b.String()
+}
+
+// contentType is the media type of a message format. A header's value is always a slice of its own: header rules of
+// the configuration change values in place.
+func contentType(f crypto.Format) string {
+	if f == crypto.FormatJSON {
+		return jsonType
+	}
+	return xmlType
+}
