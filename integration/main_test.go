@@ -64,18 +64,30 @@ func newWorld(t *testing.T, configure func(*integration.World)) *integration.Wor
 			return
 		}
 		log := w.Gateway.Log()
+		for _, race := range races(log) {
+			t.Errorf("the gateway process has a data race:\n%s", race)
+		}
+		checkNoSecrets(t, w, "log", log)
 		if t.Failed() {
 			t.Logf("gateway's log:\n%s", log)
 		}
-		if strings.Contains(log, "DATA RACE") {
-			t.Error("the gateway process has a data race")
-		}
-		checkNoSecrets(t, w, "log", log)
 	})
 	if err := w.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// races are the race detector's reports in a log that our code has a part in. Caddy has at least one of its own: its TLS
+// app is copied by CaddyModule while Start writes to it.
+func races(log string) []string {
+	var ours []string
+	for _, report := range strings.Split(log, "==================\n") {
+		if strings.HasPrefix(report, "WARNING: DATA RACE") && strings.Contains(strings.ReplaceAll(report, "caddy-wechat/cmd/caddy", ""), "caddy-wechat/caddy-wechat/") {
+			ours = append(ours, report)
+		}
+	}
+	return ours
 }
 
 // checkViolations fails for each thing WeChat saw that it must never see.
