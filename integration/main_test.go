@@ -83,7 +83,7 @@ func newWorld(t *testing.T, configure func(*integration.World)) *integration.Wor
 func races(log string) []string {
 	var ours []string
 	for _, report := range strings.Split(log, "==================\n") {
-		if strings.HasPrefix(report, "WARNING: DATA RACE") && strings.Contains(strings.ReplaceAll(report, "caddy-wechat/cmd/caddy", ""), "caddy-wechat/caddy-wechat/") {
+		if strings.HasPrefix(report, "WARNING: DATA RACE") && strings.Contains(strings.ReplaceAll(report, "caddy-wechat/cmd/caddy", ""), "github.com/caddy-wechat/caddy-wechat/") {
 			ours = append(ours, report)
 		}
 	}
