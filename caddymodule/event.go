@@ -169,7 +169,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		return err
 	}
 	if len(p.fields.InfoType) == 0 || len(p.fields.MsgType) > 0 {
-		if err := p.query.inWindow(window); err != nil {
+		if err := p.inTime(window); err != nil {
 			return err
 		}
 		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, compare 授权事件接收URL with 消息与事件接收URL",
@@ -191,7 +191,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) error {
 	f := &p.fields
 	infoType := string(f.InfoType)
-	if err := p.query.inWindow(window); err != nil {
+	if err := p.inTime(window); err != nil {
 		if infoType != "component_verify_ticket" || p.query.inWindow(math.MaxInt64) != nil {
 			return err
 		}

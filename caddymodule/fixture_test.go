@@ -113,6 +113,7 @@ type sender struct {
 	idName string
 	format crypto.Format
 	at     time.Time
+	nonce  string
 }
 
 func newSender(t *testing.T, receiveID, token, key string) *sender {
@@ -125,7 +126,7 @@ func newSender(t *testing.T, receiveID, token, key string) *sender {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &sender{t: t, codec: codec, idName: "ToUserName", format: crypto.FormatXML, at: time.Now()}
+	return &sender{t: t, codec: codec, idName: "ToUserName", format: crypto.FormatXML, at: time.Now(), nonce: "1372623149"}
 }
 
 func platformSender(t *testing.T) *sender {
@@ -138,7 +139,7 @@ func accountSender(t *testing.T) *sender { return newSender(t, accountID, accoun
 func (s *sender) push(path, message string) *http.Request {
 	s.t.Helper()
 	ts := s.at.Unix()
-	const nonce = "1372623149"
+	nonce := s.nonce
 	body, msgSignature, err := s.codec.SealPush(&crypto.Buffers{}, s.format, s.idName, ghID, ts, nonce, []byte(message))
 	if err != nil {
 		s.t.Fatal(err)
@@ -153,10 +154,13 @@ func (s *sender) push(path, message string) *http.Request {
 	return r
 }
 
+// createTime is when the tests' messages were written: once, so that two of one text are alike.
+var createTime = strconv.FormatInt(time.Now().Unix(), 10)
+
 // textMessage is a text from a user, as XML.
 func textMessage(content string) string {
 	return "<xml><ToUserName><![CDATA[" + ghID + "]]></ToUserName><FromUserName><![CDATA[" + openID +
-		"]]></FromUserName><CreateTime>1408091189</CreateTime><MsgType><![CDATA[text]]></MsgType><Content><![CDATA[" +
+		"]]></FromUserName><CreateTime>" + createTime + "</CreateTime><MsgType><![CDATA[text]]></MsgType><Content><![CDATA[" +
 		content + "]]></Content><MsgId>6054768590064713728</MsgId></xml>"
 }
 

@@ -218,7 +218,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if len(p.fields.MsgType) == 0 {
 		return errPlaintext
 	}
-	if err := p.query.inWindow(window); err != nil {
+	if err := p.inTime(window); err != nil {
 		return err
 	}
 	if m.app.answerReleaseCheck(w, p, appid) {

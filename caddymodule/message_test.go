@@ -243,6 +243,18 @@ func TestMessageRefusals(t *testing.T) {
 		}, 400, "malformed"},
 		{"stale", at(-6 * time.Minute), 403, "timestamp"},
 		{"from the future", at(6 * time.Minute), 403, "timestamp"},
+		{"nonce passed off as the timestamp", func(t *testing.T) *http.Request {
+			s := platformSender(t)
+			s.at = time.Unix(1700000000, 0)
+			now := fmt.Sprint(time.Now().Unix())
+			s.nonce = now
+			r := s.push(path, strings.ReplaceAll(textMessage("x"), createTime, "1700000000"))
+			q := r.URL.Query()
+			q.Set("timestamp", now)
+			q.Set("nonce", "1700000000")
+			r.URL.RawQuery = q.Encode()
+			return r
+		}, 403, "timestamp"},
 		{"receive id of the authorizer", func(t *testing.T) *http.Request {
 			return newSender(t, authorizerID, platformToken, platformKey).push(path, textMessage("x"))
 		}, 403, "receive_id"},

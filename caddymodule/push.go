@@ -158,6 +158,22 @@ func (q *pushQuery) inWindow(window time.Duration) error {
 	return nil
 }
 
+// maxMessageAge is how long before or after its push a message may have been created.
+const maxMessageAge = 24 * time.Hour
+
+// inTime refuses a push that is stale. The signature covers timestamp and nonce without saying where one ends, so a
+// nonce of digits can be passed off as a timestamp; the CreateTime inside cannot be changed. WeChat may deliver late,
+// and some events have no such time, so that bound is wide.
+func (p *push) inTime(window time.Duration) error {
+	if err := p.query.inWindow(window); err != nil {
+		return err
+	}
+	if created := string(p.fields.CreateTime); len(created) == len("1700000000") && !crypto.Fresh(created, time.Now(), maxMessageAge) {
+		return errStale
+	}
+	return nil
+}
+
 // clockOffset is how far WeChat's clock is ahead of ours; timestamp has been found to be of the right form.
 func (q *pushQuery) clockOffset() time.Duration {
 	sec, _ := strconv.ParseInt(q.timestamp, 10, 64)

@@ -19,8 +19,9 @@ const (
 )
 
 // Fresh reports whether timestamp, a push's query parameter in Unix seconds, lies within window of now, on either side.
-// It must be exactly ten digits, which is every second from 2001 to 2286: other splits of the signed bytes are
-// refused by that.
+// It must be exactly ten digits, which is every second from 2001 to 2286. That refuses most other splits of the signed
+// bytes, but a nonce of digits may still change places with the timestamp: a caller that must refuse replays also looks
+// at the CreateTime of the decrypted text.
 func Fresh(timestamp string, now time.Time, window time.Duration) bool {
 	if len(timestamp) != timestampLength {
 		return false

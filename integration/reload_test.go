@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -147,33 +148,55 @@ func tryCall(w *integration.World, path string) (int, string, error) {
 	return resp.StatusCode, string(body), err
 }
 
-// TestReloadRefused: a configuration with a mistake is refused and changes nothing.
+// TestReloadRefused: a configuration that cannot be put in force, for a mistake of its own or because a listener is not
+// to be had, changes nothing: neither the accounts that are known nor any token.
 func TestReloadRefused(t *testing.T) {
 	t.Parallel()
 	config, err := os.ReadFile("../Caddyfile.example")
 	if err != nil {
 		t.Fatal(err)
 	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
 	file := filepath.Join(t.TempDir(), "Caddyfile")
-	if err := os.WriteFile(file, config, 0o600); err != nil {
-		t.Fatal(err)
+	write := func(content string) {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	w := newWorld(t, func(w *integration.World) { polite(w); w.Caddyfile = file })
+	write(string(config))
+	w := newWorld(t, func(w *integration.World) {
+		polite(w)
+		w.Caddyfile = file
+		w.Config.Accounts = []wxsim.Account{{AppID: addedAccount, Secret: "added-account-secret"}}
+		w.Env = append(w.Env, "ADDED_SECRET=added-account-secret", "CRM_APPIDS=*")
+	})
 	authorize(t, w)
-	broken := strings.Replace(string(config), "{env.SHOP_SECRET}", "{env.NO_SUCH_SECRET}", 1)
-	if err := os.WriteFile(file, []byte(broken), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	err = w.Gateway.Reload(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "account "+integration.AccountID+": secret: {env.NO_SUCH_SECRET} resolves to nothing") {
-		t.Errorf("reload: %v", err)
-	}
-	for range 3 {
+	added := strings.Replace(string(config), "\t\tclient crm {", "\t\taccount "+addedAccount+" {\n\t\t\tsecret {env.ADDED_SECRET}\n\t\t}\n\t\tclient crm {", 1)
+	for _, tt := range []struct{ config, want string }{
+		{strings.Replace(added, "{env.SHOP_SECRET}", "{env.NO_SUCH_SECRET}", 1),
+			"account " + integration.AccountID + ": secret: {env.NO_SUCH_SECRET} resolves to nothing"},
+		{added + "\nhttp://:" + integration.Port(taken.Addr().String()) + " {\n\tbind 127.0.0.1\n\trespond late\n}\n", "listen"},
+		{added + "\nhttp://:1 {\n\tbind 192.0.2.1\n\trespond nowhere\n}\n", "listen"},
+	} {
+		write(tt.config)
+		if err := w.Gateway.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("reload: %v, want %q", err, tt.want)
+		}
 		result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{Platform: integration.PlatformID, AppID: integration.AuthorizerID, Content: "still"})
 		if err != nil || result.UserSaw != "收到：still" {
 			t.Errorf("push: %q %s %v", result.UserSaw, result.Wrong, err)
 		}
+		awaitAuthorizer(t, w)
+		if status, body := call(t, w, http.MethodGet, "/"+addedAccount+"/cgi-bin/user/info?openid=o", bearer(w), ""); !strings.Contains(body, "errcode") || w.WeChat.Journal().Refreshes(wxsim.KindStable, addedAccount) != 0 {
+			t.Errorf("the account of the refused configuration is known: %d %s", status, body)
+		}
 	}
-	awaitAuthorizer(t, w)
+	if got := w.WeChat.Journal().Refreshes(wxsim.KindComponent, integration.PlatformID); got != 1 {
+		t.Errorf("%d component tokens were fetched", got)
+	}
 	checkViolations(t, w)
 }
