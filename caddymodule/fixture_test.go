@@ -108,7 +108,7 @@ func testConfig(api string) string {
 
 // sender seals pushes as WeChat does.
 type sender struct {
-	t      *testing.T
+	t      testing.TB
 	codec  *crypto.Codec
 	idName string
 	format crypto.Format
@@ -116,7 +116,7 @@ type sender struct {
 	nonce  string
 }
 
-func newSender(t *testing.T, receiveID, token, key string) *sender {
+func newSender(t testing.TB, receiveID, token, key string) *sender {
 	t.Helper()
 	k, err := crypto.ParseKey(key)
 	if err != nil {
@@ -129,11 +129,11 @@ func newSender(t *testing.T, receiveID, token, key string) *sender {
 	return &sender{t: t, codec: codec, idName: "ToUserName", format: crypto.FormatXML, at: time.Now(), nonce: "1372623149"}
 }
 
-func platformSender(t *testing.T) *sender {
+func platformSender(t testing.TB) *sender {
 	return newSender(t, platformID, platformToken, platformKey)
 }
 
-func accountSender(t *testing.T) *sender { return newSender(t, accountID, accountToken, accountKey) }
+func accountSender(t testing.TB) *sender { return newSender(t, accountID, accountToken, accountKey) }
 
 // push is the request with which WeChat pushes a message to a path.
 func (s *sender) push(path, message string) *http.Request {
