@@ -48,7 +48,6 @@ func BenchmarkMessage(b *testing.B) {
 
 // discardWriter is a response that nobody reads.
 type discardWriter struct {
-	httptest.ResponseRecorder
 	header http.Header
 	status int
 }

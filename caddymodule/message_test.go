@@ -126,7 +126,7 @@ func TestMessageCredentials(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name         string
-		sender       func(*testing.T) *sender
+		sender       func(testing.TB) *sender
 		path         string
 		appid        string
 		wantAppID    string
@@ -135,9 +135,9 @@ func TestMessageCredentials(t *testing.T) {
 		{"platform", platformSender, "/wx/message/" + authorizerID, "", authorizerID, platformID},
 		{"appid in the middle", platformSender, "/" + authorizerID + "/callback", "", authorizerID, platformID},
 		{"platform named in the path", platformSender, "/" + platformID + "/" + authorizerID, "", authorizerID, platformID},
-		{"second platform", func(t *testing.T) *sender { return newSender(t, otherPlatform, otherToken, otherKey) },
+		{"second platform", func(t testing.TB) *sender { return newSender(t, otherPlatform, otherToken, otherKey) },
 			"/wx/message/" + authorizerID, "", authorizerID, otherPlatform},
-		{"old key", func(t *testing.T) *sender { return newSender(t, platformID, platformToken, platformOldKey) },
+		{"old key", func(t testing.TB) *sender { return newSender(t, platformID, platformToken, platformOldKey) },
 			"/wx/message/" + authorizerID, "", authorizerID, platformID},
 		{"no appid in the path", platformSender, "/wx/message", "", "", platformID},
 		{"account by path", accountSender, "/shop/" + accountID, "", accountID, ""},
