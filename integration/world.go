@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -38,11 +39,13 @@ type World struct {
 	Binary, Dir string
 	// Caddyfile is the configuration. Default: Caddyfile.example of the working directory.
 	Caddyfile string
-	// WeChat configures the simulator; platforms, accounts and hosts are added. A Platforms entry replaces the
+	// Config configures the simulator; platforms, accounts and hosts are added. A Platforms entry replaces the
 	// default one, to give it other URLs.
 	Config wxsim.Config
 	// Env are further environment variables of the gateway.
 	Env []string
+	// Log receives what the gateway prints. Default: only Gateway.Log has it.
+	Log io.Writer
 	// Ports are wanted addresses by name (https, http, api, admin); taken or absent ones are replaced by free ones.
 	Ports map[string]string
 
@@ -76,7 +79,7 @@ func (w *World) Start(ctx context.Context) error {
 	}
 	w.WeChat.SetOAuthHosts(w.HostPort())
 	w.Gateway = &Gateway{
-		Binary: w.Binary, Dir: w.Dir, Caddyfile: w.Caddyfile, Admin: w.Admin, Env: w.environment(),
+		Binary: w.Binary, Dir: w.Dir, Caddyfile: w.Caddyfile, Admin: w.Admin, Env: w.environment(), Output: w.Log,
 	}
 	if err := w.Gateway.Start(ctx); err != nil {
 		return err

@@ -40,8 +40,13 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 	if err != nil {
 		return err
 	}
+	log, err := os.OpenFile(filepath.Join(dir, "gateway.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
 	w := &integration.World{
-		Binary: binary, Dir: dir, Caddyfile: config,
+		Binary: binary, Dir: dir, Caddyfile: config, Log: log,
 		Ports: map[string]string{"https": "127.0.0.1:8443", "http": "127.0.0.1:8080", "api": "127.0.0.1:8090", "admin": "127.0.0.1:2019"},
 		// Pushes come as awkwardly as from WeChat; only what would make two runs of the show differ is off.
 		Config: wxsim.Config{Faults: wxsim.Faults{
