@@ -27,8 +27,12 @@ import (
 // the request.
 //
 // WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
-// same redirect, while the code is exchanged once. Later, or under another path, the code is used up. A refusal by the
-// user, a code that is used or not valid, an unknown funcKey and WeChat's errors each end on a small page in Chinese or
+// same redirect, while the code is exchanged once. Later, or under another path, the code is used up. No code is sent
+// twice on the gateway's own account: where WeChat refused the platform's token before it looked at the code, the token
+// is renewed and the page asks the visitor to try again; where WeChat may or may not have taken the code, it counts as
+// used.
+//
+// A refusal by the user, a code that is used or not valid, an unknown funcKey and WeChat's errors each end on a small page in Chinese or
 // English and one log line with WeChat's errcode and what to do; neither holds a code, a token or a secret. The handler
 // writes these answers itself: an error returned to Caddy would be logged with the URI and the code in it.
 //

@@ -35,7 +35,7 @@ var (
 	failNotAllowed = &oauthFailure{page: pageNotFound, result: "unknown", level: zapcore.InfoLevel,
 		reason: "the func is not for this account", remedy: "add the account to the func's appids if it should be"}
 	failQuery = &oauthFailure{page: pageBadRequest, result: "malformed", level: zapcore.InfoLevel,
-		reason: "the query or the host is malformed", remedy: "a link may have scope (" + scopeNames + ") and state (up to 128 letters and digits), each once"}
+		reason: "the query or the host is malformed", remedy: "a link may have scope (" + scopeNames + ") and state (up to 128 letters and digits, through a platform also . _ ~ -), each once"}
 	failCallbackAppID = &oauthFailure{page: pageBadRequest, result: "malformed", level: zapcore.InfoLevel,
 		reason: "the callback for a platform names no account in its query", remedy: "add component_appid to the link to WeChat: WeChat adds the account's appid only then"}
 	failDenied = &oauthFailure{page: pageDenied, result: "denied", level: zapcore.InfoLevel,
@@ -45,6 +45,7 @@ var (
 // Remedies that several codes share.
 const (
 	remedyRestart   = "none needed: the visitor starts again; if it happens to everybody, compare appid and component_appid of the link with the callback's path"
+	remedyReload    = "none needed: the visitor tries again; if it happens often, another program renews the platform's token too"
 	remedyWhitelist = "add this machine's egress IP address to the whitelist (白名单IP地址) in WeChat's console"
 	remedyWait      = "WeChat is busy or a quota is used up: wait, then look at the quota in WeChat's console"
 	remedySecret    = "compare appid and secret of the global option wechat with WeChat's console"
@@ -90,6 +91,12 @@ func loginFailure(err error) *oauthFailure {
 	switch {
 	case errors.Is(err, tokens.ErrCodeUsed):
 		f = codeFailure(40163)
+	case errors.Is(err, tokens.ErrTokenRenewed):
+		f = oauthFailure{page: pageTryAgain, result: "unavailable", level: zapcore.WarnLevel,
+			reason: "WeChat refused the component token, which is renewed now", remedy: remedyReload}
+	case errors.Is(err, tokens.ErrCodeInDoubt):
+		f = oauthFailure{page: pageUnavailable, result: "unavailable", level: zapcore.WarnLevel,
+			reason: "WeChat was asked and gave no usable answer: the code counts as used", remedy: "check the way to api.weixin.qq.com"}
 	case isRefusal:
 		f = codeFailure(refusal.Code)
 	case errors.Is(err, tokens.ErrNoTicket):

@@ -22,8 +22,12 @@ const (
 	maxCode       = 512                         // bytes; real ones have 32
 )
 
-// stateShape is what WeChat allows in a state whatever the kind of account.
-var stateShape = regexp.MustCompile(`^[A-Za-z0-9]*$`)
+// What a state may hold in a link to start with. WeChat's page for plain accounts takes letters and digits only; its
+// page for platforms takes any value, of which these need no escape anywhere on the way there and back.
+var (
+	accountState  = regexp.MustCompile(`^[A-Za-z0-9]*$`)
+	platformState = regexp.MustCompile(`^[A-Za-z0-9._~-]*$`)
+)
 
 // oauthStep is which of its addresses a request is for; the values are the metric's labels.
 type oauthStep string
@@ -118,9 +122,10 @@ func (o *OAuth) serve(r *http.Request, req *oauthRequest) (status int, location 
 	return req.f.RedirectStatus, location, nil
 }
 
-// oauthQuery reads a query, in which nothing that we look at may come twice.
+// oauthQuery reads a query, in which nothing that we look at may come twice. A semicolon is a character of a value, as
+// it is to browsers: a menu's state may have one.
 func oauthQuery(raw string) (url.Values, bool) {
-	query, err := url.ParseQuery(raw)
+	query, err := url.ParseQuery(strings.ReplaceAll(raw, ";", "%3B"))
 	if err != nil {
 		return nil, false
 	}
@@ -156,6 +161,10 @@ func (o *OAuth) authorize(r *http.Request, req *oauthRequest, query url.Values) 
 	scope, state := query.Get("scope"), query.Get("state")
 	if scope == "" {
 		scope = req.f.Scope
+	}
+	stateShape := accountState
+	if req.platform != "" {
+		stateShape = platformState
 	}
 	if !validScope(scope) || !stateShape.MatchString(state) {
 		return "", failQuery
@@ -258,10 +267,10 @@ func (o *OAuth) login(r *http.Request, req *oauthRequest, query url.Values) (loc
 		}
 		user := tokens.User{
 			AppID: req.appid, Platform: req.platform, OpenID: grant.OpenID, UnionID: grant.UnionID, Scope: grant.Scope,
-			FuncKey: req.f.Key, State: query.Get("state"), Snapshot: grant.Snapshot, Grant: grant,
+			FuncKey: req.f.Key, State: query.Get("state"), Snapshot: grant.Snapshot,
 		}
 		if hasScope(grant.Scope, "snsapi_userinfo") {
-			o.addProfile(ctx, req, &user)
+			o.addProfile(ctx, req, grant, &user)
 		}
 		id := o.app.users().Keep(user, time.Duration(req.f.TTL), req.f.Once)
 		return req.f.target(id, user.State), nil
@@ -269,8 +278,8 @@ func (o *OAuth) login(r *http.Request, req *oauthRequest, query url.Values) (loc
 }
 
 // addProfile fetches what the user agreed to show. A login without it is still a login.
-func (o *OAuth) addProfile(ctx context.Context, req *oauthRequest, user *tokens.User) {
-	profile, err := o.app.manager().UserInfo(ctx, user.Grant)
+func (o *OAuth) addProfile(ctx context.Context, req *oauthRequest, grant tokens.UserGrant, user *tokens.User) {
+	profile, err := o.app.manager().UserInfo(ctx, grant)
 	if err != nil {
 		o.logger.Warn("the user's profile is missing: WeChat did not give it",
 			append(causeFields(err), zap.String("appid", req.appid), zap.String("func", req.f.Key))...)

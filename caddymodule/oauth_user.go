@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -46,46 +45,44 @@ func newRedeemedUser(u tokens.User) redeemedUser {
 }
 
 // serveUsers answers GET /wechat/users/{wxTkId} for a client that proved itself: who came under that tracking id. A
-// client that may not act for the user's account gets 403 and uses nothing up; an id that is unknown, expired or was
-// to be redeemed once and has been gets 404. It writes its errors itself, because Caddy would log the id with them.
+// client that lists the platform may act for all its authorizers, so it may redeem their users too. One that may not act
+// for the user's account gets 403 and uses nothing up; an id that is unknown, expired or was to be redeemed once and has
+// been gets 404. The id is told to no log: errors are answered here, because Caddy would log the URI with them.
 func (a *API) serveUsers(w http.ResponseWriter, r *http.Request, client *Client) error {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", "GET")
-		a.redeemed(w, "method", http.StatusMethodNotAllowed, redeemError{"only GET is allowed"})
+		a.redeemed(w, "method", http.StatusMethodNotAllowed, errorBody(http.StatusMethodNotAllowed, "only GET is allowed"))
 		return nil
 	}
 	forbidden := false
 	user, ok := a.app.users().Redeem(strings.TrimPrefix(r.URL.Path, usersPath), func(u tokens.User) bool {
-		forbidden = !client.mayUse(u.AppID, false)
+		forbidden = !client.mayUse(u.AppID, false) && (u.Platform == "" || !client.mayUse(u.Platform, true))
 		return !forbidden
 	})
 	switch {
 	case forbidden:
-		a.redeemed(w, "forbidden", http.StatusForbidden, redeemError{"the client may not act for this user's account: add it to the client's appids"})
+		a.redeemed(w, "forbidden", http.StatusForbidden, errorBody(codeUnauthorizedAPI,
+			"api unauthorized: the client may not act for this user's account: add it to the client's appids"))
 	case !ok:
-		a.redeemed(w, "unknown", http.StatusNotFound, redeemError{"tracking id is unknown, expired or redeemed"})
+		a.redeemed(w, "unknown", http.StatusNotFound, errorBody(http.StatusNotFound, "tracking id is unknown, expired or redeemed"))
 	default:
-		a.redeemed(w, "ok", http.StatusOK, newRedeemedUser(user))
+		a.redeemed(w, "ok", http.StatusOK, userBody(user))
 	}
 	return nil
 }
 
-type redeemError struct {
-	Error string `json:"error"`
-}
-
-// redeemed answers with JSON and counts the result.
-func (a *API) redeemed(w http.ResponseWriter, result string, status int, answer any) {
-	a.app.metrics().oauth.WithLabelValues(string(stepRedeem), result).Inc()
+// userBody is a redeemed user in JSON.
+func userBody(u tokens.User) []byte {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(answer) // texts and numbers always encode
-	h := w.Header()
-	h.Set("Content-Type", jsonType)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes())
+	_ = enc.Encode(newRedeemedUser(u)) // texts and numbers always encode
+	return body.Bytes()
+}
+
+// redeemed answers and counts the result.
+func (a *API) redeemed(w http.ResponseWriter, result string, status int, body []byte) {
+	a.app.metrics().oauth.WithLabelValues(string(stepRedeem), result).Inc()
+	w.Header().Set("X-Content-Type-Options", "nosniff") // people choose their names
+	writeJSON(w, status, body)
 }

@@ -9,19 +9,20 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 func TestServeUsers(t *testing.T) {
 	app, _ := newTestApp(t, testConfig(""))
-	a := &API{app: app}
+	core, logs := observer.New(zap.DebugLevel)
+	a := &API{app: app, logger: zap.New(core)}
 	crm := &Client{Name: "crm", AppIDs: []string{accountID}}
 	other := &Client{Name: "other", AppIDs: []string{authorizerID}}
 	user := tokens.User{
 		AppID: accountID, OpenID: openID, Scope: "snsapi_base", FuncKey: "scan", State: `a"&<`,
-		Grant: tokens.UserGrant{AccessToken: secret.New(userToken), RefreshToken: secret.New(userRefresh)},
 	}
 	redeem := func(method, id string, client *Client) *httptest.ResponseRecorder {
 		t.Helper()
@@ -29,8 +30,20 @@ func TestServeUsers(t *testing.T) {
 		if err := a.serveUsers(rec, httptest.NewRequest(method, usersPath+id, nil), client); err != nil {
 			t.Errorf("serveUsers returned an error, with which Caddy would log the id: %v", err)
 		}
-		if strings.Contains(rec.Body.String(), userToken) || strings.Contains(rec.Body.String(), userRefresh) {
-			t.Error("a user's token left the gateway")
+		if rec.Code != http.StatusOK {
+			var refusal struct {
+				Code int64  `json:"errcode"`
+				Msg  string `json:"errmsg"`
+			}
+			if err := json.Unmarshal(rec.Body.Bytes(), &refusal); err != nil || refusal.Code == 0 || refusal.Msg == "" {
+				t.Errorf("an error of another shape than the API's: %s", rec.Body)
+			}
+		}
+		for _, e := range logs.TakeAll() {
+			line, _ := json.Marshal(e.ContextMap())
+			if len(id) == 22 && strings.Contains(e.Message+string(line), id) {
+				t.Errorf("the id was logged: %s %s", e.Message, line)
+			}
 		}
 		if h := rec.Header(); h.Get("Cache-Control") != "no-store" || !strings.HasPrefix(h.Get("Content-Type"), "application/json") || !json.Valid(rec.Body.Bytes()) {
 			t.Errorf("headers %v, body %q", h, rec.Body)
@@ -81,6 +94,26 @@ func TestServeUsers(t *testing.T) {
 			}
 		}
 	})
+	t.Run("authorizer of a platform", func(t *testing.T) {
+		ofPlatform := user
+		ofPlatform.AppID, ofPlatform.Platform = authorizerID, platformID
+		for _, tt := range []struct {
+			name   string
+			appids []string
+			user   tokens.User
+			want   int
+		}{
+			{"client of the platform", []string{platformID}, ofPlatform, http.StatusOK},
+			{"client of the account", []string{authorizerID}, ofPlatform, http.StatusOK},
+			{"client of another platform", []string{otherPlatform}, ofPlatform, http.StatusForbidden},
+			{"client of the platform, plain account", []string{platformID}, user, http.StatusForbidden},
+		} {
+			id := app.users().Keep(tt.user, time.Minute, false)
+			if rec := redeem(http.MethodGet, id, &Client{Name: "platform", AppIDs: tt.appids}); rec.Code != tt.want {
+				t.Errorf("%s: %d %s", tt.name, rec.Code, rec.Body)
+			}
+		}
+	})
 	t.Run("unknown", func(t *testing.T) {
 		for _, id := range []string{"", "AAAAAAAAAAAAAAAAAAAAAA", "AAAAAAAAAAAAAAAAAAAAAA/userinfo", "a/b"} {
 			if rec := redeem(http.MethodGet, id, crm); rec.Code != http.StatusNotFound {
@@ -88,7 +121,7 @@ func TestServeUsers(t *testing.T) {
 			}
 		}
 	})
-	for result, want := range map[string]float64{"ok": 3, "forbidden": 1, "method": 1, "unknown": 5} {
+	for result, want := range map[string]float64{"ok": 5, "forbidden": 3, "method": 1, "unknown": 5} {
 		if got := counted(t, app.metrics().oauth, "redeem", result); got != want {
 			t.Errorf("counted %v as %s, want %v", got, result, want)
 		}

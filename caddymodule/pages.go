@@ -16,36 +16,40 @@ import (
 type page struct {
 	status int
 	zh, en pageText
+	again  bool // with a link that loads the same address once more
 }
 
 type pageText struct{ Title, Text string }
 
 // The pages of web authorization.
 var (
-	pageDenied = page{http.StatusForbidden,
-		pageText{"未授权登录", "你没有同意授权。如需继续，请返回后重新打开链接并同意。"},
-		pageText{"Not signed in", "You did not agree to sign in. To go on, open the link again and agree."}}
-	pageNotFound = page{http.StatusNotFound,
-		pageText{"页面不存在", "这个链接没有对应的页面，请向给你链接的人核对。"},
-		pageText{"No such page", "This link leads nowhere. Please check it with whoever gave it to you."}}
-	pageBadRequest = page{http.StatusBadRequest,
-		pageText{"链接无效", "这个链接不完整或已损坏，请从公众号菜单或原链接重新进入。"},
-		pageText{"Invalid link", "This link is incomplete or damaged. Please start again from the menu or the original link."}}
-	pageInvalidCode = page{http.StatusBadRequest,
-		pageText{"登录无效", "微信不接受这次登录，请从公众号菜单或原链接重新进入。"},
-		pageText{"Sign-in not valid", "WeChat does not accept this sign-in. Please start again from the menu or the original link."}}
-	pageUsedCode = page{http.StatusGone,
-		pageText{"登录已失效", "这次登录已被使用或已过期，请从公众号菜单或原链接重新进入。"},
-		pageText{"Sign-in expired", "This sign-in was used already or has expired. Please start again from the menu or the original link."}}
-	pageMethod = page{http.StatusMethodNotAllowed,
-		pageText{"请求方式不支持", "请直接在微信中打开链接。"},
-		pageText{"Method not allowed", "Please just open the link in WeChat."}}
-	pageRefused = page{http.StatusBadGateway,
-		pageText{"暂时无法登录", "微信拒绝了这个公众号的登录请求，管理员可以在日志中看到原因。"},
-		pageText{"Cannot sign in", "WeChat refuses sign-ins for this account. The operator finds the reason in the log."}}
-	pageUnavailable = page{http.StatusServiceUnavailable,
-		pageText{"暂时无法登录", "现在联系不上微信，请稍后从公众号菜单或原链接重新进入。"},
-		pageText{"Cannot sign in now", "WeChat cannot be reached at the moment. Please start again in a little while."}}
+	pageDenied = page{status: http.StatusForbidden,
+		zh: pageText{"未授权登录", "你没有同意授权。如需继续，请返回后重新打开链接并同意。"},
+		en: pageText{"Not signed in", "You did not agree to sign in. To go on, open the link again and agree."}}
+	pageNotFound = page{status: http.StatusNotFound,
+		zh: pageText{"页面不存在", "这个链接没有对应的页面，请向给你链接的人核对。"},
+		en: pageText{"No such page", "This link leads nowhere. Please check it with whoever gave it to you."}}
+	pageBadRequest = page{status: http.StatusBadRequest,
+		zh: pageText{"链接无效", "这个链接不完整或已损坏，请从公众号菜单或原链接重新进入。"},
+		en: pageText{"Invalid link", "This link is incomplete or damaged. Please start again from the menu or the original link."}}
+	pageInvalidCode = page{status: http.StatusBadRequest,
+		zh: pageText{"登录无效", "微信不接受这次登录，请从公众号菜单或原链接重新进入。"},
+		en: pageText{"Sign-in not valid", "WeChat does not accept this sign-in. Please start again from the menu or the original link."}}
+	pageUsedCode = page{status: http.StatusGone,
+		zh: pageText{"登录已失效", "这次登录已被使用或已过期，请从公众号菜单或原链接重新进入。"},
+		en: pageText{"Sign-in expired", "This sign-in was used already or has expired. Please start again from the menu or the original link."}}
+	pageMethod = page{status: http.StatusMethodNotAllowed,
+		zh: pageText{"请求方式不支持", "请直接在微信中打开链接。"},
+		en: pageText{"Method not allowed", "Please just open the link in WeChat."}}
+	pageRefused = page{status: http.StatusBadGateway,
+		zh: pageText{"暂时无法登录", "微信拒绝了这个公众号的登录请求，管理员可以在日志中看到原因。"},
+		en: pageText{"Cannot sign in", "WeChat refuses sign-ins for this account. The operator finds the reason in the log."}}
+	pageUnavailable = page{status: http.StatusServiceUnavailable,
+		zh: pageText{"暂时无法登录", "现在联系不上微信，请稍后从公众号菜单或原链接重新进入。"},
+		en: pageText{"Cannot sign in now", "WeChat cannot be reached at the moment. Please start again in a little while."}}
+	pageTryAgain = page{status: http.StatusServiceUnavailable, again: true,
+		zh: pageText{"请再试一次", "刚才没能完成登录，再试一次即可。"},
+		en: pageText{"Please try again", "The sign-in could not be completed just now. Trying again should do."}}
 )
 
 //go:embed pages/message.html
@@ -78,16 +82,20 @@ func setPrivate(h http.Header) {
 
 // write answers r with the page.
 func (p page) write(w http.ResponseWriter, r *http.Request) {
-	lang, text := "zh-CN", p.zh
+	lang, text, again := "zh-CN", p.zh, "重试"
 	if prefersEnglish(r.Header.Values("Accept-Language")) {
-		lang, text = "en", p.en
+		lang, text, again = "en", p.en, "Try again"
+	}
+	if !p.again {
+		again = ""
 	}
 	var body bytes.Buffer
 	if err := pageTemplate.Execute(&body, struct {
 		Lang string
 		pageText
+		Again string
 		Style template.CSS
-	}{lang, text, pageStyle}); err != nil {
+	}{lang, text, again, pageStyle}); err != nil {
 		body.Reset() // the status alone still tells
 	}
 	h := w.Header()

@@ -40,7 +40,7 @@ func TestPrefersEnglish(t *testing.T) {
 
 func TestPageWrite(t *testing.T) {
 	t.Parallel()
-	p := page{http.StatusGone, pageText{"标题<b>", "正文"}, pageText{"Title<b>", "Text"}}
+	p := page{status: http.StatusGone, zh: pageText{"标题<b>", "正文"}, en: pageText{"Title<b>", "Text"}}
 	tests := []struct {
 		name, method, accept string
 		want                 []string
@@ -80,6 +80,26 @@ func TestPageWrite(t *testing.T) {
 	}
 }
 
+// The link reloads by having no address: the one of the page holds the code.
+func TestPageTryAgain(t *testing.T) {
+	t.Parallel()
+	for accept, want := range map[string]string{"": `<a href="">重试</a>`, "en": `<a href="">Try again</a>`} {
+		r := httptest.NewRequest(http.MethodGet, "/?code=the-code", nil)
+		r.Header.Set("Accept-Language", accept)
+		rec := httptest.NewRecorder()
+		pageTryAgain.write(rec, r)
+		if body := rec.Body.String(); rec.Code != http.StatusServiceUnavailable || !strings.Contains(body, want) || strings.Contains(body, "the-code") {
+			t.Errorf("Accept-Language %q: %d\n%s", accept, rec.Code, body)
+		}
+		assertPrivate(t, rec.Header())
+	}
+	rec := httptest.NewRecorder()
+	pageUnavailable.write(rec, httptest.NewRequest(http.MethodGet, "/", nil))
+	if strings.Contains(rec.Body.String(), "<a ") {
+		t.Errorf("a page where a reload does not help has a link:\n%s", rec.Body)
+	}
+}
+
 func assertPrivate(t *testing.T, h http.Header) {
 	t.Helper()
 	if h.Get("Cache-Control") != "no-store" || h.Get("Referrer-Policy") != "no-referrer" || h.Get("X-Content-Type-Options") != "nosniff" {
@@ -107,7 +127,7 @@ func TestPagesAreComplete(t *testing.T) {
 	t.Parallel()
 	for name, p := range map[string]page{
 		"denied": pageDenied, "not found": pageNotFound, "bad request": pageBadRequest, "invalid": pageInvalidCode,
-		"used": pageUsedCode, "method": pageMethod, "refused": pageRefused, "unavailable": pageUnavailable,
+		"used": pageUsedCode, "method": pageMethod, "refused": pageRefused, "unavailable": pageUnavailable, "try again": pageTryAgain,
 	} {
 		if p.status < 400 || p.zh.Title == "" || p.zh.Text == "" || p.en.Title == "" || p.en.Text == "" {
 			t.Errorf("page %q: %+v", name, p)

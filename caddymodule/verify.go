@@ -51,8 +51,9 @@ type Verify struct {
 	Path string `json:"path,omitempty"`
 
 	logger *zap.Logger
-	folder string // resolved
-	prefix string // ends with a slash
+	folder string  // resolved
+	prefix string  // ends with a slash
+	unread *damper // of log lines about what cannot be read
 }
 
 // CaddyModule returns the Caddy module information.
@@ -62,7 +63,7 @@ func (Verify) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves the folder's name.
 func (v *Verify) Provision(ctx caddy.Context) error {
-	v.logger = ctx.Logger()
+	v.logger, v.unread = ctx.Logger(), new(damper)
 	v.prefix = strings.TrimSuffix(v.Path, "/") + "/"
 	if v.Folder == "" {
 		return nil
@@ -128,8 +129,8 @@ func (v *Verify) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	_, err := w.Write(content)
-	return err
+	_, _ = w.Write(content) // a visitor who left is no error of this handler
+	return nil
 }
 
 // content returns a file that is registered under that name, if there is one.
@@ -145,7 +146,10 @@ func (v *Verify) content(name string) ([]byte, bool) {
 		return content, true
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		v.logger.Warn("a verification file is not served", zap.String("file", name), zap.Error(err))
+		// Anybody can ask, and for any name: what is wrong with the folder is wrong with all of them.
+		if ok, missed := v.unread.allow(); ok {
+			v.logger.Warn("a verification file is not served", zap.String("file", name), zap.Error(err), zap.Int("not_logged", missed))
+		}
 	}
 	return nil, false
 }

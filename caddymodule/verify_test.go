@@ -1,12 +1,16 @@
 package caddymodule
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -141,9 +145,12 @@ func TestVerifySaysWhyAFileIsNotServed(t *testing.T) {
 	v := &Verify{Folder: verifyFolder(t)}
 	logs := provisionVerify(t, v)
 	pass := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
-	for _, path := range []string{"/unknown.txt", "/larger.txt", "/folder.txt", "/absolute.txt"} {
-		serve(t, v, httptest.NewRequest(http.MethodGet, path, nil), pass)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, path := range []string{"/unknown.txt", "/larger.txt", "/folder.txt", "/absolute.txt"} {
+			time.Sleep(damperInterval)
+			serve(t, v, httptest.NewRequest(http.MethodGet, path, nil), pass)
+		}
+	})
 	var files []string
 	for _, e := range logs.All() {
 		files = append(files, e.ContextMap()["file"].(string))
@@ -152,6 +159,44 @@ func TestVerifySaysWhyAFileIsNotServed(t *testing.T) {
 		t.Errorf("logged about %q", got)
 	}
 }
+
+// Anybody can ask for any name, and a folder that cannot be read is wrong with each of them.
+func TestVerifyUnreadableFolderIsSaidOnceAMinute(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "file")
+	writeFile(t, folder, "not a folder") // unreadable to root too, who runs tests in containers
+	v := &Verify{Folder: folder}
+	logs := provisionVerify(t, v)
+	pass := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+	synctest.Test(t, func(t *testing.T) {
+		for i := range 50 {
+			serve(t, v, httptest.NewRequest(http.MethodGet, fmt.Sprintf("/a%d.txt", i), nil), pass)
+		}
+		if n := logs.Len(); n != 1 {
+			t.Errorf("%d log lines of 50 requests, want 1", n)
+		}
+		time.Sleep(damperInterval)
+		serve(t, v, httptest.NewRequest(http.MethodGet, "/a.txt", nil), pass)
+	})
+	if all := logs.All(); len(all) != 2 || all[1].ContextMap()["not_logged"] != int64(49) {
+		t.Errorf("a minute later: %v", all)
+	}
+}
+
+// A visitor who leaves early is no failure of the site's, and Caddy would log one.
+func TestVerifyVisitorLeaves(t *testing.T) {
+	t.Parallel()
+	v := &Verify{Files: map[string]string{"a.txt": "a"}}
+	provisionVerify(t, v)
+	if err := v.ServeHTTP(goneVisitor{httptest.NewRecorder()}, httptest.NewRequest(http.MethodGet, "/a.txt", nil), nil); err != nil {
+		t.Errorf("err = %v", err)
+	}
+}
+
+// goneVisitor is the ResponseWriter of a visitor who left.
+type goneVisitor struct{ *httptest.ResponseRecorder }
+
+func (goneVisitor) Write([]byte) (int, error) { return 0, syscall.EPIPE }
 
 func TestVerifyPath(t *testing.T) {
 	t.Parallel()

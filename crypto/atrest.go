@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -105,6 +106,9 @@ func (s *Sealer) Seal(name string, plaintext []byte) ([]byte, error) {
 	}
 	return aead.Seal(out, nonce[gcmNonceLength:], plaintext, additional(out, name)), nil
 }
+
+// Format shows no key, whatever the verb.
+func (Sealer) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "crypto.Sealer") }
 
 // Open opens what Seal made for the same name, with whichever key did it; old says that it was not the newest, so that the
 // record is best sealed again when it is next written. The error is ErrDecrypt and says whether the version or the key

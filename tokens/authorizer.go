@@ -84,8 +84,7 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 // fetchAuthorizer exchanges a refresh token for an access token.
 func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, refresh secret.String) (grant, error) {
 	if refresh.IsZero() {
-		return grant{}, fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
-			k.AppID, ErrNotAuthorized)
+		return grant{}, errNoRefreshToken(k.AppID)
 	}
 	body := struct {
 		Platform string `json:"component_appid"`
@@ -110,6 +109,11 @@ func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, 
 		access: secret.New(answer.Token), refresh: secret.New(answer.Refresh),
 		asked: asked, life: lifeOf(int64(answer.ExpiresIn)),
 	}, nil
+}
+
+func errNoRefreshToken(appid string) error {
+	return fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
+		appid, ErrNotAuthorized)
 }
 
 // Revoke notes that an account took its authorization back at a time given by WeChat. The tokens are dropped at once;

@@ -48,6 +48,9 @@ func newEntry(k Key, rec *record, now time.Time) *entry {
 		return e
 	}
 	if rec.AccessToken.IsZero() {
+		if k.Kind == KindAuthorizer && rec.RefreshToken.IsZero() {
+			e.recheckAt = now.Add(absentRecheck).UnixNano()
+		}
 		return e
 	}
 	e.token = Token{Value: rec.AccessToken, ExpiresAt: rec.ExpiresAt, Generation: rec.Gen}

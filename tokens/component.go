@@ -36,6 +36,8 @@ func (m *Manager) fetchComponent(ctx context.Context, env *Environment, platform
 	asked := time.Now()
 	err = env.API.Post(ctx, pathComponentToken, nil, body, &answer)
 	if hasCode(err, codeTicketExpired, codeTicketInvalid) {
+		m.tickets.refuse(platform, t)
+		m.wantTicket(platform)
 		err = fmt.Errorf("%w: %w", ErrNoTicket, err)
 	}
 	if err != nil {

@@ -170,10 +170,10 @@ func TestWaitingRecordYieldsToNews(t *testing.T) {
 		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5},
 		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6},
 		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5},
-		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 5},
+		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 6},
 		{"authorized since", with(func(r *record) { r.Gen, r.AuthorizedAt = 2, now.Add(time.Hour) }), "stored", 2},
 		{"revoked since", with(func(r *record) { r.Gen, r.RevokedAt = 2, now.Add(time.Hour) }), "stored", 2},
-		{"authorized before, newer generation", with(func(r *record) { r.Gen, r.AuthorizedAt = 9, now.Add(-time.Hour) }), "waiting", 9},
+		{"authorized before, newer generation", with(func(r *record) { r.Gen, r.AuthorizedAt = 9, now.Add(-time.Hour) }), "waiting", 10},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -148,7 +148,7 @@ func (m *Manager) heldSince(ctx context.Context, env *Environment, c authCode) (
 	if c.appid == "" {
 		return Authorizer{}, false
 	}
-	e, err := m.lookup(ctx, env, AuthorizerKey(c.platform, c.appid))
+	e, err := m.reload(ctx, env, AuthorizerKey(c.platform, c.appid)) // another node may have brought them just now
 	if err != nil || !e.authorized() || e.rec.RefreshToken.IsZero() || e.rec.AuthorizedAt.Before(c.createdAt) {
 		return Authorizer{}, false
 	}
@@ -212,10 +212,17 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 	since = fromUnix(unix(since))
 	k := AuthorizerKey(c.platform, g.appid)
 	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
+		if cur != nil && c.createdAt.IsZero() && since.Before(cur.RevokedAt) {
+			// A redirect says no time. WeChat gave the tokens after it told us of the revocation, so our clock is behind.
+			since = cur.RevokedAt
+		}
 		next := &record{AuthorizedAt: since}
 		if cur != nil {
 			if cur.revoked() && since.Before(cur.RevokedAt) {
 				return nil
+			}
+			if !cur.revoked() && since.Before(cur.AuthorizedAt) && !cur.RefreshToken.IsZero() {
+				return nil // an earlier authorization, whose code was answered late
 			}
 			*next = *cur
 			next.RevokedAt = time.Time{}

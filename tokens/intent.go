@@ -11,6 +11,9 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
+// usedCodeGrace is for how long a code that WeChat calls used is tried again before it counts as dead.
+const usedCodeGrace = 2 * time.Minute
+
 // Intent is the duty to exchange an authorization code that WeChat pushed.
 type Intent struct {
 	Platform  string
@@ -96,7 +99,9 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent) error {
 	case errors.Is(err, ErrClosed):
 		return nil
 	}
-	dead := hasCode(err, codeAuthCodeInvalid, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized)
+	// A code that WeChat calls used may have been used by another node, whose tokens are not in the store yet.
+	used := hasCode(err, codeAuthCodeInvalid) && time.Since(in.CreatedAt) > usedCodeGrace
+	dead := used || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized)
 	if !dead && time.Now().Before(in.ExpiresAt) {
 		env.Log.Warn("authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
 			"info_type", printable(in.InfoType, maxID), "error", err)

@@ -106,7 +106,25 @@ func (m *Manager) Close() {
 		waitFor(finished, closeEnd)
 	}
 	m.stopWork()
+	m.flush()
 	m.cache.Load().close()
+}
+
+// flush writes, at the end, what the store had not taken until now.
+func (m *Manager) flush() {
+	env := m.env.Load()
+	if env == nil || m.Unsaved() == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+	defer cancel()
+	err := m.flushRecords(ctx, env)
+	for _, platform := range m.tickets.platforms() {
+		err = errors.Join(err, m.saveTicket(ctx, env, platform))
+	}
+	if n := m.Unsaved(); n > 0 {
+		env.Log.Error("the process ends with tokens that could not be written; what they stand for may be lost", "records", n, "error", err)
+	}
 }
 
 // waitFor reports whether c was closed in time.
@@ -200,14 +218,35 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 		m.renewIfStale(env, e, now)
 		return e.token, nil
 	}
-	if k.Kind == KindAuthorizer && !e.authorized() {
-		return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+	if err := m.hopeless(e); err != nil {
+		return Token{}, err
 	}
 	var refused secret.String
 	if e.refused.Load() {
 		refused = e.token.Value
 	}
 	return m.awaitRenewal(ctx, env, k, refused)
+}
+
+// hopeless is the error of a renewal that cannot come to anything, told from memory: a caller that repeats such calls
+// must cost the store nothing.
+func (m *Manager) hopeless(e *entry) error {
+	k := e.key
+	if k.Kind == KindAuthorizer {
+		switch {
+		case !e.authorized():
+			return fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+		case e.rec.RefreshToken.IsZero():
+			return errNoRefreshToken(k.AppID)
+		}
+	}
+	if k.Kind == KindAccount {
+		return nil
+	}
+	if c := m.cache.Load().get(ComponentKey(k.Platform)); c != nil && c.live(time.Now().UnixNano()) {
+		return nil
+	}
+	return m.tickets.absent(k.Platform)
 }
 
 // Renew is called when WeChat refused a token. If the current token is another one already, that is returned and

@@ -2,9 +2,11 @@ package tokens
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net/http"
+	"net/http/httptrace"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -49,12 +51,24 @@ type Profile struct {
 	Privilege  []string
 }
 
+// How an exchange of a user's code ends without a grant, beside refusals of WeChat's (*APIError) and failures before it
+// was asked.
+var (
+	// ErrCodeInDoubt: the code went out and no usable answer came back. Nobody knows whether it is used up, so it must
+	// not be sent again.
+	ErrCodeInDoubt = errors.New("login code may be used up")
+	// ErrTokenRenewed: WeChat refused the component token before it looked at the code, and there is a new one by now.
+	// Whoever brought the code may bring it once more.
+	ErrTokenRenewed = errors.New("a refused component token was renewed")
+)
+
 // ExchangeUserCode exchanges the code of a callback, with the component token of its platform or, for a plain account,
-// with the account's secret. WeChat takes a code once, so the call is not repeated, with one exception: a refused
-// component token is renewed and the call repeated once, because WeChat judges the token before it looks at the code.
+// with the account's secret. WeChat takes a code once, so the call is never repeated. A refused component token is
+// renewed all the same, for the next call.
 //
 // Errors: ErrNotConfigured; *APIError, of which 40029, 40163 and 42003 mean the code and 61003 an account that has not
-// authorised the platform; ErrUnreachable; and those of Get for the component token.
+// authorised the platform; ErrTokenRenewed, which wraps WeChat's refusal; ErrUnreachable, with ErrCodeInDoubt unless it
+// is certain that the code was not sent; and those of Get and Renew for the component token.
 func (m *Manager) ExchangeUserCode(ctx context.Context, c UserCode) (UserGrant, error) {
 	env, err := m.current()
 	if err != nil {
@@ -65,23 +79,53 @@ func (m *Manager) ExchangeUserCode(ctx context.Context, c UserCode) (UserGrant, 
 		"code":       {c.Code.Reveal()},
 		"grant_type": {"authorization_code"},
 	}
-	var answer userAnswer
-	asked := time.Now()
 	if c.Platform == "" {
 		account, ok := env.account(c.AppID)
 		if !ok {
 			return UserGrant{}, fmt.Errorf("account %s: %w", c.AppID, ErrNotConfigured)
 		}
 		query.Set("secret", account.Secret.Reveal())
-		err = env.API.Get(ctx, pathUserCode, query, &answer)
-	} else {
-		query.Set("component_appid", c.Platform)
-		err = m.call(ctx, env, ComponentKey(c.Platform), http.MethodGet, pathComponentUserCode, query, nil, &answer)
+		return exchangeUserCode(ctx, env.API, pathUserCode, query)
 	}
+	key := ComponentKey(c.Platform)
+	token, err := m.token(ctx, env, key)
 	if err != nil {
+		return UserGrant{}, fmt.Errorf("component token: %w", err)
+	}
+	query.Set("component_appid", c.Platform)
+	query.Set("component_access_token", token.Value.Reveal())
+	grant, err := exchangeUserCode(ctx, env.API, pathComponentUserCode, query)
+	refusal, ok := errors.AsType[*APIError](err)
+	if !ok || !IsTokenRefused(refusal.Code) {
+		return grant, err
+	}
+	if _, err = m.renewRefused(ctx, env, key, token.Value); err != nil {
+		return UserGrant{}, fmt.Errorf("renewal of the component token that WeChat refused: %w", err)
+	}
+	return UserGrant{}, fmt.Errorf("%w: %w", ErrTokenRenewed, refusal)
+}
+
+// exchangeUserCode makes the one call that a code allows, and finds out whether a failure may have used the code up.
+func exchangeUserCode(ctx context.Context, api *Client, path string, query url.Values) (UserGrant, error) {
+	if err := ctx.Err(); err != nil {
+		return UserGrant{}, fmt.Errorf("%s: %w", path, err)
+	}
+	var dialling, connected atomic.Bool // a transport that reports no connections leaves both unset
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { dialling.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
+	var answer userAnswer
+	asked := time.Now()
+	err := api.Get(traced, path, query, &answer)
+	if err == nil {
+		return answer.grant(asked)
+	}
+	_, refused := errors.AsType[*APIError](err)
+	if refused || !connected.Load() && (dialling.Load() || isDialError(err)) {
 		return UserGrant{}, err
 	}
-	return answer.grant(asked)
+	return UserGrant{}, fmt.Errorf("%w: %w", ErrCodeInDoubt, err)
 }
 
 // userAnswer is WeChat's answer to an exchange.
@@ -97,7 +141,7 @@ type userAnswer struct {
 
 func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
 	if a.OpenID == "" || a.AccessToken == "" {
-		return UserGrant{}, fmt.Errorf("exchange of a user's code: %w: the answer has no openid or no access_token", ErrUnreachable)
+		return UserGrant{}, fmt.Errorf("%w: %w: the answer has no openid or no access_token", ErrCodeInDoubt, ErrUnreachable)
 	}
 	return UserGrant{
 		OpenID: a.OpenID, UnionID: a.UnionID, Scope: a.Scope, Snapshot: a.Snapshot != 0,

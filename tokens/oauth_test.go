@@ -1,9 +1,11 @@
 package tokens
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -30,6 +32,7 @@ type loginWeChat struct {
 	asked   []*url.URL
 	answers map[string][]string // by path; the last one stays
 	issued  int                 // component tokens so far
+	tokens  int                 // that are issued at most; 0: any number
 	fail    error               // instead of any answer but a component token
 }
 
@@ -40,6 +43,9 @@ func (f *loginWeChat) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Path == "/cgi-bin/component/api_component_token" {
 		f.issued++
 		body = fmt.Sprintf(`{"component_access_token":"component-%d","expires_in":7200}`, f.issued)
+		if f.tokens > 0 && f.issued > f.tokens {
+			body = `{"errcode":61004,"errmsg":"access clientip is not registered"}`
+		}
 	} else if strings.HasPrefix(r.URL.Path, "/sns/") {
 		f.asked = append(f.asked, r.URL)
 		if f.fail != nil {
@@ -134,6 +140,7 @@ func TestExchangeUserCodeErrors(t *testing.T) {
 	t.Parallel()
 	isCode := func(code int64) func(error) bool { return func(err error) bool { return hasCode(err, code) } }
 	is := func(target error) func(error) bool { return func(err error) bool { return errors.Is(err, target) } }
+	not := func(target error) func(error) bool { return func(err error) bool { return !errors.Is(err, target) } }
 	tests := []struct {
 		name   string
 		code   UserCode
@@ -145,13 +152,19 @@ func TestExchangeUserCodeErrors(t *testing.T) {
 		{"code used", platformCode, []string{`{"errcode":40163,"errmsg":"code been used"}`}, nil, isCode(40163), 1},
 		{"code used, plain", accountCode, []string{`{"errcode":40163}`}, nil, isCode(40163), 1},
 		{"not authorized", platformCode, []string{`{"errcode":61003}`}, nil, isCode(61003), 1},
-		{"component token refused twice", platformCode, []string{`{"errcode":40001}`, `{"errcode":42001}`}, nil, isCode(42001), 2},
+		{"component token refused", platformCode, []string{`{"errcode":40001}`}, nil, isCode(40001), 1},
 		{"plain account's 40001 is about its secret", accountCode, []string{`{"errcode":40001}`}, nil, isCode(40001), 1},
 		{"no openid", platformCode, []string{`{"access_token":"t"}`}, nil, is(ErrUnreachable), 1},
 		{"no token", platformCode, []string{`{"openid":"o1"}`}, nil, is(ErrUnreachable), 1},
 		{"HTML", accountCode, []string{`<html>502</html>`}, nil, is(ErrUnreachable), 1},
 		{"half an answer", accountCode, []string{`{"openid":"o1","access_`}, nil, is(ErrUnreachable), 1},
 		{"connection broken", platformCode, nil, io.ErrUnexpectedEOF, is(ErrUnreachable), 1},
+		{"no openid: in doubt", platformCode, []string{`{"access_token":"t"}`}, nil, is(ErrCodeInDoubt), 1},
+		{"HTML: in doubt", accountCode, []string{`<html>502</html>`}, nil, is(ErrCodeInDoubt), 1},
+		{"connection broken: in doubt", platformCode, nil, io.ErrUnexpectedEOF, is(ErrCodeInDoubt), 1},
+		{"not connected", platformCode, nil, &net.OpError{Op: "dial", Err: errors.New("refused")}, is(ErrUnreachable), 1},
+		{"not connected: not in doubt", accountCode, nil, &net.OpError{Op: "dial", Err: errors.New("refused")}, not(ErrCodeInDoubt), 1},
+		{"an answer of WeChat's: not in doubt", platformCode, []string{`{"errcode":-1}`}, nil, not(ErrCodeInDoubt), 1},
 		{"unknown platform", UserCode{Platform: loginUserOf, AppID: loginUserOf}, nil, nil, is(ErrNotConfigured), 0},
 		{"unknown account", UserCode{AppID: loginUserOf}, nil, nil, is(ErrNotConfigured), 0},
 	}
@@ -176,15 +189,23 @@ func TestExchangeUserCodeErrors(t *testing.T) {
 	}
 }
 
+// A code is never sent twice by ourselves, not even where WeChat refuses before it looks at it. The token is renewed for
+// the visitor who comes again.
 func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {
 	t.Parallel()
-	for _, code := range []int{40001, 40014, 42001, 42006} {
+	for _, code := range []int64{40001, 40014, 42001, 42006} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
 			wechat := &loginWeChat{answers: map[string][]string{
 				pathComponentUserCode: {fmt.Sprintf(`{"errcode":%d}`, code), goodGrant},
 			}}
 			m := loginManager(t, ClientOptions{Transport: wechat})
+			if _, err := m.ExchangeUserCode(t.Context(), platformCode); !errors.Is(err, ErrTokenRenewed) || !hasCode(err, code) || errors.Is(err, ErrCodeInDoubt) {
+				t.Errorf("err = %v, want ErrTokenRenewed", err)
+			}
+			if n := len(wechat.calls()); n != 1 {
+				t.Errorf("the code was sent %d times", n)
+			}
 			g, err := m.ExchangeUserCode(t.Context(), platformCode)
 			if err != nil || g.OpenID != "o1" {
 				t.Fatalf("grant of %q, %v", g.OpenID, err)
@@ -195,6 +216,69 @@ func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {
 			}
 			if diff := cmp.Diff([]string{"component-1", "component-2"}, used); diff != "" {
 				t.Errorf("component tokens (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A renewal that fails is the reason then, and does not put the code in doubt: WeChat did not look at it.
+func TestExchangeUserCodeWithoutAnotherComponentToken(t *testing.T) {
+	t.Parallel()
+	wechat := &loginWeChat{answers: map[string][]string{pathComponentUserCode: {`{"errcode":40001}`}}, tokens: 1}
+	m := loginManager(t, ClientOptions{Transport: wechat})
+	_, err := m.ExchangeUserCode(t.Context(), platformCode)
+	if !hasCode(err, 61004) || errors.Is(err, ErrTokenRenewed) || errors.Is(err, ErrCodeInDoubt) {
+		t.Errorf("err = %v, want the refusal of a new component token", err)
+	}
+	if n := len(wechat.calls()); n != 1 {
+		t.Errorf("the code was sent %d times", n)
+	}
+}
+
+// What the visitor may do again hangs on whether the code can have reached WeChat, so that must be known of real
+// connections.
+func TestExchangeUserCodeDoubt(t *testing.T) {
+	t.Parallel()
+	refusing, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = refusing.Close() // nobody listens there now
+	answering := func(h http.HandlerFunc) string {
+		server := httptest.NewServer(h)
+		t.Cleanup(server.Close)
+		return server.URL
+	}
+	tests := []struct {
+		name, origin string
+		doubt        bool
+	}{
+		{"connection refused", "http://" + refusing.Addr().String(), false},
+		{"no answer", answering(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), true},
+		{"half an answer", answering(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, `{"openid":"o`)
+		}), true},
+		{"an answer of a proxy's", answering(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }), true},
+		{"a refusal", answering(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"errcode":40029}`) }), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			client, err := NewClient(ClientOptions{Origins: []string{tt.origin}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			m := NewManager()
+			defer m.Close()
+			m.Use(&Environment{Store: NewMemStore(), API: client, Accounts: []AccountCredentials{{AppID: loginAccount, Secret: secret.New("s")}}})
+			if _, err := m.ExchangeUserCode(t.Context(), accountCode); err == nil || errors.Is(err, ErrCodeInDoubt) != tt.doubt {
+				t.Errorf("err = %v, in doubt %v, want %v", err, errors.Is(err, ErrCodeInDoubt), tt.doubt)
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := m.ExchangeUserCode(ended, accountCode); !errors.Is(err, context.Canceled) || errors.Is(err, ErrCodeInDoubt) {
+				t.Errorf("without time: %v", err)
 			}
 		})
 	}

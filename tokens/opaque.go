@@ -22,13 +22,15 @@ import (
 const (
 	// MaxOpaqueLength bounds an opaque token, in characters: SDKs reserve 512 for an access_token.
 	MaxOpaqueLength = 512
+	// MaxOpaqueName bounds each name in a token, in bytes: its length is one byte. With a client's name as long as
+	// that, and the rest as long as it gets, a token has 484 characters.
+	MaxOpaqueName = 255
 
-	opaqueVersion   = 1
-	opaqueKeyBytes  = 32
-	opaqueKeyID     = 4 // bytes that name a key in a token
-	opaqueHeader    = 1 + opaqueKeyID
-	opaqueOverhead  = 12 + 16 // GCM's nonce and tag
-	opaqueMaxString = 255     // its length is one byte
+	opaqueVersion  = 2
+	opaqueKeyBytes = 32
+	opaqueKeyID    = 4 // bytes that name a key in a token
+	opaqueHeader   = 1 + opaqueKeyID
+	opaqueOverhead = 12 + 16 // GCM's nonce and tag
 
 	// opaqueKeyLife is after what time a new key is made. The one before stays good for as long again, and so for
 	// every token made with it; no key makes anywhere near the 2^32 tokens that random nonces allow.
@@ -55,8 +57,11 @@ type OpaqueClaims struct {
 	Client         string // the client's name
 	KeyFingerprint string // of the key that the client proved itself with
 	AppID          string // of the account, authorizer or platform
-	Kind           Kind   // of the token it stands for
-	ExpiresAt      time.Time
+	// Platform is the platform whose authorizer AppID is, where the one who asked named it: an account may have
+	// authorised several. Empty: whichever the caller may use.
+	Platform  string
+	Kind      Kind // of the token it stands for
+	ExpiresAt time.Time
 }
 
 // opaqueKey makes and opens opaque tokens. It is random, is kept in the store, and has nothing to do with any
@@ -275,12 +280,12 @@ func (k *opaqueKeys) take(kept opaqueRecord) error {
 	return nil
 }
 
-// appendClaims writes claims as an expiry in Unix seconds and four strings, each behind a byte with its length.
+// appendClaims writes claims as an expiry in Unix seconds and five strings, each behind a byte with its length.
 func appendClaims(dst []byte, c OpaqueClaims) ([]byte, error) {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(c.ExpiresAt.Unix()))
-	for _, s := range [...]string{c.Client, c.KeyFingerprint, c.AppID, string(c.Kind)} {
-		if len(s) > opaqueMaxString {
-			return nil, fmt.Errorf("opaque token: a name of %d bytes is too long, the limit is %d", len(s), opaqueMaxString)
+	for _, s := range [...]string{c.Client, c.KeyFingerprint, c.AppID, c.Platform, string(c.Kind)} {
+		if len(s) > MaxOpaqueName {
+			return nil, fmt.Errorf("opaque token: a name of %d bytes is too long, the limit is %d", len(s), MaxOpaqueName)
 		}
 		dst = append(dst, byte(len(s)))
 		dst = append(dst, s...)
@@ -296,7 +301,7 @@ func parseClaims(b []byte) (OpaqueClaims, bool) {
 	}
 	expires := int64(binary.BigEndian.Uint64(b))
 	b = b[expiry:]
-	var fields [4]string
+	var fields [5]string
 	for i := range fields {
 		if len(b) == 0 || len(b)-1 < int(b[0]) {
 			return OpaqueClaims{}, false
@@ -305,6 +310,7 @@ func parseClaims(b []byte) (OpaqueClaims, bool) {
 		fields[i], b = string(b[1:1+n]), b[1+n:]
 	}
 	return OpaqueClaims{
-		Client: fields[0], KeyFingerprint: fields[1], AppID: fields[2], Kind: Kind(fields[3]), ExpiresAt: time.Unix(expires, 0),
+		Client: fields[0], KeyFingerprint: fields[1], AppID: fields[2], Platform: fields[3], Kind: Kind(fields[4]),
+		ExpiresAt: time.Unix(expires, 0),
 	}, len(b) == 0
 }

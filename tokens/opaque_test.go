@@ -41,8 +41,8 @@ func opaqueSealer(t *testing.T) *crypto.Sealer {
 
 func opaqueClaims() OpaqueClaims {
 	return OpaqueClaims{
-		Client: "crm", KeyFingerprint: "0123456789abcdef", AppID: "wx2222222222222222", Kind: KindAccount,
-		ExpiresAt: time.Unix(time.Now().Add(2*time.Hour).Unix(), 0),
+		Client: "crm", KeyFingerprint: "0123456789abcdef", AppID: "wx2222222222222222", Platform: "wx1111111111111111",
+		Kind: KindAuthorizer, ExpiresAt: time.Unix(time.Now().Add(2*time.Hour).Unix(), 0),
 	}
 }
 
@@ -71,7 +71,7 @@ func TestOpaqueRoundTrip(t *testing.T) {
 		t.Error("two tokens for the same claims are the same")
 	}
 	raw, _ := base64.RawURLEncoding.DecodeString(token)
-	for _, claim := range []string{want.Client, want.KeyFingerprint, want.AppID} {
+	for _, claim := range []string{want.Client, want.KeyFingerprint, want.AppID, want.Platform} {
 		if bytes.Contains(raw, []byte(claim)) {
 			t.Errorf("token shows %q", claim)
 		}
@@ -119,7 +119,7 @@ func TestOpaqueRefusesWhatItDidNotMake(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty": "", "a real token's shape": strings.Repeat("80_abcdEFGH-", 12), "not base64": "!!!!", "newline": token[:20] + "\n" + token[20:],
 		"carriage return": token + "\r", "padded": token + "=", "cut": token[:len(token)-4], "header alone": token[:7], "twice": token + token,
-		"too long": strings.Repeat("A", 10_000), "other version": "Ag" + token[2:],
+		"too long": strings.Repeat("A", 10_000), "the version before": "AQ" + token[2:],
 	} {
 		if _, err := m.OpenOpaque(t.Context(), bad); !errors.Is(err, ErrOpaqueUnknown) {
 			t.Errorf("%s: got %v, want ErrOpaqueUnknown", name, err)
@@ -140,7 +140,8 @@ func TestOpaqueAnyNames(t *testing.T) {
 	m := opaqueNode(t, NewMemStore(), nil)
 	rapid.Check(t, func(t *rapid.T) {
 		want := OpaqueClaims{
-			Client: rapid.StringN(0, -1, 200).Draw(t, "client"), AppID: rapid.StringN(0, -1, 40).Draw(t, "appid"),
+			Client: rapid.StringN(0, -1, 200).Draw(t, "client"), AppID: rapid.StringN(0, -1, 20).Draw(t, "appid"),
+			Platform:       rapid.StringN(0, -1, 20).Draw(t, "platform"),
 			KeyFingerprint: rapid.StringN(0, -1, 40).Draw(t, "fingerprint"), Kind: Kind(rapid.StringN(0, -1, 20).Draw(t, "kind")),
 			ExpiresAt: time.Unix(time.Now().Unix()+rapid.Int64Range(10, 1<<40).Draw(t, "life"), 0),
 		}
@@ -164,6 +165,18 @@ func TestOpaqueNameTooLong(t *testing.T) {
 		if _, err := m.IssueOpaque(t.Context(), c); err == nil {
 			t.Errorf("a client name of %d bytes was accepted", n)
 		}
+	}
+}
+
+// The longest name that the limit allows fits beside everything else a token says.
+func TestOpaqueLongestName(t *testing.T) {
+	t.Parallel()
+	m := opaqueNode(t, NewMemStore(), nil)
+	c := opaqueClaims()
+	c.Client = strings.Repeat("c", MaxOpaqueName)
+	token := mustIssue(t, m, c)
+	if got, err := m.OpenOpaque(t.Context(), token); err != nil || got != c || len(token) > MaxOpaqueLength {
+		t.Errorf("got %d characters, %v", len(token), err)
 	}
 }
 

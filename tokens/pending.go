@@ -47,9 +47,9 @@ func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
 		p.drop(k)
 		return stored
 	}
-	if stored.Gen > waiting.Gen {
+	if stored.Gen >= waiting.Gen {
 		next := *waiting
-		next.Gen = stored.Gen
+		next.Gen = stored.Gen + 1 // so that other nodes take it for what it is: later than what they have
 		waiting = &next
 		p.put(k, waiting)
 	}
@@ -66,20 +66,23 @@ func (p *pendingRecords) all() map[Key]*record {
 // did not take them. It is 0 in a healthy gateway; readiness depends on it.
 func (m *Manager) Unsaved() int { return m.pending.len() + m.tickets.unsaved() }
 
-// writePending tries to write what waits, and reports an error while something still does.
+// writePending is the job that tries to write what waits, and reports an error while something still does.
 func (m *Manager) writePending(ctx context.Context) error {
 	env, err := m.current()
 	if err != nil {
-		return nil //nolint:nilerr // closed: nobody is left to write for
+		return nil //nolint:nilerr // closed: Close writes what it can
 	}
+	return m.flushRecords(ctx, env)
+}
+
+func (m *Manager) flushRecords(ctx context.Context, env *Environment) error {
 	var unreadable error
 	for k := range m.pending.all() {
 		_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
 			if waiting := m.pending.get(k); waiting == nil || waiting != cur {
 				return nil // written, or superseded, meanwhile
 			}
-			next := *cur
-			return &next
+			return cur // as it is: it is no news to this node, and a refresh under way stands on it
 		})
 		switch {
 		case errors.Is(err, errUnreadable):

@@ -69,9 +69,13 @@ func (w *recordWire) record() *record {
 // revoked reports whether the account took its authorization back and has not given it again.
 func (r *record) revoked() bool { return !r.RevokedAt.IsZero() && !r.RevokedAt.Before(r.AuthorizedAt) }
 
-// supersedes reports whether r is news compared with o, which was written without knowing of r: the later
-// authorization or its end counts first, since it makes earlier refresh tokens void.
+// supersedes reports whether r counts and o does not: the later authorization or its end comes first, since it makes
+// earlier refresh tokens void, then what was written on top of more, then the token asked for later. A record counts
+// against none.
 func (r *record) supersedes(o *record) bool {
+	if r == nil || o == nil {
+		return r != nil
+	}
 	rs, os := r.settledAt(), o.settledAt()
 	switch {
 	case !rs.Equal(os):
@@ -81,6 +85,15 @@ func (r *record) supersedes(o *record) bool {
 	default:
 		return r.ObtainedAt.After(o.ObtainedAt)
 	}
+}
+
+// sameAuthorization reports whether two records stand on one authorization, so that a refresh made for the one is right
+// for the other.
+func (r *record) sameAuthorization(o *record) bool {
+	if r == nil || o == nil {
+		return r == o
+	}
+	return r.settledAt().Equal(o.settledAt()) && r.revoked() == o.revoked() && r.CodeHash == o.CodeHash
 }
 
 // settledAt is when the account last gave or took its authorization.

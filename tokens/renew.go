@@ -75,6 +75,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 	if err != nil {
 		return nil, err
 	}
+	if e.refused.Load() {
+		refused = e.token.Value // whichever token the caller speaks of, this is the one not to get again
+	}
 	now := time.Now().UnixNano()
 	another := !refused.IsZero() && !e.token.Value.Same(refused) && e.live(now)
 	switch {
@@ -140,17 +143,18 @@ func (m *Manager) fetch(ctx context.Context, env *Environment, k Key, e *entry, 
 }
 
 // keep writes a renewed token and publishes it, unless the record has moved on from base meanwhile: a new
-// authorization, or its end, beats a refresh that was under way with the old refresh token.
+// authorization, or its end, beats a refresh that was under way with the old refresh token; so does a refresh that was
+// begun later.
 func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry, g grant) (*entry, error) {
 	expires := g.asked.Add(g.life).Truncate(time.Second)
 	same := false
 	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
-		if genOf(cur) < base.gen() {
-			cur = base.rec // the store was emptied, or put back to an older state, under us
+		if !cur.supersedes(base.rec) {
+			cur = base.rec // nothing new, or the store was emptied, or put back to an older state, under us
 		}
 		next := &record{}
 		if cur != nil {
-			if cur.Gen != base.gen() {
+			if !cur.sameAuthorization(base.rec) || cur.ObtainedAt.After(g.asked) {
 				return nil
 			}
 			*next = *cur
@@ -234,9 +238,9 @@ func (m *Manager) publish(k Key, rec *record) *entry {
 	held := c.get(k)
 	switch {
 	case held == nil:
-	case held.gen() > e.gen():
+	case held.gen() > e.gen() && held.rec.supersedes(e.rec):
 		return held // the store was put back to an older state
-	case held.gen() == e.gen() && held.rec != nil && e.recheckAt == 0:
+	case held.gen() == e.gen() && held.rec != nil && e.recheckAt == 0 && !e.rec.supersedes(held.rec):
 		return held // it knows what WeChat refused
 	}
 	m.troubles.adopt(e)
@@ -244,10 +248,19 @@ func (m *Manager) publish(k Key, rec *record) *entry {
 	return e
 }
 
+// commitTimeout bounds a commit of what cannot be had again: the key's lock, the store's, a read and a write.
+const commitTimeout = writeLockWait + 4*storeTimeout
+
 // commit changes a key's record: it reads it under the key's lock, asks change for the next one (nil: leave it as it
-// is), writes that durably and only then publishes it. Must says that the next record cannot be had again, so that it
-// is kept in memory and written later if the store fails; the entry is returned beside the error then.
+// is; cur itself: write it as it is), writes that durably and only then publishes it. Must says that the next record
+// cannot be had again: then no caller's deadline cuts the writing short, and when the store fails the record is kept in
+// memory and written later; the entry is returned beside the error then.
 func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool, change func(cur *record) *record) (*entry, error) {
+	if must {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+		defer cancel()
+	}
 	name := k.recordName()
 	unlock, err := m.locks.lock(ctx, name)
 	if err != nil {
@@ -262,16 +275,14 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 			defer release()
 		case !must:
 			return nil, err
-		default:
-			env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 		}
 	}
-	cur, err := m.readRecord(ctx, env, k)
+	cur, readErr := m.readRecord(ctx, env, k)
 	held := m.cache.Load().get(k)
 	switch {
-	case err == nil:
-	case !must, errors.Is(err, errUnreadable):
-		return nil, err
+	case readErr == nil:
+	case !must, errors.Is(readErr, errUnreadable):
+		return nil, readErr
 	case held != nil:
 		cur = held.rec
 	}
@@ -279,8 +290,14 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 	if next == nil {
 		return m.publish(k, cur), nil
 	}
-	next.Gen = max(held.gen(), genOf(cur)) + 1
-	err = m.storeRecord(ctx, env, name, next.wire())
+	if next != cur {
+		next.Gen = max(held.gen(), genOf(cur)) + 1
+	}
+	// What could not be read is not written over: it may be another node's news, and settle decides once it can be read.
+	err = readErr
+	if err == nil {
+		err = m.storeRecord(ctx, env, name, next.wire())
+	}
 	switch {
 	case err == nil:
 		m.pending.drop(k)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,11 +50,13 @@ type ticketTable struct {
 	mu    sync.Mutex
 	held  map[string]heldTicket
 	asked map[string]time.Time // when api_start_push_ticket was last called
+	none  map[string]time.Time // until when it is believed that there is no ticket
 }
 
 type heldTicket struct {
 	Ticket
 	durable bool
+	refused bool // WeChat does not take it, whatever its age
 }
 
 func (t *ticketTable) get(platform string) heldTicket {
@@ -68,6 +72,7 @@ func (t *ticketTable) offer(platform string, ticket Ticket, durable bool) heldTi
 	if t.held == nil {
 		t.held = make(map[string]heldTicket)
 	}
+	delete(t.none, platform)
 	h := t.held[platform]
 	switch {
 	case h.same(ticket):
@@ -88,6 +93,54 @@ func (t *ticketTable) unsaved() (n int) {
 		}
 	}
 	return n
+}
+
+// noTicketRecheck is for how long it is believed that a platform has no ticket: another node may be told.
+const noTicketRecheck = time.Second
+
+// missing notes that a platform has no ticket that works.
+func (t *ticketTable) missing(platform string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.none == nil {
+		t.none = make(map[string]time.Time)
+	}
+	t.none[platform] = time.Now().Add(noTicketRecheck)
+}
+
+// absent is ErrNoTicket while a platform is known to have none.
+func (t *ticketTable) absent(platform string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Now().Before(t.none[platform]) {
+		return fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
+	}
+	return nil
+}
+
+// refuse notes that WeChat did not take a ticket. It reports whether the ticket was the one held.
+func (t *ticketTable) refuse(platform string, ticket Ticket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.held[platform]
+	if !h.same(ticket) {
+		if !ticket.supersedes(h.Ticket) {
+			return
+		}
+		h = heldTicket{Ticket: ticket, durable: true} // from the store
+	}
+	if t.held == nil {
+		t.held = make(map[string]heldTicket)
+	}
+	h.refused = true
+	t.held[platform] = h
+}
+
+// platforms are those with a ticket in memory.
+func (t *ticketTable) platforms() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.held))
 }
 
 // forget drops the ticket of a platform that is no longer configured.
@@ -147,7 +200,14 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 				m.tickets.forget(platform)
 				return nil
 			}
-			return m.saveTicket(ctx, env, platform)
+			if err := m.saveTicket(ctx, env, platform); err != nil {
+				return err
+			}
+			// Pushes that were not acknowledged may have made WeChat stop.
+			if p, ok := env.platform(platform); ok && m.tickets.mayAsk(platform) == 0 {
+				m.askForPush(ctx, env, p, "a component_verify_ticket could not be stored for a while")
+			}
+			return nil
 		})
 		return err
 	}
@@ -214,16 +274,18 @@ func (m *Manager) Ticket(ctx context.Context, platform string) (Ticket, error) {
 func (m *Manager) ticket(ctx context.Context, env *Environment, platform string) (Ticket, error) {
 	var stored ticketWire
 	err := m.loadRecord(ctx, env, ticketName(platform), &stored)
-	t := m.tickets.get(platform).Ticket
+	held := m.tickets.get(platform)
+	t, refused := held.Ticket, held.refused
 	if err == nil && stored.ticket().CreatedAt.After(t.CreatedAt) {
-		t = stored.ticket() // another node was told
+		t, refused = stored.ticket(), false // another node was told
 	}
 	switch {
-	case t.live(time.Now()):
+	case t.live(time.Now()) && !refused:
 		return t, nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return Ticket{}, err
 	default:
+		m.tickets.missing(platform)
 		return Ticket{}, fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
 	}
 }
@@ -255,20 +317,20 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
 		}
-		m.askForPush(ctx, env, p)
+		m.askForPush(ctx, env, p, "there is no component_verify_ticket")
 		return retryError{after: pushInterval}
 	}
 }
 
 // askForPush calls api_start_push_ticket, which names the secret differently from every other call.
-func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials) {
+func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials, why string) {
 	body := struct {
 		AppID  string `json:"component_appid"`
 		Secret string `json:"component_secret"`
 	}{p.AppID, p.Secret.Reveal()}
 	if err := env.API.Post(ctx, pathStartPush, nil, body, nil); err != nil {
-		env.Log.Error("there is no component_verify_ticket, and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
+		env.Log.Error(why+", and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
 		return
 	}
-	env.Log.Warn("there is no component_verify_ticket; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
+	env.Log.Warn(why+"; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
 }

@@ -173,10 +173,17 @@ func TestTicketThatIsRefused(t *testing.T) {
 		r.wx.set(func(f *fakeWeChat) { f.tickets = map[string]bool{"ticket@@@good": true} })
 		k := ComponentKey(testPlatform)
 		_ = r.PutTicket(t.Context(), testPlatform, Ticket{Value: secret.New("ticket@@@bad")})
-		for range 3 { // in back-off
-			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNoTicket) || !hasCode(err, 61006) {
-				t.Errorf("Get: %v, want ErrNoTicket and WeChat's 61006", err)
+		if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNoTicket) || !hasCode(err, 61006) {
+			t.Errorf("Get: %v, want ErrNoTicket and WeChat's 61006", err)
+		}
+		synctest.Wait()
+		for range 3 { // a ticket that WeChat does not take is none
+			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNoTicket) {
+				t.Errorf("Get: %v, want ErrNoTicket", err)
 			}
+		}
+		if n := r.wx.count(pathComponentToken); n != 1 {
+			t.Errorf("a refused ticket was tried %d times", n)
 		}
 		// A good one is used at once.
 		_ = r.PutTicket(t.Context(), testPlatform, Ticket{Value: secret.New("ticket@@@good")})

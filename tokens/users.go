@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -16,19 +17,22 @@ const (
 	DefaultMaxUsers = 100_000
 	// DefaultUserTTL is how long a tracking id can be redeemed unless its func says otherwise.
 	DefaultUserTTL = 5 * time.Minute
-	// loginWindow is how long a code is remembered after its exchange began. WeChat's codes live five minutes.
+	// loginWindow is for how long after its exchange began a callback gets the same answer again. WeChat's codes live
+	// five minutes.
 	loginWindow = 5 * time.Minute
+	// usedCodeMemory is for how long after its exchange began a code is known to be used. WeChat would say so too, but
+	// of an expired code it says that it is not valid, as of one that never was.
+	usedCodeMemory = time.Hour
 	// loginTimeout bounds all that one login asks of WeChat: a component token, the exchange, the profile.
 	loginTimeout = 25 * time.Second
 	// trackingIDBytes of randomness make an id that cannot be guessed: 128 bits.
 	trackingIDBytes = 16
 )
 
-// ErrCodeUsed says that a login code was already exchanged, here or elsewhere (WeChat's 40163).
+// ErrCodeUsed says that a login code was already sent to WeChat from here, and is or may be used up.
 var ErrCodeUsed = errors.New("login code already used")
 
-// User is who logged in through WeChat's web authorization, as kept under a tracking id. Grant is for the gateway's
-// own calls: its tokens never leave the process.
+// User is who logged in through WeChat's web authorization, as kept under a tracking id.
 type User struct {
 	AppID    string // the account whose OpenID it is
 	Platform string // the platform that acted for the account; empty for a plain account
@@ -39,7 +43,6 @@ type User struct {
 	State    string   // as it came back from WeChat
 	Snapshot bool     // a virtual user of WeChat's snapshot page: keep no account for it
 	Profile  *Profile // nil unless the scope includes snsapi_userinfo
-	Grant    UserGrant
 }
 
 // UserTable keeps logged-in users for the short time until an app redeems their tracking ids, and makes the callbacks
@@ -62,7 +65,7 @@ func NewUserTable(limit int) *UserTable {
 	}
 	return &UserTable{
 		users:  NewWindow[string, userEntry](DefaultUserTTL, limit),
-		logins: NewWindow[[sha256.Size]byte, *login](loginWindow, limit),
+		logins: NewWindow[[sha256.Size]byte, *login](usedCodeMemory, limit),
 	}
 }
 
@@ -109,6 +112,7 @@ type Callback struct {
 // login is one exchange; the fields below done are written before it is closed and read after.
 type login struct {
 	path, appID string
+	repeatUntil time.Time
 
 	done     chan struct{}
 	location string
@@ -117,30 +121,28 @@ type login struct {
 
 // Login runs exchange at most once for a code that succeeds: browsers repeat callbacks (WeChat's own double redirect,
 // the back button, prefetching), while WeChat takes a code only once. The same callback within five minutes gets the
-// same location, waiting for it if need be; the same code under another path or appid gets ErrCodeUsed without
-// a question to WeChat. A failed exchange is told to all who wait for it and then forgotten.
+// same location, waiting for it if need be. Later, or under another path or appid, the code gets ErrCodeUsed, without
+// a question to WeChat for the first hour.
+//
+// A failed exchange is told to all who wait for it. Then it is forgotten, so that a reload tries again, unless the code
+// is in doubt (ErrCodeInDoubt, or a panic): that code counts as used.
 //
 // exchange runs on the caller's goroutine, detached from the caller's cancellation (the code would be lost), with
 // a deadline of its own.
 func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(context.Context) (location string, err error)) (string, error) {
 	key := sha256.Sum256([]byte(cb.Code.Reveal()))
 	l, found := t.logins.GetOrSet(key, func() *login {
-		return &login{path: cb.Path, appID: cb.AppID, done: make(chan struct{}), err: errors.New("login did not finish")}
+		return &login{
+			path: cb.Path, appID: cb.AppID, repeatUntil: time.Now().Add(loginWindow),
+			done: make(chan struct{}), err: errUnfinished,
+		}
 	})
 	if found {
-		if l.path != cb.Path || l.appID != cb.AppID {
-			return "", ErrCodeUsed
-		}
-		select {
-		case <-l.done:
-			return l.location, l.err
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
+		return l.repeat(ctx, cb)
 	}
 
 	defer func() {
-		if l.err != nil {
+		if l.err != nil && !errors.Is(l.err, ErrCodeInDoubt) {
 			t.logins.Take(key, func(now *login) bool { return now == l })
 		}
 		close(l.done)
@@ -149,4 +151,28 @@ func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(contex
 	defer cancel()
 	l.location, l.err = exchange(ctx)
 	return l.location, l.err
+}
+
+// errUnfinished is how a login stands until its exchange returns, which one that panics does not.
+var errUnfinished = fmt.Errorf("login did not finish: %w", ErrCodeInDoubt)
+
+// repeat answers a callback whose code has been here before.
+func (l *login) repeat(ctx context.Context, cb Callback) (string, error) {
+	if l.path != cb.Path || l.appID != cb.AppID {
+		return "", ErrCodeUsed
+	}
+	select {
+	case <-l.done:
+		if errors.Is(l.err, ErrCodeInDoubt) || !time.Now().Before(l.repeatUntil) {
+			return "", ErrCodeUsed
+		}
+		return l.location, l.err
+	default:
+	}
+	select {
+	case <-l.done:
+		return l.location, l.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }

@@ -3,6 +3,7 @@ package tokens
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -139,7 +140,9 @@ func TestLoginOncePerCallback(t *testing.T) {
 	}{
 		{"same callback", callback("c1", "/cb/f", "wxa"), 0, "first", nil, 1},
 		{"same, just within five minutes", callback("c1", "/cb/f", "wxa"), 5*time.Minute - 1, "first", nil, 1},
-		{"same, after five minutes", callback("c1", "/cb/f", "wxa"), 5*time.Minute + 1, "second", nil, 2},
+		{"same, after five minutes", callback("c1", "/cb/f", "wxa"), 5*time.Minute + 1, "", ErrCodeUsed, 1},
+		{"same, when WeChat has long forgotten it", callback("c1", "/cb/f", "wxa"), usedCodeMemory - 1, "", ErrCodeUsed, 1},
+		{"same, when it is forgotten here too", callback("c1", "/cb/f", "wxa"), usedCodeMemory + 1, "second", nil, 2},
 		{"another path", callback("c1", "/cb/g", "wxa"), 0, "", ErrCodeUsed, 1},
 		{"another account", callback("c1", "/cb/f", "wxb"), 0, "", ErrCodeUsed, 1},
 		{"another code", callback("c2", "/cb/f", "wxa"), 0, "second", nil, 2},
@@ -245,19 +248,57 @@ func TestLoginOutlivesItsFirstCaller(t *testing.T) {
 	})
 }
 
+// WeChat may have taken a code whose exchange gave no usable answer: it must not go out again.
+func TestLoginInDoubtCountsAsUsed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		table, cb := NewUserTable(10), callback("c1", "/cb/f", "wxa")
+		var wg sync.WaitGroup
+		for range 3 { // one asks, two wait for it
+			wg.Go(func() {
+				_, err := table.Login(t.Context(), cb, func(context.Context) (string, error) {
+					time.Sleep(time.Second)
+					return "", fmt.Errorf("%w: %w", ErrCodeInDoubt, ErrUnreachable)
+				})
+				if !errors.Is(err, ErrUnreachable) {
+					t.Errorf("err = %v, want the failure itself", err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, after := range []time.Duration{0, loginWindow - time.Second, time.Minute} {
+			time.Sleep(after)
+			if _, err := table.Login(t.Context(), cb, nil); !errors.Is(err, ErrCodeUsed) {
+				t.Errorf("again: %v, want ErrCodeUsed", err)
+			}
+		}
+	})
+}
+
+// A panic leaves the code in doubt, and keeps nobody waiting.
 func TestLoginPanicFreesTheOthers(t *testing.T) {
 	t.Parallel()
-	table := NewUserTable(10)
-	cb := callback("c1", "/cb/f", "wxa")
-	func() {
-		defer func() {
-			if recover() == nil {
-				t.Error("the panic was swallowed")
-			}
-		}()
-		_, _ = table.Login(t.Context(), cb, func(context.Context) (string, error) { panic("bug") })
-	}()
-	if got, err := table.Login(t.Context(), cb, func(context.Context) (string, error) { return "there", nil }); got != "there" || err != nil {
-		t.Errorf("after a panic: %q, %v", got, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		table, cb := NewUserTable(10), callback("c1", "/cb/f", "wxa")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			_, _ = table.Login(t.Context(), cb, func(context.Context) (string, error) {
+				time.Sleep(time.Second)
+				panic("bug")
+			})
+		})
+		synctest.Wait()
+		if _, err := table.Login(t.Context(), cb, nil); !errors.Is(err, ErrCodeInDoubt) {
+			t.Errorf("who waited got %v", err)
+		}
+		wg.Wait()
+		if _, err := table.Login(t.Context(), cb, nil); !errors.Is(err, ErrCodeUsed) {
+			t.Errorf("who came later got %v", err)
+		}
+	})
 }

@@ -118,7 +118,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		var connected bool
 		answer, connected, err = c.exchange(ctx, method, origin+path, query, payload)
 		if err == nil {
-			return decodeAnswer(path, answer, out)
+			return decodeAnswer(path, answer, out, func() []string { return secretsOf(query, payload) })
 		}
 		if connected || ctx.Err() != nil {
 			break
@@ -162,8 +162,9 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 	return answer, true, nil
 }
 
-// decodeAnswer judges a body: it must be one JSON object, without an errcode or with errcode 0.
-func decodeAnswer(path string, answer []byte, out any) error {
+// decodeAnswer judges a body: it must be one JSON object, without an errcode or with errcode 0. Secrets are the values
+// that an error must not repeat.
+func decodeAnswer(path string, answer []byte, out any, secrets func() []string) error {
 	answer = bytes.TrimSpace(bytes.TrimPrefix(answer, []byte("\xef\xbb\xbf")))
 	if len(answer) == 0 || answer[0] != '{' || !json.Valid(answer) {
 		return fmt.Errorf("%s: %w: the answer is not a JSON object (%d bytes)", path, ErrUnreachable, len(answer))
@@ -177,7 +178,7 @@ func decodeAnswer(path string, answer []byte, out any) error {
 	}
 	if status.Code != 0 {
 		msg, _ := status.Msg.(string)
-		return newAPIError(path, int64(status.Code), msg)
+		return newAPIError(path, int64(status.Code), msg, secrets()...)
 	}
 	if out == nil {
 		return nil

@@ -1,7 +1,9 @@
 package tokens
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -399,7 +401,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 			Token     string      `json:"access_token"`
 			ExpiresIn wireSeconds `json:"expires_in"`
 		}
-		err := decodeAnswer("/x", answer, &out)
+		err := decodeAnswer("/x", answer, &out, func() []string { return nil })
 		if api, ok := errors.AsType[*APIError](err); ok && (api.Code == 0 || len(api.Msg) > maxErrorText) {
 			t.Errorf("%+v", api)
 		} else if err != nil && !ok && !errors.Is(err, ErrUnreachable) {
@@ -409,4 +411,36 @@ func FuzzDecodeAnswer(f *testing.F) {
 			t.Errorf("a life of %v", life)
 		}
 	})
+}
+
+// WeChat quotes what it was sent in some of its errors.
+func TestEchoedSecretsAreTakenOut(t *testing.T) {
+	t.Parallel()
+	const (
+		token   = "abcdefgh+ijkl/0123456789"
+		ticket  = "ticket@@@0123456789abcdef"
+		account = "wx00000000000000aa"
+	)
+	for _, echo := range []string{
+		"invalid ticket " + ticket, "token=" + url.QueryEscape(token), "split " + ticket[:9] + "\x00" + ticket[9:],
+		strings.Repeat("x", maxErrorText-len(ticket)/2) + ticket, // capped in the middle
+	} {
+		c := newTestClient(t, ClientOptions{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			answer, err := json.Marshal(map[string]any{"errcode": 61006, "errmsg": echo + " of " + account})
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(answer))}, err
+		})})
+		body := map[string]any{"component_verify_ticket": ticket, "component_appid": account, "n": 1}
+		err := c.Post(t.Context(), "/x", url.Values{"access_token": {token}}, body, nil)
+		if !hasCode(err, 61006) {
+			t.Fatalf("err = %v", err)
+		}
+		for _, secret := range []string{ticket, ticket[:12], token, url.QueryEscape(token)} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%q: the error repeats the request: %v", echo, err)
+			}
+		}
+		if len(echo) < 100 && !strings.Contains(err.Error(), account) {
+			t.Errorf("the account is gone from the error: %v", err)
+		}
+	}
 }

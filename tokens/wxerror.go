@@ -1,8 +1,11 @@
 package tokens
 
 import (
+	"encoding/json"
 	"errors"
+	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -92,14 +95,51 @@ func hasCode(err error, codes ...int64) bool {
 // ridPattern is the request id that WeChat appends to an errmsg: three groups of eight hex digits.
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-fA-F]{8}-[0-9a-fA-F]{8}-[0-9a-fA-F]{8})`)
 
-// newAPIError builds the error for an errcode and errmsg as they were received.
-func newAPIError(api string, code int64, msg string) *APIError {
+// echoed stands in an errmsg for what the request held.
+const echoed = "[redacted]"
+
+// newAPIError builds the error for an errcode and errmsg as they were received. WeChat quotes the request in some of
+// them: the values given are taken out.
+func newAPIError(api string, code int64, msg string, secrets ...string) *APIError {
 	e := &APIError{Code: code, API: api}
 	if m := ridPattern.FindStringSubmatch(msg); m != nil {
 		e.RID = m[1]
 	}
+	msg = printable(msg, len(msg)) // first, so that nothing hides a value
+	for _, s := range secrets {
+		msg = strings.ReplaceAll(msg, s, echoed)
+		msg = strings.ReplaceAll(msg, url.QueryEscape(s), echoed)
+	}
 	e.Msg = printable(msg, maxErrorText)
 	return e
+}
+
+// shortestSecret is the length of the shortest text that is taken for a secret, in bytes: WeChat's have 32 and more.
+const shortestSecret = 8
+
+// secretsOf are the values of a request that must not come back in an error, the longest first: all of the query and
+// all texts at the top of the body, but for appids, which say what an error is about.
+func secretsOf(query url.Values, payload []byte) (secrets []string) {
+	add := func(name, value string) {
+		if len(value) >= shortestSecret && !strings.HasSuffix(strings.ToLower(name), "appid") {
+			secrets = append(secrets, value)
+		}
+	}
+	for name, values := range query {
+		for _, value := range values {
+			add(name, value)
+		}
+	}
+	var body map[string]any
+	if json.Unmarshal(payload, &body) == nil {
+		for name, value := range body {
+			if text, ok := value.(string); ok {
+				add(name, text)
+			}
+		}
+	}
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
+	return secrets
 }
 
 // printable drops control characters and what is not UTF-8, and caps the text to max bytes at a rune's border.

@@ -127,13 +127,14 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	sum := sha256.Sum256([]byte(name))
 	lock := "wechat_" + hex.EncodeToString(sum[:16])
-	abandoned := func(_ struct{}, err error) {
+	abandoned := func(release context.CancelFunc, err error) {
 		if err == nil { // it was granted after all, with nobody left to hold it
 			s.unlock(lock)
+			release()
 		}
 	}
-	_, err = run(ctx, lockTimeout, s.locks, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, s.kv.Lock(ctx, lock)
+	release, err := run(ctx, lockTimeout, s.locks, func(ctx context.Context) (context.CancelFunc, error) {
+		return s.lock(ctx, lock)
 	}, abandoned)
 	if err != nil {
 		return nil, err
@@ -142,7 +143,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	return func() {
 		once.Do(func() {
 			done := make(chan struct{})
-			go func() { s.unlock(lock); close(done) }()
+			go func() { s.unlock(lock); release(); close(done) }()
 			t := time.NewTimer(s.timeout)
 			defer t.Stop()
 			select {
@@ -151,6 +152,23 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 			}
 		})
 	}, nil
+}
+
+// lock takes a lock. The end of ctx ends the wait for it, and nothing more: a KV may keep a lock fresh only for as long
+// as the context lives that it was taken with. Release ends that one.
+func (s *Store) lock(ctx context.Context, lock string) (release context.CancelFunc, err error) {
+	held, release := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, release)
+	if err = s.kv.Lock(held, lock); err != nil {
+		stop()
+		release()
+		return nil, err
+	}
+	if !stop() {
+		s.unlock(lock)
+		return nil, ctx.Err()
+	}
+	return release, nil
 }
 
 // unlock removes a lock, whatever became of the context that it was taken with.

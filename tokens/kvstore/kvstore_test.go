@@ -328,3 +328,49 @@ var (
 	_ kvstore.KV = (*memKV)(nil)
 	_ kvstore.KV = certmagic.Storage(nil)
 )
+
+// contextKV keeps a lock only while the context lives that it was taken with, as a KV with a lease may.
+type contextKV struct {
+	*memKV
+	mu     sync.Mutex
+	leases []context.Context
+}
+
+func (kv *contextKV) Lock(ctx context.Context, name string) error {
+	if err := kv.memKV.Lock(ctx, name); err != nil {
+		return err
+	}
+	kv.mu.Lock()
+	defer kv.mu.Unlock()
+	kv.leases = append(kv.leases, ctx)
+	return nil
+}
+
+func TestLockOutlivesTheWaitForIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		kv := &contextKV{memKV: newMemKV()}
+		s := kvstore.New(kv)
+		wait, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		unlock, err := s.Lock(wait, "wechat/v1/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := kv.leases[0].Err(); err != nil {
+			t.Errorf("the context of a lock that is held: %v", err)
+		}
+		// The end of a wait still ends it.
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := s.Lock(short, "wechat/v1/a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a lock that is taken: %v", err)
+		}
+		unlock()
+		synctest.Wait()
+		if kv.leases[0].Err() == nil {
+			t.Error("the context of a lock that was given back is left open")
+		}
+	})
+}
