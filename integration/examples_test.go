@@ -221,12 +221,13 @@ func TestAccessLogFilter(t *testing.T) {
 	user := w.WeChat.NewUser(integration.AccountID)
 	call(t, w, "GET", "/cgi-bin/user/info?access_token="+opaque+"&openid="+user.OpenID, nil, "")
 	call(t, w, "GET", "/sns/jscode2session?appid="+integration.AccountID+"&secret="+w.ClientKey+"&js_code=js-code-secret&grant_type=authorization_code", nil, "")
+	call(t, w, "GET", "/wechat/users/tracking-id-12345678901", bearer(w), "")
 	log := w.Gateway.Log()
 	if n := strings.Count(log, `"handled request"`); n < 40 {
 		t.Fatalf("%d lines of access log", n)
 	}
 	checkNoSecrets(t, w, "access log", log)
-	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret"} {
+	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret", "tracking-id-12345678901"} {
 		if strings.Contains(log, hidden) {
 			t.Errorf("the access log shows %.8s…", hidden)
 		}
