@@ -17,11 +17,12 @@ import (
 
 // Defaults and limits of wechat_api.
 const (
-	defaultRepeatBuffer    = 1 << 20          // bytes
-	defaultResponseTimeout = 30 * time.Second // committing a mini program's code takes WeChat ten seconds and more
+	defaultRepeatBuffer = 1 << 20 // bytes
 
 	apiDialTimeout      = 3 * time.Second
 	apiHandshakeTimeout = 5 * time.Second
+	responseTimeout     = 30 * time.Second // from a request's end to its answer's beginning: committing a mini program's code takes WeChat ten seconds and more
+	stallTimeout        = 30 * time.Second // without a byte more of an answer, or without one of a request being taken
 	apiIdleTimeout      = time.Minute      // of connections to WeChat
 	apiPassiveFail      = 10 * time.Second // for how long an origin is passed over once it could not be reached
 	damperInterval      = time.Minute      // between two log lines of the same kind
@@ -42,13 +43,18 @@ const (
 // In the first two ways the client proves itself with Authorization: Bearer <key>, in the third with the opaque token.
 // What a client may do is in its entry in the wechat app: appids and paths.
 //
+// /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token take the user's own token, which the caller brings. They pass
+// without a client, because whoever holds such a token could as well ask WeChat; with an Authorization header, which
+// must then be right, the client's paths apply.
+//
 // Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused. Errors of the
 // gateway's own have WeChat's shape, {"errcode":…,"errmsg":"…"}: with HTTP 200 for SDKs, which read no other, and with
 // 401 or 403 for Bearer callers. 502, 503 and 504 mean that the gateway, WeChat or the way to it has a problem.
 //
 // Request and answer bodies stream, byte for byte. If WeChat says that the token is bad, it is renewed, once for all
 // calls that wait for it, and the call is repeated once; a request body larger than RepeatBuffer is not kept for that,
-// and the caller gets WeChat's answer.
+// and the caller gets WeChat's answer. A path that refuses a token just renewed is not believed for ten minutes: WeChat
+// says the same when a path takes another kind of token, and the token is everybody's.
 //
 // Placeholders:
 //
@@ -62,11 +68,10 @@ type API struct {
 	RepeatBuffer int64 `json:"repeat_buffer,omitempty"`
 	// TrustLoopback admits callers without a credential that connect from this machine: from a loopback address, and
 	// with no header that a proxy or a browser adds (Forwarded, X-Forwarded-*, X-Real-IP, Via, Origin, Sec-Fetch-*).
-	// They may act for all accounts and authorizers, and for no platform. Default: false.
+	// The Host they name must be this machine, by localhost or a loopback address, or WeChat's. They may act for all
+	// accounts and authorizers, and for no platform, also when clients are configured; an SDK, which has to send some
+	// secret, may send any. A key in Authorization must be right all the same. Default: false.
 	TrustLoopback bool `json:"trust_loopback,omitempty"`
-	// ResponseTimeout is how long WeChat may take from the end of a request to the beginning of its answer.
-	// Default: 30s.
-	ResponseTimeout caddy.Duration `json:"response_timeout,omitempty"`
 
 	app      *App
 	logger   *zap.Logger
@@ -86,9 +91,6 @@ func (a *API) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	if a.RepeatBuffer == 0 {
 		a.RepeatBuffer = defaultRepeatBuffer
-	}
-	if a.ResponseTimeout == 0 {
-		a.ResponseTimeout = caddy.Duration(defaultResponseTimeout)
 	}
 	var err error
 	if a.app, err = loadApp(ctx); err != nil {
@@ -112,9 +114,6 @@ func (a *API) Validate() error {
 	if a.RepeatBuffer < 0 || a.RepeatBuffer > maxSize {
 		return errors.New("repeat_buffer: want a number of bytes up to 1 GiB")
 	}
-	if a.ResponseTimeout < 0 {
-		return errors.New("response_timeout is negative: give a duration such as 30s")
-	}
 	return nil
 }
 
@@ -125,7 +124,8 @@ func (a *API) proxyConfig() map[string]any {
 		"protocol":                "wechat",
 		"compression":             false, // an answer has to be readable, and keep its length
 		"dial_timeout":            caddy.Duration(apiDialTimeout),
-		"response_header_timeout": a.ResponseTimeout,
+		"response_header_timeout": caddy.Duration(responseTimeout),
+		"write_timeout":           caddy.Duration(stallTimeout), // for reading see liveBody
 		"keep_alive":              object{"idle_timeout": caddy.Duration(apiIdleTimeout), "max_idle_conns_per_host": 64},
 		"network_proxy":           object{"from": "none"},
 	}
@@ -158,7 +158,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	if refused := a.read(req); refused != nil {
 		return a.refuse(w, req, refused)
 	}
-	if strings.HasPrefix(req.path, gatewayRoot) {
+	if isGatewayPath(req.path) {
 		return a.serveGateway(w, req)
 	}
 	if isGrant(req.known.answer) {
@@ -202,53 +202,66 @@ func (a *API) read(req *apiRequest) *apiRefusal {
 // gatewayRoot is where the gateway's own routes are; WeChat has none there.
 const gatewayRoot = "/wechat/"
 
+// isGatewayPath reports whether a path is not for WeChat. Case is ignored: a misspelt tracking id is none of WeChat's
+// business either.
+func isGatewayPath(path string) bool {
+	return len(path) >= len(gatewayRoot) && strings.EqualFold(path[:len(gatewayRoot)], gatewayRoot)
+}
+
+// loggedPath is what a log may show of a request's path: no tracking id.
+func (req *apiRequest) loggedPath() string {
+	switch {
+	case !isGatewayPath(req.path):
+		return req.path
+	case len(req.path) >= len(usersPath) && strings.EqualFold(req.path[:len(usersPath)], usersPath):
+		return usersPath + "…"
+	}
+	return gatewayRoot + "…"
+}
+
 // serveGateway serves the gateway's own routes.
 func (a *API) serveGateway(w http.ResponseWriter, req *apiRequest) error {
 	if refused := a.authenticate(req, ""); refused != nil {
 		return a.refuse(w, req, refused)
 	}
-	if !strings.HasPrefix(req.path, gatewayRoot+"users/") || req.appid != "" {
+	if !strings.HasPrefix(req.path, usersPath) || req.appid != "" {
 		return a.refuse(w, req, refuse(http.StatusNotFound, http.StatusNotFound, "path", "no such path"))
 	}
 	r := req.WithContext(req.Context())
 	r.URL = &url.URL{Path: req.path, RawQuery: req.URL.RawQuery}
-	return a.serveUsers(w, r, req.client)
+	a.announce(req)
+	rec := caddyhttp.NewResponseRecorder(w, nil, nil)
+	err := a.serveUsers(rec, r, req.client)
+	outcome := outcomeOK
+	if rec.Status() != http.StatusOK {
+		outcome = outcomeRefused
+	}
+	a.count(req, outcome)
+	return err
 }
 
-// announce tells placeholders and the access log who calls for whom.
+// count counts a call.
+func (a *API) count(req *apiRequest, outcome string) {
+	a.app.metrics().apiRequests.WithLabelValues(req.clientName(), outcome).Inc()
+}
+
+// announce tells placeholders and the access log who calls for whom, as far as that is known.
 func (a *API) announce(req *apiRequest) {
 	ctx := req.Context()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("wechat.client", req.client.Name)
+		repl.Set("wechat.client", req.clientName())
 		repl.Set("wechat.appid", req.appid)
 	}
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Add(zap.String("client", req.client.Name))
-		extra.Add(zap.String("appid", req.appid))
+		extra.Set(zap.String("client", req.clientName()))
+		extra.Set(zap.String("appid", req.appid))
 	}
 }
 
 // refuse writes a refusal, counts it and logs it.
 func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal) error {
-	status, name, outcome := refused.status, "", outcomeRefused
-	if req.client != nil {
-		name = req.client.Name
-	}
-	switch {
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		if req.form.sdk() {
-			status = http.StatusOK
-		} else if status == http.StatusUnauthorized {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-		}
-	case status == http.StatusMethodNotAllowed:
-		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE")
-	case status >= http.StatusInternalServerError:
-		outcome = outcomeUnreachable
-	case status == http.StatusOK:
-		outcome = outcomeUnavailable
-	}
-	a.app.metrics().apiRequests.WithLabelValues(name, outcome).Inc()
+	a.announce(req)
+	a.count(req, req.outcome(refused))
 	level := zapcore.DebugLevel
 	missed := 0
 	if refused.rule == "credentials" {
@@ -258,8 +271,16 @@ func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal
 		}
 	}
 	if c := a.logger.Check(level, "call refused"); c != nil {
-		c.Write(zap.String("client", name), zap.String("appid", req.appid), zap.String("api", req.path), zap.String("rule", refused.rule),
-			zap.Int64("errcode", refused.code), zap.String("reason", refused.msg), zap.String("remote", req.RemoteAddr), zap.Int("not_logged", missed))
+		c.Write(zap.String("client", req.clientName()), zap.String("appid", req.appid), zap.String("api", req.loggedPath()),
+			zap.String("rule", refused.rule), zap.Int64("errcode", refused.code), zap.String("reason", refused.msg),
+			zap.String("remote", req.RemoteAddr), zap.Int("not_logged", missed))
+	}
+	status := req.statusFor(refused)
+	switch status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE")
 	}
 	writeJSON(w, status, errorBody(refused.code, refused.msg))
 	return nil

@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 
 	"go.uber.org/zap"
@@ -33,8 +32,26 @@ type apiRequest struct {
 	path        string // canonical, without the appid
 	known       apiPath
 	form        callForm
+	platform    string // of the authorizer appid, if the caller's token was given out for that one
 	client      *Client
 	fingerprint string // of the client's key
+}
+
+// clientName is the client's, or empty while there is none.
+func (req *apiRequest) clientName() string {
+	if req.client == nil {
+		return ""
+	}
+	return req.client.Name
+}
+
+// speaksSDK reports whether the caller does as SDKs do, which read errors from HTTP 200 only.
+func (req *apiRequest) speaksSDK() bool {
+	if req.form != formNone {
+		return req.form.sdk()
+	}
+	return len(req.Header["Authorization"]) == 0 && (isGrant(req.known.answer) ||
+		len(paramValues(req.URL.RawQuery, credentialParams...)) > 0 || len(paramValues(req.URL.RawQuery, secretParams...)) > 0)
 }
 
 // authenticate finds out which client calls: by Authorization, or else by the opaque token, or else by trust_loopback.
@@ -81,7 +98,7 @@ func (a *API) authenticateOpaque(req *apiRequest, opaque string) *apiRefusal {
 		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "appid",
 			"api unauthorized: the access_token is for %s, not for %s", claims.AppID, req.appid)
 	}
-	req.appid = claims.AppID
+	req.appid, req.platform = claims.AppID, claims.Platform
 	return nil
 }
 
@@ -119,7 +136,7 @@ func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
 		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has two different access_tokens")
 	}
 	if req.known.use == useUser {
-		return a.admitUser(req, credential)
+		return a.admitUser(req, query, credential)
 	}
 	if refused := a.authenticate(req, credential); refused != nil {
 		return nil, refused
@@ -135,7 +152,7 @@ func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
 		return nil, refuse(http.StatusBadRequest, codeMissingAppID, "appid",
 			"appid missing: put it before the path, as in /wx0123456789abcdef%s, or into %s", req.path, headerAppID)
 	}
-	key, refused := a.target(req.Context(), req.client, req.appid, req.known.use)
+	key, refused := a.target(req, req.known.use)
 	if refused != nil {
 		return nil, refused
 	}
@@ -163,34 +180,52 @@ func (a *API) mayCall(req *apiRequest) *apiRefusal {
 func (a *API) noToken(req *apiRequest, err error) *apiRefusal {
 	if ok, missed := a.notReady.allow(); ok && req.Context().Err() == nil {
 		a.logger.Warn("no token for a call", zap.String("client", req.client.Name), zap.String("appid", req.appid),
-			zap.String("api", req.path), zap.Error(err), zap.Int("not_logged", missed))
+			zap.String("api", req.loggedPath()), zap.Error(err), zap.Int("not_logged", missed))
 	}
 	return tokenRefusal(err, req.appid, req.form.sdk())
 }
 
-// admitUser checks a call that brings the user's own token, which stays where it is.
-func (a *API) admitUser(req *apiRequest, userToken string) (*apiCall, *apiRefusal) {
+// admitUser checks a call that brings the user's own token. It needs no client, but who names one must be it.
+func (a *API) admitUser(req *apiRequest, query apiQuery, userToken string) (*apiCall, *apiRefusal) {
+	call := &apiCall{query: query}
+	if req.known.param == paramRefresh {
+		userToken, _ = soleOf(paramValues(req.URL.RawQuery, paramRefresh))
+	} else if userToken != "" {
+		if strings.Contains(query.rawCredential, ";") {
+			return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", errAPIQuery)
+		}
+		call.extra = []queryParam{{paramAccess, secret.New(query.rawCredential)}}
+	}
 	_, err := a.app.manager().OpenOpaque(req.Context(), userToken)
 	switch {
 	case errors.Is(err, tokens.ErrOpaqueUnknown):
 	case err == nil || errors.Is(err, tokens.ErrOpaqueExpired):
 		req.form = formOpaque
 		return nil, refuse(http.StatusForbidden, codeUnauthorizedAPI, "token kind",
-			"api unauthorized: %s takes the user's own access_token, from the login, not the account's", req.path)
+			"api unauthorized: %s takes the user's own token, from the login, not the account's", req.path)
 	default:
 		return nil, tokenRefusal(err, "", false)
 	}
-	if refused := a.authenticate(req, ""); refused != nil {
-		return nil, refused
+	if len(req.Header["Authorization"]) > 0 {
+		if refused := a.authenticate(req, ""); refused != nil {
+			return nil, refused
+		}
+		if refused := a.mayCall(req); refused != nil {
+			return nil, refused
+		}
 	}
-	if refused := a.mayCall(req); refused != nil {
-		return nil, refused
+	if userToken == "" {
+		return nil, refuse(http.StatusBadRequest, codeMissingToken, "user token", "%s missing: %s takes the user's own", req.known.param, req.path)
 	}
-	return &apiCall{query: apiQuery{before: req.URL.RawQuery}}, nil
+	return call, nil
 }
 
-// paramSecret is the parameter in which login calls take the account's secret.
-const paramSecret = "secret"
+// Parameters of login calls.
+const (
+	paramSecret         = "secret" // the account's
+	paramAppID          = "appid"
+	paramComponentAppID = "component_appid"
+)
 
 // componentLogin is what a login call is called when a platform makes it for an authorizer.
 var componentLogin = map[string]string{
@@ -200,39 +235,58 @@ var componentLogin = map[string]string{
 
 // admitLogin checks the exchange of a user's login code. The client's key stands in the place of the account's secret.
 func (a *API) admitLogin(req *apiRequest) (*apiCall, *apiRefusal) {
-	params, _ := url.ParseQuery(req.URL.RawQuery) // what cannot be decoded is not a parameter we look for
-	query, err := splitQuery(req.URL.RawQuery, paramSecret, "component_appid")
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
-	}
-	if refused := a.authenticateSecret(req, params.Get(paramSecret)); refused != nil {
+	query, appid, key, refused := readLogin(req)
+	if refused != nil {
 		return nil, refused
 	}
-	if refused := a.nameAppID(req, params.Get("appid")); refused != nil {
+	if refused := a.authenticateSecret(req, key); refused != nil {
+		return nil, refused
+	}
+	if refused := a.nameAppID(req, appid); refused != nil {
 		return nil, refused
 	}
 	if refused := a.mayCall(req); refused != nil {
 		return nil, refused
 	}
-	key, refused := a.target(req.Context(), req.client, req.appid, useAccount)
+	whose, refused := a.target(req, useAccount)
 	if refused != nil {
 		return nil, refused
 	}
-	call := &apiCall{query: query, singleUse: true}
-	if params.Get("appid") == "" {
-		call.extra = append(call.extra, queryParam{"appid", secret.New(req.appid)})
-	}
-	if key.Kind == tokens.KindAccount {
+	call := &apiCall{query: query, singleUse: true, extra: []queryParam{{paramAppID, secret.New(req.appid)}}}
+	if whose.Kind == tokens.KindAccount {
 		call.extra = append(call.extra, queryParam{paramSecret, a.app.account(req.appid).secret})
 		return call, nil
 	}
-	call.key, call.param = tokens.ComponentKey(key.Platform), paramComponent
-	call.extra = append(call.extra, queryParam{"component_appid", secret.New(key.Platform)})
+	call.key, call.param = tokens.ComponentKey(whose.Platform), paramComponent
+	call.extra = append(call.extra, queryParam{paramComponentAppID, secret.New(whose.Platform)})
 	req.path = componentLogin[strings.ToLower(req.path)]
+	var err error
 	if call.token, err = a.app.manager().Get(req.Context(), call.key); err != nil {
 		return nil, a.noToken(req, err)
 	}
 	return call, nil
+}
+
+// readLogin reads a login call: the query that is left for WeChat, the appid and the client's key. Whose login it is
+// must be in one place, where the gateway checks it: every reading of the request must find the same account.
+func readLogin(req *apiRequest) (query apiQuery, appid, key string, refused *apiRefusal) {
+	if req.Method != http.MethodGet && req.Method != http.MethodPost || req.ContentLength != 0 {
+		return query, "", "", refuse(http.StatusOK, codeNeedGET, "method", "require GET method, with all parameters in the query")
+	}
+	raw := req.URL.RawQuery
+	if strings.Contains(raw, ";") {
+		return query, "", "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has a semicolon: separate parameters with &")
+	}
+	query, err := splitQuery(raw, paramAppID, paramComponentAppID)
+	if err != nil {
+		return query, "", "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
+	}
+	appid, one := soleOf(paramValues(raw, paramAppID))
+	key, oneKey := soleOf(paramValues(raw, paramSecret))
+	if !one || !oneKey {
+		return query, "", "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has several appids or secrets")
+	}
+	return query, appid, key, nil
 }
 
 // nameAppID takes the appid that a request has among its parameters; it must be the one of path and header, if any.

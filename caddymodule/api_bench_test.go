@@ -31,11 +31,11 @@ func BenchmarkAPIAdmit(b *testing.B) {
 			for b.Loop() {
 				req := &apiRequest{Request: r}
 				if refused := g.api.read(req); refused != nil {
-					b.Fatal(refused)
+					b.Fatal(refused.msg)
 				}
 				call, refused := g.api.admit(req)
 				if refused != nil {
-					b.Fatal(refused)
+					b.Fatal(refused.msg)
 				}
 				call.header = outboundHeader(r.Header)
 			}

@@ -71,8 +71,10 @@ func (f *fakeWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "component/api_authorizer_token":
 		f.grant(w, r, "authorizer_access_token", "authorizer_appid", `,"authorizer_refresh_token":"refreshtoken@@@real"`)
 	case "component/api_query_auth":
+		var body map[string]string
+		_ = json.NewDecoder(r.Body).Decode(&body)
 		fmt.Fprintf(w, `{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":"refreshtoken@@@real"}}`,
-			authorizerID, f.issue(authorizerID, false))
+			authorizerID, f.issue(tokenOwner(authorizerID, body["component_appid"]), false))
 	case "component/api_start_push_ticket":
 		io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
 	default:
@@ -92,7 +94,19 @@ func (f *fakeWeChat) grant(w http.ResponseWriter, r *http.Request, name, owner, 
 		io.WriteString(w, grantErr)
 		return
 	}
+	if owner == "authorizer_appid" {
+		platform, _ := body["component_appid"].(string)
+		appid = tokenOwner(appid, platform)
+	}
 	fmt.Fprintf(w, `{%q:%q,"expires_in":7200%s}`, name, f.issue(appid, owner == "appid" && !force), more)
+}
+
+// tokenOwner names in a token whose it is: an authorizer has another one with each platform.
+func tokenOwner(authorizer, platform string) string {
+	if platform == otherPlatform {
+		return authorizer + "-BY-" + platform
+	}
+	return authorizer
 }
 
 // issue makes a token; with keep, one that is in force is given again, as stable_token does.
@@ -217,7 +231,13 @@ func newGateway(t testing.TB, wechat *fakeWeChat, config, handler string) *gatew
 	if config == "" {
 		config = gatewayConfig(wechat.URL)
 	}
-	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": t.TempDir()})
+	return newGatewayAt(t, t.TempDir(), config, handler)
+}
+
+// newGatewayAt is newGateway with its storage in a folder, which several gateways may share.
+func newGatewayAt(t testing.TB, root, config, handler string) *gateway {
+	t.Helper()
+	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": root})
 	g := provisionGateway(t, &caddy.Config{
 		Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: storage, AppsRaw: caddy.ModuleMap{"wechat": json.RawMessage(config)},
 	}, handler)
@@ -265,11 +285,16 @@ func provisionGateway(t testing.TB, config *caddy.Config, handler string) *gatew
 // authorize makes the authorizer authorize the platform.
 func (g *gateway) authorize() {
 	g.t.Helper()
+	g.authorizeAt(platformID)
+}
+
+func (g *gateway) authorizeAt(platform string) {
+	g.t.Helper()
 	m := g.app.manager()
-	if err := m.PutTicket(g.t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
+	if err := m.PutTicket(g.t.Context(), platform, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
 		g.t.Fatal(err)
 	}
-	if _, err := m.ExchangeAuthCode(g.t.Context(), platformID, authorizerID, secret.New("queryauthcode@@@1")); err != nil {
+	if _, err := m.ExchangeAuthCode(g.t.Context(), platform, authorizerID, secret.New("queryauthcode@@@1")); err != nil {
 		g.t.Fatal(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -12,7 +13,7 @@ import (
 // forward hands an admitted call to the reverse proxy. What the proxy sees, and may log, is free of secrets: the
 // transport has the rest.
 func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) error {
-	call.path, call.client, call.appid, call.sdk = req.path, req.client.Name, req.appid, req.form.sdk()
+	call.path, call.client, call.appid, call.sdk = req.path, req.clientName(), req.appid, req.form.sdk()
 	call.header = outboundHeader(req.Header)
 	call.size = req.ContentLength
 	if req.ContentLength != 0 && req.Body != nil && req.Body != http.NoBody {
@@ -28,11 +29,20 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	r := req.WithContext(context.WithValue(req.Context(), apiCallKey{}, call))
 	r.URL, r.RequestURI, r.Header = &url.URL{Path: call.path}, call.path, call.header
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil
-	if err := a.proxy.ServeHTTP(w, r, nil); err != nil {
-		call.outcome = outcomeUnreachable
+	err, panicked := error(nil), true
+	defer func() { // Caddy's proxy panics to cut off an answer that has begun
+		switch {
+		case panicked && call.outcome != outcomeUnreachable:
+			a.count(req, outcomeCanceled) // it was the caller to whom nothing more could be written
+		case err == nil:
+			a.count(req, call.outcome)
+		}
+	}()
+	err = a.proxy.ServeHTTP(w, r, nil)
+	panicked = false
+	if err != nil {
 		return a.refuse(w, req, a.undialled(call, err))
 	}
-	a.app.metrics().apiRequests.WithLabelValues(call.client, call.outcome).Inc()
 	return nil
 }
 
@@ -65,13 +75,21 @@ func outboundHeader(in http.Header) http.Header {
 func staysHere(name string) bool {
 	switch name {
 	case "Authorization", "Cookie", "Cookie2", "Idempotency-Key", "X-Idempotency-Key", // an idempotency key makes net/http send a POST twice
-		"Forwarded", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "Via", "Origin", "Referer", "Early-Data",
+		"Forwarded", "True-Client-Ip", "X-Cluster-Client-Ip", "X-Remote-Ip", "X-Remote-Addr", "Client-Ip", "X-Host", "X-Scheme", "X-Url-Scheme",
+		"Via", "Origin", "Referer", "Early-Data", "Front-End-Https", "X-Method-Override", "X-Http-Method",
 		"Accept-Encoding", "Expect", "Content-Length", "Host",
 		"Connection", "Keep-Alive", "Upgrade", "Te", "Trailer", "Transfer-Encoding", "Alt-Svc", "Incremental":
 		return true
 	}
-	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Wechat-") ||
-		strings.HasPrefix(name, "Proxy-") || strings.HasPrefix(name, "Sec-") || strings.HasPrefix(name, ":")
+	return slices.ContainsFunc(stayPrefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
+
+// stayPrefixes begin the headers with which proxies and CDNs tell each other where a request came from and what it was
+// before they changed it, and the gateway's own.
+var stayPrefixes = []string{
+	"X-Wechat-", "X-Forward", "X-Origin", "X-Rewrite-", "X-Real-", "X-Client-", "X-Proxy", "X-Http-Method-",
+	"X-Envoy-", "X-Amz", "X-Azure-", "X-Appengine-", "Cf-", "Cdn-", "Fastly-", "Fly-", "Akamai-", "X-Akamai-",
+	"Proxy-", "Sec-", ":",
 }
 
 // nominated reports whether a Connection header names a header as being for this hop only.

@@ -12,7 +12,7 @@ const (
 	useAccount   tokenUse = iota // the authorizer's token, or the plain account's
 	useComponent                 // the platform's
 	useEither                    // the one of whom the caller names: an account, an authorizer or a platform
-	useUser                      // the user's own, which the caller brings
+	useUser                      // the user's own, which the caller brings in param
 	useNone                      // none
 	useLogin                     // the account's secret, or for an authorizer the platform's token: exchanges a login code
 )
@@ -33,12 +33,13 @@ const (
 const (
 	paramAccess    = "access_token"
 	paramComponent = "component_access_token"
+	paramRefresh   = "refresh_token" // a user's
 )
 
 // apiPath is what the gateway knows about a path of WeChat's API.
 type apiPath struct {
 	use   tokenUse
-	param string // query parameter that carries the gateway's token
+	param string // query parameter that carries the token
 	// answer is not answerForward for a path that reveals or burns a token of the gateway's: it never goes to WeChat.
 	answer answerKind
 	// singleUse: WeChat takes the request's code only once, or the request undoes something each time. Nobody
@@ -73,8 +74,9 @@ var exactPaths = map[string]apiPath{
 	"/wxa/addtotemplate":                      {use: useComponent, param: paramAccess},
 	"/wxa/deletetemplate":                     {use: useComponent, param: paramAccess},
 	"/wxa/security/applysetorderpathinfo":     {use: useComponent, param: paramAccess},
-	"/sns/userinfo":                           {use: useUser},
-	"/sns/auth":                               {use: useUser},
+	"/sns/userinfo":                           {use: useUser, param: paramAccess},
+	"/sns/auth":                               {use: useUser, param: paramAccess},
+	"/sns/oauth2/refresh_token":               {use: useUser, param: paramRefresh},
 	"/sns/oauth2/access_token":                {use: useLogin, singleUse: true},
 	"/sns/jscode2session":                     {use: useLogin, singleUse: true},
 	"/sns/component/jscode2session":           {use: useComponent, param: paramComponent, singleUse: true},

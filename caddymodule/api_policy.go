@@ -1,15 +1,18 @@
 package caddymodule
 
 import (
-	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -27,6 +30,20 @@ var guardedPaths = []string{
 
 // loopbackClient is who calls from this machine without a credential, where trust_loopback allows it.
 var loopbackClient = &Client{Name: "loopback", AppIDs: []string{anyAppID}}
+
+// literalClientName refuses a client's name that could not be told from callers without one, that does not fit into
+// the tokens given out to the client, or that cannot stand in a log line and a metric's label.
+func literalClientName(name string) error {
+	switch {
+	case name == loopbackClient.Name:
+		return fmt.Errorf("the name %s is taken: it stands for callers that trust_loopback admits", name)
+	case len(name) > tokens.MaxOpaqueName:
+		return fmt.Errorf("the name has %d bytes: give one of at most %d", len(name), tokens.MaxOpaqueName)
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
+		return errors.New("the name has control characters in it, or is not UTF-8")
+	}
+	return nil
+}
 
 // mayUse reports whether the client may act for an appid. A platform must be listed by name.
 func (c *Client) mayUse(appid string, platform bool) bool {
@@ -113,7 +130,7 @@ func fingerprintOf(hash [sha256.Size]byte) string { return hex.EncodeToString(ha
 // not through a proxy on it, and not from a web page in a browser on it.
 func isTrustedLoopback(r *http.Request) bool {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !peer.Addr().Unmap().IsLoopback() {
+	if err != nil || !peer.Addr().Unmap().IsLoopback() || !isOwnHost(r.Host) {
 		return false
 	}
 	for name := range r.Header {
@@ -126,8 +143,22 @@ func isTrustedLoopback(r *http.Request) bool {
 	return true
 }
 
-// target decides whose token a call takes and whether the client may have it used. appid is whom the caller names.
-func (a *API) target(ctx context.Context, c *Client, appid string, use tokenUse) (tokens.Key, *apiRefusal) {
+// wechatHosts ends the names of WeChat's API hosts, which an SDK keeps that is led here by a hosts file.
+const wechatHosts = ".weixin.qq.com"
+
+// isOwnHost reports whether a Host, with or without a port, is this machine or WeChat's. A web page's own name, which
+// its owner let resolve to this machine, is neither.
+func isOwnHost(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
+	return isLoopbackHost(host) || strings.HasSuffix(host, wechatHosts)
+}
+
+// target decides whose token a call takes and whether the client may have it used, for the appid that the caller names.
+func (a *API) target(req *apiRequest, use tokenUse) (tokens.Key, *apiRefusal) {
+	c, appid := req.client, req.appid
 	if a.app.platform(appid) != nil {
 		switch {
 		case !c.mayUse(appid, true):
@@ -138,7 +169,7 @@ func (a *API) target(ctx context.Context, c *Client, appid string, use tokenUse)
 		return tokens.Key{}, refuse(http.StatusOK, codeNeedAccount, "token kind",
 			"must use biz account token, not component: this API is for an account, and %s is a platform", appid)
 	}
-	if a.app.account(appid) != nil {
+	if a.app.account(appid) != nil && req.platform == "" {
 		switch {
 		case !c.mayUse(appid, false):
 			return tokens.Key{}, forbiddenAppID(c, appid)
@@ -148,7 +179,7 @@ func (a *API) target(ctx context.Context, c *Client, appid string, use tokenUse)
 		}
 		return tokens.AccountKey(appid), nil
 	}
-	platform, refused := a.platformFor(ctx, c, appid)
+	platform, refused := a.platformFor(req)
 	switch {
 	case refused != nil:
 		return tokens.Key{}, refused
@@ -161,24 +192,26 @@ func (a *API) target(ctx context.Context, c *Client, appid string, use tokenUse)
 	return tokens.ComponentKey(platform), nil
 }
 
-// platformFor returns the platform through which the client may act for an authorizer. A client that lists the
-// platform may act for each of its authorizers, as a component token can.
-func (a *API) platformFor(ctx context.Context, c *Client, appid string) (string, *apiRefusal) {
-	if c.mayUse(appid, false) {
-		platform, err := a.app.manager().PlatformOf(ctx, appid)
-		switch {
-		case err == nil:
-			return platform, nil
-		case len(a.app.Platforms) == 0 && errors.Is(err, tokens.ErrNotAuthorized):
-			return "", tokenRefusal(tokens.ErrNotConfigured, appid, false)
+// platformFor returns the platform through which the client may act for an authorizer: the one that the caller's token
+// is for, or else the first that the client lists and that holds an authorization, or else the first of all. A client
+// that lists a platform may act for each of its authorizers, as a component token can.
+func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
+	ctx, c, appid, m := req.Context(), req.client, req.appid, a.app.manager()
+	listed := c.mayUse(appid, false)
+	if req.platform != "" {
+		if !listed && !c.mayUse(req.platform, true) {
+			return "", forbiddenAppID(c, appid)
 		}
-		return "", tokenRefusal(err, appid, false)
+		if _, err := m.Authorizer(ctx, req.platform, appid); err != nil {
+			return "", tokenRefusal(err, appid, req.form.sdk())
+		}
+		return req.platform, nil
 	}
 	for _, p := range a.app.Platforms {
 		if !c.mayUse(p.AppID, true) {
 			continue
 		}
-		_, err := a.app.manager().Authorizer(ctx, p.AppID, appid)
+		_, err := m.Authorizer(ctx, p.AppID, appid)
 		switch {
 		case err == nil:
 			return p.AppID, nil
@@ -186,7 +219,17 @@ func (a *API) platformFor(ctx context.Context, c *Client, appid string) (string,
 			return "", tokenRefusal(err, appid, false)
 		}
 	}
-	return "", forbiddenAppID(c, appid)
+	if !listed {
+		return "", forbiddenAppID(c, appid)
+	}
+	platform, err := m.PlatformOf(ctx, appid)
+	switch {
+	case err == nil:
+		return platform, nil
+	case len(a.app.Platforms) == 0 && errors.Is(err, tokens.ErrNotAuthorized):
+		return "", tokenRefusal(tokens.ErrNotConfigured, appid, false)
+	}
+	return "", tokenRefusal(err, appid, false)
 }
 
 func forbiddenAppID(c *Client, appid string) *apiRefusal {

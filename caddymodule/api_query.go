@@ -9,38 +9,53 @@ import (
 )
 
 // credentialParams are the query parameters by which a caller may bring a token. None of them ever goes to WeChat as
-// it came, except a user's own token on the two paths that are made for it.
-var credentialParams = [...]string{paramAccess, paramComponent, "cloudbase_access_token"}
+// it came, except a user's own token on the paths that are made for it.
+var credentialParams = []string{paramAccess, paramComponent, "cloudbase_access_token"}
+
+// secretParams are the query parameters in which an SDK may send what it takes for the account's secret, and what is
+// the client's key. WeChat gets none of them from a caller.
+var secretParams = []string{paramSecret, "appsecret", "component_appsecret"}
 
 // apiQuery is a caller's query without its credentials, in two parts: a token goes back in where the first one stood.
 // The rest is kept byte for byte, in its order: WeChat has readers that differ in what they decode.
 type apiQuery struct {
 	before, after string
 	credentials   []string // decoded values, in the order in which they came
+	rawCredential string   // the first one as it came
 }
 
 // queryParam is a parameter that the gateway adds. Names and values need no escaping: they are WeChat's tokens,
-// secrets and appids.
+// secrets and appids, or came escaped.
 type queryParam struct {
 	name  string
 	value secret.String
 }
 
-var errAPIQuery = errors.New("query hides an access_token beside a semicolon: separate parameters with &")
+var (
+	errAPIQuery     = errors.New("query hides a credential beside a semicolon: separate parameters with &")
+	errAPIQueryByte = errors.New("query has a space, a control character or a # in it: percent-encode it")
+)
 
-// splitQuery takes the credentials out of a raw query, and the parameters of these names with them.
+// splitQuery takes the credentials and secrets out of a raw query, and the parameters of these names with them. It
+// refuses what would end the query, or the request line, before its end.
 func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 	var q apiQuery
+	if !isQueryText(raw) {
+		return q, errAPIQueryByte
+	}
 	var before, after strings.Builder
 	into := &before
 	for segment := range strings.SplitSeq(raw, "&") {
 		name, value, _ := strings.Cut(segment, "=")
 		switch {
-		case isParam(name, credentialParams[:]...):
+		case isParam(name, credentialParams...):
+			if q.credentials == nil {
+				q.rawCredential = value
+			}
 			q.credentials = append(q.credentials, queryUnescape(value))
 			into = &after
-		case isParam(name, alsoDrop...):
-		case hidesCredential(segment):
+		case isParam(name, secretParams...), isParam(name, alsoDrop...):
+		case hidesCredential(segment, alsoDrop):
 			return apiQuery{}, errAPIQuery
 		case segment != "":
 			if into.Len() > 0 {
@@ -53,17 +68,38 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 	return q, nil
 }
 
-// hidesCredential reports whether a reader that splits parameters at semicolons too would find a credential.
-func hidesCredential(segment string) bool {
+// isQueryText reports whether a raw query can stand in a request line and is all query.
+func isQueryText(raw string) bool {
+	for i := 0; i < len(raw); i++ {
+		if c := raw[i]; c <= ' ' || c == 0x7f || c == '#' {
+			return false
+		}
+	}
+	return true
+}
+
+// hidesCredential reports whether a reader that splits parameters at semicolons too would find one that is dropped.
+func hidesCredential(segment string, alsoDrop []string) bool {
 	if !strings.Contains(segment, ";") {
 		return false
 	}
 	for part := range strings.SplitSeq(segment, ";") {
-		if name, _, _ := strings.Cut(part, "="); isParam(name, credentialParams[:]...) {
+		name, _, _ := strings.Cut(part, "=")
+		if isParam(name, credentialParams...) || isParam(name, secretParams...) || isParam(name, alsoDrop...) {
 			return true
 		}
 	}
 	return false
+}
+
+// paramValues returns the decoded values of all parameters that some reader could take for one of these names.
+func paramValues(raw string, names ...string) (values []string) {
+	for segment := range strings.SplitSeq(raw, "&") {
+		if name, value, _ := strings.Cut(segment, "="); isParam(name, names...) {
+			values = append(values, queryUnescape(value))
+		}
+	}
+	return values
 }
 
 // isParam reports whether an escaped parameter name is one of these. It is generous: a name that some reader could
@@ -73,7 +109,7 @@ func isParam(escaped string, names ...string) bool {
 	if strings.ContainsAny(name, "%+") {
 		name = queryUnescape(name)
 	}
-	name = strings.Trim(name, " \t\r\n\x00")
+	name = strings.Trim(name, " \t\r\n\v\f\x00")
 	for _, n := range names {
 		if strings.EqualFold(name, n) {
 			return true
@@ -115,14 +151,17 @@ func (q apiQuery) with(params []queryParam) string {
 }
 
 // sole returns the one credential of a query. Several that differ are ambiguous: ok is false.
-func (q apiQuery) sole() (credential string, ok bool) {
-	for i, c := range q.credentials {
-		if i > 0 && c != q.credentials[0] {
+func (q apiQuery) sole() (credential string, ok bool) { return soleOf(q.credentials) }
+
+// soleOf returns the one value of a list; none is the empty one. Several that differ are ambiguous: ok is false.
+func soleOf(values []string) (value string, ok bool) {
+	for i, v := range values {
+		if i > 0 && v != values[0] {
 			return "", false
 		}
 	}
-	if len(q.credentials) == 0 {
+	if len(values) == 0 {
 		return "", true
 	}
-	return q.credentials[0], true
+	return values[0], true
 }

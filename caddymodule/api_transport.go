@@ -8,8 +8,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
@@ -34,7 +36,11 @@ type Transport struct {
 	app     *App
 	origins map[string]*url.URL // by dial address
 	logger  *zap.Logger
+	stall   time.Duration // stallTimeout, but for tests
 	lost    damper
+
+	refusing *tokens.Window[refusingPath, struct{}]
+	twice    damper
 }
 
 // CaddyModule returns the Caddy module information.
@@ -53,6 +59,8 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.app = app
+	t.stall = stallTimeout
+	t.refusing = newRefusingPaths()
 	t.origins = make(map[string]*url.URL)
 	for _, origin := range app.apiOrigins() {
 		t.origins[dialAddress(origin)] = origin
@@ -99,6 +107,16 @@ type apiCall struct {
 	outcome string // for the metric
 }
 
+// repeatable reports whether the call may be sent a second time, whole.
+func (c *apiCall) repeatable() bool {
+	return !c.singleUse && (c.body == nil || c.body.repeatable())
+}
+
+// sealed reports whether a secret of the gateway's goes with the call.
+func (c *apiCall) sealed() bool {
+	return !c.token.Value.IsZero() || slices.ContainsFunc(c.extra, func(p queryParam) bool { return p.name == paramSecret })
+}
+
 // MarshalLogObject names the call in a log, without anything that is secret.
 func (c *apiCall) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("client", c.client)
@@ -116,6 +134,7 @@ const (
 	outcomeRefused     = "refused"     // by the gateway
 	outcomeUnavailable = "unavailable" // there is no token
 	outcomeUnreachable = "unreachable"
+	outcomeCanceled    = "canceled" // the caller left
 )
 
 // RoundTrip implements http.RoundTripper. Its error is always one of dialing, upon which Caddy may try another origin:
@@ -136,60 +155,23 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.failed(req, call, err)
 	}
 	if !refused {
+		t.accepted(call)
 		return res, nil
 	}
 	return t.heal(req, call, origin, res)
 }
 
-// heal is called with an answer that refused the token. It returns the answer of the one repetition, or else an answer
-// that says why there was none.
-func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, first *http.Response) (*http.Response, error) {
-	token, err := t.app.manager().Renew(req.Context(), call.key, call.token.Value)
-	switch {
-	case err != nil && call.sdk:
-		_ = first.Body.Close()
-		call.outcome = outcomeUnavailable
-		return ownAnswer(req, tokenRefusal(err, call.appid, true)), nil
-	case err != nil, call.singleUse, call.body != nil && !call.body.repeatable():
-		return first, nil // the next call has the new token
-	}
-	_ = first.Body.Close()
-	t.app.metrics().apiRetries.WithLabelValues(string(call.key.Kind)).Inc()
-	call.outcome = outcomeOK
-	res, refused, err := t.attempt(req, call, origin, token.Value)
-	switch {
-	case err != nil:
-		return t.failed(req, call, notDialing{err})
-	case refused:
-		t.logger.Error("WeChat refused a token that was just renewed: does another program renew it too?",
-			zap.Inline(call), zap.String("kind", string(call.key.Kind)))
-		if call.sdk {
-			_ = res.Body.Close()
-			res = ownAnswer(req, refuse(http.StatusOK, codeUnauthorizedAPI, "token",
-				"WeChat refused the token of %s twice, also after it was renewed: does another program renew it too?", call.appid))
-		}
-	}
-	return res, nil
-}
-
-// notDialing hides that an error is one of dialing: part of the body may be gone, so Caddy must not try again.
-type notDialing struct{ cause error }
-
-func (e notDialing) Error() string { return e.cause.Error() }
-func (e notDialing) Timeout() bool { return isTimeout(e.cause) }
-
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
 func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, token secret.String) (res *http.Response, refused bool, err error) {
-	out := call.request(req.Context(), req.Method, origin, token)
-	res, err = t.HTTPTransport.RoundTrip(out)
+	ctx, cancel := context.WithCancel(req.Context())
+	res, err = t.HTTPTransport.RoundTrip(call.request(ctx, req.Method, origin, token))
 	if err != nil {
+		cancel()
 		return nil, false, err
 	}
+	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall, cancel: cancel}
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
-	}
-	if token.IsZero() && len(call.extra) == 0 {
-		return res, false, nil
 	}
 	return t.inspect(req, call, res, token)
 }
@@ -223,87 +205,11 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 	return out
 }
 
-// inspect looks at the start of an answer to a call with a secret in it.
-func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, token secret.String) (*http.Response, bool, error) {
-	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
-		_ = res.Body.Close()
-		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
-	}
-	if req.Method == http.MethodHead || res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !isHTML(res.Header) {
-		return res, false, nil
-	}
-	body, whole := peek(res.Body)
-	head := body.head
-	res.Body = body
-	isJSON := bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
-	switch {
-	case res.StatusCode == http.StatusOK && isHTML(res.Header) && !isJSON:
-		_ = res.Body.Close()
-		return ownAnswer(req, t.notAPI(call, "it answered with a web page: is there a proxy or a login page on the way?")), false, nil
-	case isJSON && !whole && body.err != nil:
-		_ = res.Body.Close()
-		if err := req.Context().Err(); err != nil {
-			return nil, false, err
-		}
-		return ownAnswer(req, t.notAPI(call, "its answer broke off")), false, nil
-	case (res.StatusCode != http.StatusOK || isJSON) && contains(head, call, token):
-		_ = res.Body.Close()
-		return ownAnswer(req, t.notAPI(call, "its answer has the request's credential in it")), false, nil
-	case res.StatusCode != http.StatusOK || !isJSON || !whole:
-		return res, false, nil
-	}
-	code, found := scanErrcode(head)
-	if !found || code == 0 {
-		return res, false, nil
-	}
-	call.outcome = outcomeError
-	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
-	return res, tokens.IsTokenRefused(code) && call.key.Kind != "", nil
-}
-
-// notAPI refuses an answer that cannot be WeChat's API speaking.
-func (t *Transport) notAPI(call *apiCall, what string) *apiRefusal {
-	call.outcome = outcomeUnreachable
-	if ok, missed := t.lost.allow(); ok {
-		t.logger.Warn("answer from WeChat's host is not its API's", zap.String("reason", what), zap.Inline(call), zap.Int("not_logged", missed))
-	}
-	return refuse(http.StatusBadGateway, http.StatusBadGateway, "answer", "WeChat's host gave no usable answer: %s", what)
-}
-
-// isHTML reports whether an answer says it is a web page.
-func isHTML(h http.Header) bool {
-	return strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "text/html")
-}
-
-// echoes reports whether a header repeats a credential of the request, as redirects do.
-func echoes(h http.Header, call *apiCall, token secret.String) bool {
-	for _, values := range h {
-		for _, v := range values {
-			if contains([]byte(v), call, token) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// contains reports whether a text repeats a credential of the request.
-func contains(text []byte, call *apiCall, token secret.String) bool {
-	if !token.IsZero() && bytes.Contains(text, []byte(token.Reveal())) {
-		return true
-	}
-	for _, p := range call.extra {
-		if p.name == paramSecret && bytes.Contains(text, []byte(p.value.Reveal())) {
-			return true
-		}
-	}
-	return false
-}
-
 // failed turns an error of the exchange into an answer, unless the request never left: then Caddy may go on to the
 // next origin. So a call that may have reached WeChat is never repeated, whatever its method.
 func (t *Transport) failed(req *http.Request, call *apiCall, err error) (*http.Response, error) {
 	if cause := req.Context().Err(); cause != nil {
+		call.outcome = outcomeCanceled
 		return nil, cause // the caller has left
 	}
 	call.outcome = outcomeUnreachable

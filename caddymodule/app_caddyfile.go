@@ -91,10 +91,8 @@ func opening(d *caddyfile.Dispenser, named map[string]string, check func(string)
 	if !d.AllArgs(&name) {
 		return "", d.ArgErr()
 	}
-	if check != nil {
-		if err := check(name); err != nil {
-			return "", d.WrapErr(err)
-		}
+	if err := check(name); err != nil {
+		return "", d.WrapErr(err)
 	}
 	key := name
 	if what == "client" {
@@ -166,7 +164,7 @@ func (a *App) unmarshalAccount(d *caddyfile.Dispenser, named map[string]string) 
 }
 
 func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) error {
-	name, err := opening(d, named, nil)
+	name, err := opening(d, named, literalClientName)
 	if err != nil {
 		return err
 	}

@@ -338,6 +338,9 @@ func (c *Client) provision(r resolver) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
+	if err := literalClientName(c.Name); err != nil {
+		return err
+	}
 	keys, err := r.newestFirst("key", c.Keys)
 	if err != nil {
 		return err

@@ -1,0 +1,90 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+func TestAPIValidate(t *testing.T) {
+	t.Parallel()
+	for _, a := range []*API{{RepeatBuffer: -1}, {RepeatBuffer: maxSize + 1}} {
+		if a.Validate() == nil {
+			t.Errorf("%+v is accepted", a)
+		}
+	}
+}
+
+func TestAPIUnmarshalCaddyfile(t *testing.T) {
+	t.Parallel()
+	h := httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser("wechat_api {\n repeat_buffer 2MiB\n trust_loopback\n}")}
+	handler, err := parseAPI(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := handler.(*API); a.RepeatBuffer != 2<<20 || !a.TrustLoopback {
+		t.Errorf("got %+v", a)
+	}
+	for input, want := range map[string]string{
+		"wechat_api x": "wrong argument count", "wechat_api {\n nope\n}": "unknown subdirective 'nope'", "wechat_api {\n repeat_buffer\n}": "wrong argument count",
+		"wechat_api {\n repeat_buffer 1MiB 2MiB\n}": "wrong argument count", "wechat_api {\n repeat_buffer much\n}": "'much' is not a size",
+		"wechat_api {\n repeat_buffer 0\n}": "is not a size", "wechat_api {\n repeat_buffer 1MiB\n repeat_buffer 1MiB\n}": "given twice",
+		"wechat_api {\n trust_loopback yes\n}": "wrong argument count", "wechat_api {\n trust_loopback\n trust_loopback\n}": "given twice",
+	} {
+		_, err := parseAPI(httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser(input)})
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "Testfile:") {
+			t.Errorf("%q: got %v, want %q with file and line", input, err, want)
+		}
+	}
+}
+
+func TestAPIProxyConfig(t *testing.T) {
+	app, ctx := newTestApp(t, `{"accounts":[{"appid":"`+accountID+`","secret":"s"}],
+		"api":["https://api.weixin.qq.com","https://api2.weixin.qq.com:8443","http://127.0.0.1:8080"],"proxy":"http://user:pw@proxy.internal:3128"}`)
+	module, err := ctx.LoadModuleByID("http.handlers.wechat_api", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := module.(*API)
+	handler := a.proxy.(*reverseproxy.Handler)
+	var dials []string
+	for _, u := range handler.Upstreams {
+		dials = append(dials, u.Dial)
+	}
+	if got := strings.Join(dials, " "); got != "api.weixin.qq.com:443 api2.weixin.qq.com:8443 127.0.0.1:8080" {
+		t.Errorf("upstreams are %s", got)
+	}
+	tr := handler.Transport.(*Transport)
+	if len(tr.origins) != 3 || tr.RequestHeaderOps() != nil || !tr.HTTPTransport.Transport.DisableCompression {
+		t.Errorf("transport is %+v", tr)
+	}
+	req := httptest.NewRequest(http.MethodGet, "https://api.weixin.qq.com/", nil)
+	req = caddyhttp.PrepareRequest(req, caddy.NewReplacer(), httptest.NewRecorder(), &caddyhttp.Server{})
+	if proxy, err := tr.HTTPTransport.Transport.Proxy(req); err != nil || proxy.Host != "proxy.internal:3128" {
+		t.Errorf("egress is %v, %v", proxy, err)
+	}
+	if app.apiOrigins()[0].Host != "api.weixin.qq.com" {
+		t.Error("origins are out of order")
+	}
+}
+
+func TestAPINeedsTheApp(t *testing.T) {
+	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}, StorageRaw: json.RawMessage(`{"module":"file_system","root":` + strconv.Quote(t.TempDir()) + `}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"http.handlers.wechat_api", "http.reverse_proxy.transport.wechat"} {
+		if _, err := ctx.LoadModuleByID(id, nil); err == nil || !strings.Contains(err.Error(), "global option wechat") {
+			t.Errorf("%s: got %v", id, err)
+		}
+	}
+}

@@ -1,0 +1,197 @@
+package caddymodule
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+func TestAPIHostile(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.opaque(accountID, crmKey)
+	wechat.seen()
+	auth := "Authorization: Bearer " + crmKey + "\r\n"
+	for name, request := range map[string]string{
+		"dots":                  "GET /" + accountID + "/cgi-bin/user/../token HTTP/1.1\r\n" + auth,
+		"dots out of an appid":  "GET /" + accountID + "/../" + strangerID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
+		"one dot":               "GET /" + accountID + "/cgi-bin/./token HTTP/1.1\r\n" + auth,
+		"encoded dots":          "GET /" + accountID + "/cgi-bin/%2e%2e/token HTTP/1.1\r\n" + auth,
+		"encoded slash":         "GET /" + accountID + "/cgi-bin%2fuser%2finfo HTTP/1.1\r\n" + auth,
+		"encoded slash, upper":  "GET /" + accountID + "/cgi-bin/x%2Ftoken HTTP/1.1\r\n" + auth,
+		"backslash":             "GET /" + accountID + "/cgi-bin\\token HTTP/1.1\r\n" + auth,
+		"encoded backslash":     "GET /" + accountID + "/cgi-bin%5ctoken HTTP/1.1\r\n" + auth,
+		"encoded NUL":           "GET /" + accountID + "/cgi-bin/token%00 HTTP/1.1\r\n" + auth,
+		"encoded twice":         "GET /" + accountID + "/cgi-bin/%252e%252e/token HTTP/1.1\r\n" + auth,
+		"encoded letter":        "GET /" + accountID + "/cgi-bin/%74oken HTTP/1.1\r\n" + auth,
+		"empty segment":         "GET /" + accountID + "/cgi-bin//token HTTP/1.1\r\n" + auth,
+		"path parameter":        "GET /" + accountID + "/cgi-bin/token;a=b HTTP/1.1\r\n" + auth,
+		"space":                 "GET /" + accountID + "/cgi-bin/token%20 HTTP/1.1\r\n" + auth,
+		"two appids":            "GET /" + accountID + "/" + strangerID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
+		"nothing":               "GET / HTTP/1.1\r\n" + auth,
+		"an appid alone":        "GET /" + accountID + "/ HTTP/1.1\r\n" + auth,
+		"endless":               "GET /" + accountID + "/" + strings.Repeat("a", 300) + " HTTP/1.1\r\n" + auth,
+		"two header appids":     "GET /cgi-bin/user/info HTTP/1.1\r\nX-Wechat-Appid: " + accountID + "\r\nX-Wechat-Appid: " + strangerID + "\r\n" + auth,
+		"header against path":   "GET /" + accountID + "/cgi-bin/user/info HTTP/1.1\r\nX-Wechat-Appid: " + strangerID + "\r\n" + auth,
+		"header of other shape": "GET /cgi-bin/user/info HTTP/1.1\r\nX-Wechat-Appid: ../" + accountID + "\r\n" + auth,
+		"token behind semi":     "GET /" + accountID + "/cgi-bin/user/info?a=1;access_token=x HTTP/1.1\r\n" + auth,
+		"TRACE":                 "TRACE /" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
+		"OPTIONS":               "OPTIONS /" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n" + auth,
+		"CONNECT":               "CONNECT evil.example:443 HTTP/1.1\r\n" + auth,
+		"absolute, no rights":   "GET http://evil.example/" + accountID + "/cgi-bin/user/info HTTP/1.1\r\n",
+	} {
+		status, body := g.raw(t, request+"Host: api.weixin.qq.com\r\nConnection: close\r\n\r\n")
+		if status < 400 || status >= 500 || !strings.HasPrefix(body, `{"errcode":`) {
+			t.Errorf("%s: got %d %q, want a refusal", name, status, body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+	g.noSecretsLogged()
+}
+
+// raw sends bytes and returns the status and body of the answer.
+func (g *gateway) raw(t *testing.T, request string) (int, string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", g.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(body)
+}
+
+// Whatever host a caller names, in the target or in Host, the call goes to WeChat's.
+func TestAPIOneHostOnly(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	for name, request := range map[string]string{
+		"absolute target": "GET http://evil.example/%s/cgi-bin/user/info HTTP/1.1\r\nHost: evil.example\r\n",
+		"host":            "GET /%s/cgi-bin/user/info HTTP/1.1\r\nHost: evil.example:1234\r\n",
+	} {
+		status, body := g.raw(t, fmt.Sprintf(request, accountID)+"Authorization: Bearer "+crmKey+"\r\nConnection: close\r\n\r\n")
+		if status != http.StatusOK {
+			t.Errorf("%s: got %d %s", name, status, body)
+		}
+		if got := wechat.one(t); got.Host != wechat.Listener.Addr().String() || got.Path != "/cgi-bin/user/info" {
+			t.Errorf("%s: WeChat got Host %s, path %s", name, got.Host, got.Path)
+		}
+	}
+}
+
+func TestAPICallersCredentialsStayHere(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	opaque := g.opaque(accountID, crmKey)
+	wechat.seen()
+	a := g.do(http.MethodPost, "/"+accountID+"/cgi-bin/message/custom/send?access_token="+opaque+"&x=1&access_token="+opaque+
+		"&component%5Faccess_token="+opaque+"&ACCESS_TOKEN="+opaque+"&cloudbase_access_token="+opaque+"&y=access_token", strings.NewReader(`{"a":"<&>你"}`),
+		bearer(crmKey), "Cookie: session=1", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Whatever: 1", "Forwarded: for=192.0.2.1", "Via: 1.1 x",
+		"X-Real-Ip: 192.0.2.1", "Idempotency-Key: k", "X-Idempotency-Key: k", "X-Wechat-Appid: "+accountID, "X-Wechat-Openid: o", "Accept-Encoding: gzip",
+		"Origin: https://app.example", "Sec-Fetch-Mode: cors", "Connection: X-Nominated, Upgrade", "Upgrade: websocket", "X-Nominated: 1", "Te: trailers",
+		"Proxy-Authorization: Basic x", "Wechatmp-Appid: kept", "Content-Type: application/json;charset=utf-8", "User-Agent: sdk/1")
+	if a.Status != http.StatusOK {
+		t.Fatalf("got %d %s", a.Status, a.Body)
+	}
+	got := wechat.one(t)
+	if want := "access_token=REALTOKEN-" + accountID + "-1&x=1&y=access_token"; got.Query != want {
+		t.Errorf("WeChat got the query %s, want %s", got.Query, want)
+	}
+	allowed := map[string]string{
+		"Wechatmp-Appid": "kept", "Content-Type": "application/json;charset=utf-8", "User-Agent": "sdk/1", "Content-Length": "14",
+	}
+	for name, values := range got.Header {
+		if want, ok := allowed[name]; !ok || want != values[0] {
+			t.Errorf("WeChat got %s: %q", name, values)
+		}
+	}
+	if got.Body != `{"a":"<&>你"}` || got.Length != 14 || got.Chunked {
+		t.Errorf("WeChat got the body %q, length %d, chunked %v", got.Body, got.Length, got.Chunked)
+	}
+
+	g.get("/"+accountID+"/cgi-bin/user/info", bearer(crmKey), "User-Agent: ")
+	if got := wechat.one(t); got.Header.Get("User-Agent") != "" || got.Header.Get("Via") != "" {
+		t.Errorf("WeChat got headers that nobody sent: %v", got.Header)
+	}
+}
+
+func TestOutboundHeaderNominated(t *testing.T) {
+	t.Parallel()
+	out := outboundHeader(http.Header{"Connection": {"close, x-one", "X-Two"}, "X-One": {"1"}, "X-Two": {"2"}, "X-Three": {"3"}})
+	if len(out) != 2 || out.Get("X-Three") != "3" || out["User-Agent"][0] != "" {
+		t.Errorf("got %v", out)
+	}
+}
+
+// Nothing by which a machine in between would take the call for another one, or that tells where it came from.
+func TestOutboundHeaderStaysHere(t *testing.T) {
+	t.Parallel()
+	in := make(http.Header)
+	for _, name := range []string{
+		"X-Forwarded-For", "X-Forwarded", "X-Forward-For", "X-Original-Url", "X-Original-Forwarded-For", "X-Originating-Ip", "X-Rewrite-Url", "X-Real-Ip",
+		"X-Client-Ip", "X-Cluster-Client-Ip", "X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "Cf-Connecting-Ip", "Cf-Ray", "Cdn-Loop",
+		"True-Client-Ip", "Fastly-Client-Ip", "X-Envoy-External-Address", "X-Amzn-Trace-Id", "X-Wechat-Openid", "X-Host",
+	} {
+		in.Set(name, "x")
+	}
+	in.Set("Wechatmp-Signature", "kept")
+	in.Set("X-Anything-Else", "kept")
+	out := outboundHeader(in)
+	delete(out, "User-Agent")
+	if len(out) != 2 || out.Get("Wechatmp-Signature") != "kept" || out.Get("X-Anything-Else") != "kept" {
+		t.Errorf("got %v", out)
+	}
+}
+
+// The client's key is nobody else's business, wherever a caller writes it.
+func TestAPIKeyStaysHere(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	opaque := g.opaque(accountID, crmKey)
+	wechat.seen()
+	const keys = "secret=" + crmKey + "&appsecret=" + crmKey + "&Component_AppSecret=" + crmKey + "&se%63ret=" + crmKey
+	for target, want := range map[string]string{
+		"/cgi-bin/x?a=1&" + keys + "&access_token=" + opaque + "&b=2": "a=1&access_token=REALTOKEN-" + accountID + "-1&b=2",
+		"/sns/anything/else?" + keys + "&access_token=" + opaque:      "",
+		"/sns/userinfo?" + keys + "&access_token=USER":                "access_token=USER",
+	} {
+		if a := g.get(target); a.Status != http.StatusOK {
+			t.Errorf("%s: got %d %s", target, a.Status, a.Body)
+		}
+		if got := wechat.one(t); got.Query != want {
+			t.Errorf("WeChat got %s?%s, want %s", got.Path, got.Query, want)
+		}
+	}
+}
+
+// The server in front of the handler may let through in a query what would end a request line.
+func TestAPIQueryThatBreaksOut(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	for _, raw := range []string{"a=1 HTTP/1.1", "a=1\tb", "a=1\r\nX-Evil: 1", "a=1#b", "a=\x00", "a=\x7f"} {
+		r := httptest.NewRequest(http.MethodGet, "/"+accountID+"/cgi-bin/x", nil)
+		r.URL.RawQuery = raw
+		r.Header.Set("Authorization", "Bearer "+crmKey)
+		if rec := serve(t, g.api, r, nil); rec.Code != http.StatusBadRequest {
+			t.Errorf("%q: got %d %s", raw, rec.Code, rec.Body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+}

@@ -1,0 +1,209 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
+// gateway's must not repeat the secret, and its errcode counts.
+func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, token secret.String) (*http.Response, bool, error) {
+	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
+	}
+	if req.Method == http.MethodHead || res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !isHTML(res.Header) {
+		return res, false, nil
+	}
+	body, whole := peek(res.Body)
+	head := body.head
+	res.Body = body
+	isJSON := bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
+	switch {
+	case body.err != nil && body.err != io.EOF:
+		_ = res.Body.Close()
+		if err := req.Context().Err(); err != nil {
+			return nil, false, err
+		}
+		return ownAnswer(req, t.halfAnswer(call, body.err)), false, nil
+	case res.StatusCode == http.StatusOK && isHTML(res.Header) && !isJSON:
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "it answered with a web page: is there a proxy or a login page on the way?")), false, nil
+	case (res.StatusCode != http.StatusOK || isJSON) && contains(head, call, token):
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "its answer has the request's credential in it")), false, nil
+	case res.StatusCode != http.StatusOK || !isJSON || !whole || !call.sealed():
+		return res, false, nil
+	}
+	code, found := scanErrcode(head)
+	if !found || code == 0 {
+		return res, false, nil
+	}
+	call.outcome = outcomeError
+	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
+	return res, tokens.IsTokenRefused(code) && call.key.Kind != "", nil
+}
+
+// halfAnswer refuses an answer that began and did not end.
+func (t *Transport) halfAnswer(call *apiCall, err error) *apiRefusal {
+	if !isTimeout(err) {
+		return t.notAPI(call, "its answer broke off")
+	}
+	call.outcome = outcomeUnreachable
+	if ok, missed := t.lost.allow(); ok {
+		t.logger.Warn("WeChat began to answer and fell silent", zap.Inline(call), zap.Duration("waited", t.stall), zap.Int("not_logged", missed))
+	}
+	return unreachable(err, "WeChat began to answer and did not go on")
+}
+
+// notAPI refuses an answer that cannot be WeChat's API speaking.
+func (t *Transport) notAPI(call *apiCall, what string) *apiRefusal {
+	call.outcome = outcomeUnreachable
+	if ok, missed := t.lost.allow(); ok {
+		t.logger.Warn("answer from WeChat's host is not its API's", zap.String("reason", what), zap.Inline(call), zap.Int("not_logged", missed))
+	}
+	return refuse(http.StatusBadGateway, http.StatusBadGateway, "answer", "WeChat's host gave no usable answer: %s", what)
+}
+
+// isHTML reports whether an answer says it is a web page.
+func isHTML(h http.Header) bool {
+	return strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "text/html")
+}
+
+// echoes reports whether a header repeats a credential of the request, as redirects do.
+func echoes(h http.Header, call *apiCall, token secret.String) bool {
+	for _, values := range h {
+		for _, v := range values {
+			if contains([]byte(v), call, token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// contains reports whether a text repeats a credential of the request.
+func contains(text []byte, call *apiCall, token secret.String) bool {
+	if !token.IsZero() && bytes.Contains(text, []byte(token.Reveal())) {
+		return true
+	}
+	for _, p := range call.extra {
+		if p.name == paramSecret && bytes.Contains(text, []byte(p.value.Reveal())) {
+			return true
+		}
+	}
+	return false
+}
+
+// peekSize is up to how many bytes an answer is looked at before it is passed on: WeChat's errors are shorter.
+const peekSize = 4 << 10
+
+// peekedBody is an answer's body of which the first bytes have been looked at.
+type peekedBody struct {
+	head []byte // not yet passed on
+	rest io.ReadCloser
+	err  error // what rest ended with while peeking: nil while it goes on
+}
+
+// peek reads the start of a body: all of it if it is a JSON object shorter than peekSize, else what came first.
+// whole says which. Anything that does not begin like a JSON object is not waited for.
+func peek(body io.ReadCloser) (p *peekedBody, whole bool) {
+	buf := make([]byte, 0, 512)
+	p = &peekedBody{rest: body}
+	for len(buf) < peekSize {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := body.Read(buf[len(buf):min(cap(buf), peekSize)])
+		buf = buf[:len(buf)+n]
+		p.head, p.err = buf, err
+		if err != nil {
+			return p, err == io.EOF && len(buf) < peekSize
+		}
+		if first := bytes.TrimLeft(buf, " \t\r\n"); len(first) > 0 && first[0] != '{' {
+			return p, false
+		}
+	}
+	return p, false
+}
+
+// Read implements io.Reader.
+func (p *peekedBody) Read(b []byte) (int, error) {
+	if len(p.head) > 0 {
+		n := copy(b, p.head)
+		p.head = p.head[n:]
+		return n, nil
+	}
+	if p.err != nil {
+		return 0, p.err
+	}
+	return p.rest.Read(b)
+}
+
+// Close implements io.Closer.
+func (p *peekedBody) Close() error { return p.rest.Close() }
+
+// errStalled is what reading an answer ends with when nothing more of it comes.
+var errStalled error = stalledError{}
+
+type stalledError struct{}
+
+func (stalledError) Error() string { return "WeChat sent nothing more of its answer in time" }
+func (stalledError) Timeout() bool { return true }
+
+// liveBody is an answer's body that ends when nothing comes for too long, or when it breaks off, and then says so in
+// the call's outcome. A deadline on the connection would not do: it would also run, from the end of one call, while
+// the connection waits in the pool, and cut the next call short.
+type liveBody struct {
+	body   io.ReadCloser
+	call   *apiCall
+	caller context.Context
+	limit  time.Duration
+	cancel context.CancelFunc // ends the exchange
+
+	timer   *time.Timer
+	stalled atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *liveBody) Read(p []byte) (int, error) {
+	if b.timer == nil {
+		b.timer = time.AfterFunc(b.limit, func() { b.stalled.Store(true); b.cancel() })
+	} else {
+		b.timer.Reset(b.limit)
+	}
+	n, err := b.body.Read(p)
+	b.timer.Stop()
+	if err == nil || err == io.EOF {
+		return n, err
+	}
+	b.call.outcome = outcomeUnreachable
+	switch {
+	case b.caller.Err() != nil:
+		b.call.outcome = outcomeCanceled
+	case b.stalled.Load():
+		err = errStalled
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *liveBody) Close() error {
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	err := b.body.Close()
+	b.cancel()
+	return err
+}

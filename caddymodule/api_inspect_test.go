@@ -1,0 +1,262 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+func TestPeek(t *testing.T) {
+	t.Parallel()
+	long := `{"a":"` + strings.Repeat("x", 3*peekSize) + `"}`
+	for name, c := range map[string]struct {
+		body  string
+		whole bool
+	}{
+		"small JSON": {`{"errcode":0}`, true}, "spaces first": {"\n  {}", true}, "empty": {"", true}, "long JSON": {long, false},
+		"one less than the limit": {long[:peekSize-1], true}, "the limit": {long[:peekSize], false}, "binary": {"\xff\xd8\xff" + long, false},
+	} {
+		for how, reader := range map[string]func(io.Reader) io.Reader{
+			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "with its end": iotest.DataErrReader,
+		} {
+			p, whole := peek(io.NopCloser(reader(strings.NewReader(c.body))))
+			got, err := io.ReadAll(p)
+			if whole != c.whole || err != nil || string(got) != c.body {
+				t.Errorf("%s, %s: whole %v, %d bytes, %v; want %v, %d bytes", name, how, whole, len(got), err, c.whole, len(c.body))
+			}
+		}
+	}
+	p, whole := peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))))
+	got, err := io.ReadAll(p)
+	if whole || !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != `{"a` {
+		t.Errorf("broken: whole %v, %q, %v", whole, got, err)
+	}
+}
+
+func TestAPIAnswersThatAreNone(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.opaque(accountID, crmKey)
+	hijack := func(w http.ResponseWriter, raw string) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.WriteString(conn, raw)
+		conn.Close()
+	}
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		status int
+		body   string // empty: an error of the gateway's own
+	}{
+		{"web page", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			fmt.Fprintf(w, "<html>log in to reach %s</html>", r.URL)
+		}, 502, ""},
+		{"web page that is long", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.Header().Set("Content-Length", "10000")
+			io.WriteString(w, "<html>"+r.URL.String()+strings.Repeat(" ", 10000-6-len(r.URL.String())))
+		}, 502, ""},
+		{"JSON called a web page", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, ` {"ok":1}`)
+		}, 200, ` {"ok":1}`},
+		{"half an answer", func(w http.ResponseWriter, r *http.Request) {
+			hijack(w, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"errcode\":")
+		}, 502, ""},
+		{"half a chunked answer", func(w http.ResponseWriter, r *http.Request) {
+			hijack(w, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"err")
+		}, 502, ""},
+		{"no answer", func(w http.ResponseWriter, r *http.Request) { hijack(w, "") }, 502, ""},
+		{"not HTTP", func(w http.ResponseWriter, r *http.Request) { hijack(w, "SSH-2.0-x REALTOKEN\r\n") }, 502, ""},
+		{"redirect that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://login.example"+r.URL.String(), http.StatusFound)
+		}, 502, ""},
+		{"error page that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusRequestURITooLong)
+			io.WriteString(w, "too long: "+r.URL.String())
+		}, 502, ""},
+		{"JSON that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"errcode":40097,"errmsg":"bad url %s"}`, r.URL)
+		}, 502, ""},
+		{"its own 502", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(http.StatusBadGateway)
+			io.WriteString(w, "<html>502 Bad Gateway</html>")
+		}, 502, "<html>502 Bad Gateway</html>"},
+		{"a refusal with another status is none", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusForbidden)
+			io.WriteString(w, `{"errcode":40001}`)
+		}, 403, `{"errcode":40001}`},
+		{"busy", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, `{"errcode":-1,"errmsg":"system error"}`)
+		},
+			200, `{"errcode":-1,"errmsg":"system error"}`},
+		{"errcode of something within", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, `{"list":[{"errcode":40001}],"a":"\"errcode\":40001"}`)
+		}, 200, `{"list":[{"errcode":40001}],"a":"\"errcode\":40001"}`},
+		{"a refusal too long to be one", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, `{"errcode":40001,"pad":"`+strings.Repeat("x", peekSize)+`"}`)
+		}, 200, `{"errcode":40001,"pad":"` + strings.Repeat("x", peekSize) + `"}`},
+		{"nothing", func(w http.ResponseWriter, r *http.Request) {}, 200, ""},
+	} {
+		wechat.answer(c.answer)
+		wechat.seen()
+		a := g.post("/"+accountID+"/cgi-bin/x", "{}", bearer(crmKey))
+		if n := len(wechat.seen()); n != 1 {
+			t.Errorf("%s: WeChat was called %d times", c.name, n)
+		}
+		if a.Status != c.status || a.Body != c.body && c.body != "" {
+			t.Errorf("%s: got %d %q", c.name, a.Status, a.Body)
+			continue
+		}
+		if c.body == "" && c.status != http.StatusOK && a.code(t) != 502 {
+			t.Errorf("%s: got %d %q", c.name, a.Status, a.Body)
+		}
+		if strings.Contains(fmt.Sprint(a.Header), "REALTOKEN") {
+			t.Errorf("%s: the headers show the token: %v", c.name, a.Header)
+		}
+	}
+	if n := wechat.tokensIssued(accountID); n != 1 {
+		t.Errorf("WeChat issued %d tokens", n)
+	}
+}
+
+// The same holds for calls that carry no secret of the gateway's.
+func TestAPIAnswersThatAreNoneWithoutSecret(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	for name, answer := range map[string]http.HandlerFunc{
+		"web page": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "<html>log in</html>")
+		},
+		"half an answer": func(w http.ResponseWriter, r *http.Request) {
+			if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"openid\":")
+				conn.Close()
+			}
+		},
+		"half of something else": func(w http.ResponseWriter, r *http.Request) {
+			if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\n")
+				conn.Close()
+			}
+		},
+	} {
+		wechat.answer(answer)
+		for _, target := range []string{"/sns/userinfo?access_token=USER&openid=o1", "/sns/anything/else"} {
+			if a := g.get(target, bearer(crmKey)); a.Status != http.StatusBadGateway || a.code(t) != 502 {
+				t.Errorf("%s, %s: got %d %s", name, target, a.Status, a.Body)
+			}
+		}
+	}
+	// What such a call's errcode says is between the user and WeChat.
+	wechat.answer(lastingRefusal)
+	if a := g.get("/sns/userinfo?access_token=USER&openid=o1"); a.Status != http.StatusOK || a.code(t) != 40001 || len(wechat.seen()) == 0 {
+		t.Errorf("a user's token that is refused: got %d %s", a.Status, a.Body)
+	}
+	if n := counted(t, g.app.metrics().apiErrors, "40001"); n != 0 {
+		t.Errorf("%v errors are counted", n)
+	}
+}
+
+// WeChat sends headers, or the beginning of an answer, and then nothing more.
+func TestAPIStalls(t *testing.T) {
+	release := make(chan struct{})
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	opaque := g.opaque(accountID, crmKey)
+	g.transport().stall = 50 * time.Millisecond
+	stallAfter := func(contentType, start string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", contentType)
+			io.WriteString(w, start)
+			_ = http.NewResponseController(w).Flush()
+			<-release
+		}
+	}
+	defer close(release)
+	for name, start := range map[string]string{"headers": "", "half an answer": `{"errcode":`} {
+		wechat.answer(stallAfter("application/json", start))
+		for _, a := range []answer{
+			g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)), g.get("/cgi-bin/x?access_token=" + opaque), g.get("/sns/userinfo?access_token=USER"),
+		} {
+			if a.Status != http.StatusGatewayTimeout || a.code(t) != 504 {
+				t.Errorf("%s: got %d %s", name, a.Status, a.Body)
+			}
+		}
+	}
+	if n := counted(t, g.app.metrics().apiRequests, "crm", outcomeUnreachable); n != 4 {
+		t.Errorf("%v calls are counted as unreachable, want 4", n)
+	}
+	// What has begun to stream can only be cut off.
+	wechat.answer(stallAfter("image/jpeg", "first bytes"))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, g.URL+"/"+accountID+"/cgi-bin/media/get", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+crmKey)
+	res, err := g.Client().Transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if got, err := io.ReadAll(res.Body); err == nil || string(got) != "first bytes" {
+		t.Errorf("streaming: got %q, %v", got, err)
+	}
+	if n := waitCounted(t, g, "crm", outcomeUnreachable, 5); n != 5 {
+		t.Errorf("%v calls are counted as unreachable, want 5", n)
+	}
+}
+
+// slowBody sends a part after each pause, and then nothing until it is cut off.
+type slowBody struct {
+	ctx   context.Context
+	parts int
+	pause time.Duration
+}
+
+func (b *slowBody) Read(p []byte) (int, error) {
+	if b.parts == 0 {
+		<-b.ctx.Done()
+		return 0, b.ctx.Err()
+	}
+	b.parts--
+	time.Sleep(b.pause) // in a synctest bubble
+	return copy(p, "part "), nil
+}
+
+func (*slowBody) Close() error { return nil }
+
+// An answer that is slow, but never silent for too long, takes as long as it takes.
+func TestLiveBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		call := &apiCall{outcome: outcomeOK}
+		b := &liveBody{
+			body: &slowBody{ctx: ctx, parts: 10, pause: stallTimeout - time.Second}, call: call, caller: t.Context(), limit: stallTimeout, cancel: cancel,
+		}
+		start := time.Now()
+		got, err := io.ReadAll(b)
+		if string(got) != strings.Repeat("part ", 10) || !errors.Is(err, errStalled) || !isTimeout(err) || call.outcome != outcomeUnreachable {
+			t.Errorf("got %q, %v, counted as %s", got, err, call.outcome)
+		}
+		if took := time.Since(start); took != 10*(stallTimeout-time.Second)+stallTimeout {
+			t.Errorf("it was cut off after %v", took)
+		}
+		b.Close()
+	})
+}
