@@ -124,7 +124,7 @@ func (s *show) store(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(files, func(name string) bool { return strings.Contains(name, "authorizer") }) {
+		if slices.ContainsFunc(files, func(name string) bool { return filepath.Base(name) == integration.AuthorizerID }) {
 			s.line("   in Caddy's storage, sealed:  %s", strings.Join(files, "  "))
 			return nil
 		}
