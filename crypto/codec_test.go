@@ -420,7 +420,7 @@ func TestNothingSecretPrints(t *testing.T) {
 	}
 	var out strings.Builder
 	for _, v := range []any{c, *c, c.keys[0], &c.keys[0], o, &o, b, &b, f, &f, sealer, *sealer, holder{c, c.keys[0], &b, sealer}} {
-		for _, verb := range []string{"%v", "%+v", "%#v"} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%d"} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 		slog.New(slog.NewTextHandler(&out, nil)).Info("x", "v", v)
@@ -433,7 +433,7 @@ func TestNothingSecretPrints(t *testing.T) {
 	text := out.String()
 	for _, leak := range []string{
 		"plainsecret", "tokensecret", "105 183 29 121", "69b71d79", "0x69, 0xb7", // the key's first bytes
-		"112 108 97 105", "0x70, 0x6c, 0x61", "706c6169", "115 115 115 115", "73737373", // "plai", "ssss"
+		"112 108 97 105", "0x70, 0x6c, 0x61", "706c6169", "115 115 115 115", "73737373", "mac:", // "plai", "ssss"
 	} {
 		if strings.Contains(text, leak) {
 			t.Errorf("%q printed", leak)

@@ -1,5 +1,7 @@
 package crypto
 
+import "fmt"
+
 // Format is the data format of a push and its reply.
 type Format uint8
 
@@ -73,20 +75,27 @@ func envelopeField(name []byte) int {
 type Fields struct {
 	Format Format
 
-	ToUserName, FromUserName, CreateTime, MsgType, Event, EventKey, Content []byte
+	ToUserName, FromUserName, CreateTime, MsgType, Event, EventKey, Content Text
 
 	// MsgID is MsgId, as messages have it, or else MsgID, as some events do.
-	MsgID []byte
+	MsgID Text
 
 	// Of a platform's own events. AuthorizerAppID is WeChat's AuthorizerAppid.
-	InfoType, AppID, ComponentVerifyTicket, AuthorizerAppID, AuthorizationCode, AuthorizationCodeExpiredTime, PreAuthCode []byte
+	InfoType, AppID, ComponentVerifyTicket, AuthorizerAppID, AuthorizationCode, AuthorizationCodeExpiredTime, PreAuthCode Text
 
 	// NotifyAppID, NotifyAuthCode and NotifyStatus are appid, auth_code and status of notify_third_fasteregister.
-	NotifyAppID, NotifyAuthCode, NotifyStatus []byte
+	NotifyAppID, NotifyAuthCode, NotifyStatus Text
 
 	// Encrypt is there in the outer body of a push in safe or compatible mode.
-	Encrypt []byte
+	Encrypt Text
 }
+
+// Text is the content of a field. It serves as a []byte, but prints redacted by every verb: Fields itself cannot see to
+// that, as its Format is a field.
+type Text []byte
+
+// Format implements fmt.Formatter for all verbs.
+func (Text) Format(f fmt.State, _ rune) { redact(f) }
 
 // String implements fmt.Stringer: content, tickets and codes never print.
 func (Fields) String() string { return redacted }

@@ -255,8 +255,8 @@ func fieldsText(f *Fields) string {
 	var out strings.Builder
 	v := reflect.ValueOf(f).Elem()
 	for i := range v.NumField() {
-		if value, ok := v.Field(i).Interface().([]byte); ok && value != nil {
-			fmt.Fprintf(&out, "%s=%s;", v.Type().Field(i).Name, value)
+		if value, ok := v.Field(i).Interface().(Text); ok && value != nil {
+			fmt.Fprintf(&out, "%s=%s;", v.Type().Field(i).Name, string(value))
 		}
 	}
 	return out.String()

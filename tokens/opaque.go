@@ -159,15 +159,18 @@ func (m *Manager) issuingKey(ctx context.Context) (opaqueKey, error) {
 		key, _ := m.opaque.newest()
 		return key, nil
 	}
-	m.opaque.mu.Lock()
-	defer m.opaque.mu.Unlock()
-	err = m.renewOpaqueKeys(ctx, env)
-	key, ok := m.opaque.newest()
-	if ok && err != nil {
-		env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
-		err = nil
-	}
-	return key, err
+	// Shared, so that each caller waits as long as it wants to, and for one attempt alone.
+	return share(ctx, m, "opaque keys", renewTimeout, func(ctx context.Context) (opaqueKey, error) {
+		m.opaque.mu.Lock()
+		defer m.opaque.mu.Unlock()
+		err := m.renewOpaqueKeys(ctx, env)
+		key, ok := m.opaque.newest()
+		if ok && err != nil {
+			env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
+			err = nil
+		}
+		return key, err
+	})
 }
 
 // fresh reports whether the newest key may make tokens.
@@ -251,7 +254,13 @@ func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
 // loadOpaqueKeys reads the keys from the store; none is no error. The caller holds mu.
 func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
 	// Detached: what one caller gives up waiting for, the next one needs too. loadRecord has its own deadline.
-	err = m.loadRecord(context.WithoutCancel(ctx), env, opaqueName, &kept)
+	isSealed, err := m.loadRecordForm(context.WithoutCancel(ctx), env, opaqueName, &kept)
+	if err == nil && env.Sealer != nil && !isSealed {
+		// Anybody who can write to the store could have put it there, and forge every client's tokens with it. New keys
+		// cost the apps one grant.
+		env.Log.Warn("the keys of opaque tokens were stored before there was a seal_key: new ones are made")
+		kept, err = opaqueRecord{}, fs.ErrNotExist
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,6 +299,56 @@ func TestLateRefusalOfAnEarlierToken(t *testing.T) {
 		third, err := r.Renew(t.Context(), k, first.Value)
 		if err != nil || third.Value.Same(second.Value) || third.Value.Same(first.Value) {
 			t.Errorf("Renew: %v, the refused token again: %v", err, third.Value.Same(second.Value))
+		}
+	})
+}
+
+// A slow store costs each caller no more than it is ready to wait, however many there are.
+func TestIssueOpaqueKeepsTheCallersDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.store.hold(func(string, string) { time.Sleep(100 * time.Millisecond) })
+		start := time.Now()
+		var callers sync.WaitGroup
+		for range 20 {
+			callers.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+				defer cancel()
+				_, _ = r.IssueOpaque(ctx, OpaqueClaims{Client: "crm", AppID: testAccount, Kind: KindAccount, ExpiresAt: time.Now().Add(time.Hour)})
+			})
+		}
+		callers.Wait()
+		if took := time.Since(start); took > 200*time.Millisecond {
+			t.Errorf("the slowest of 20 callers waited %v", took)
+		}
+	})
+}
+
+// Keys that were stored unsealed are not believed once there is a seal key.
+func TestUnsealedOpaqueKeysAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		plain := *r.env
+		plain.Sealer = nil
+		r.Use(&plain)
+		claims := OpaqueClaims{Client: "crm", AppID: testAccount, Kind: KindAccount, ExpiresAt: time.Now().Add(time.Hour)}
+		before, err := r.IssueOpaque(t.Context(), claims)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.restart() // with the sealer
+		if _, err := r.OpenOpaque(t.Context(), before.Reveal()); !errors.Is(err, ErrOpaqueUnknown) {
+			t.Errorf("a token of an unsealed key: %v", err)
+		}
+		after, err := r.IssueOpaque(t.Context(), claims)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.restart()
+		if _, err := r.OpenOpaque(t.Context(), after.Reveal()); err != nil {
+			t.Errorf("a token of the new, sealed key: %v", err)
 		}
 	})
 }

@@ -125,6 +125,12 @@ func fromUnix(seconds int64) time.Time {
 // Where records are sealed, one that was stored before the seal key was configured is still read, and is sealed when
 // it is next written: adding a key must not lose an authorizer.
 func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {
+	_, err := m.loadRecordForm(ctx, env, name, out)
+	return err
+}
+
+// loadRecordForm is loadRecord and also says whether the record was sealed.
+func (m *Manager) loadRecordForm(ctx context.Context, env *Environment, name string, out any) (isSealed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
@@ -133,13 +139,13 @@ func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string,
 	env.observe("load", start, ignoreIf(err, missing))
 	switch {
 	case missing:
-		return fs.ErrNotExist
+		return false, fs.ErrNotExist
 	case err != nil:
-		return fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
+		return false, fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
 	}
-	if env.Sealer != nil && !isPlain(data) {
+	if isSealed = env.Sealer != nil && !isPlain(data); isSealed {
 		if data, _, err = env.Sealer.Open(name, data); err != nil {
-			return fmt.Errorf("%w: %s does not open with any seal_key; was a key removed?", errUnreadable, name)
+			return false, fmt.Errorf("%w: %s does not open with any seal_key; was a key removed?", errUnreadable, name)
 		}
 	}
 	// The cause is left out of these errors: it quotes the record.
@@ -147,15 +153,15 @@ func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string,
 		V int `json:"v"`
 	}
 	if err := json.Unmarshal(data, &version); err != nil {
-		return fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
+		return false, fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
 	}
 	if version.V != recordVersion {
-		return fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
+		return false, fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
+		return false, fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
 	}
-	return nil
+	return isSealed, nil
 }
 
 // isPlain tells an unsealed record.
