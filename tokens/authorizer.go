@@ -54,6 +54,19 @@ func (e *entry) authorizer() (Authorizer, error) {
 	}, nil
 }
 
+// unrenewable returns an error if there is nothing to ask WeChat for a new token with.
+func (e *entry) unrenewable() error {
+	switch {
+	case e.renewable():
+		return nil
+	case !e.authorized():
+		return fmt.Errorf("%s: %w", e.key.AppID, ErrNotAuthorized)
+	default:
+		return fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
+			e.key.AppID, ErrNotAuthorized)
+	}
+}
+
 // PlatformOf returns the first configured platform, in the order of the configuration, that holds an authorization of
 // the account. It is ErrNotAuthorized if none does. For an account in use it costs no access to the store.
 func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) {
@@ -83,9 +96,6 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 
 // fetchAuthorizer exchanges a refresh token for an access token.
 func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, refresh secret.String) (grant, error) {
-	if refresh.IsZero() {
-		return grant{}, errNoRefreshToken(k.AppID)
-	}
 	body := struct {
 		Platform string `json:"component_appid"`
 		AppID    string `json:"authorizer_appid"`
@@ -109,11 +119,6 @@ func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, 
 		access: secret.New(answer.Token), refresh: secret.New(answer.Refresh),
 		asked: asked, life: lifeOf(int64(answer.ExpiresIn)),
 	}, nil
-}
-
-func errNoRefreshToken(appid string) error {
-	return fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
-		appid, ErrNotAuthorized)
 }
 
 // Revoke notes that an account took its authorization back at a time given by WeChat. The tokens are dropped at once;
@@ -149,7 +154,7 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 		return err
 	}
 	if dropped {
-		m.troubles.over(k)
+		m.troubles.over(k, secret.String{})
 		env.Log.Info("authorization revoked", "platform", platform, "appid", appid)
 	} else if e.authorized() {
 		env.Log.Info("revocation is older than the authorization held: ignored", "platform", platform, "appid", appid)

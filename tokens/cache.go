@@ -20,8 +20,8 @@ const (
 	cacheSweep = 24 * 60 * 60
 	// cacheGuards is the number of locks that readers spread over; see cache.
 	cacheGuards = 32
-	// absentRecheck is how long it is believed that an account has no authorization: another node may have been
-	// told otherwise.
+	// absentRecheck is how long it is believed that an account has no authorization, or none with a refresh token:
+	// another node may have been told otherwise.
 	absentRecheck = 5 * time.Second
 )
 
@@ -32,7 +32,7 @@ type entry struct {
 	token Token   // zero if the record has no access token
 	// Unix nanoseconds. Before staleAt the token is fresh, before deadAt it still works.
 	staleAt, deadAt int64
-	// recheckAt, if not 0, is when an entry without a token is read again.
+	// recheckAt, if not 0, is when an entry without a token, or without the means to renew it, is read again.
 	recheckAt int64
 	// refused is set once WeChat refused the token.
 	refused atomic.Bool
@@ -47,10 +47,10 @@ func newEntry(k Key, rec *record, now time.Time) *entry {
 		e.recheckAt = now.Add(absentRecheck).UnixNano()
 		return e
 	}
+	if k.Kind == KindAuthorizer && rec.RefreshToken.IsZero() {
+		e.recheckAt = now.Add(absentRecheck).UnixNano() // nothing can be renewed, unless it authorised again elsewhere
+	}
 	if rec.AccessToken.IsZero() {
-		if k.Kind == KindAuthorizer && rec.RefreshToken.IsZero() {
-			e.recheckAt = now.Add(absentRecheck).UnixNano()
-		}
 		return e
 	}
 	e.token = Token{Value: rec.AccessToken, ExpiresAt: rec.ExpiresAt, Generation: rec.Gen}
@@ -77,11 +77,16 @@ func (e *entry) live(now int64) bool { return now < e.deadAt && !e.refused.Load(
 // fresh reports whether the token needs no renewal.
 func (e *entry) fresh(now int64) bool { return now < e.staleAt && !e.refused.Load() }
 
-// believed reports whether an entry without a token may still be believed.
+// renewable reports whether there is something to ask WeChat for a new token with.
+func (e *entry) renewable() bool {
+	return e.key.Kind != KindAuthorizer || e.authorized() && !e.rec.RefreshToken.IsZero()
+}
+
+// believed reports whether an entry may be believed without another look into the store.
 func (e *entry) believed(now int64) bool { return e.recheckAt == 0 || now < e.recheckAt }
 
-// cache is the read cache in front of the store. It may lose any entry at any time, but never goes back to an older
-// generation: put is called under the key's lock and leaves nothing in the cache's buffers.
+// cache is the read cache in front of the store. It may lose any entry at any time, but never goes back to a record
+// that another one superseded: put is called under the key's lock and leaves nothing in the cache's buffers.
 //
 // Ristretto must not be read while it is being closed. Readers hold one of many read locks; close takes them all.
 type cache struct {
@@ -103,7 +108,7 @@ func newCache() (*cache, error) {
 		TtlTickerDurationInSec: cacheSweep,
 		KeyToHash:              func(h uint64) (uint64, uint64) { return h, 0 },
 		ShouldUpdate: func(next, held *entry) bool {
-			return next.key != held.key || next.gen() >= held.gen()
+			return next.key != held.key || !held.rec.supersedes(next.rec)
 		},
 	})
 	if err != nil {
@@ -128,8 +133,8 @@ func (c *cache) get(k Key) *entry {
 	return e
 }
 
-// put offers an entry to the cache, unless that holds a newer generation of the key, and returns once every later
-// get sees it, or something newer, or nothing. The caller holds the key's lock.
+// put offers an entry to the cache, unless that holds a record of the key that supersedes it, and returns once every
+// later get sees it, or something newer, or nothing. The caller holds the key's lock.
 func (c *cache) put(e *entry) {
 	h := maphash.Comparable(c.seed, e.key)
 	g := &c.guards[h%cacheGuards]
@@ -141,7 +146,7 @@ func (c *cache) put(e *entry) {
 	c.entries.Set(h, e, 1)
 	// A new item waits in a buffer and is dropped there if an item of the key arrived before it.
 	c.entries.Wait()
-	if held, ok := c.entries.Get(h); ok && held.key == e.key && held.gen() < e.gen() {
+	if held, ok := c.entries.Get(h); ok && held != e && held.key == e.key && !held.rec.supersedes(e.rec) {
 		c.entries.Del(h)
 		c.entries.Wait()
 	}

@@ -36,9 +36,9 @@ func (m *Manager) fetchComponent(ctx context.Context, env *Environment, platform
 	asked := time.Now()
 	err = env.API.Post(ctx, pathComponentToken, nil, body, &answer)
 	if hasCode(err, codeTicketExpired, codeTicketInvalid) {
-		m.tickets.refuse(platform, t)
+		m.tickets.refuse(platform, t, err)
 		m.wantTicket(platform)
-		err = fmt.Errorf("%w: %w", ErrNoTicket, err)
+		err = noTicket(platform, err)
 	}
 	if err != nil {
 		return grant{}, err

@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -39,6 +40,7 @@ type Environment struct {
 	Log       *slog.Logger // nil: nothing is logged
 	Observer  Observer     // nil: nobody listens
 
+	serial    uint64 // of the Use that brought it
 	platforms map[string]PlatformCredentials
 	accounts  map[string]AccountCredentials
 }
@@ -61,6 +63,16 @@ func (e *Environment) prepared() *Environment {
 		p.Observer = noObserver{}
 	}
 	return &p
+}
+
+// flight names a piece of shared work on a key. Work for one configuration is not shared with callers of another,
+// which may have mended what it fails for.
+func (e *Environment) flight(what string, k Key) string {
+	return e.flightName(what, string(k.Kind)+"\x00"+k.Platform+"\x00"+k.AppID)
+}
+
+func (e *Environment) flightName(what, id string) string {
+	return what + "\x00" + strconv.FormatUint(e.serial, 10) + "\x00" + id
 }
 
 // platform returns the credentials of a configured platform.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -92,14 +93,22 @@ func (m *Manager) exchange(ctx context.Context, env *Environment, c authCode) (A
 	if c.code.IsZero() || len(c.appid) > maxID {
 		return Authorizer{}, errors.New("exchange: there is no authorization code, or the appid has no appid's form")
 	}
-	return share(ctx, m, "code\x00"+c.hash(), exchangeTimeout, func(ctx context.Context) (Authorizer, error) {
+	return share(ctx, m, env.flightName("code", c.hash()), exchangeTimeout, func(ctx context.Context) (Authorizer, error) {
 		return m.exchangeOnce(ctx, env, c)
 	})
 }
 
 func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode) (Authorizer, error) {
-	if a, ok := m.alreadyExchanged(ctx, env, c); ok {
+	if a, ok := m.alreadyExchanged(ctx, env, c, m.lookup); ok {
 		return a, nil
+	}
+	unlock, err := m.lockExchange(ctx, env, c)
+	if err != nil {
+		return Authorizer{}, err
+	}
+	defer unlock()
+	if a, ok := m.alreadyExchanged(ctx, env, c, m.reload); ok {
+		return a, nil // by somebody while we waited
 	}
 	g, err := m.queryAuth(ctx, env, c)
 	if hasCode(err, codeAuthCodeInvalid) {
@@ -126,8 +135,42 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 	return a, nil
 }
 
-// alreadyExchanged finds the tokens that a code brought when it came before, also before a restart.
-func (m *Manager) alreadyExchanged(ctx context.Context, env *Environment, c authCode) (Authorizer, bool) {
+// lockExchange keeps every other node from exchanging the same code, and, where the account is known, another code of
+// it: which of two is exchanged last decides what WeChat holds. A refresh is not kept waiting. Without the store's
+// locks the exchange goes on: the code dies otherwise.
+func (m *Manager) lockExchange(ctx context.Context, env *Environment, c authCode) (unlock func(), err error) {
+	names := []string{intentName(c.hash())}
+	if c.appid != "" {
+		names = []string{AuthorizerKey(c.platform, c.appid).recordName() + exchangeLock, names[0]}
+	}
+	var held []func()
+	unlock = func() {
+		for _, release := range slices.Backward(held) {
+			release()
+		}
+	}
+	for _, name := range names {
+		release, err := m.locks.lock(ctx, name)
+		if err != nil {
+			unlock()
+			return nil, fmt.Errorf("wait for another exchange of the account: %w", err)
+		}
+		held = append(held, release)
+		switch release, err := m.lockStore(ctx, env, name, renewalLockWait); {
+		case err == nil:
+			held = append(held, release)
+		default:
+			env.Log.Warn("the store gives no lock; exchanging an authorization code without it", "platform", c.platform, "appid", c.appid, "error", err)
+		}
+	}
+	return unlock, nil
+}
+
+// alreadyExchanged finds the tokens that make an exchange needless: those that the code brought when it came before,
+// also before a restart, or those of a later authorization of the same account. Look reads the account's record.
+func (m *Manager) alreadyExchanged(ctx context.Context, env *Environment, c authCode,
+	look func(context.Context, *Environment, Key) (*entry, error),
+) (Authorizer, bool) {
 	appid, done := m.done.get(c.hash())
 	if !done {
 		appid = c.appid
@@ -135,12 +178,18 @@ func (m *Manager) alreadyExchanged(ctx context.Context, env *Environment, c auth
 	if appid == "" {
 		return Authorizer{}, false
 	}
-	e, err := m.lookup(ctx, env, AuthorizerKey(c.platform, appid))
-	if err != nil || !e.authorized() || !done && e.rec.CodeHash != c.hash() {
+	e, err := look(ctx, env, AuthorizerKey(c.platform, appid))
+	if err != nil || !e.authorized() || !done && e.rec.CodeHash != c.hash() && (!c.before(e.rec) || !e.renewable()) {
 		return Authorizer{}, false
 	}
 	a, err := e.authorizer()
 	return a, err == nil
+}
+
+// before reports whether a pushed code is of an earlier authorization than the one in a record. Only WeChat's times
+// can tell.
+func (c authCode) before(r *record) bool {
+	return !c.createdAt.IsZero() && !r.AuthorizedHere && fromUnix(unix(c.createdAt)).Before(r.AuthorizedAt)
 }
 
 // heldSince finds tokens that stand in for a code which WeChat calls used.
@@ -148,8 +197,8 @@ func (m *Manager) heldSince(ctx context.Context, env *Environment, c authCode) (
 	if c.appid == "" {
 		return Authorizer{}, false
 	}
-	e, err := m.reload(ctx, env, AuthorizerKey(c.platform, c.appid)) // another node may have brought them just now
-	if err != nil || !e.authorized() || e.rec.RefreshToken.IsZero() || e.rec.AuthorizedAt.Before(c.createdAt) {
+	e, err := m.reload(ctx, env, AuthorizerKey(c.platform, c.appid)) // another node may have got them just now
+	if err != nil || !e.renewable() || e.rec.AuthorizedAt.Before(fromUnix(unix(c.createdAt))) {
 		return Authorizer{}, false
 	}
 	a, err := e.authorizer()
@@ -202,35 +251,39 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 	return g, nil
 }
 
-// keepAuthorization swaps refresh and access token in one step. A refresh under way with the old refresh token finds
-// another generation and loses. An authorization older than the account's revocation does not bring it back.
+// keepAuthorization swaps refresh and access token in one step. A refresh under way with the old refresh token loses.
+//
+// A pushed code is dated by WeChat: an authorization older than the account's revocation does not bring it back, and
+// one older than the authorization held does not replace that. A code from a redirect has no date but ours, which says
+// nothing beside WeChat's: that WeChat exchanged it just now makes it the newest.
 func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c authCode, g authGrant) (*entry, error) {
-	since := c.createdAt
-	if since.IsZero() {
-		since = g.asked
-	}
-	since = fromUnix(unix(since))
+	pushed := !c.createdAt.IsZero()
 	k := AuthorizerKey(c.platform, g.appid)
+	taken := false
 	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
-		if cur != nil && c.createdAt.IsZero() && since.Before(cur.RevokedAt) {
-			// A redirect says no time. WeChat gave the tokens after it told us of the revocation, so our clock is behind.
-			since = cur.RevokedAt
-		}
-		next := &record{AuthorizedAt: since}
+		next := &record{}
 		if cur != nil {
-			if cur.revoked() && since.Before(cur.RevokedAt) {
-				return nil
-			}
-			if !cur.revoked() && since.Before(cur.AuthorizedAt) && !cur.RefreshToken.IsZero() {
-				return nil // an earlier authorization, whose code was answered late
-			}
 			*next = *cur
-			next.RevokedAt = time.Time{}
-			if next.AuthorizedAt.Before(since) {
-				next.AuthorizedAt = since
-			}
 		}
-		next.FuncInfo, next.CodeHash = g.funcInfo, c.hash()
+		older := cur != nil && c.before(cur)
+		since := fromUnix(unix(c.createdAt))
+		switch {
+		case !pushed:
+			since = g.asked.Truncate(time.Second)
+			if next.revoked() && !since.After(next.RevokedAt) {
+				since = next.RevokedAt.Add(time.Second) // so that the same revocation, pushed again, is the older one
+			}
+		case next.revoked() && since.Before(next.RevokedAt), older && !next.RefreshToken.IsZero():
+			return nil
+		}
+		taken = true
+		next.RevokedAt = time.Time{}
+		if next.AuthorizedAt.Before(since) {
+			next.AuthorizedAt, next.AuthorizedHere = since, !pushed
+		}
+		if !older {
+			next.FuncInfo, next.CodeHash = g.funcInfo, c.hash()
+		}
 		if !g.refresh.IsZero() {
 			next.RefreshToken = g.refresh
 		}
@@ -240,8 +293,13 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 		}
 		return next
 	})
-	if e != nil {
-		m.troubles.over(k)
+	switch {
+	case e == nil:
+	case taken:
+		m.troubles.over(k, g.access)
+	default:
+		env.Log.Warn("an authorization is not taken: the account has authorised again or revoked since",
+			"platform", c.platform, "appid", g.appid)
 	}
 	return e, err
 }

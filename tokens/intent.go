@@ -11,7 +11,8 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
-// usedCodeGrace is for how long a code that WeChat calls used is tried again before it counts as dead.
+// usedCodeGrace is for how long a code that WeChat calls used is tried again before it counts as dead: another node may
+// have used it, whose tokens are not in the store yet.
 const usedCodeGrace = 2 * time.Minute
 
 // Intent is the duty to exchange an authorization code that WeChat pushed.
@@ -20,7 +21,7 @@ type Intent struct {
 	AppID     string // may be empty: it is learned by the exchange
 	Code      secret.String
 	CreatedAt time.Time // CreateTime of the push; zero: now
-	ExpiresAt time.Time // when the code dies; zero: an hour after CreatedAt
+	ExpiresAt time.Time // when the code dies; zero: an hour after CreatedAt. What counts is the time between the two
 	InfoType  string    // of the push, for the log
 }
 
@@ -59,18 +60,13 @@ func (m *Manager) Accept(ctx context.Context, in Intent) error {
 	if in.Code.IsZero() || len(in.AppID) > maxID {
 		return fmt.Errorf("platform %s: %s: the push has no authorization code, or no appid", in.Platform, printable(in.InfoType, maxID))
 	}
-	if in.CreatedAt.IsZero() {
-		in.CreatedAt = time.Now()
-	}
-	if in.ExpiresAt.IsZero() {
-		in.ExpiresAt = in.CreatedAt.Add(codeLife)
-	}
+	in = in.received(time.Now())
 	in = in.wire().intent() // as it will be read back
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	hash := in.authCode().hash()
 	// Tokens that are held in memory alone do not make the duty done.
-	if _, done := m.alreadyExchanged(ctx, env, in.authCode()); done && m.pending.len() == 0 {
+	if _, done := m.alreadyExchanged(ctx, env, in.authCode(), m.lookup); done && m.pending.len() == 0 {
 		return nil
 	}
 	if err := m.storeRecord(ctx, env, intentName(hash), in.wire()); err != nil {
@@ -80,12 +76,27 @@ func (m *Manager) Accept(ctx context.Context, in Intent) error {
 	return nil
 }
 
-func (m *Manager) queueIntent(hash string, in Intent) {
-	m.queue.add("intent "+hash, 0, func(ctx context.Context) error { return m.fulfil(ctx, hash, in) })
+// received fills in the times of an intent that was pushed just now. The code's end is by our clock, counted from now:
+// WeChat's may differ by more than a code lives.
+func (in Intent) received(now time.Time) Intent {
+	if in.CreatedAt.IsZero() {
+		in.CreatedAt = now
+	}
+	life := in.ExpiresAt.Sub(in.CreatedAt)
+	if in.ExpiresAt.IsZero() || life <= 0 || life > codeLife {
+		life = codeLife
+	}
+	in.ExpiresAt = now.Add(life)
+	return in
 }
 
-// fulfil is one attempt at an intent. It returns nil once there is nothing left to do.
-func (m *Manager) fulfil(ctx context.Context, hash string, in Intent) error {
+func (m *Manager) queueIntent(hash string, in Intent) {
+	since := time.Now() // by our clock: WeChat's may differ
+	m.queue.add("intent "+hash, 0, func(ctx context.Context) error { return m.fulfil(ctx, hash, in, since) })
+}
+
+// fulfil is one attempt at an intent that was taken up at since. It returns nil once there is nothing left to do.
+func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time.Time) error {
 	env, err := m.current()
 	if err != nil {
 		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
@@ -99,8 +110,7 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent) error {
 	case errors.Is(err, ErrClosed):
 		return nil
 	}
-	// A code that WeChat calls used may have been used by another node, whose tokens are not in the store yet.
-	used := hasCode(err, codeAuthCodeInvalid) && time.Since(in.CreatedAt) > usedCodeGrace
+	used := hasCode(err, codeAuthCodeInvalid) && time.Since(since) > usedCodeGrace
 	dead := used || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized)
 	if !dead && time.Now().Before(in.ExpiresAt) {
 		env.Log.Warn("authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,

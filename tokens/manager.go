@@ -20,9 +20,11 @@ const (
 	// loadTimeout bounds one cold read, another one of the same key before it included.
 	loadTimeout = 2 * storeTimeout
 	// closeGrace is how long Close lets running renewals finish, since one that is cut off may lose what WeChat
-	// has just handed out. After it they are cancelled, and given closeEnd to notice.
+	// has just handed out. After it they are cancelled, and given closeEnd to write what they were given.
 	closeGrace = DefaultTimeout + storeTimeout
-	closeEnd   = storeTimeout
+	closeEnd   = keepTimeout
+	// flushTimeout bounds the last attempt to write what waits for the store.
+	flushTimeout = 2 * storeTimeout
 )
 
 // Manager keeps tokens. It is safe for concurrent use, and outlives the configurations that use it.
@@ -34,6 +36,7 @@ type Manager struct {
 	flights  singleflight.Group
 	locks    keyLocks // by record name: around each read or write of a record that ends in the cache
 	pending  pendingRecords
+	unsealed unsealedNames
 	troubles troubles
 	tickets  ticketTable
 	done     exchangedCodes
@@ -43,6 +46,7 @@ type Manager struct {
 
 	mu       sync.Mutex // guards what follows, and the step from open to closed
 	started  bool
+	uses     uint64
 	work     sync.WaitGroup
 	workCtx  context.Context
 	stopWork context.CancelFunc
@@ -78,6 +82,8 @@ func (m *Manager) Use(env *Environment) {
 	if env.Sealer == nil && (m.env.Load() == nil || m.env.Load().Sealer != nil) {
 		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
 	}
+	m.uses++
+	env.serial = m.uses
 	first := m.env.Swap(env) == nil
 	m.troubles.forgive()
 	if first {
@@ -88,8 +94,8 @@ func (m *Manager) Use(env *Environment) {
 	}
 }
 
-// Close stops the background loop, lets running renewals finish for a bounded time, and releases everything. Later
-// calls answer ErrClosed.
+// Close stops the background loop, lets running renewals finish for a bounded time, tries once more to write what waits
+// for the store, and releases everything. Later calls answer ErrClosed.
 func (m *Manager) Close() {
 	m.mu.Lock()
 	was := m.closed.Swap(true)
@@ -110,20 +116,26 @@ func (m *Manager) Close() {
 	m.cache.Load().close()
 }
 
-// flush writes, at the end, what the store had not taken until now.
+// flush is Close's last attempt to write what the store did not take.
 func (m *Manager) flush() {
 	env := m.env.Load()
-	if env == nil || m.Unsaved() == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
-	defer cancel()
-	err := m.flushRecords(ctx, env)
-	for _, platform := range m.tickets.platforms() {
-		err = errors.Join(err, m.saveTicket(ctx, env, platform))
+	if m.Unsaved() > 0 {
+		done := make(chan struct{})
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+		defer cancel()
+		go func() {
+			defer close(done)
+			var err error
+			defer m.recovered(&err)
+			for _, platform := range m.tickets.waiting() {
+				_ = m.saveTicket(ctx, env, platform) // what fails is counted below
+			}
+			_ = m.writeWaiting(ctx, env)
+		}()
+		waitFor(done, flushTimeout) // the store may ignore the context
 	}
 	if n := m.Unsaved(); n > 0 {
-		env.Log.Error("the process ends with tokens that could not be written; what they stand for may be lost", "records", n, "error", err)
+		env.Log.Error("the gateway ends with tokens that could not be written; what they stand for may be lost", "records", n)
 	}
 }
 
@@ -218,7 +230,7 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 		m.renewIfStale(env, e, now)
 		return e.token, nil
 	}
-	if err := m.hopeless(e); err != nil {
+	if err := e.unrenewable(); err != nil {
 		return Token{}, err
 	}
 	var refused secret.String
@@ -226,27 +238,6 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 		refused = e.token.Value
 	}
 	return m.awaitRenewal(ctx, env, k, refused)
-}
-
-// hopeless is the error of a renewal that cannot come to anything, told from memory: a caller that repeats such calls
-// must cost the store nothing.
-func (m *Manager) hopeless(e *entry) error {
-	k := e.key
-	if k.Kind == KindAuthorizer {
-		switch {
-		case !e.authorized():
-			return fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
-		case e.rec.RefreshToken.IsZero():
-			return errNoRefreshToken(k.AppID)
-		}
-	}
-	if k.Kind == KindAccount {
-		return nil
-	}
-	if c := m.cache.Load().get(ComponentKey(k.Platform)); c != nil && c.live(time.Now().UnixNano()) {
-		return nil
-	}
-	return m.tickets.absent(k.Platform)
 }
 
 // Renew is called when WeChat refused a token. If the current token is another one already, that is returned and
@@ -269,7 +260,7 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 		return Token{}, err
 	}
 	if k.Kind == KindAuthorizer && !e.authorized() {
-		return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+		return Token{}, e.unrenewable()
 	}
 	if refused.IsZero() {
 		refused = e.token.Value
@@ -281,6 +272,9 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 		m.troubles.refuse(k, refused)
 		e.refused.Store(true)
 	}
+	if err := e.unrenewable(); err != nil {
+		return Token{}, err
+	}
 	return m.awaitRenewal(ctx, env, k, refused)
 }
 
@@ -290,7 +284,7 @@ func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, 
 	if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) {
 		return e, nil
 	}
-	e, err := share(ctx, m, "load\x00"+k.flight(), loadTimeout, func(ctx context.Context) (*entry, error) {
+	e, err := share(ctx, m, env.flight("load", k), loadTimeout, func(ctx context.Context) (*entry, error) {
 		return m.reload(ctx, env, k)
 	})
 	if replaceable(k, err) {
@@ -304,9 +298,6 @@ func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, 
 func replaceable(k Key, err error) bool {
 	return k.Kind != KindAuthorizer && errors.Is(err, ErrStore) && !errors.Is(err, errUnreadable)
 }
-
-// flight names the key among the shared flights.
-func (k Key) flight() string { return string(k.Kind) + "\x00" + k.Platform + "\x00" + k.AppID }
 
 // share runs fn once for all callers that give the same name at the same time. It runs on the manager's time, not
 // on a caller's: a caller whose context ends leaves, and the others still get their result.

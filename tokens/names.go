@@ -10,8 +10,9 @@ import (
 const (
 	root         = "wechat/v1"
 	intentFolder = root + "/intent"
-	// lockSuffix tells the lock of a whole renewal from the short one of a write to the record.
-	renewalLock = "/renewal"
+	// These tell the locks of a whole renewal and a whole exchange from the short one of a write to the record.
+	renewalLock  = "/renewal"
+	exchangeLock = "/exchange"
 )
 
 // maxID bounds an appid. WeChat's have 18 characters.

@@ -37,11 +37,12 @@ const (
 	opaqueKeyLife = 30 * 24 * time.Hour
 	// opaqueGenerations of keys are kept: the newest makes tokens, all open them.
 	opaqueGenerations = 2
-	// opaqueReload is how often at most a token made with a key that is not known here makes this node look into
-	// the store: another node may have made a key, but callers must not be able to read the store at will.
+	// opaqueReload is how often at most a key that is not known here makes this node look into the store: another node
+	// may have made one, but callers must not be able to read the store, or wait for one that fails, at will.
 	opaqueReload = time.Second
-	// opaqueLockWait bounds the wait for another node that is making a key.
+	// opaqueLockWait bounds the wait for another node that is making a key, and opaqueTimeout all of the making.
 	opaqueLockWait = 5 * time.Second
+	opaqueTimeout  = opaqueLockWait + 3*storeTimeout
 )
 
 var (
@@ -74,11 +75,12 @@ type opaqueKey struct {
 
 // opaqueKeys are the keys as known on this node.
 type opaqueKeys struct {
-	known atomic.Pointer[[]opaqueKey] // newest first; read without mu, so that a slow store holds up no known key
+	known atomic.Pointer[[]opaqueKey] // newest first
 
-	mu      sync.Mutex // held while the store is asked, so that it is asked once
-	loaded  time.Time  // when it was last asked
-	failure error      // of that time
+	mu      sync.Mutex
+	loaded  time.Time // when the store was last asked
+	failed  time.Time // when it last failed to give a key, or to keep one
+	failure error     // of that time; nil: it has not failed since
 }
 
 // opaqueRecord is the keys in the store.
@@ -155,22 +157,51 @@ func (m *Manager) issuingKey(ctx context.Context) (opaqueKey, error) {
 	if err != nil {
 		return opaqueKey{}, err
 	}
-	if m.opaque.fresh() {
-		key, _ := m.opaque.newest()
+	key, ok := m.opaque.newest()
+	if ok && m.opaque.fresh() {
 		return key, nil
 	}
-	// Shared, so that each caller waits as long as it wants to, and for one attempt alone.
-	return share(ctx, m, "opaque keys", renewTimeout, func(ctx context.Context) (opaqueKey, error) {
-		m.opaque.mu.Lock()
-		defer m.opaque.mu.Unlock()
-		err := m.renewOpaqueKeys(ctx, env)
-		key, ok := m.opaque.newest()
-		if ok && err != nil {
-			env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
-			err = nil
-		}
-		return key, err
-	})
+	failure := m.opaque.failedLately()
+	renew := func(ctx context.Context) (opaqueKey, error) { return m.renewOpaqueKeys(ctx, env) }
+	switch name := env.flightName("opaque", "renew"); {
+	case ok && failure == nil: // the old one serves meanwhile
+		launch(m, name, opaqueTimeout, renew)
+		return key, nil
+	case ok:
+		return key, nil
+	case failure != nil:
+		return opaqueKey{}, failure
+	default:
+		return share(ctx, m, name, opaqueTimeout, renew)
+	}
+}
+
+// failedLately returns the store's last failure if it is too young to ask again.
+func (k *opaqueKeys) failedLately() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.failure != nil && time.Since(k.failed) < opaqueReload {
+		return k.failure
+	}
+	return nil
+}
+
+// loadedLately reports whether the store was read too short a while ago to read it again.
+func (k *opaqueKeys) loadedLately() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.loaded.IsZero() && time.Since(k.loaded) < opaqueReload
+}
+
+// note remembers how the store answered.
+func (k *opaqueKeys) note(loaded bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if loaded {
+		k.loaded = now
+	}
+	k.failed, k.failure = now, err
 }
 
 // fresh reports whether the newest key may make tokens.
@@ -186,8 +217,20 @@ func (k *opaqueKeys) newest() (opaqueKey, bool) {
 	return opaqueKey{}, false
 }
 
-// renewOpaqueKeys makes a key, unless this or another node did so meanwhile. The caller holds mu.
-func (m *Manager) renewOpaqueKeys(ctx context.Context, env *Environment) error {
+// renewOpaqueKeys returns the newest key, and makes it unless this or another node did so meanwhile. It runs once at a
+// time.
+func (m *Manager) renewOpaqueKeys(ctx context.Context, env *Environment) (opaqueKey, error) {
+	err := m.makeOpaqueKey(ctx, env)
+	m.opaque.note(false, err)
+	key, ok := m.opaque.newest()
+	if ok && err != nil {
+		env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
+		err = nil
+	}
+	return key, err
+}
+
+func (m *Manager) makeOpaqueKey(ctx context.Context, env *Environment) error {
 	if m.opaque.fresh() {
 		return nil
 	}
@@ -224,16 +267,20 @@ func (m *Manager) openingKey(ctx context.Context, id [opaqueKeyID]byte) (opaqueK
 	if key, ok := m.opaque.find(id); ok {
 		return key, nil
 	}
-	m.opaque.mu.Lock()
-	defer m.opaque.mu.Unlock()
-	if time.Since(m.opaque.loaded) >= opaqueReload {
-		_, _ = m.loadOpaqueKeys(ctx, env) // its error is kept as failure
+	if failure := m.opaque.failedLately(); failure != nil {
+		return opaqueKey{}, failure
 	}
+	if m.opaque.loadedLately() {
+		return opaqueKey{}, ErrOpaqueUnknown
+	}
+	_, err = share(ctx, m, env.flightName("opaque", "load"), loadTimeout, func(ctx context.Context) (opaqueRecord, error) {
+		return m.loadOpaqueKeys(ctx, env)
+	})
 	if key, ok := m.opaque.find(id); ok {
 		return key, nil
 	}
-	if m.opaque.failure != nil {
-		return opaqueKey{}, m.opaque.failure
+	if err != nil {
+		return opaqueKey{}, err
 	}
 	return opaqueKey{}, ErrOpaqueUnknown
 }
@@ -251,27 +298,25 @@ func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
 	return opaqueKey{}, false
 }
 
-// loadOpaqueKeys reads the keys from the store; none is no error. The caller holds mu.
+// loadOpaqueKeys reads the keys from the store; none is no error. Keys that are not sealed although there is a seal key
+// count as none: whoever can write to the store could have put them there, to make tokens of their own.
 func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
-	// Detached: what one caller gives up waiting for, the next one needs too. loadRecord has its own deadline.
-	isSealed, err := m.loadRecordForm(context.WithoutCancel(ctx), env, opaqueName, &kept)
-	if err == nil && env.Sealer != nil && !isSealed {
-		// Anybody who can write to the store could have put it there, and forge every client's tokens with it. New keys
-		// cost the apps one grant.
-		env.Log.Warn("the keys of opaque tokens were stored before there was a seal_key: new ones are made")
-		kept, err = opaqueRecord{}, fs.ErrNotExist
-	}
+	err = m.loadRecord(ctx, env, opaqueName, &kept)
 	switch {
+	case errors.Is(err, errUnsealed):
+		env.Log.Warn("the keys of opaque tokens are not sealed although there is a seal_key: they are not used, new ones are made",
+			"record", opaqueName)
+		err = nil
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil
 	case err == nil:
 		err = m.opaque.take(kept)
 	}
-	m.opaque.loaded, m.opaque.failure = time.Now(), err
+	m.opaque.note(true, err)
 	return kept, err
 }
 
-// take puts stored keys in force. The caller holds mu.
+// take puts stored keys in force.
 func (k *opaqueKeys) take(kept opaqueRecord) error {
 	known := make([]opaqueKey, 0, len(kept.Keys))
 	for _, r := range kept.Keys {

@@ -305,6 +305,12 @@ func TestOpaqueStoreFails(t *testing.T) {
 		t.Errorf("a key that cannot be kept: got %v, want ErrStore", err)
 	}
 	store.store = false
+	if _, err := m.IssueOpaque(t.Context(), opaqueClaims()); !errors.Is(err, ErrStore) {
+		t.Errorf("asked the store again at once: %v", err)
+	}
+	m.opaque.mu.Lock()
+	m.opaque.failed = m.opaque.failed.Add(-opaqueReload)
+	m.opaque.mu.Unlock()
 	token := mustIssue(t, m, opaqueClaims())
 
 	store.load, store.store = true, true

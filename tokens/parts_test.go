@@ -220,7 +220,7 @@ func TestTroublesAreBounded(t *testing.T) {
 	if n := len(x.keys); n != maxTroubles {
 		t.Errorf("%d troubles are remembered", n)
 	}
-	x.over(AccountKey(fmt.Sprint(maxTroubles + 9)))
+	x.over(AccountKey(fmt.Sprint(maxTroubles+9)), secret.String{})
 	if n := len(x.keys); n != maxTroubles-1 {
 		t.Errorf("%d troubles after one was over", n)
 	}

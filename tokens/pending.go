@@ -3,6 +3,7 @@ package tokens
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"sync"
 )
@@ -25,35 +26,56 @@ func (p *pendingRecords) len() int {
 	return len(p.recs)
 }
 
+// put keeps a record until the store takes it, unless one waits that supersedes it.
 func (p *pendingRecords) put(k Key, rec *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.recs[k].supersedes(rec) {
+		return
+	}
 	if p.recs == nil {
 		p.recs = make(map[Key]*record)
 	}
 	p.recs[k] = rec
 }
 
-func (p *pendingRecords) drop(k Key) {
+// stored drops what waits, unless that supersedes rec, which the store has.
+func (p *pendingRecords) stored(k Key, rec *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.recs, k)
+	if !p.recs[k].supersedes(rec) {
+		delete(p.recs, k)
+	}
 }
 
-// settle decides between a waiting record and the one that another node stored meanwhile, and returns the one that
-// counts. The caller holds the key's lock.
+// drop removes exactly this record.
+func (p *pendingRecords) drop(k Key, rec *record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.recs[k] == rec {
+		delete(p.recs, k)
+	}
+}
+
+// settle decides between a waiting record and the one that the store has, and returns the one that counts. A waiting
+// one that counts gets a generation above the other's. The caller holds the key's lock.
 func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
-	if stored.supersedes(waiting) {
-		p.drop(k)
+	if stored.supersedes(waiting) || stored.same(waiting) {
+		p.drop(k, waiting)
 		return stored
 	}
-	if stored.Gen >= waiting.Gen {
-		next := *waiting
-		next.Gen = stored.Gen + 1 // so that other nodes take it for what it is: later than what they have
-		waiting = &next
-		p.put(k, waiting)
+	// An authorization that brought no refresh token leaves the one that is there.
+	tokenless := waiting.RefreshToken.IsZero() && !waiting.revoked() && !stored.RefreshToken.IsZero()
+	if waiting.Gen > stored.Gen && !tokenless {
+		return waiting
 	}
-	return waiting
+	next := *waiting
+	next.Gen = max(next.Gen, stored.Gen+1)
+	if tokenless {
+		next.RefreshToken = stored.RefreshToken
+	}
+	p.put(k, &next)
+	return &next
 }
 
 func (p *pendingRecords) all() map[Key]*record {
@@ -66,23 +88,24 @@ func (p *pendingRecords) all() map[Key]*record {
 // did not take them. It is 0 in a healthy gateway; readiness depends on it.
 func (m *Manager) Unsaved() int { return m.pending.len() + m.tickets.unsaved() }
 
-// writePending is the job that tries to write what waits, and reports an error while something still does.
+// writePending is the job that writes what waits; it fails while something still does.
 func (m *Manager) writePending(ctx context.Context) error {
 	env, err := m.current()
 	if err != nil {
-		return nil //nolint:nilerr // closed: Close writes what it can
+		return nil //nolint:nilerr // closed: Close writes what waits
 	}
-	return m.flushRecords(ctx, env)
+	return m.writeWaiting(ctx, env)
 }
 
-func (m *Manager) flushRecords(ctx context.Context, env *Environment) error {
+// writeWaiting tries to write what waits, as it is.
+func (m *Manager) writeWaiting(ctx context.Context, env *Environment) error {
 	var unreadable error
 	for k := range m.pending.all() {
 		_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-			if waiting := m.pending.get(k); waiting == nil || waiting != cur {
-				return nil // written, or superseded, meanwhile
+			if waiting := m.pending.get(k); waiting == nil || waiting.supersedes(cur) {
+				return nil // written meanwhile, or its turn comes again
 			}
-			return cur // as it is: it is no news to this node, and a refresh under way stands on it
+			return cur
 		})
 		switch {
 		case errors.Is(err, errUnreadable):
@@ -90,6 +113,9 @@ func (m *Manager) flushRecords(ctx context.Context, env *Environment) error {
 		case err != nil:
 			return err // the others would fail alike
 		}
+	}
+	if unreadable == nil && m.pending.len() > 0 {
+		return fmt.Errorf("%w: records still wait to be written", ErrStore)
 	}
 	return unreadable
 }

@@ -90,6 +90,8 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	j.running = false
 	retry, chosen := err.(retryError)
 	switch {
+	case err != nil && j.again: // there may be news; but no faster than after a first failure
+		j.failed, j.due = 1, time.Now().Add(backoff(1))
 	case chosen:
 		j.failed, j.due = 0, time.Now().Add(retry.after)
 	case err != nil:

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -23,6 +25,9 @@ const storeTimeout = 3 * time.Second
 // configured, or of another version. Nothing may write over it.
 var errUnreadable = fmt.Errorf("%w: record cannot be read", ErrStore)
 
+// errUnsealed is a record that must be sealed and is not.
+var errUnsealed = fmt.Errorf("%w: record is not sealed", ErrStore)
+
 // record is what is kept of one token, in memory. Times are whole seconds, as in the store, so that a token looks
 // the same before and after a restart.
 type record struct {
@@ -33,8 +38,13 @@ type record struct {
 	RefreshToken secret.String
 	FuncInfo     []int
 	AuthorizedAt time.Time
-	RevokedAt    time.Time // after AuthorizedAt, or zero, unless the account has authorised again since
-	CodeHash     string    // of the authorization code that the tokens came from
+	// AuthorizedHere: AuthorizedAt is by a gateway's clock, since no push told WeChat's time. The two cannot be compared.
+	AuthorizedHere bool
+	RevokedAt      time.Time // after AuthorizedAt, or zero, unless the account has authorised again since
+	CodeHash       string    // of the authorization code that the tokens came from
+
+	// reseal: the store has it unsealed, or under an old seal key. It is not part of the record.
+	reseal bool
 }
 
 // recordWire is a record in the store.
@@ -46,6 +56,7 @@ type recordWire struct {
 	RefreshToken string `json:"refresh_token,omitempty"`
 	FuncInfo     []int  `json:"func_info,omitempty"`
 	AuthorizedAt int64  `json:"authorized_at,omitempty"`
+	Here         bool   `json:"authorized_here,omitempty"`
 	RevokedAt    int64  `json:"revoked_at,omitempty"`
 	CodeHash     string `json:"code_hash,omitempty"`
 }
@@ -54,7 +65,7 @@ func (r *record) wire() recordWire {
 	return recordWire{
 		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt), ObtainedAt: unix(r.ObtainedAt),
 		RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
-		RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
+		Here: r.AuthorizedHere, RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
 	}
 }
 
@@ -62,16 +73,17 @@ func (w *recordWire) record() *record {
 	return &record{
 		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt), ObtainedAt: fromUnix(w.ObtainedAt),
 		RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
-		RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
+		AuthorizedHere: w.Here, RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
 	}
 }
 
 // revoked reports whether the account took its authorization back and has not given it again.
 func (r *record) revoked() bool { return !r.RevokedAt.IsZero() && !r.RevokedAt.Before(r.AuthorizedAt) }
 
-// supersedes reports whether r counts and o does not: the later authorization or its end comes first, since it makes
-// earlier refresh tokens void, then what was written on top of more, then the token asked for later. A record counts
-// against none.
+// supersedes is the one rule for which of two records of a key counts, in the store, in the cache and among those that
+// wait to be written. The later authorization or its end comes first, since it makes earlier refresh tokens void; then
+// the higher generation; then, of two that were made without knowing of each other, the token that was asked for
+// later. A record, whatever is in it, counts more than none.
 func (r *record) supersedes(o *record) bool {
 	if r == nil || o == nil {
 		return r != nil
@@ -87,13 +99,19 @@ func (r *record) supersedes(o *record) bool {
 	}
 }
 
-// sameAuthorization reports whether two records stand on one authorization, so that a refresh made for the one is right
-// for the other.
-func (r *record) sameAuthorization(o *record) bool {
+// same reports whether both say the same, whatever their generations.
+func (r *record) same(o *record) bool {
 	if r == nil || o == nil {
 		return r == o
 	}
-	return r.settledAt().Equal(o.settledAt()) && r.revoked() == o.revoked() && r.CodeHash == o.CodeHash
+	return r.AccessToken.Same(o.AccessToken) && r.ExpiresAt.Equal(o.ExpiresAt) && r.ObtainedAt.Equal(o.ObtainedAt) &&
+		r.RefreshToken.Same(o.RefreshToken) && slices.Equal(r.FuncInfo, o.FuncInfo) && r.sameAuthorization(o)
+}
+
+// sameAuthorization reports whether both stand on one authorization, or on the same end of it.
+func (r *record) sameAuthorization(o *record) bool {
+	return r.AuthorizedAt.Equal(o.AuthorizedAt) && r.AuthorizedHere == o.AuthorizedHere && r.RevokedAt.Equal(o.RevokedAt) &&
+		r.CodeHash == o.CodeHash
 }
 
 // settledAt is when the account last gave or took its authorization.
@@ -121,16 +139,16 @@ func fromUnix(seconds int64) time.Time {
 
 // loadRecord reads a record into out, a pointer to a struct. The error is fs.ErrNotExist if there is none, and wraps
 // ErrStore otherwise.
-//
-// Where records are sealed, one that was stored before the seal key was configured is still read, and is sealed when
-// it is next written: adding a key must not lose an authorizer.
 func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {
-	_, err := m.loadRecordForm(ctx, env, name, out)
+	_, err := m.openRecord(ctx, env, name, out)
 	return err
 }
 
-// loadRecordForm is loadRecord and also says whether the record was sealed.
-func (m *Manager) loadRecordForm(ctx context.Context, env *Environment, name string, out any) (isSealed bool, err error) {
+// openRecord is loadRecord that also says whether the record should be sealed again: it is not sealed with the newest
+// key. Where records are sealed, one that was stored before the seal key was configured is still read, and the log
+// says so: adding a key must not lose an authorizer. But anybody who can write to the store can make such a record,
+// so the keys of opaque tokens are not taken from one: that is errUnsealed.
+func (m *Manager) openRecord(ctx context.Context, env *Environment, name string, out any) (reseal bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
@@ -143,25 +161,62 @@ func (m *Manager) loadRecordForm(ctx context.Context, env *Environment, name str
 	case err != nil:
 		return false, fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
 	}
-	if isSealed = env.Sealer != nil && !isPlain(data); isSealed {
-		if data, _, err = env.Sealer.Open(name, data); err != nil {
+	switch {
+	case env.Sealer == nil:
+	case !isPlain(data):
+		if data, reseal, err = env.Sealer.Open(name, data); err != nil {
 			return false, fmt.Errorf("%w: %s does not open with any seal_key; was a key removed?", errUnreadable, name)
 		}
+	case name == opaqueName:
+		return false, fmt.Errorf("%w: %s", errUnsealed, name)
+	default:
+		reseal = true
+		if m.unsealed.first(name) {
+			env.Log.Warn("a record is not sealed although there is a seal_key; it is believed, and is sealed when it is next written",
+				"record", name)
+		}
 	}
-	// The cause is left out of these errors: it quotes the record.
+	return reseal, decodeRecord(name, data, out)
+}
+
+// decodeRecord reads an opened record. The cause is left out of its errors: it quotes the record.
+func decodeRecord(name string, data []byte, out any) error {
 	var version struct {
 		V int `json:"v"`
 	}
 	if err := json.Unmarshal(data, &version); err != nil {
-		return false, fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
+		return fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
 	}
 	if version.V != recordVersion {
-		return false, fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
+		return fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return false, fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
+		return fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
 	}
-	return isSealed, nil
+	return nil
+}
+
+// maxUnsealed bounds the names that are remembered. Beyond it the log is silent: it has said enough.
+const maxUnsealed = 1 << 12
+
+// unsealedNames remembers which unsealed records the log has heard of.
+type unsealedNames struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+// first reports whether a name is a new one.
+func (u *unsealedNames) first(name string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.names[name] || len(u.names) >= maxUnsealed {
+		return false
+	}
+	if u.names == nil {
+		u.names = make(map[string]bool)
+	}
+	u.names[name] = true
+	return true
 }
 
 // isPlain tells an unsealed record.

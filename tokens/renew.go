@@ -16,6 +16,9 @@ const (
 	renewalLockWait = 12 * time.Second
 	// writeLockWait bounds the wait for the lock around one write.
 	writeLockWait = 12 * time.Second
+	// keepTimeout bounds the wait for this node's own turn to write what must be written. Whoever is before waits for the
+	// store's lock and for two of its operations.
+	keepTimeout = writeLockWait + 2*storeTimeout
 	// sameTokenPause is the wait after WeChat gave back the token that we have, which is not near enough to its end.
 	sameTokenPause = 30 * time.Second
 )
@@ -30,14 +33,14 @@ type grant struct {
 
 // renewIfStale starts one background renewal of a live token, unless it is fresh or one was tried a moment ago.
 func (m *Manager) renewIfStale(env *Environment, e *entry, now int64) {
-	if e.fresh(now) {
+	if e.fresh(now) || !e.renewable() {
 		return
 	}
 	due := e.renewAt.Load()
 	if now < due || !e.renewAt.CompareAndSwap(due, now+int64(renewTimeout)) {
 		return
 	}
-	launch(m, "renew\x00"+e.key.flight(), renewTimeout, func(ctx context.Context) (*entry, error) {
+	launch(m, env.flight("renew", e.key), renewTimeout, func(ctx context.Context) (*entry, error) {
 		return m.renew(ctx, env, e.key, secret.String{})
 	})
 }
@@ -46,10 +49,10 @@ func (m *Manager) renewIfStale(env *Environment, e *entry, now int64) {
 func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, refused secret.String) (Token, error) {
 	// A flight that was under way when we joined may have been asked for less than we need: one more goes for us.
 	for range 2 {
-		if err := m.troubles.hold(k); err != nil {
+		if err := m.barred(k); err != nil {
 			return Token{}, err
 		}
-		e, err := share(ctx, m, "renew\x00"+k.flight(), renewTimeout, func(ctx context.Context) (*entry, error) {
+		e, err := share(ctx, m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
 			return m.renew(ctx, env, k, refused)
 		})
 		switch {
@@ -64,10 +67,34 @@ func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, ref
 	return Token{}, fmt.Errorf("%w: WeChat gave no new %s token for %s", ErrBackoff, k.Kind, k.owner())
 }
 
+// barred returns the error that a renewal would end with, as far as is known without the store and without WeChat.
+func (m *Manager) barred(k Key) error {
+	if err := m.troubles.hold(k); err != nil {
+		return err
+	}
+	if k.Kind == KindAccount {
+		return nil
+	}
+	err := m.tickets.missing(k.Platform)
+	if err == nil || k.Kind == KindComponent {
+		return err
+	}
+	if c := m.cache.Load().get(ComponentKey(k.Platform)); c != nil && c.live(time.Now().UnixNano()) {
+		return nil
+	}
+	return tokenMissing(ComponentKey(k.Platform), err)
+}
+
 // renew is one renewal: the cluster's lock, another look, WeChat, the store, the cache. It runs once per key at a
-// time on this node.
+// time on this node, also when the configuration changes meanwhile.
 func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused secret.String) (*entry, error) {
-	unlock, lockErr := m.lockStore(ctx, env, k.recordName()+renewalLock, renewalLockWait)
+	lock := k.recordName() + renewalLock
+	leave, err := m.locks.lock(ctx, lock)
+	if err != nil {
+		return nil, fmt.Errorf("wait for a renewal under way: %w", err)
+	}
+	defer leave()
+	unlock, lockErr := m.lockStore(ctx, env, lock, renewalLockWait)
 	if lockErr == nil {
 		defer unlock()
 	}
@@ -75,16 +102,16 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 	if err != nil {
 		return nil, err
 	}
-	if e.refused.Load() {
-		refused = e.token.Value // whichever token the caller speaks of, this is the one not to get again
-	}
 	now := time.Now().UnixNano()
-	another := !refused.IsZero() && !e.token.Value.Same(refused) && e.live(now)
+	if e.refused.Load() {
+		refused = e.token.Value // also if the caller's was an earlier one
+	}
+	isRefused := !refused.IsZero() && e.token.Value.Same(refused)
 	switch {
-	case another || e.fresh(now):
+	case !isRefused && (e.fresh(now) || !refused.IsZero() && e.live(now)):
 		return e, nil // somebody did it while we waited
-	case k.Kind == KindAuthorizer && !e.authorized():
-		return nil, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
+	case !e.renewable():
+		return nil, e.unrenewable()
 	case lockErr != nil && e.live(now):
 		m.renewalFailed(env, k, lockErr)
 		return nil, lockErr
@@ -92,7 +119,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		env.Log.Error("the store gives no lock; renewing a token without it, another node may do the same",
 			"kind", k.Kind, "appid", k.owner(), "error", lockErr)
 	}
-	if e.refused.Load() {
+	if isRefused {
 		if err := m.troubles.spend(k); err != nil {
 			return nil, err
 		}
@@ -142,25 +169,30 @@ func (m *Manager) fetch(ctx context.Context, env *Environment, k Key, e *entry, 
 	return g, err
 }
 
-// keep writes a renewed token and publishes it, unless the record has moved on from base meanwhile: a new
-// authorization, or its end, beats a refresh that was under way with the old refresh token; so does a refresh that was
-// begun later.
+// keep writes a renewed token and publishes it, unless what stands in the record outdates it: a new authorization, or
+// its end, beats a refresh that was under way with the old refresh token. Base is what the renewal started from.
 func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry, g grant) (*entry, error) {
 	expires := g.asked.Add(g.life).Truncate(time.Second)
-	same := false
+	outdated, same := false, false
 	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
-		if !cur.supersedes(base.rec) {
-			cur = base.rec // nothing new, or the store was emptied, or put back to an older state, under us
-		}
 		next := &record{}
-		if cur != nil {
-			if !cur.sameAuthorization(base.rec) || cur.ObtainedAt.After(g.asked) {
-				return nil
-			}
+		back := base.rec.supersedes(cur) // the store was emptied, or put back to an older state, under us
+		switch {
+		case back:
+			*next = *base.rec
+		case cur != nil:
 			*next = *cur
 		}
-		if same = next.AccessToken.Same(g.access) && expires.Sub(next.ExpiresAt).Abs() <= 2*time.Second; same {
+		if outdated = next.outdates(base.rec, g); outdated {
 			return nil
+		}
+		same = next.AccessToken.Same(g.access) && expires.Sub(next.ExpiresAt).Abs() <= 2*time.Second &&
+			(g.refresh.IsZero() || next.RefreshToken.Same(g.refresh))
+		if same && !back {
+			return nil
+		}
+		if same {
+			return next
 		}
 		next.AccessToken, next.ExpiresAt, next.ObtainedAt = g.access, expires, g.asked.Truncate(time.Second)
 		if !g.refresh.IsZero() {
@@ -168,21 +200,48 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 		}
 		return next
 	})
-	if e == nil {
+	switch {
+	case e == nil:
 		return nil, err
-	}
-	if same {
+	case outdated:
+		env.Log.Warn("a renewed token is dropped: its record was re-authorised, revoked or renewed meanwhile",
+			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform)
+		return e, nil
+	case same:
 		// stable_token gives the same token until its last five minutes: no news, ask again a little later.
 		e.renewAt.Store(time.Now().Add(sameTokenPause).UnixNano())
 		return e, nil
 	}
-	m.troubles.over(k)
+	m.troubles.over(k, g.access)
 	env.Log.Info("token renewed", "kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "expires_in", int64(g.life/time.Second))
 	return e, nil
 }
 
+// outdates reports whether a grant that was fetched with base's refresh token comes too late for r, the record as it
+// is by now. Generations do not tell: a record can be written again without a change.
+func (r *record) outdates(base *record, g grant) bool {
+	if base == nil {
+		base = &record{}
+	}
+	if r.revoked() {
+		return true
+	}
+	if !r.RefreshToken.Same(base.RefreshToken) {
+		// A re-authorization makes the refresh token void that the grant came from.
+		return !r.sameAuthorization(base) || r.ObtainedAt.After(g.asked)
+	}
+	rotated := !g.refresh.IsZero() && !g.refresh.Same(base.RefreshToken)
+	if rotated || r.AccessToken.Same(base.AccessToken) {
+		return false
+	}
+	return !r.sameAuthorization(base) || r.ObtainedAt.After(g.asked)
+}
+
 // renewalFailed notes a failure: the next attempt waits, and the log hears of it once and then rarely.
 func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
+	if m.env.Load() != env {
+		return // what failed was the configuration of before
+	}
 	retryAt, say := m.troubles.failed(k, err)
 	if e := m.cache.Load().get(k); e != nil {
 		e.renewAt.Store(retryAt.UnixNano())
@@ -205,42 +264,72 @@ func (m *Manager) reload(ctx context.Context, env *Environment, k Key) (*entry, 
 	}
 	defer unlock()
 	rec, err := m.readRecord(ctx, env, k)
-	if err != nil {
+	if err != nil && rec == nil {
 		return nil, err
+	}
+	if rec != nil && rec.reseal {
+		m.queue.add("reseal "+k.recordName(), 0, m.reseal(k))
 	}
 	return m.publish(k, rec), nil
 }
 
-// readRecord returns a key's record, nil if there is none. A record that waits to be written is newer than the
-// store's. The caller holds the key's lock.
-func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (*record, error) {
-	var wire recordWire
-	err := m.loadRecord(ctx, env, k.recordName(), &wire)
-	waiting := m.pending.get(k)
-	switch {
-	case err == nil && waiting == nil:
-		return wire.record(), nil
-	case err == nil:
-		return m.pending.settle(k, waiting, wire.record()), nil
-	case waiting != nil && !errors.Is(err, errUnreadable):
-		return waiting, nil
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
-	default:
-		return nil, err
+// reseal is the job that seals a record with the newest key. It is tried once: the next read finds it again.
+func (m *Manager) reseal(k Key) func(context.Context) error {
+	return func(ctx context.Context) error {
+		env, err := m.current()
+		if err != nil {
+			return nil //nolint:nilerr // closed
+		}
+		_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+			if cur == nil || !cur.reseal {
+				return nil
+			}
+			return cur
+		})
+		if err != nil {
+			env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read",
+				"kind", k.Kind, "appid", k.owner(), "error", err)
+		}
+		return nil
 	}
 }
 
-// publish puts a record into the cache. The caller holds the key's lock.
+// readRecord returns a key's record as it stands by the store and by what waits to be written; nil if there is none.
+// An error beside a record says that the store was not read, and that the record is the one that waits. The caller
+// holds the key's lock.
+func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (*record, error) {
+	var wire recordWire
+	reseal, err := m.openRecord(ctx, env, k.recordName(), &wire)
+	waiting := m.pending.get(k)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return waiting, nil
+	case err != nil:
+		return waiting, err
+	}
+	stored := wire.record()
+	stored.reseal = reseal
+	if waiting == nil {
+		return stored, nil
+	}
+	rec := m.pending.settle(k, waiting, stored)
+	if rec == stored && !stored.same(waiting) {
+		env.Log.Warn("a record that waited to be written is dropped: another node's is newer",
+			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform)
+	}
+	return rec, nil
+}
+
+// publish puts a record into the cache, unless the one there supersedes it: the store was put back to an older state
+// then. The caller holds the key's lock.
 func (m *Manager) publish(k Key, rec *record) *entry {
 	c := m.cache.Load()
-	e := newEntry(k, rec, time.Now())
 	held := c.get(k)
-	switch {
-	case held == nil:
-	case held.gen() > e.gen() && held.rec.supersedes(e.rec):
-		return held // the store was put back to an older state
-	case held.gen() == e.gen() && held.rec != nil && e.recheckAt == 0 && !e.rec.supersedes(held.rec):
+	if held != nil && held.rec.supersedes(rec) {
+		return held
+	}
+	e := newEntry(k, rec, time.Now())
+	if held != nil && held.rec != nil && held.gen() == e.gen() && held.rec.same(rec) && e.recheckAt == 0 {
 		return held // it knows what WeChat refused
 	}
 	m.troubles.adopt(e)
@@ -248,23 +337,34 @@ func (m *Manager) publish(k Key, rec *record) *entry {
 	return e
 }
 
-// commitTimeout bounds a commit of what cannot be had again: the key's lock, the store's, a read and a write.
-const commitTimeout = writeLockWait + 4*storeTimeout
-
 // commit changes a key's record: it reads it under the key's lock, asks change for the next one (nil: leave it as it
-// is; cur itself: write it as it is), writes that durably and only then publishes it. Must says that the next record
-// cannot be had again: then no caller's deadline cuts the writing short, and when the store fails the record is kept in
-// memory and written later; the entry is returned beside the error then.
+// is; the same: write it as it is), writes that durably and only then publishes it.
+//
+// Must says that the next record cannot be had again. Nobody's context cuts such a write off, and when the store
+// cannot be locked, read or written, the record is kept in memory and written later; the entry is returned beside the
+// error then. Nothing is ever written over a record that could not be read.
 func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool, change func(cur *record) *record) (*entry, error) {
+	name := k.recordName()
+	lockCtx := ctx
 	if must {
+		ctx = context.WithoutCancel(ctx) // each step below has its own deadline
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+		lockCtx, cancel = context.WithTimeout(ctx, keepTimeout)
 		defer cancel()
 	}
-	name := k.recordName()
-	unlock, err := m.locks.lock(ctx, name)
+	unlock, err := m.locks.lock(lockCtx, name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: write of %s: %w", ErrStore, name, err)
+		err = fmt.Errorf("%w: write of %s: %w", ErrStore, name, err)
+		if !must {
+			return nil, err
+		}
+		held := m.cache.Load().get(k)
+		next := following(newest(m.pending.get(k), held), held, change)
+		if next == nil {
+			return held, nil
+		}
+		m.keepWaiting(env, k, next, err)
+		return newEntry(k, next, time.Now()), err // not published: that needs the lock
 	}
 	defer unlock()
 	// Component and account records are only written by the holder of their renewal lock.
@@ -275,44 +375,63 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 			defer release()
 		case !must:
 			return nil, err
+		default:
+			env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 		}
 	}
-	cur, readErr := m.readRecord(ctx, env, k)
-	held := m.cache.Load().get(k)
-	switch {
-	case readErr == nil:
-	case !must, errors.Is(readErr, errUnreadable):
-		return nil, readErr
-	case held != nil:
-		cur = held.rec
+	cur, err := m.readRecord(ctx, env, k)
+	if err != nil && !must {
+		return nil, err
 	}
-	next := change(cur)
+	held := m.cache.Load().get(k)
+	cur = newest(cur, held)
+	next := following(cur, held, change)
 	if next == nil {
 		return m.publish(k, cur), nil
 	}
-	if next != cur {
-		next.Gen = max(held.gen(), genOf(cur)) + 1
-	}
-	// What could not be read is not written over: it may be another node's news, and settle decides once it can be read.
-	err = readErr
 	if err == nil {
 		err = m.storeRecord(ctx, env, name, next.wire())
 	}
 	switch {
 	case err == nil:
-		m.pending.drop(k)
+		m.pending.stored(k, next)
 	case must:
-		m.pending.put(k, next)
-		m.queue.add("pending", backoffFirst, m.writePending)
-		env.Log.Error("a token record cannot be written: it serves from memory and would be lost with the process; mend the store",
-			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err)
+		m.keepWaiting(env, k, next, err)
 	default:
 		return nil, err
 	}
 	return m.publish(k, next), err
 }
 
-func genOf(r *record) uint64 {
+// newest is the record that counts of one that was read and the one in the cache.
+func newest(read *record, held *entry) *record {
+	if held != nil && held.rec.supersedes(read) {
+		return held.rec
+	}
+	return read
+}
+
+// following is the record that change makes of cur, with the next generation if it says anything new.
+func following(cur *record, held *entry, change func(*record) *record) *record {
+	next := change(cur)
+	if next == nil {
+		return nil
+	}
+	if !next.same(cur) {
+		next.Gen = max(held.gen(), cur.gen(), next.Gen) + 1
+	}
+	return next
+}
+
+// keepWaiting keeps a record that the store did not take.
+func (m *Manager) keepWaiting(env *Environment, k Key, rec *record, err error) {
+	m.pending.put(k, rec)
+	m.queue.add("pending", backoffFirst, m.writePending)
+	env.Log.Error("a token record cannot be written: it serves from memory and would be lost with the process; mend the store",
+		"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err)
+}
+
+func (r *record) gen() uint64 {
 	if r == nil {
 		return 0
 	}

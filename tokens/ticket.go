@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +16,8 @@ const (
 	ticketLife = 12 * time.Hour
 	// pushInterval is how often, at most, WeChat is asked to push a platform's ticket.
 	pushInterval = 10 * time.Minute
+	// noTicketMemory is how long it is believed that a platform has no ticket. Another node may be given one.
+	noTicketMemory = time.Second
 
 	pathStartPush = "/cgi-bin/component/api_start_push_ticket"
 )
@@ -26,10 +26,6 @@ const (
 type Ticket struct {
 	Value     secret.String
 	CreatedAt time.Time // CreateTime of the push
-}
-
-func (t Ticket) live(now time.Time) bool {
-	return !t.Value.IsZero() && now.Before(t.CreatedAt.Add(ticketLife))
 }
 
 // same reports whether both are one push.
@@ -41,22 +37,64 @@ func (t Ticket) same(o Ticket) bool {
 func (t Ticket) supersedes(o Ticket) bool { return !t.CreatedAt.Before(o.CreatedAt) }
 
 type ticketWire struct {
-	Ticket    string `json:"ticket"`
-	CreatedAt int64  `json:"created_at"`
+	Ticket     string `json:"ticket"`
+	CreatedAt  int64  `json:"created_at"`
+	ReceivedAt int64  `json:"received_at,omitempty"`
 }
 
 // ticketTable is the exact memory of the newest ticket of each platform, for when the store fails.
 type ticketTable struct {
-	mu    sync.Mutex
-	held  map[string]heldTicket
-	asked map[string]time.Time // when api_start_push_ticket was last called
-	none  map[string]time.Time // until when it is believed that there is no ticket
+	mu   sync.Mutex
+	held map[string]heldTicket
+	push map[string]pushState
 }
 
+// pushState is what is known of a platform's pushes.
+type pushState struct {
+	asked  time.Time // when api_start_push_ticket was last called
+	wanted bool      // WeChat has to be asked, whether or not there is a ticket
+
+	missingAt time.Time // when neither this node nor the store had a live ticket
+	missing   error     // what was said then
+
+	refused Ticket // by WeChat
+	refusal error
+}
+
+// noTicket says why there is none.
+func noTicket(platform string, cause error) error {
+	if cause != nil {
+		return fmt.Errorf("platform %s: %w: %w", platform, ErrNoTicket, cause)
+	}
+	return fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
+}
+
+// heldTicket is a ticket as this gateway has it.
 type heldTicket struct {
 	Ticket
-	durable bool
-	refused bool // WeChat does not take it, whatever its age
+	// receivedAt is when it first came, by our clock: its life is counted from there, as WeChat's clock and ours may
+	// differ by more than that life. The same push again does not change it.
+	receivedAt time.Time
+	durable    bool
+}
+
+func (t heldTicket) live(now time.Time) bool {
+	return !t.Value.IsZero() && now.Before(t.receivedAt.Add(ticketLife))
+}
+
+func (t heldTicket) wire() ticketWire {
+	return ticketWire{Ticket: t.Value.Reveal(), CreatedAt: unix(t.CreatedAt), ReceivedAt: unix(t.receivedAt)}
+}
+
+func (w ticketWire) held() heldTicket {
+	h := heldTicket{
+		Ticket:     Ticket{Value: secret.New(w.Ticket), CreatedAt: fromUnix(w.CreatedAt)},
+		receivedAt: fromUnix(w.ReceivedAt), durable: true,
+	}
+	if h.receivedAt.IsZero() {
+		h.receivedAt = h.CreatedAt
+	}
+	return h
 }
 
 func (t *ticketTable) get(platform string) heldTicket {
@@ -66,82 +104,101 @@ func (t *ticketTable) get(platform string) heldTicket {
 }
 
 // offer keeps a ticket unless a newer one is held, and returns what is held now.
-func (t *ticketTable) offer(platform string, ticket Ticket, durable bool) heldTicket {
+func (t *ticketTable) offer(platform string, ticket heldTicket) heldTicket {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.held == nil {
 		t.held = make(map[string]heldTicket)
 	}
-	delete(t.none, platform)
 	h := t.held[platform]
 	switch {
-	case h.same(ticket):
-		h.durable = h.durable || durable
+	case h.same(ticket.Ticket):
+		h.durable = h.durable || ticket.durable
 	case ticket.supersedes(h.Ticket):
-		h = heldTicket{Ticket: ticket, durable: durable}
+		h = ticket
+		t.change(platform, func(s *pushState) { s.missing = nil })
 	}
 	t.held[platform] = h
 	return h
 }
 
-func (t *ticketTable) unsaved() (n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, h := range t.held {
-		if !h.durable {
-			n++
-		}
+// change changes a platform's state; mu is held.
+func (t *ticketTable) change(platform string, change func(*pushState)) {
+	if t.push == nil {
+		t.push = make(map[string]pushState)
 	}
-	return n
+	s := t.push[platform]
+	change(&s)
+	t.push[platform] = s
 }
 
-// noTicketRecheck is for how long it is believed that a platform has no ticket: another node may be told.
-const noTicketRecheck = time.Second
-
-// missing notes that a platform has no ticket that works.
-func (t *ticketTable) missing(platform string) {
+// pick returns the newer one of what is held and what the store has, if it can be exchanged, and ErrNoTicket
+// otherwise. That is remembered for a moment if the store was read.
+func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (Ticket, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.none == nil {
-		t.none = make(map[string]time.Time)
+	best := t.held[platform]
+	if stored.CreatedAt.After(best.CreatedAt) {
+		best = stored // another node was told
 	}
-	t.none[platform] = time.Now().Add(noTicketRecheck)
+	now, state := time.Now(), t.push[platform]
+	refused := best.same(state.refused)
+	if best.live(now) && !refused {
+		return best.Ticket, nil
+	}
+	err := noTicket(platform, nil)
+	if refused {
+		err = noTicket(platform, state.refusal)
+	}
+	if read {
+		t.change(platform, func(s *pushState) { s.missing, s.missingAt = err, now })
+	}
+	return Ticket{}, err
 }
 
-// absent is ErrNoTicket while a platform is known to have none.
-func (t *ticketTable) absent(platform string) error {
+// missing returns ErrNoTicket if a moment ago there was no ticket.
+func (t *ticketTable) missing(platform string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if time.Now().Before(t.none[platform]) {
-		return fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
+	if s := t.push[platform]; s.missing != nil && time.Since(s.missingAt) < noTicketMemory {
+		return s.missing
 	}
 	return nil
 }
 
-// refuse notes that WeChat did not take a ticket. It reports whether the ticket was the one held.
-func (t *ticketTable) refuse(platform string, ticket Ticket) {
+// refuse notes that WeChat refused a ticket. The next push, whatever its value, is another one.
+func (t *ticketTable) refuse(platform string, ticket Ticket, why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	h := t.held[platform]
-	if !h.same(ticket) {
-		if !ticket.supersedes(h.Ticket) {
-			return
-		}
-		h = heldTicket{Ticket: ticket, durable: true} // from the store
-	}
-	if t.held == nil {
-		t.held = make(map[string]heldTicket)
-	}
-	h.refused = true
-	t.held[platform] = h
+	t.change(platform, func(s *pushState) { s.refused, s.refusal = ticket, why })
 }
 
-// platforms are those with a ticket in memory.
-func (t *ticketTable) platforms() []string {
+// want notes whether WeChat has to be asked to push, although there is a ticket.
+func (t *ticketTable) want(platform string, wanted bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.Collect(maps.Keys(t.held))
+	t.change(platform, func(s *pushState) { s.wanted = wanted })
 }
+
+func (t *ticketTable) wanted(platform string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.push[platform].wanted
+}
+
+// waiting returns the platforms whose ticket the store does not have.
+func (t *ticketTable) waiting() (platforms []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for p, h := range t.held {
+		if !h.durable {
+			platforms = append(platforms, p)
+		}
+	}
+	return platforms
+}
+
+func (t *ticketTable) unsaved() int { return len(t.waiting()) }
 
 // forget drops the ticket of a platform that is no longer configured.
 func (t *ticketTable) forget(platform string) {
@@ -154,14 +211,11 @@ func (t *ticketTable) forget(platform string) {
 func (t *ticketTable) mayAsk(platform string) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.asked == nil {
-		t.asked = make(map[string]time.Time)
-	}
 	now := time.Now()
-	if last, ok := t.asked[platform]; ok && now.Sub(last) < pushInterval {
+	if last := t.push[platform].asked; !last.IsZero() && now.Sub(last) < pushInterval {
 		return pushInterval - now.Sub(last)
 	}
-	t.asked[platform] = now
+	t.change(platform, func(s *pushState) { s.asked = now })
 	return 0
 }
 
@@ -183,35 +237,43 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 	}
 	t.CreatedAt = fromUnix(unix(t.CreatedAt)) // as it will be read back
 	before := m.tickets.get(platform)
-	held := m.tickets.offer(platform, t, false)
+	held := m.tickets.offer(platform, heldTicket{Ticket: t, receivedAt: time.Now().Truncate(time.Second)})
 	if held.durable {
 		return nil
 	}
 	if held.same(t) && !before.same(t) {
-		m.troubles.over(ComponentKey(platform)) // what failed for want of a ticket may be tried at once
+		m.troubles.over(ComponentKey(platform), secret.String{}) // what failed for want of a ticket may be tried at once
 	}
 	if err := m.saveTicket(ctx, env, platform); err != nil {
-		m.queue.add("ticket "+platform, backoffFirst, func(ctx context.Context) error {
-			env, err := m.current()
-			if err != nil {
-				return nil //nolint:nilerr // closed
-			}
-			if _, ok := env.platform(platform); !ok {
-				m.tickets.forget(platform)
-				return nil
-			}
-			if err := m.saveTicket(ctx, env, platform); err != nil {
-				return err
-			}
-			// Pushes that were not acknowledged may have made WeChat stop.
-			if p, ok := env.platform(platform); ok && m.tickets.mayAsk(platform) == 0 {
-				m.askForPush(ctx, env, p, "a component_verify_ticket could not be stored for a while")
-			}
-			return nil
-		})
+		m.queue.add("ticket "+platform, backoffFirst, m.saveTicketLater(platform))
 		return err
 	}
+	m.tickets.want(platform, false) // WeChat pushes, and is answered
 	return nil
+}
+
+// saveTicketLater is the job that writes a ticket which the store did not take, and then has WeChat asked for more:
+// it may have stopped pushing to a gateway that did not acknowledge.
+func (m *Manager) saveTicketLater(platform string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		env, err := m.current()
+		if err != nil {
+			return nil //nolint:nilerr // closed: Close writes what waits
+		}
+		if _, ok := env.platform(platform); !ok {
+			m.tickets.forget(platform)
+			return nil
+		}
+		if m.tickets.get(platform).durable {
+			return nil // a later push was taken: WeChat has not stopped
+		}
+		if err := m.saveTicket(ctx, env, platform); err != nil {
+			return err
+		}
+		m.tickets.want(platform, true)
+		m.wantTicket(platform)
+		return nil
+	}
 }
 
 // saveTicket writes the ticket held in memory, unless the store has a newer one.
@@ -234,10 +296,13 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 	case err != nil:
 		return err
 	case fromUnix(stored.CreatedAt).After(held.CreatedAt):
-		m.tickets.offer(platform, stored.ticket(), true)
+		m.tickets.offer(platform, stored.held())
 		return nil
+	case stored.held().same(held.Ticket):
+		held.receivedAt = stored.held().receivedAt // the push came before, to another node or before a restart
+		m.tickets.replace(platform, held)
 	}
-	err = m.storeRecord(ctx, env, name, ticketWire{Ticket: held.Value.Reveal(), CreatedAt: unix(held.CreatedAt)})
+	err = m.storeRecord(ctx, env, name, held.wire())
 	if err == nil {
 		m.tickets.saved(platform, held.Ticket)
 	}
@@ -254,12 +319,17 @@ func (t *ticketTable) saved(platform string, ticket Ticket) {
 	}
 }
 
-func (w ticketWire) ticket() Ticket {
-	return Ticket{Value: secret.New(w.Ticket), CreatedAt: fromUnix(w.CreatedAt)}
+// replace puts right what is known of the ticket that is held.
+func (t *ticketTable) replace(platform string, ticket heldTicket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held[platform].same(ticket.Ticket) {
+		t.held[platform] = ticket
+	}
 }
 
 // Ticket returns the newest ticket of a platform that this node or the store knows. It is ErrNoTicket if there is
-// none, or only one older than twelve hours.
+// none, or only one that came more than twelve hours ago or that WeChat refused.
 func (m *Manager) Ticket(ctx context.Context, platform string) (Ticket, error) {
 	env, err := m.current()
 	if err != nil {
@@ -274,20 +344,12 @@ func (m *Manager) Ticket(ctx context.Context, platform string) (Ticket, error) {
 func (m *Manager) ticket(ctx context.Context, env *Environment, platform string) (Ticket, error) {
 	var stored ticketWire
 	err := m.loadRecord(ctx, env, ticketName(platform), &stored)
-	held := m.tickets.get(platform)
-	t, refused := held.Ticket, held.refused
-	if err == nil && stored.ticket().CreatedAt.After(t.CreatedAt) {
-		t, refused = stored.ticket(), false // another node was told
-	}
-	switch {
-	case t.live(time.Now()) && !refused:
-		return t, nil
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
+	read := err == nil || errors.Is(err, fs.ErrNotExist)
+	t, missing := m.tickets.pick(platform, stored.held(), read)
+	if missing != nil && !read {
 		return Ticket{}, err
-	default:
-		m.tickets.missing(platform)
-		return Ticket{}, fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
 	}
+	return t, missing
 }
 
 func pushJob(platform string) string { return "push " + platform }
@@ -297,7 +359,8 @@ func (m *Manager) wantTicket(platform string) {
 	m.queue.add(pushJob(platform), 0, m.watchTicket(platform))
 }
 
-// watchTicket is the job that asks WeChat to push tickets while a platform has none, at most once per pushInterval.
+// watchTicket is the job that asks WeChat to push tickets while a platform has none, or once if pushes may have
+// stopped, at most once per pushInterval.
 func (m *Manager) watchTicket(platform string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		env, err := m.current()
@@ -308,29 +371,36 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if !ok {
 			return nil // no longer configured
 		}
-		switch _, err := m.ticket(ctx, env, platform); {
-		case err == nil:
+		_, err = m.ticket(ctx, env, platform)
+		wanted := m.tickets.wanted(platform)
+		switch {
+		case err == nil && !wanted:
 			return nil
-		case !errors.Is(err, ErrNoTicket):
+		case err != nil && !errors.Is(err, ErrNoTicket):
 			return err
 		}
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
 		}
-		m.askForPush(ctx, env, p, "there is no component_verify_ticket")
+		m.tickets.want(platform, false)
+		if !m.askForPush(ctx, env, p) && wanted {
+			m.tickets.want(platform, true)
+		}
 		return retryError{after: pushInterval}
 	}
 }
 
-// askForPush calls api_start_push_ticket, which names the secret differently from every other call.
-func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials, why string) {
+// askForPush calls api_start_push_ticket, which names the secret differently from every other call, and reports whether
+// WeChat agreed.
+func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials) bool {
 	body := struct {
 		AppID  string `json:"component_appid"`
 		Secret string `json:"component_secret"`
 	}{p.AppID, p.Secret.Reveal()}
 	if err := env.API.Post(ctx, pathStartPush, nil, body, nil); err != nil {
-		env.Log.Error(why+", and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
-		return
+		env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
+		return false
 	}
-	env.Log.Warn(why+"; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
+	env.Log.Warn("component_verify_ticket awaited; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
+	return true
 }

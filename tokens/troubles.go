@@ -128,15 +128,22 @@ func (t *troubles) adopt(e *entry) {
 	}
 }
 
-// over forgets a key's troubles, but for the budget while that is not full again.
-func (t *troubles) over(k Key) {
+// over forgets a key's troubles, but for the budget while that is not full again, and for the refusal of the token
+// that is current by now: WeChat may give a refused one again.
+func (t *troubles) over(k Key, current secret.String) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	x := t.keys[k]
+	if x == nil {
+		return
+	}
+	still := trouble{budget: x.budget, budgetAt: x.budgetAt}
+	if !x.refused.IsZero() && x.refused.Same(current) {
+		still.refused = x.refused
+	}
 	switch {
-	case x == nil:
-	case x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery:
-		*x = trouble{budget: x.budget, budgetAt: x.budgetAt}
+	case !still.refused.IsZero(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery:
+		*x = still
 	default:
 		delete(t.keys, k)
 	}
