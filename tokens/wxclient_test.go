@@ -285,7 +285,7 @@ func TestClientDeadlines(t *testing.T) {
 		<-release
 	})
 	t.Cleanup(func() { close(release) })
-	c := newTestClient(t, ClientOptions{Origins: []string{s.URL, s.URL}, Timeout: 50 * time.Millisecond})
+	c := newTestClient(t, ClientOptions{Origins: []string{s.URL, s.URL}, Timeout: 500 * time.Millisecond})
 	if err := c.Get(t.Context(), "/slow", nil, nil); !errors.Is(err, ErrUnreachable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a slow WeChat: %v", err)
 	}
