@@ -153,7 +153,7 @@ func isOwnHost(host string) bool {
 		host = name
 	}
 	host = strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
-	return isLoopbackHost(host) || strings.HasSuffix(host, wechatHosts)
+	return tokens.IsLoopbackHost(host) || strings.HasSuffix(host, wechatHosts)
 }
 
 // target decides whose token a call takes and whether the client may have it used, for the appid that the caller names.

@@ -15,11 +15,8 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
-// Defaults of the app.
-const (
-	defaultAPI  = "https://api.weixin.qq.com"
-	defaultOpen = "https://open.weixin.qq.com"
-)
+// defaultOpen is where the authorization pages of WeChat are.
+const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
 // tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
@@ -168,7 +165,7 @@ func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
 func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 	api := a.API
 	if len(api) == 0 {
-		api = []string{defaultAPI}
+		api = []string{tokens.DefaultOrigin}
 	}
 	opts := tokens.ClientOptions{}
 	a.origins = nil
@@ -177,7 +174,7 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		u, err := parseOrigin(v)
+		u, err := tokens.ParseOrigin(v)
 		if err != nil {
 			return nil, fmt.Errorf("api: %w", err)
 		}
@@ -192,7 +189,7 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.open, err = parseOrigin(v); err != nil {
+	if a.open, err = tokens.ParseOrigin(v); err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	if a.Proxy != "" {

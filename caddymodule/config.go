@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // Platform is a third-party platform (第三方平台, component). Secrets may be placeholders such as {env.NAME},
@@ -128,40 +128,12 @@ func literalSealKey(s string) error {
 	return err
 }
 
-// parseOrigin reads an API origin: https, or http to this machine only, because a token goes over it.
-func parseOrigin(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	switch {
-	case strings.Contains(s, "@"): // it may hold a password
-		return nil, errors.New("an origin has no user and password: write it like https://api.weixin.qq.com")
-	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
-		return nil, fmt.Errorf("'%s' is not an origin: write it like https://api.weixin.qq.com", s)
-	}
-	if u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", s)
-	}
-	u.Path = ""
-	if u.Scheme == "http" && !isLoopbackHost(u.Hostname()) {
-		return nil, fmt.Errorf("'%s' would carry tokens in the clear: use https, or http to a loopback address", s)
-	}
-	return u, nil
-}
-
-// isLoopbackHost reports whether a host name or address means this machine.
-func isLoopbackHost(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.IsLoopback()
-}
-
-// literalOrigin is parseOrigin for what can be judged before placeholders are resolved.
+// literalOrigin is tokens.ParseOrigin for what can be judged before placeholders are resolved.
 func literalOrigin(s string) error {
 	if hasPlaceholder(s) {
 		return nil
 	}
-	_, err := parseOrigin(s)
+	_, err := tokens.ParseOrigin(s)
 	return err
 }
 

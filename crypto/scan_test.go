@@ -360,7 +360,7 @@ func TestValuesAreCapped(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, v := range [][]byte{env.Encrypt, env.AppID, env.ToUserName} {
-			_ = append(v, "XXXXXXXX"...)
+			_ = append(v, "overrun!"...) // must not reach the body
 		}
 		if !bytes.Equal(before, []byte(body)) {
 			t.Errorf("body is now %s", before)

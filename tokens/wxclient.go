@@ -65,11 +65,11 @@ func NewClient(o ClientOptions) (*Client, error) {
 		origins = []string{DefaultOrigin}
 	}
 	for _, origin := range origins {
-		clean, err := cleanOrigin(origin)
+		u, err := ParseOrigin(origin)
 		if err != nil {
 			return nil, err
 		}
-		c.origins = append(c.origins, clean)
+		c.origins = append(c.origins, u.String())
 	}
 	transport := o.Transport
 	if transport == nil {
@@ -204,24 +204,25 @@ func encodeBody(body any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// cleanOrigin accepts scheme://host[:port] and nothing more.
-func cleanOrigin(origin string) (string, error) {
-	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
-		return "", errors.New("api origin: want scheme://host[:port], such as " + DefaultOrigin)
-	}
+// ParseOrigin reads an origin of WeChat's, scheme://host[:port] and nothing more: https, or http to this machine, because
+// tokens go over it. Its errors never repeat a password.
+func ParseOrigin(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
 	switch {
-	case u.Scheme == "https":
-	case u.Scheme == "http" && isLoopback(u.Hostname()):
-	case u.Scheme == "http":
-		return "", fmt.Errorf("api origin %s: plain http is allowed to a loopback address only; use https", u.Host)
-	default:
-		return "", fmt.Errorf("api origin %s: want https, have scheme %q", u.Host, u.Scheme)
+	case strings.Contains(s, "@"):
+		return nil, errors.New("an origin has no user and password: write it like " + DefaultOrigin)
+	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
+		return nil, fmt.Errorf("'%s' is not an origin: write it like %s", s, DefaultOrigin)
+	case u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/"):
+		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", s)
+	case u.Scheme == "http" && !IsLoopbackHost(u.Hostname()):
+		return nil, fmt.Errorf("'%s' would carry tokens in the clear: use https, or http to a loopback address", s)
 	}
-	return u.Scheme + "://" + u.Host, nil
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
-func isLoopback(host string) bool {
+// IsLoopbackHost reports whether a host name or address means this machine.
+func IsLoopbackHost(host string) bool {
 	if host == "localhost" {
 		return true
 	}
