@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -204,18 +206,44 @@ func (g *Gateway) Client(addr string) (*http.Client, error) {
 	}, nil
 }
 
-// FreeAddr is a loopback address on which nothing listens: the wanted one if it is free.
+// The ports that FreeAddr gives are below those that systems give to outgoing connections and to listeners on port 0
+// (32768 and up on Linux, 49152 on others), so that nothing takes one between FreeAddr and the gateway's own listening,
+// or while a killed gateway is started again.
+const (
+	firstPort = 20000
+	ports     = 12000
+)
+
+var (
+	portMu sync.Mutex
+	port   = rand.IntN(ports) // of the last one given, so that none is given twice; other processes begin elsewhere
+)
+
+// FreeAddr is a loopback address on which nothing listens, on no other address of the machine either: the wanted one if
+// it is free. No other call in this process is given the same: Caddy's listeners share ports with each other without
+// an error (SO_REUSEPORT), so that a port given twice would show as answers of the wrong gateway.
 func FreeAddr(wanted string) (string, error) {
-	for _, addr := range []string{wanted, "127.0.0.1:0"} {
-		if addr == "" {
-			continue
-		}
-		if l, err := net.Listen("tcp", addr); err == nil {
-			defer l.Close() //nolint:errcheck // nothing was written
-			return l.Addr().String(), nil
+	if wanted != "" && free(wanted) {
+		return wanted, nil
+	}
+	portMu.Lock()
+	defer portMu.Unlock()
+	for range ports {
+		port = (port + 1) % ports
+		if number := strconv.Itoa(firstPort + port); free("127.0.0.1:"+number) && free(":"+number) {
+			return "127.0.0.1:" + number, nil
 		}
 	}
 	return "", errors.New("no free port on the loopback interface")
+}
+
+func free(addr string) bool {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return false
+	}
+	_ = l.Close()
+	return true
 }
 
 // Port is the port of an address.
