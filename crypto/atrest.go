@@ -71,6 +71,12 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 	return s, nil
 }
 
+// ErrSealKey is an [ErrDecrypt]: the record was sealed with a key that is not configured.
+var ErrSealKey = fmt.Errorf("sealed with a key that is not configured, add it as an old seal key: %w", ErrDecrypt)
+
+// IsSealed tells what [Sealer.Seal] made from text.
+func IsSealed(data []byte) bool { return len(data) > 0 && data[0] == sealVersion }
+
 // ParseSealKey reads a key of 32 bytes: 64 hex digits, or base64 in the standard or URL alphabet, padded or not. As what
 // "openssl rand -hex 32" or "openssl rand -base64 32" prints. The error never has the value in it.
 func ParseSealKey(text string) ([]byte, error) {
@@ -138,7 +144,7 @@ func (s *Sealer) Open(name string, sealed []byte) (plaintext []byte, old bool, e
 		}
 	}
 	if !known {
-		return nil, false, fmt.Errorf("record %q is sealed with a key that is not configured, add it as an old seal key: %w", name, ErrDecrypt)
+		return nil, false, fmt.Errorf("record %q: %w", name, ErrSealKey)
 	}
 	return nil, false, fmt.Errorf("record %q was altered or moved: %w", name, ErrDecrypt)
 }

@@ -13,32 +13,59 @@ const (
 	pathStableToken = "/cgi-bin/stable_token"
 	// forceInterval is how often WeChat acts on force_refresh for one account.
 	forceInterval = 30 * time.Second
+	// forceDaily is how often force_refresh is used for one account on one day. WeChat allows 20; the rest is for the
+	// account's people.
+	forceDaily = 15
 )
 
-// forcedRefreshes remembers when force_refresh was last used, per configured account.
-type forcedRefreshes struct {
-	mu   sync.Mutex
-	last map[string]time.Time
+// weChatDay is where WeChat's day of quotas begins: at midnight in Beijing.
+var weChatDay = time.FixedZone("UTC+8", 8*60*60)
+
+// forcedOn is how often force_refresh was used, by this record, on the day of at.
+func (r *record) forcedOn(at time.Time) int {
+	if r == nil || r.ForcedAt.IsZero() || r.ForcedAt.In(weChatDay).Format(time.DateOnly) != at.In(weChatDay).Format(time.DateOnly) {
+		return 0
+	}
+	return r.Forced
 }
 
-// allow reports whether a forced refresh may be made now, and notes it.
-func (f *forcedRefreshes) allow(appid string) bool {
+// forcedRefreshes remembers how force_refresh was used, per configured account, by this process: also the attempts that
+// failed, which no record tells.
+type forcedRefreshes struct {
+	mu   sync.Mutex
+	last map[string]*record // only ForcedAt and Forced
+}
+
+// allow returns an error if a forced refresh must not be made now, and else notes it. Rec is the account's record.
+func (f *forcedRefreshes) allow(appid string, rec *record) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	if last, ok := f.last[appid]; ok && now.Sub(last) < forceInterval {
-		return false
+	var last time.Time
+	for _, r := range []*record{rec, f.last[appid]} {
+		if r != nil && r.ForcedAt.After(last) {
+			last = r.ForcedAt
+		}
+	}
+	used := max(f.last[appid].forcedOn(now), rec.forcedOn(now))
+	switch {
+	case !last.IsZero() && now.Sub(last) < forceInterval:
+		return fmt.Errorf("%w: account %s: WeChat refused the token that stable_token still gives, and a new one was forced less than %v ago",
+			ErrBackoff, appid, forceInterval)
+	case used >= forceDaily:
+		return fmt.Errorf("%w: account %s: WeChat refused the token that stable_token still gives, and a new one was forced %d times today; is another system forcing them too?",
+			ErrBackoff, appid, used)
 	}
 	if f.last == nil {
-		f.last = make(map[string]time.Time)
+		f.last = make(map[string]*record)
 	}
-	f.last[appid] = now
-	return true
+	f.last[appid] = &record{ForcedAt: now, Forced: used + 1}
+	return nil
 }
 
 // fetchAccount gets a plain account's token. In normal mode WeChat gives the same token until its last five minutes;
 // only if that is the refused one is a new one forced, which kills the old one at once and is rationed.
-func (m *Manager) fetchAccount(ctx context.Context, env *Environment, appid string, refused secret.String) (grant, error) {
+func (m *Manager) fetchAccount(ctx context.Context, env *Environment, appid string, rec *record, refused secret.String) (grant, error) {
 	a, ok := env.account(appid)
 	if !ok {
 		return grant{}, fmt.Errorf("account %s: %w", appid, ErrNotConfigured)
@@ -47,11 +74,12 @@ func (m *Manager) fetchAccount(ctx context.Context, env *Environment, appid stri
 	if err != nil || refused.IsZero() || !g.access.Same(refused) {
 		return g, err
 	}
-	if !m.forced.allow(appid) {
-		return grant{}, fmt.Errorf("%w: account %s: WeChat refused the token that stable_token still gives, and a new one was forced less than %v ago",
-			ErrBackoff, appid, forceInterval)
+	if err := m.forced.allow(appid, rec); err != nil {
+		return grant{}, err
 	}
-	return stableToken(ctx, env, a, true)
+	g, err = stableToken(ctx, env, a, true)
+	g.forced = err == nil
+	return g, err
 }
 
 func stableToken(ctx context.Context, env *Environment, a AccountCredentials, force bool) (grant, error) {

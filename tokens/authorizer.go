@@ -20,6 +20,8 @@ type Authorizer struct {
 	AppID        string
 	FuncInfo     []int // ids of the permission sets that were granted
 	AuthorizedAt time.Time
+	UserName     string // the gh_ id; empty until it is known
+	NickName     string // likewise
 }
 
 // Authorizer returns what is known of an account. It is ErrNotAuthorized if the account never authorised the platform,
@@ -37,7 +39,7 @@ func (m *Manager) authorizer(ctx context.Context, env *Environment, platform, ap
 	if err := env.knows(k); err != nil {
 		return Authorizer{}, err
 	}
-	e, err := m.lookup(ctx, env, k)
+	e, err := m.authorization(ctx, env, k)
 	if err != nil {
 		return Authorizer{}, err
 	}
@@ -51,6 +53,7 @@ func (e *entry) authorizer() (Authorizer, error) {
 	return Authorizer{
 		Platform: e.key.Platform, AppID: e.key.AppID,
 		FuncInfo: slices.Clone(e.rec.FuncInfo), AuthorizedAt: e.rec.AuthorizedAt,
+		UserName: e.rec.UserName, NickName: e.rec.NickName,
 	}, nil
 }
 
@@ -80,7 +83,7 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 		if err := env.knows(k); err != nil {
 			return "", err
 		}
-		e, err := m.lookup(ctx, env, k)
+		e, err := m.authorization(ctx, env, k)
 		switch {
 		case err != nil:
 			failed = err
@@ -94,8 +97,40 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 	return "", fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
 }
 
-// fetchAuthorizer exchanges a refresh token for an access token.
-func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, refresh secret.String) (grant, error) {
+// fetchAuthorizer gets an access token with the refresh token of rec. If WeChat calls that invalid, the current one is
+// had from WeChat, and tried once.
+func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, rec *record) (grant, error) {
+	g, err := m.refresh(ctx, env, k, rec.RefreshToken)
+	switch {
+	case hasCode(err, codeRefreshTokenInvalid):
+		m.troubles.setVoid(k, rec.RefreshToken)
+		current, failed := m.currentRefreshToken(ctx, env, k, rec.RefreshToken)
+		if failed != nil {
+			if hasCode(failed, codeNotAuthorized) {
+				m.suspect(env, k)
+			}
+			m.rosters.miss(k)
+			m.wantRoster(k.Platform)
+			return grant{}, fmt.Errorf("%w (and the current one cannot be had: %w)", err, failed)
+		}
+		if g, err = m.refresh(ctx, env, k, current); err == nil && g.refresh.IsZero() {
+			g.refresh = current
+		}
+		if err == nil {
+			env.Log.Warn("the refresh token had become invalid; the current one was fetched from WeChat", "platform", k.Platform, "appid", k.AppID)
+		}
+	case hasCode(err, codeNotAuthorized):
+		// WeChat's word alone does not delete what is stored: the list has to say so too.
+		m.suspect(env, k)
+	}
+	if hasCode(err, codeNotAuthorized) {
+		err = fmt.Errorf("%w: %w", ErrNotAuthorized, err)
+	}
+	return g, err
+}
+
+// refresh exchanges a refresh token for an access token.
+func (m *Manager) refresh(ctx context.Context, env *Environment, k Key, refresh secret.String) (grant, error) {
 	body := struct {
 		Platform string `json:"component_appid"`
 		AppID    string `json:"authorizer_appid"`
@@ -107,12 +142,7 @@ func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, 
 		Refresh   string      `json:"authorizer_refresh_token"`
 	}
 	asked := time.Now()
-	err := m.componentCall(ctx, env, k.Platform, pathAuthorizerToken, body, &answer)
-	if hasCode(err, codeNotAuthorized) {
-		// WeChat's word alone does not delete what is stored: a revocation is pushed, and handled by Revoke.
-		err = fmt.Errorf("%w: %w", ErrNotAuthorized, err)
-	}
-	if err != nil {
+	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerToken, body, &answer); err != nil {
 		return grant{}, err
 	}
 	return grant{
@@ -146,7 +176,7 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 		dropped = true
 		next := &record{RevokedAt: at}
 		if cur != nil {
-			next.AuthorizedAt = cur.AuthorizedAt
+			next.AuthorizedAt, next.UserName, next.NickName = cur.AuthorizedAt, cur.UserName, cur.NickName
 		}
 		return next
 	})

@@ -38,6 +38,8 @@ type entry struct {
 	refused atomic.Bool
 	// renewAt is when a background renewal may start next: Unix nanoseconds.
 	renewAt atomic.Int64
+	// infoAt is when WeChat may be asked next for the account's gh_ id: Unix nanoseconds.
+	infoAt atomic.Int64
 }
 
 // newEntry works out the states of a record; rec is nil if there is none.

@@ -36,7 +36,7 @@ func (m *Manager) fetchComponent(ctx context.Context, env *Environment, platform
 	asked := time.Now()
 	err = env.API.Post(ctx, pathComponentToken, nil, body, &answer)
 	if hasCode(err, codeTicketExpired, codeTicketInvalid) {
-		m.tickets.refuse(platform, t, err)
+		m.tickets.refuse(platform, t.Ticket, err)
 		m.wantTicket(platform)
 		err = noTicket(platform, err)
 	}

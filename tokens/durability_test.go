@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -287,7 +288,27 @@ func TestStorePutBackToAnOlderState(t *testing.T) {
 	})
 }
 
-func TestUnreadableRecordIsNotOverwritten(t *testing.T) {
+// setAsideOf returns what was set aside of a record.
+func setAsideOf(t *testing.T, store *MemStore, name string) (kept []string) {
+	t.Helper()
+	names, err := store.List(t.Context(), path.Dir(asideName(name, time.Now())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		data, err := store.Load(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, string(data))
+	}
+	return kept
+}
+
+// A damaged record is set aside, byte for byte, and what it stood for is had from WeChat again. One that is sealed with
+// a key that is not configured is no such record while nothing else opens either: then it is the configuration that is
+// wrong.
+func TestDamagedRecordIsSetAside(t *testing.T) {
 	t.Parallel()
 	other, err := crypto.NewSealer(bytes.Repeat([]byte{9}, 32))
 	if err != nil {
@@ -313,8 +334,10 @@ func TestUnreadableRecordIsNotOverwritten(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+				r.env.RosterEvery = 24 * time.Hour
 				r.get(t, k)
 				r.Close()
+				foreign := name == "foreign key"
 				for _, name := range []string{k.recordName(), ticketName(testPlatform)} {
 					good, err := r.store.MemStore.Load(t.Context(), name)
 					if err != nil {
@@ -322,22 +345,42 @@ func TestUnreadableRecordIsNotOverwritten(t *testing.T) {
 					}
 					_ = r.store.MemStore.Store(t.Context(), name, spoil(name, good))
 				}
+				if foreign { // nothing that opens is left
+					for _, p := range []string{testPlatform, testPlatform2} {
+						_ = r.store.MemStore.Delete(t.Context(), pushAskedName(p))
+						if p != testPlatform {
+							_ = r.store.MemStore.Delete(t.Context(), ticketName(p))
+						}
+					}
+					if k.Kind == KindAuthorizer {
+						_ = r.store.MemStore.Delete(t.Context(), ComponentKey(testPlatform).recordName())
+					}
+				}
 				spoilt, _ := r.store.MemStore.Load(t.Context(), k.recordName())
 				r.Manager = NewManager()
 				r.Use(r.env)
-				if err := r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@x"), time.Now()}); !errors.Is(err, ErrStore) {
-					t.Errorf("PutTicket: %v, want ErrStore", err)
+				err := r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@x"), time.Now()})
+				if errors.Is(err, ErrStore) != foreign {
+					t.Errorf("PutTicket: %v", err)
 				}
-				if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrStore) {
-					t.Errorf("Get: %v, want ErrStore", err)
+				_, err = r.Get(t.Context(), k)
+				if errors.Is(err, ErrStore) != foreign || err != nil && !foreign {
+					t.Errorf("Get: %v", err)
 				}
-				if k.Kind == KindAuthorizer {
+				now, _ := r.store.MemStore.Load(t.Context(), k.recordName())
+				kept := setAsideOf(t, r.store.MemStore, k.recordName())
+				switch {
+				case foreign && (!bytes.Equal(now, spoilt) || len(kept) > 0):
+					t.Error("a record was touched that another key may open")
+				case !foreign && (len(kept) != 1 || kept[0] != string(spoilt)):
+					t.Errorf("set aside: %d records", len(kept))
+				case !foreign && bytes.Equal(now, spoilt):
+					t.Error("the damaged record is still there")
+				}
+				if foreign && k.Kind == KindAuthorizer {
 					if err := r.Revoke(t.Context(), k.Platform, k.AppID, time.Now()); !errors.Is(err, ErrStore) {
 						t.Errorf("Revoke: %v, want ErrStore", err)
 					}
-				}
-				if now, _ := r.store.MemStore.Load(t.Context(), k.recordName()); !bytes.Equal(now, spoilt) {
-					t.Error("the record was overwritten")
 				}
 			})
 		})
@@ -392,8 +435,11 @@ func TestSealing(t *testing.T) {
 		// A record cannot be moved to another account.
 		moved := AuthorizerKey(testPlatform, "wx00000000000000ff")
 		_ = r.store.MemStore.Store(t.Context(), moved.recordName(), []byte(raw()))
-		if _, err := r.Get(t.Context(), moved); !errors.Is(err, ErrStore) {
-			t.Errorf("a record that was moved: %v, want ErrStore", err)
+		if _, err := r.Get(t.Context(), moved); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("a record that was moved: %v, want ErrNotAuthorized", err)
+		}
+		if kept := setAsideOf(t, r.store.MemStore, moved.recordName()); len(kept) != 1 {
+			t.Errorf("a record that was moved: %d set aside", len(kept))
 		}
 		// Without the key nothing opens, and nothing is overwritten.
 		r.env.Sealer = nil
@@ -464,6 +510,9 @@ func (o *observed) TokenRefreshed(kind Kind, _ string, _ time.Duration, err erro
 		o.failures[kind]++
 	}
 }
+
+func (o *observed) RogueRefresh(Kind, string) {}
+func (o *observed) TokenAwaited(int)          {}
 
 func (o *observed) StoreOperation(op string, _ time.Duration, err error) {
 	o.mu.Lock()

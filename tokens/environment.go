@@ -3,6 +3,7 @@ package tokens
 import (
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -26,6 +27,11 @@ type AccountCredentials struct {
 type Observer interface {
 	// TokenRefreshed reports one call to WeChat for a new token. AppID is the platform's for a component token.
 	TokenRefreshed(kind Kind, appid string, took time.Duration, err error)
+	// TokenAwaited reports callers that begin (1) and cease (-1) to wait for a token that is not at hand.
+	TokenAwaited(callers int)
+	// RogueRefresh reports a token that WeChat refused long before its end, although no node here renewed it: another
+	// system is refreshing the tokens of that appid.
+	RogueRefresh(kind Kind, appid string)
 	// StoreOperation reports one operation on the store: load, store, delete, list or lock.
 	StoreOperation(op string, took time.Duration, err error)
 }
@@ -40,7 +46,15 @@ type Environment struct {
 	Log       *slog.Logger // nil: nothing is logged
 	Observer  Observer     // nil: nobody listens
 
-	serial    uint64 // of the Use that brought it
+	// Spill is a folder of this node alone. What the store does not take is kept there, sealed and synced, until it
+	// does. Empty: such records live in memory alone.
+	Spill string
+	// RosterEvery is how often WeChat's list of a platform's authorizers is compared with the store. Default: a day.
+	// Negative: never, not even when the store is empty.
+	RosterEvery time.Duration
+
+	serial    uint64       // of the Use that brought it
+	opens     *atomic.Bool // a sealed record has opened with its keys
 	platforms map[string]PlatformCredentials
 	accounts  map[string]AccountCredentials
 }
@@ -48,6 +62,7 @@ type Environment struct {
 // prepared is a copy with its look-up tables built and its optional parts filled in.
 func (e *Environment) prepared() *Environment {
 	p := *e
+	p.opens = new(atomic.Bool)
 	p.platforms = make(map[string]PlatformCredentials, len(e.Platforms))
 	for _, c := range e.Platforms {
 		p.platforms[c.AppID] = c
@@ -61,6 +76,9 @@ func (e *Environment) prepared() *Environment {
 	}
 	if p.Observer == nil {
 		p.Observer = noObserver{}
+	}
+	if p.RosterEvery == 0 {
+		p.RosterEvery = rosterEvery
 	}
 	return &p
 }
@@ -90,6 +108,8 @@ func (e *Environment) account(appid string) (AccountCredentials, bool) {
 type noObserver struct{}
 
 func (noObserver) TokenRefreshed(Kind, string, time.Duration, error) {}
+func (noObserver) TokenAwaited(int)                                  {}
+func (noObserver) RogueRefresh(Kind, string)                         {}
 func (noObserver) StoreOperation(string, time.Duration, error)       {}
 
 var _ Observer = noObserver{}

@@ -223,11 +223,7 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 			Token     string      `json:"authorizer_access_token"`
 			ExpiresIn wireSeconds `json:"expires_in"`
 			Refresh   string      `json:"authorizer_refresh_token"`
-			FuncInfo  []struct {
-				Category struct {
-					ID wireInt `json:"id"`
-				} `json:"funcscope_category"`
-			} `json:"func_info"`
+			FuncInfo  funcInfo    `json:"func_info"`
 		} `json:"authorization_info"`
 	}
 	asked := time.Now()
@@ -243,10 +239,7 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 			access: secret.New(info.Token), refresh: secret.New(info.Refresh),
 			asked: asked, life: lifeOf(int64(info.ExpiresIn)),
 		},
-		appid: info.AppID,
-	}
-	for _, f := range info.FuncInfo {
-		g.funcInfo = append(g.funcInfo, int(f.Category.ID))
+		appid: info.AppID, funcInfo: info.FuncInfo.ids(),
 	}
 	return g, nil
 }

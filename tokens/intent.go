@@ -15,6 +15,9 @@ import (
 // have used it, whose tokens are not in the store yet.
 const usedCodeGrace = 2 * time.Minute
 
+// deadCodeGrace is for how long WeChat is asked for what a dead code stood for, when it cannot be asked.
+const deadCodeGrace = 24 * time.Hour
+
 // Intent is the duty to exchange an authorization code that WeChat pushed.
 type Intent struct {
 	Platform  string
@@ -117,9 +120,50 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time
 			"info_type", printable(in.InfoType, maxID), "error", err)
 		return err
 	}
-	env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization",
-		"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err)
+	if instead := m.insteadOfCode(ctx, env, in); instead != nil {
+		if time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)) {
+			env.Log.Warn("authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again",
+				"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err, "instead", instead)
+			return instead
+		}
+		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization",
+			"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err, "instead", instead)
+	}
 	return m.deleteRecord(ctx, env, intentName(hash))
+}
+
+// insteadOfCode takes over from WeChat what a dead authorization code stood for: the account's refresh token, which it
+// has if another code of the account was ever exchanged. Nil means that there is nothing left to do for the code.
+func (m *Manager) insteadOfCode(ctx context.Context, env *Environment, in Intent) error {
+	if in.AppID == "" {
+		m.wantRoster(in.Platform)
+		env.Log.Error("authorization code died before it was exchanged, and nothing says of which account it was: WeChat's list is compared with the store",
+			"platform", in.Platform, "info_type", printable(in.InfoType, maxID))
+		return nil
+	}
+	k := AuthorizerKey(in.Platform, in.AppID)
+	if err := env.knows(k); err != nil {
+		return nil //nolint:nilerr // the platform is no longer configured, or this was no appid
+	}
+	info, err := m.authorizerInfo(ctx, env, k)
+	switch {
+	case hasCode(err, codeNotAuthorized):
+		env.Log.Warn("authorization code died before it was exchanged, and the account has not authorised the platform any more",
+			"platform", in.Platform, "appid", in.AppID)
+		return nil
+	case err != nil:
+		return err
+	case info.refresh.IsZero():
+		m.rosters.orphan(k)
+		env.Log.Error("authorization code died before it was exchanged, and WeChat has no refresh token of the account: it has to authorise again",
+			"platform", in.Platform, "appid", in.AppID)
+		return nil
+	}
+	if _, err = m.adopt(ctx, env, k, info, in.CreatedAt); err == nil {
+		env.Log.Warn("authorization code could not be exchanged; the refresh token that WeChat names is held in its place",
+			"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID))
+	}
+	return err
 }
 
 // resumeIntents is the job that takes up, at the first Use, what an earlier process accepted and did not finish.
@@ -151,6 +195,14 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 		case err == nil:
 			m.queueIntent(hash, wire.intent())
 		case errors.Is(err, fs.ErrNotExist): // done meanwhile
+		case errors.Is(err, errDamaged):
+			if err := m.setAside(ctx, env, intentName(hash), new(intentWire), false); err != nil {
+				failed = err
+				continue
+			}
+			for _, p := range env.Platforms {
+				m.wantRoster(p.AppID) // WeChat's list has the account that it was about
+			}
 		case errors.Is(err, errUnreadable):
 			env.Log.Error("an accepted authorization cannot be read and is left alone", "record", name, "error", err)
 		default:

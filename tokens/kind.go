@@ -18,12 +18,16 @@ const (
 	KindAuthorizer Kind = "authorizer"
 	// KindAccount is a plain account's own access_token, from stable_token.
 	KindAccount Kind = "account"
+	// KindJSAPI is the jsapi_ticket of an account, which signs pages for the JS-SDK.
+	KindJSAPI Kind = "jsapi"
+	// KindCard is the api_ticket of an account, which signs cards (卡券).
+	KindCard Kind = "card"
 )
 
 // Key names one token. It is comparable.
 type Key struct {
 	Kind     Kind
-	Platform string // appid of the platform; empty for KindAccount
+	Platform string // appid of the platform; empty for KindAccount, and for the tickets of a plain account
 	AppID    string // appid of the account; empty for KindComponent
 }
 
@@ -37,6 +41,32 @@ func AuthorizerKey(platform, appid string) Key {
 
 // AccountKey names the token of a plain account.
 func AccountKey(appid string) Key { return Key{Kind: KindAccount, AppID: appid} }
+
+// JSAPIKey names the jsapi_ticket of an account: of an authorizer of platform, or of a plain account where platform is
+// empty.
+func JSAPIKey(platform, appid string) Key {
+	return Key{Kind: KindJSAPI, Platform: platform, AppID: appid}
+}
+
+// CardKey names the api_ticket of an account, as JSAPIKey does its jsapi_ticket.
+func CardKey(platform, appid string) Key {
+	return Key{Kind: KindCard, Platform: platform, AppID: appid}
+}
+
+// isJSTicket reports whether the key names a ticket that is fetched with the access token of an account.
+func (k Key) isJSTicket() bool { return k.Kind == KindJSAPI || k.Kind == KindCard }
+
+// account is the key of the access token that a JS ticket is fetched with; of any other key it is the key itself.
+func (k Key) account() Key {
+	switch {
+	case !k.isJSTicket():
+		return k
+	case k.Platform != "":
+		return AuthorizerKey(k.Platform, k.AppID)
+	default:
+		return AccountKey(k.AppID)
+	}
+}
 
 // owner is the appid that a log line or a metric names for this token.
 func (k Key) owner() string {
@@ -58,7 +88,7 @@ const (
 	// recommends renewal at 1 h 50 min.
 	componentMargin  = 10 * time.Minute
 	authorizerMargin = 10 * time.Minute
-	// authorizerJitter spreads the renewals of accounts that were authorised together.
+	// authorizerJitter spreads the renewals of accounts that were authorised together, and of their JS tickets.
 	authorizerJitter = 5 * time.Minute
 	// accountMargin: stable_token gives the same token until its last five minutes. Asking a little later than that
 	// spares the call that would bring nothing.

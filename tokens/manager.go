@@ -39,6 +39,7 @@ type Manager struct {
 	unsealed unsealedNames
 	troubles troubles
 	tickets  ticketTable
+	rosters  rosterTable
 	done     exchangedCodes
 	queue    retryQueue
 	forced   forcedRefreshes
@@ -84,13 +85,17 @@ func (m *Manager) Use(env *Environment) {
 	}
 	m.uses++
 	env.serial = m.uses
-	first := m.env.Swap(env) == nil
-	m.troubles.forgive()
-	if first {
+	if m.env.Load() == nil {
+		m.loadSpill(env) // before anybody reads an older record from the store
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
+	m.env.Store(env)
+	m.troubles.forgive()
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
+		if env.RosterEvery > 0 {
+			m.queue.add(rosterJob(p.AppID), 0, m.watchRoster(p.AppID))
+		}
 	}
 }
 
@@ -191,6 +196,8 @@ func (e *Environment) knows(k Key) error {
 		if _, ok = e.account(k.AppID); ok {
 			return nil
 		}
+	case KindJSAPI, KindCard:
+		return e.knows(k.account())
 	}
 	return fmt.Errorf("%s %q: %w", printable(string(k.Kind), maxID), printable(k.AppID, maxID), ErrNotConfigured)
 }
@@ -214,12 +221,20 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 	if e == nil || !e.live(now) {
 		return m.awaitToken(ctx, env, k, e)
 	}
+	if k.isJSTicket() {
+		// The ticket of an account that took its authorization back is worth nothing.
+		if a := m.cache.Load().get(k.account()); a != nil && k.Platform != "" && !a.authorized() {
+			return Token{}, a.unrenewable()
+		}
+	}
 	m.renewIfStale(env, e, now)
 	return e.token, nil
 }
 
 // awaitToken is the slow path of token: e, the cached entry, is nil or has no live token.
 func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *entry) (Token, error) {
+	env.Observer.TokenAwaited(1)
+	defer env.Observer.TokenAwaited(-1)
 	var err error
 	if e == nil || !e.believed(time.Now().UnixNano()) {
 		if e, err = m.lookup(ctx, env, k); err != nil {
@@ -229,6 +244,9 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 	if now := time.Now().UnixNano(); e.live(now) {
 		m.renewIfStale(env, e, now)
 		return e.token, nil
+	}
+	if e, err = m.restored(ctx, env, e); err != nil {
+		return Token{}, err
 	}
 	if err := e.unrenewable(); err != nil {
 		return Token{}, err

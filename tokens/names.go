@@ -4,6 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path"
+	"strconv"
+	"strings"
+	"time"
 )
 
 // Record names. One place makes them, so that no text from outside can name another record.
@@ -26,6 +29,13 @@ func (k Key) recordName() string {
 		return path.Join(root, string(KindAuthorizer), recordID(k.Platform), hex.EncodeToString(sum[:1]), recordID(k.AppID))
 	case KindComponent:
 		return path.Join(root, string(KindComponent), recordID(k.Platform))
+	case KindJSAPI, KindCard:
+		sum := sha256.Sum256([]byte(k.AppID))
+		holder := "account" // no platform has this for its appid
+		if k.Platform != "" {
+			holder = recordID(k.Platform)
+		}
+		return path.Join(root, string(k.Kind), holder, hex.EncodeToString(sum[:1]), recordID(k.AppID))
 	default:
 		return path.Join(root, recordID(string(k.Kind)), recordID(k.AppID))
 	}
@@ -42,6 +52,23 @@ func intentName(codeHash string) string { return path.Join(intentFolder, codeHas
 func codeHash(platform, code string) string {
 	sum := sha256.Sum256([]byte(platform + "\x00" + code))
 	return hex.EncodeToString(sum[:16])
+}
+
+// userNameName is where it is kept which account a gh_ id belongs to, spread like the authorizers.
+func userNameName(userName string) string {
+	sum := sha256.Sum256([]byte(userName))
+	return path.Join(root, "username", hex.EncodeToString(sum[:1]), recordID(userName))
+}
+
+// rosterName is where it is kept how far a platform's list of authorizers was read.
+func rosterName(platform string) string { return path.Join(root, "roster", recordID(platform)) }
+
+// pushAskedName is where it is kept when WeChat was last asked to push a platform's ticket.
+func pushAskedName(platform string) string { return path.Join(root, "push", recordID(platform)) }
+
+// asideName is where a record goes that cannot be read: below its own name, so that it can be opened by hand.
+func asideName(name string, at time.Time) string {
+	return path.Join(root, "aside", strings.TrimPrefix(name, root+"/"), "at-"+strconv.FormatInt(at.UnixNano(), 10))
 }
 
 // isCodeHash tells a record in the intent folder from stray files, such as a store's temporary ones.

@@ -234,7 +234,7 @@ func (m *Manager) makeOpaqueKey(ctx context.Context, env *Environment) error {
 	if m.opaque.fresh() {
 		return nil
 	}
-	if _, err := m.loadOpaqueKeys(ctx, env); err != nil || m.opaque.fresh() {
+	if _, err := m.loadOpaqueKeys(ctx, env); err != nil && !errors.Is(err, errDamaged) || m.opaque.fresh() {
 		return err
 	}
 	unlock, err := m.lockStore(ctx, env, opaqueName, opaqueLockWait)
@@ -243,6 +243,11 @@ func (m *Manager) makeOpaqueKey(ctx context.Context, env *Environment) error {
 	}
 	defer unlock()
 	kept, err := m.loadOpaqueKeys(ctx, env)
+	if errors.Is(err, errDamaged) {
+		if err = m.setAside(ctx, env, opaqueName, new(opaqueRecord), true); err == nil {
+			kept, err = m.loadOpaqueKeys(ctx, env)
+		}
+	}
 	if err != nil || m.opaque.fresh() {
 		return err
 	}

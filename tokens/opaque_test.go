@@ -340,11 +340,25 @@ func TestOpaqueOldKeyServesWhileStoreFails(t *testing.T) {
 	}
 }
 
-func TestOpaqueUnusableRecordIsNotOverwritten(t *testing.T) {
+// A record that holds no usable key is left alone; one that nothing will read again is set aside, and new keys are made.
+func TestOpaqueUnusableRecord(t *testing.T) {
 	t.Parallel()
+	for name, record := range map[string]string{"version": `{"v":9,"keys":[]}`, "torn": `{"v":1,"keys":[{"id`} {
+		store := NewMemStore()
+		if err := store.Store(t.Context(), opaqueName, []byte(record)); err != nil {
+			t.Fatal(err)
+		}
+		m := opaqueNode(t, store, nil)
+		if _, err := m.OpenOpaque(t.Context(), mustIssue(t, m, opaqueClaims())); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if kept := setAsideOf(t, store, opaqueName); len(kept) != 1 || kept[0] != record {
+			t.Errorf("%s: set aside: %q", name, kept)
+		}
+	}
 	for name, record := range map[string]string{
-		"version": `{"v":9,"keys":[]}`, "torn": `{"v":1,"keys":[{"id`, "short key": `{"v":1,"keys":[{"id":"AQEBAQ==","key":"AQ==","created":1}]}`,
-		"short id": fmt.Sprintf(`{"v":1,"keys":[{"id":"AQ==","key":%q,"created":1}]}`, base64.StdEncoding.EncodeToString(make([]byte, 32))),
+		"short key": `{"v":1,"keys":[{"id":"AQEBAQ==","key":"AQ==","created":1}]}`,
+		"short id":  fmt.Sprintf(`{"v":1,"keys":[{"id":"AQ==","key":%q,"created":1}]}`, base64.StdEncoding.EncodeToString(make([]byte, 32))),
 	} {
 		store := NewMemStore()
 		if err := store.Store(t.Context(), opaqueName, []byte(record)); err != nil {

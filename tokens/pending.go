@@ -12,6 +12,9 @@ import (
 type pendingRecords struct {
 	mu   sync.Mutex
 	recs map[Key]*record
+	safe map[Key]*record // what the spill folder holds
+
+	spillMu sync.Mutex // around each change of the spill folder
 }
 
 func (p *pendingRecords) get(k Key) *record {
@@ -24,6 +27,46 @@ func (p *pendingRecords) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.recs)
+}
+
+// unsafe is the number of records that live in memory alone.
+func (p *pendingRecords) unsafe() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, rec := range p.recs {
+		if !rec.same(p.safe[k]) {
+			n++
+		}
+	}
+	return n
+}
+
+// spilled notes what the spill folder holds of a key.
+func (p *pendingRecords) spilled(k Key, rec *record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.safe == nil {
+		p.safe = make(map[Key]*record)
+	}
+	p.safe[k] = rec
+}
+
+// isSpilled reports whether the spill folder holds what waits of a key.
+func (p *pendingRecords) isSpilled(k Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.recs[k].same(p.safe[k])
+}
+
+// unneeded reports whether the spill folder holds a record of a key of which nothing waits any more, and forgets that.
+func (p *pendingRecords) unneeded(k Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.safe[k] == nil || p.recs[k] != nil {
+		return false
+	}
+	delete(p.safe, k)
+	return true
 }
 
 // put keeps a record until the store takes it, unless one waits that supersedes it.
@@ -84,9 +127,12 @@ func (p *pendingRecords) all() map[Key]*record {
 	return maps.Clone(p.recs)
 }
 
-// Unsaved returns the number of token records and tickets that live in this process's memory alone, because the store
-// did not take them. It is 0 in a healthy gateway; readiness depends on it.
-func (m *Manager) Unsaved() int { return m.pending.len() + m.tickets.unsaved() }
+// Unsaved returns the number of token records and tickets that live in this process's memory alone, because neither the
+// store nor the spill folder took them. It is 0 in a healthy gateway; readiness depends on it.
+func (m *Manager) Unsaved() int { return m.pending.unsafe() + m.tickets.unsaved() }
+
+// Waiting returns the number of token records that wait to be written to the store, in the spill folder or in memory.
+func (m *Manager) Waiting() int { return m.pending.len() }
 
 // writePending is the job that writes what waits; it fails while something still does.
 func (m *Manager) writePending(ctx context.Context) error {
@@ -111,9 +157,11 @@ func (m *Manager) writeWaiting(ctx context.Context, env *Environment) error {
 		case errors.Is(err, errUnreadable):
 			unreadable = err
 		case err != nil:
+			m.spillWaiting(ctx, env)
 			return err // the others would fail alike
 		}
 	}
+	m.spillWaiting(ctx, env)
 	if unreadable == nil && m.pending.len() > 0 {
 		return fmt.Errorf("%w: records still wait to be written", ErrStore)
 	}

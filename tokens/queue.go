@@ -20,7 +20,11 @@ type job struct {
 	failed  int  // attempts in a row
 	running bool // at most once at a time
 	again   bool // added again while running
+	light   bool
 }
+
+// maxLight bounds the jobs that may as well not be done: what wanted one asks again.
+const maxLight = 256
 
 // retryError makes a job run again after a pause of its own choosing.
 type retryError struct {
@@ -35,6 +39,8 @@ type retryQueue struct {
 	jobs map[string]*job
 	wake chan struct{}
 	free chan struct{} // one element per idle worker
+
+	light int // jobs that addLight added
 }
 
 func (q *retryQueue) init() {
@@ -53,6 +59,33 @@ func (q *retryQueue) add(id string, delay time.Duration, run func(context.Contex
 		q.jobs[id] = &job{run: run, due: time.Now().Add(delay)}
 	} else if j.running {
 		j.again = true
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// addLight queues a job that is done once, unless it is queued already or too many are.
+func (q *retryQueue) addLight(id string, run func(context.Context)) {
+	q.mu.Lock()
+	if q.jobs[id] == nil && q.light < maxLight {
+		q.light++
+		q.jobs[id] = &job{light: true, due: time.Now(), run: func(ctx context.Context) error { run(ctx); return nil }}
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hasten makes a waiting job due now, unless it waits because it failed.
+func (q *retryQueue) hasten(id string) {
+	q.mu.Lock()
+	if j := q.jobs[id]; j != nil && !j.running && j.failed == 0 {
+		j.due = time.Now()
 	}
 	q.mu.Unlock()
 	select {
@@ -89,6 +122,9 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	defer q.mu.Unlock()
 	j.running = false
 	retry, chosen := err.(retryError)
+	if j.light {
+		err, j.again = nil, false // also after a panic
+	}
 	switch {
 	case err != nil && j.again: // there may be news; but no faster than after a first failure
 		j.failed, j.due = 1, time.Now().Add(backoff(1))
@@ -101,6 +137,9 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 		j.failed, j.due = 0, time.Now()
 	default:
 		delete(q.jobs, id)
+		if j.light {
+			q.light--
+		}
 	}
 	j.again = false
 }

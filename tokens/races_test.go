@@ -230,6 +230,7 @@ func TestPushingIsRestartedOnRecovery(t *testing.T) {
 		asked := r.wx.count(pathStartPush)
 		r.store.fail(failAll)
 		for range 18 { // three hours
+			_ = r.PutTicket(t.Context(), testPlatform2, Ticket{secret.New("ticket@@@y"), time.Now()})
 			if err := r.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@x"), time.Now()}); !errors.Is(err, ErrStore) {
 				t.Fatalf("PutTicket: %v", err)
 			}
@@ -240,8 +241,8 @@ func TestPushingIsRestartedOnRecovery(t *testing.T) {
 		}
 		r.store.fail(nil)
 		time.Sleep(2 * time.Minute)
-		if n := r.wx.count(pathStartPush) - asked; n != 1 {
-			t.Errorf("asked %d times on recovery, want once", n)
+		if n := r.wx.count(pathStartPush) - asked; n != 2 {
+			t.Errorf("asked %d times on recovery, want once for each platform", n)
 		}
 	})
 }

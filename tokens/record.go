@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
@@ -24,6 +25,10 @@ const storeTimeout = 3 * time.Second
 // errUnreadable is a record that is there and cannot be used: torn, tampered with, sealed with a key that is not
 // configured, or of another version. Nothing may write over it.
 var errUnreadable = fmt.Errorf("%w: record cannot be read", ErrStore)
+
+// errDamaged is one of those that nothing will ever read again: torn, tampered with, or of another version. It is set
+// aside, and what it stood for is had from WeChat again.
+var errDamaged = fmt.Errorf("%w: it is damaged", errUnreadable)
 
 // errUnsealed is a record that must be sealed and is not.
 var errUnsealed = fmt.Errorf("%w: record is not sealed", ErrStore)
@@ -43,6 +48,13 @@ type record struct {
 	RevokedAt      time.Time // after AuthorizedAt, or zero, unless the account has authorised again since
 	CodeHash       string    // of the authorization code that the tokens came from
 
+	UserName string // the gh_ id, once it is known
+	NickName string
+
+	// ForcedAt is when force_refresh was last used for a plain account, and Forced how often on that day of WeChat's.
+	ForcedAt time.Time
+	Forced   int
+
 	// reseal: the store has it unsealed, or under an old seal key. It is not part of the record.
 	reseal bool
 }
@@ -59,6 +71,10 @@ type recordWire struct {
 	Here         bool   `json:"authorized_here,omitempty"`
 	RevokedAt    int64  `json:"revoked_at,omitempty"`
 	CodeHash     string `json:"code_hash,omitempty"`
+	UserName     string `json:"user_name,omitempty"`
+	NickName     string `json:"nick_name,omitempty"`
+	ForcedAt     int64  `json:"forced_at,omitempty"`
+	Forced       int    `json:"forced,omitempty"`
 }
 
 func (r *record) wire() recordWire {
@@ -66,6 +82,7 @@ func (r *record) wire() recordWire {
 		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt), ObtainedAt: unix(r.ObtainedAt),
 		RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
 		Here: r.AuthorizedHere, RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
+		UserName: r.UserName, NickName: r.NickName, ForcedAt: unix(r.ForcedAt), Forced: r.Forced,
 	}
 }
 
@@ -74,6 +91,7 @@ func (w *recordWire) record() *record {
 		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt), ObtainedAt: fromUnix(w.ObtainedAt),
 		RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
 		AuthorizedHere: w.Here, RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
+		UserName: w.UserName, NickName: w.NickName, ForcedAt: fromUnix(w.ForcedAt), Forced: w.Forced,
 	}
 }
 
@@ -105,7 +123,8 @@ func (r *record) same(o *record) bool {
 		return r == o
 	}
 	return r.AccessToken.Same(o.AccessToken) && r.ExpiresAt.Equal(o.ExpiresAt) && r.ObtainedAt.Equal(o.ObtainedAt) &&
-		r.RefreshToken.Same(o.RefreshToken) && slices.Equal(r.FuncInfo, o.FuncInfo) && r.sameAuthorization(o)
+		r.RefreshToken.Same(o.RefreshToken) && slices.Equal(r.FuncInfo, o.FuncInfo) && r.sameAuthorization(o) &&
+		r.UserName == o.UserName && r.NickName == o.NickName && r.ForcedAt.Equal(o.ForcedAt) && r.Forced == o.Forced
 }
 
 // sameAuthorization reports whether both stand on one authorization, or on the same end of it.
@@ -149,6 +168,15 @@ func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string,
 // says so: adding a key must not lose an authorizer. But anybody who can write to the store can make such a record,
 // so the keys of opaque tokens are not taken from one: that is errUnsealed.
 func (m *Manager) openRecord(ctx context.Context, env *Environment, name string, out any) (reseal bool, err error) {
+	data, err := m.loadRaw(ctx, env, name)
+	if err != nil {
+		return false, err
+	}
+	return m.decode(env, name, data, out)
+}
+
+// loadRaw reads the bytes of a record. The error is fs.ErrNotExist if there is none, and wraps ErrStore otherwise.
+func (m *Manager) loadRaw(ctx context.Context, env *Environment, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
@@ -157,15 +185,27 @@ func (m *Manager) openRecord(ctx context.Context, env *Environment, name string,
 	env.observe("load", start, ignoreIf(err, missing))
 	switch {
 	case missing:
-		return false, fs.ErrNotExist
+		return nil, fs.ErrNotExist
 	case err != nil:
-		return false, fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
+		return nil, fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
 	}
+	return data, nil
+}
+
+// decode opens and reads the bytes of a record.
+func (m *Manager) decode(env *Environment, name string, data []byte, out any) (reseal bool, err error) {
 	switch {
 	case env.Sealer == nil:
 	case !isPlain(data):
-		if data, reseal, err = env.Sealer.Open(name, data); err != nil {
-			return false, fmt.Errorf("%w: %s does not open with any seal_key; was a key removed?", errUnreadable, name)
+		data, reseal, err = env.Sealer.Open(name, data)
+		switch {
+		case err == nil:
+			env.opens.Store(true)
+		case errors.Is(err, crypto.ErrSealKey) && !env.opens.Load():
+			// As long as nothing opened, it is more likely that the configuration has the wrong key.
+			return false, fmt.Errorf("%w: %s does not open with any seal_key: add the one that was removed, or mend the one that is wrong", errUnreadable, name)
+		default:
+			return false, fmt.Errorf("%w: %s does not open with any seal_key, and others do", errDamaged, name)
 		}
 	case name == opaqueName:
 		return false, fmt.Errorf("%w: %s", errUnsealed, name)
@@ -185,14 +225,50 @@ func decodeRecord(name string, data []byte, out any) error {
 		V int `json:"v"`
 	}
 	if err := json.Unmarshal(data, &version); err != nil {
-		return fmt.Errorf("%w: %s is torn, or sealed and no seal_key is configured", errUnreadable, name)
+		if crypto.IsSealed(data) {
+			return fmt.Errorf("%w: %s is sealed, and no seal_key is configured", errUnreadable, name)
+		}
+		return fmt.Errorf("%w: %s is torn", errDamaged, name)
 	}
 	if version.V != recordVersion {
-		return fmt.Errorf("%w: %s has version %d, this gateway knows %d", errUnreadable, name, version.V, recordVersion)
+		return fmt.Errorf("%w: %s has version %d, this gateway knows %d", errDamaged, name, version.V, recordVersion)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("%w: %s is not of the form expected", errUnreadable, name)
+		return fmt.Errorf("%w: %s is not of the form expected", errDamaged, name)
 	}
+	return nil
+}
+
+// setAside moves a damaged record out of the way, so that what it stood for can be kept again. When nil is returned the
+// record is there no more, or is another one by now. Nothing is thrown away: it is copied below wechat/v1/aside first.
+// Out is a pointer to what the record should hold. Locked says that the caller has the store's lock on the name;
+// otherwise setAside takes it, so that no other node's new record is taken for the damaged one.
+func (m *Manager) setAside(ctx context.Context, env *Environment, name string, out any, locked bool) error {
+	if !locked {
+		unlock, err := m.lockStore(ctx, env, name, writeLockWait)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	data, err := m.loadRaw(ctx, env, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := m.decode(env, name, data, out); !errors.Is(err, errDamaged) {
+		return err // another node has put it right
+	}
+	aside := asideName(name, time.Now())
+	if err := m.storeRaw(ctx, env, aside, data); err != nil {
+		return err
+	}
+	if err := m.deleteRecord(ctx, env, name); err != nil {
+		return err
+	}
+	env.Log.Error("a record is damaged: it was set aside, and what it stood for is fetched from WeChat again", "record", name, "aside", aside)
 	return nil
 }
 
@@ -225,9 +301,18 @@ func isPlain(data []byte) bool { return len(data) > 0 && data[0] == '{' && json.
 // storeRecord writes in, a struct without a field "v", as a versioned and sealed record. It is durable when nil is
 // returned; the error wraps ErrStore.
 func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string, in any) error {
+	data, err := encodeRecord(env, name, in)
+	if err != nil {
+		return err
+	}
+	return m.storeRaw(ctx, env, name, data)
+}
+
+// encodeRecord is the reverse of openRecord.
+func encodeRecord(env *Environment, name string, in any) ([]byte, error) {
 	body, err := json.Marshal(in)
 	if err != nil || len(body) < 2 || body[0] != '{' {
-		return fmt.Errorf("%w: %s is not a record", ErrStore, name)
+		return nil, fmt.Errorf("%w: %s is not a record", ErrStore, name)
 	}
 	data := fmt.Appendf(make([]byte, 0, len(body)+16), `{"v":%d`, recordVersion)
 	if !bytes.Equal(body, []byte("{}")) {
@@ -236,13 +321,17 @@ func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string
 	data = append(data, body[1:]...)
 	if env.Sealer != nil {
 		if data, err = env.Sealer.Seal(name, data); err != nil {
-			return fmt.Errorf("%w: seal %s: %w", ErrStore, name, err)
+			return nil, fmt.Errorf("%w: seal %s: %w", ErrStore, name, err)
 		}
 	}
+	return data, nil
+}
+
+func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
-	err = env.Store.Store(ctx, name, data)
+	err := env.Store.Store(ctx, name, data)
 	env.observe("store", start, err)
 	if err != nil {
 		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)

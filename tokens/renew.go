@@ -29,6 +29,7 @@ type grant struct {
 	refresh secret.String // authorizers only; absent: unchanged
 	asked   time.Time     // when the call began, so that the time on the network is not part of the life
 	life    time.Duration
+	forced  bool // a plain account's, with force_refresh
 }
 
 // renewIfStale starts one background renewal of a live token, unless it is fresh or one was tried a moment ago.
@@ -72,8 +73,14 @@ func (m *Manager) barred(k Key) error {
 	if err := m.troubles.hold(k); err != nil {
 		return err
 	}
-	if k.Kind == KindAccount {
+	switch {
+	case k.Kind == KindAccount:
 		return nil
+	case k.isJSTicket():
+		if a := m.cache.Load().get(k.account()); a != nil && a.live(time.Now().UnixNano()) {
+			return nil
+		}
+		return m.barred(k.account())
 	}
 	err := m.tickets.missing(k.Platform)
 	if err == nil || k.Kind == KindComponent {
@@ -131,7 +138,19 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 		return nil, err
 	}
+	if isRefused && now < e.staleAt && !g.access.Same(refused) {
+		m.rogue(env, k)
+	}
 	return m.keep(ctx, env, k, e, g)
+}
+
+// rogue reports a token that WeChat refused although it had life left and no node here renewed it.
+func (m *Manager) rogue(env *Environment, k Key) {
+	env.Observer.RogueRefresh(k.Kind, k.owner())
+	if times, say := m.troubles.rogue(k); say {
+		env.Log.Warn("another system is refreshing tokens of "+k.owner()+": WeChat refused one that nobody here had renewed; have it use the gateway instead",
+			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "times", times)
+	}
 }
 
 // recall reads the record again, and falls back on what this node remembers when the store fails.
@@ -156,9 +175,11 @@ func (m *Manager) fetch(ctx context.Context, env *Environment, k Key, e *entry, 
 	case KindComponent:
 		g, err = m.fetchComponent(ctx, env, k.Platform)
 	case KindAccount:
-		g, err = m.fetchAccount(ctx, env, k.AppID, refused)
+		g, err = m.fetchAccount(ctx, env, k.AppID, e.rec, refused)
+	case KindJSAPI, KindCard:
+		g, err = m.fetchJSTicket(ctx, env, k)
 	default:
-		g, err = m.fetchAuthorizer(ctx, env, k, e.rec.RefreshToken)
+		g, err = m.fetchAuthorizer(ctx, env, k, e.rec)
 	}
 	if err == nil && g.access.IsZero() {
 		err = fmt.Errorf("%w: the answer has no token", ErrUnreachable)
@@ -186,9 +207,12 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 		if outdated = next.outdates(base.rec, g); outdated {
 			return nil
 		}
+		if g.forced {
+			next.ForcedAt, next.Forced = g.asked.Truncate(time.Second), next.forcedOn(g.asked)+1
+		}
 		same = next.AccessToken.Same(g.access) && expires.Sub(next.ExpiresAt).Abs() <= 2*time.Second &&
 			(g.refresh.IsZero() || next.RefreshToken.Same(g.refresh))
-		if same && !back {
+		if same && !back && !g.forced {
 			return nil
 		}
 		if same {
@@ -263,7 +287,7 @@ func (m *Manager) reload(ctx context.Context, env *Environment, k Key) (*entry, 
 		return nil, fmt.Errorf("%w: read of %s: %w", ErrStore, k.recordName(), err)
 	}
 	defer unlock()
-	rec, err := m.readRecord(ctx, env, k)
+	rec, err := m.readSound(ctx, env, k, false)
 	if err != nil && rec == nil {
 		return nil, err
 	}
@@ -294,6 +318,27 @@ func (m *Manager) reseal(k Key) func(context.Context) error {
 	}
 }
 
+// readSound is readRecord that sets a damaged record aside. What this node still knows of it takes its place; an
+// authorizer of which it knows nothing is had from WeChat, by whoever asks for it next or by the next reading of the list.
+// Locked says that the caller has the store's lock on the record.
+func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked bool) (*record, error) {
+	rec, err := m.readRecord(ctx, env, k)
+	if !errors.Is(err, errDamaged) {
+		return rec, err
+	}
+	if aside := m.setAside(ctx, env, k.recordName(), new(recordWire), locked); aside != nil {
+		env.Log.Error("a damaged record cannot be set aside; tried again", "kind", k.Kind, "appid", k.owner(), "error", aside)
+		return rec, err
+	}
+	if held := m.cache.Load().get(k); held != nil && held.rec != nil {
+		m.keepWaiting(env, k, held.rec, err)
+	} else if k.Kind == KindAuthorizer {
+		m.rosters.miss(k)
+		m.wantRoster(k.Platform)
+	}
+	return m.readRecord(ctx, env, k)
+}
+
 // readRecord returns a key's record as it stands by the store and by what waits to be written; nil if there is none.
 // An error beside a record says that the store was not read, and that the record is the one that waits. The caller
 // holds the key's lock.
@@ -313,6 +358,7 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (*rec
 		return stored, nil
 	}
 	rec := m.pending.settle(k, waiting, stored)
+	m.unspill(env, k)
 	if rec == stored && !stored.same(waiting) {
 		env.Log.Warn("a record that waited to be written is dropped: another node's is newer",
 			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform)
@@ -368,10 +414,12 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 	}
 	defer unlock()
 	// Component and account records are only written by the holder of their renewal lock.
+	held := false
 	if k.Kind == KindAuthorizer {
 		release, err := m.lockStore(ctx, env, name, writeLockWait)
 		switch {
 		case err == nil:
+			held = true
 			defer release()
 		case !must:
 			return nil, err
@@ -379,13 +427,13 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 			env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 		}
 	}
-	cur, err := m.readRecord(ctx, env, k)
+	cur, err := m.readSound(ctx, env, k, held)
 	if err != nil && !must {
 		return nil, err
 	}
-	held := m.cache.Load().get(k)
-	cur = newest(cur, held)
-	next := following(cur, held, change)
+	cached := m.cache.Load().get(k)
+	cur = newest(cur, cached)
+	next := following(cur, cached, change)
 	if next == nil {
 		return m.publish(k, cur), nil
 	}
@@ -395,6 +443,7 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 	switch {
 	case err == nil:
 		m.pending.stored(k, next)
+		m.unspill(env, k)
 	case must:
 		m.keepWaiting(env, k, next, err)
 	default:
@@ -423,12 +472,21 @@ func following(cur *record, held *entry, change func(*record) *record) *record {
 	return next
 }
 
-// keepWaiting keeps a record that the store did not take.
+// keepWaiting keeps a record that the store did not take: on the node's own disk, or else in memory alone.
 func (m *Manager) keepWaiting(env *Environment, k Key, rec *record, err error) {
 	m.pending.put(k, rec)
+	spilled := m.spill(env, k)
 	m.queue.add("pending", backoffFirst, m.writePending)
-	env.Log.Error("a token record cannot be written: it serves from memory and would be lost with the process; mend the store",
-		"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err)
+	args := []any{"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err}
+	switch {
+	case spilled == nil:
+		env.Log.Error("a token record cannot be written: it waits in this node's spill folder; mend the store", args...)
+	case errors.Is(spilled, errNoSpill):
+		env.Log.Error("a token record cannot be written: it serves from memory and would be lost with the process; mend the store", args...)
+	default:
+		env.Log.Error("a token record can be written neither to the store nor to the spill folder: it serves from memory and would be lost with the process; mend the store",
+			append(args, "spill_error", spilled)...)
+	}
 }
 
 func (r *record) gen() uint64 {

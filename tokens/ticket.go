@@ -16,6 +16,8 @@ const (
 	ticketLife = 12 * time.Hour
 	// pushInterval is how often, at most, WeChat is asked to push a platform's ticket.
 	pushInterval = 10 * time.Minute
+	// ticketOverdue is the age at which the newest ticket says that WeChat's pushes do not arrive: two are missing.
+	ticketOverdue = 25 * time.Minute
 	// noTicketMemory is how long it is believed that a platform has no ticket. Another node may be given one.
 	noTicketMemory = time.Second
 
@@ -134,7 +136,7 @@ func (t *ticketTable) change(platform string, change func(*pushState)) {
 
 // pick returns the newer one of what is held and what the store has, if it can be exchanged, and ErrNoTicket
 // otherwise. That is remembered for a moment if the store was read.
-func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (Ticket, error) {
+func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (heldTicket, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	best := t.held[platform]
@@ -144,7 +146,7 @@ func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (Ticke
 	now, state := time.Now(), t.push[platform]
 	refused := best.same(state.refused)
 	if best.live(now) && !refused {
-		return best.Ticket, nil
+		return best, nil
 	}
 	err := noTicket(platform, nil)
 	if refused {
@@ -153,7 +155,7 @@ func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (Ticke
 	if read {
 		t.change(platform, func(s *pushState) { s.missing, s.missingAt = err, now })
 	}
-	return Ticket{}, err
+	return heldTicket{}, err
 }
 
 // missing returns ErrNoTicket if a moment ago there was no ticket.
@@ -249,6 +251,7 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 		return err
 	}
 	m.tickets.want(platform, false) // WeChat pushes, and is answered
+	m.queue.hasten(rosterJob(platform))
 	return nil
 }
 
@@ -291,7 +294,13 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 		return nil
 	}
 	var stored ticketWire
-	switch err := m.loadRecord(ctx, env, name, &stored); {
+	err = m.loadRecord(ctx, env, name, &stored)
+	if errors.Is(err, errDamaged) {
+		if err = m.setAside(ctx, env, name, new(ticketWire), false); err == nil {
+			stored, err = ticketWire{}, fs.ErrNotExist
+		}
+	}
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return err
@@ -338,16 +347,30 @@ func (m *Manager) Ticket(ctx context.Context, platform string) (Ticket, error) {
 	if err := env.knows(ComponentKey(platform)); err != nil {
 		return Ticket{}, err
 	}
-	return m.ticket(ctx, env, platform)
+	t, err := m.ticket(ctx, env, platform)
+	return t.Ticket, err
 }
 
-func (m *Manager) ticket(ctx context.Context, env *Environment, platform string) (Ticket, error) {
+// TicketReceived returns when the newest ticket of a platform that this node knows came, by this node's clock: the zero
+// time if there is none. It never waits.
+func (m *Manager) TicketReceived(platform string) time.Time {
+	return m.tickets.get(platform).receivedAt
+}
+
+func (m *Manager) ticket(ctx context.Context, env *Environment, platform string) (heldTicket, error) {
 	var stored ticketWire
 	err := m.loadRecord(ctx, env, ticketName(platform), &stored)
+	if errors.Is(err, errDamaged) {
+		// The next push is kept in its place.
+		stored, err = ticketWire{}, fs.ErrNotExist
+	}
 	read := err == nil || errors.Is(err, fs.ErrNotExist)
 	t, missing := m.tickets.pick(platform, stored.held(), read)
 	if missing != nil && !read {
-		return Ticket{}, err
+		return heldTicket{}, err
+	}
+	if missing == nil && t.durable {
+		m.tickets.offer(platform, t) // another node was told, or an earlier process
 	}
 	return t, missing
 }
@@ -357,10 +380,11 @@ func pushJob(platform string) string { return "push " + platform }
 // wantTicket makes sure that WeChat is asked for a platform's ticket.
 func (m *Manager) wantTicket(platform string) {
 	m.queue.add(pushJob(platform), 0, m.watchTicket(platform))
+	m.queue.hasten(pushJob(platform))
 }
 
-// watchTicket is the job that asks WeChat to push tickets while a platform has none, or once if pushes may have
-// stopped, at most once per pushInterval.
+// watchTicket is the job that asks WeChat to push tickets while a platform has none or only an old one, or once if
+// pushes may have stopped, at most once per pushInterval.
 func (m *Manager) watchTicket(platform string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		env, err := m.current()
@@ -371,28 +395,50 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if !ok {
 			return nil // no longer configured
 		}
-		_, err = m.ticket(ctx, env, platform)
+		t, err := m.ticket(ctx, env, platform)
 		wanted := m.tickets.wanted(platform)
 		switch {
-		case err == nil && !wanted:
-			return nil
+		case err == nil && !wanted && time.Since(t.receivedAt) < ticketOverdue:
+			return retryError{after: ticketOverdue - time.Since(t.receivedAt)}
 		case err != nil && !errors.Is(err, ErrNoTicket):
 			return err
+		}
+		if wait := m.askedLately(ctx, env, platform); wait > 0 {
+			return retryError{after: wait}
 		}
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
 		}
 		m.tickets.want(platform, false)
-		if !m.askForPush(ctx, env, p) && wanted {
+		if !m.askForPush(ctx, env, p, t.receivedAt) && wanted {
 			m.tickets.want(platform, true)
 		}
 		return retryError{after: pushInterval}
 	}
 }
 
+// askedWire is when WeChat was last asked to push, by whichever node, before or after a restart.
+type askedWire struct {
+	AskedAt int64 `json:"asked_at"`
+}
+
+// askedLately reports how long to wait because another node, or an earlier process, has asked WeChat to push. What the
+// store cannot tell does not keep the gateway from asking.
+func (m *Manager) askedLately(ctx context.Context, env *Environment, platform string) time.Duration {
+	var asked askedWire
+	if m.loadRecord(ctx, env, pushAskedName(platform), &asked) != nil {
+		return 0
+	}
+	since := time.Since(fromUnix(asked.AskedAt))
+	if since < 0 || since >= pushInterval { // or the clock was set back
+		return 0
+	}
+	return pushInterval - since
+}
+
 // askForPush calls api_start_push_ticket, which names the secret differently from every other call, and reports whether
-// WeChat agreed.
-func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials) bool {
+// WeChat agreed. Last is when the newest ticket came.
+func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials, last time.Time) bool {
 	body := struct {
 		AppID  string `json:"component_appid"`
 		Secret string `json:"component_secret"`
@@ -401,6 +447,14 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
 		return false
 	}
-	env.Log.Warn("component_verify_ticket awaited; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
+	if err := m.storeRecord(ctx, env, pushAskedName(p.AppID), askedWire{AskedAt: time.Now().Unix()}); err != nil {
+		env.Log.Warn("it cannot be kept that WeChat was asked to push tickets", "platform", p.AppID, "error", err)
+	}
+	if last.IsZero() {
+		env.Log.Warn("component_verify_ticket awaited; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
+	} else {
+		env.Log.Warn("component_verify_ticket overdue; asked WeChat to push again: compare 授权事件接收URL in the platform's console with where wechat_event is served",
+			"platform", p.AppID, "last_came", last.Format(time.RFC3339), "minutes_ago", int(time.Since(last).Minutes()))
+	}
 	return true
 }

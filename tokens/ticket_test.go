@@ -211,8 +211,10 @@ func TestWeChatIsAskedForATicketPolitely(t *testing.T) {
 		if n := r.wx.count(pathStartPush); n != 3 {
 			t.Errorf("asked %d times in 29 minutes, want every ten", n)
 		}
-		r.ticket(t, testPlatform)
-		time.Sleep(time.Hour)
+		for range 6 { // an hour
+			r.ticket(t, testPlatform)
+			time.Sleep(10 * time.Minute)
+		}
 		if n := r.wx.count(pathStartPush); n > 3 {
 			t.Errorf("asked although there is a ticket: %d times", n)
 		}
@@ -230,9 +232,52 @@ func TestNoTicketIsAskedForWhenOneIsStored(t *testing.T) {
 		synctest.Wait()
 		before := r.wx.count(pathStartPush)
 		r.restart()
-		time.Sleep(time.Hour)
+		time.Sleep(24 * time.Minute)
 		if n := r.wx.count(pathStartPush) - before; n != 0 {
 			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+// Pushes that stop are noticed, also when they stopped before a restart, and WeChat is asked to begin again.
+func TestOverdueTicket(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		synctest.Wait()
+		came := r.TicketReceived(testPlatform)
+		if came.IsZero() || time.Since(came) > time.Second {
+			t.Errorf("received at %v", came)
+		}
+		asked := func() int { return r.wx.count(pathStartPush) }
+		before := asked()
+		time.Sleep(24 * time.Minute)
+		if n := asked() - before; n != 0 {
+			t.Errorf("asked %d times before the ticket was overdue", n)
+		}
+		time.Sleep(2 * time.Minute)
+		if n := asked() - before; n != 1 || r.log.count("overdue") != 1 {
+			t.Errorf("asked %d times, said %d times", n, r.log.count("overdue"))
+		}
+		// A restart asks neither sooner nor more often.
+		r.restart()
+		time.Sleep(5 * time.Minute)
+		if n := asked() - before; n != 1 {
+			t.Errorf("asked %d times after a restart", n)
+		}
+		time.Sleep(25 * time.Minute)
+		if n := asked() - before; n != 4 {
+			t.Errorf("asked %d times in half an hour, want every ten minutes", n)
+		}
+		// The old ticket still works, and a new push ends it.
+		r.get(t, ComponentKey(testPlatform))
+		r.ticket(t, testPlatform)
+		time.Sleep(20 * time.Minute)
+		if n := asked() - before; n != 4 {
+			t.Errorf("asked %d times although a ticket came", n)
 		}
 	})
 }
@@ -246,8 +291,8 @@ func TestTicketsEndAndAreAskedForAgain(t *testing.T) {
 		if _, err := r.Get(t.Context(), ComponentKey(testPlatform)); !errors.Is(err, ErrNoTicket) {
 			t.Errorf("Get: %v, want ErrNoTicket", err)
 		}
-		synctest.Wait()
-		if n := r.wx.count(pathStartPush) - before; n != 1 {
+		time.Sleep(pushInterval)
+		if n := r.wx.count(pathStartPush) - before; n != 2 { // one for each platform
 			t.Errorf("asked %d times", n)
 		}
 	})

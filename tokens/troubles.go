@@ -46,7 +46,10 @@ type trouble struct {
 	err      error
 	loggedAt time.Time
 	refused  secret.String
-	budget   float64 // renewals for refused tokens that are left
+	void     secret.String // a refresh token that WeChat called invalid
+	rogues   int           // tokens that died although nobody here renewed them
+	rogueAt  time.Time     // when the log last heard of them
+	budget   float64       // renewals for refused tokens that are left
 	budgetAt time.Time
 }
 
@@ -88,6 +91,33 @@ func (t *troubles) refuse(k Key, token secret.String) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.at(k).refused = token
+}
+
+// rogue counts a token that another system made invalid, and says whether to say so in the log.
+func (t *troubles) rogue(k Key) (times int, say bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x, now := t.at(k), time.Now()
+	x.rogues++
+	if say = x.rogues == 1 || now.Sub(x.rogueAt) >= troubleLogEvery; say {
+		x.rogueAt = now
+	}
+	return x.rogues, say
+}
+
+// setVoid notes a refresh token that WeChat called invalid.
+func (t *troubles) setVoid(k Key, refresh secret.String) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at(k).void = refresh
+}
+
+// isVoid reports whether WeChat called a refresh token invalid.
+func (t *troubles) isVoid(k Key, refresh secret.String) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	return x != nil && !x.void.IsZero() && x.void.Same(refresh)
 }
 
 // spend takes one renewal for a refused token from the key's budget.
@@ -137,12 +167,13 @@ func (t *troubles) over(k Key, current secret.String) {
 	if x == nil {
 		return
 	}
-	still := trouble{budget: x.budget, budgetAt: x.budgetAt}
+	still := trouble{budget: x.budget, budgetAt: x.budgetAt, rogues: x.rogues, rogueAt: x.rogueAt}
 	if !x.refused.IsZero() && x.refused.Same(current) {
 		still.refused = x.refused
 	}
 	switch {
-	case !still.refused.IsZero(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery:
+	case !still.refused.IsZero(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery,
+		time.Since(x.rogueAt) < troubleLogEvery:
 		*x = still
 	default:
 		delete(t.keys, k)

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,6 +47,9 @@ type fakeWeChat struct {
 	strict  bool                 // a rotated refresh token is void at once
 	rotate  bool                 // each refresh gives a new refresh token
 	tickets map[string]bool      // tickets accepted; nil: any
+	listing map[string]string    // what lists and infos say of refresh tokens, in the place of refresh
+	authAt  map[string]int64     // authorizer -> auth_time in lists; default 1
+	page    int                  // accounts in one answer of the list; default 500
 }
 
 func newFakeWeChat() *fakeWeChat {
@@ -169,6 +174,41 @@ func (f *fakeWeChat) answer(r *http.Request, body map[string]any) string {
 		f.refresh[appid] = fmt.Sprintf("refreshtoken@@@%d", f.serial)
 		return fmt.Sprintf(`{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":%q,"expires_in":%s,"authorizer_refresh_token":%q,
 			"func_info":[{"funcscope_category":{"id":1}},{"funcscope_category":{"id":15}}]}}`, appid, f.issue("authorizer"), f.expires, f.refresh[appid])
+	case pathPreAuthCode:
+		if e := needComponent(); e != "" {
+			return e
+		}
+		return `{"pre_auth_code":"preauthcode@@@1","expires_in":1800}`
+	case pathAuthorizerInfo:
+		if e := needComponent(); e != "" {
+			return e
+		}
+		appid := text("authorizer_appid")
+		if _, ok := f.refresh[appid]; !ok {
+			return wxError(61003, "component is not authorized by this account")
+		}
+		return fmt.Sprintf(`{"authorizer_info":{"nick_name":"N","user_name":"gh_%s"},"authorization_info":{"authorizer_appid":%q,
+			"authorizer_refresh_token":%q,"func_info":[{"funcscope_category":{"id":7}}]}}`, appid[2:], appid, f.shown(appid))
+	case pathAuthorizerList:
+		if e := needComponent(); e != "" {
+			return e
+		}
+		all := slices.Sorted(maps.Keys(f.refresh))
+		offset, _ := body["offset"].(float64)
+		count, _ := body["count"].(float64)
+		if f.page > 0 {
+			count = float64(f.page)
+		}
+		var list []string
+		for _, appid := range all[min(int(offset), len(all)):min(int(offset+count), len(all))] {
+			list = append(list, fmt.Sprintf(`{"authorizer_appid":%q,"refresh_token":%q,"auth_time":%d}`, appid, f.shown(appid), max(1, f.authAt[appid])))
+		}
+		return fmt.Sprintf(`{"total_count":%d,"list":[%s]}`, len(all), strings.Join(list, ","))
+	case pathGetTicket:
+		if !f.live(r.URL.Query().Get("access_token")) {
+			return wxError(40001, "invalid credential")
+		}
+		return fmt.Sprintf(`{"errcode":0,"errmsg":"ok","ticket":%q,"expires_in":%s}`, f.issue(r.URL.Query().Get("type")), f.expires)
 	default:
 		token := r.URL.Query().Get("access_token") + r.URL.Query().Get("component_access_token")
 		if !f.live(token) {
@@ -176,6 +216,14 @@ func (f *fakeWeChat) answer(r *http.Request, body map[string]any) string {
 		}
 		return fmt.Sprintf(`{"errcode":0,"token":%q}`, token)
 	}
+}
+
+// shown is the refresh token of an authorizer as lists and infos have it; mu is held.
+func (f *fakeWeChat) shown(appid string) string {
+	if s, ok := f.listing[appid]; ok {
+		return s
+	}
+	return f.refresh[appid]
 }
 
 // issue makes an access token; mu is held.
@@ -332,7 +380,9 @@ func newRig(t testing.TB) *rig {
 		Store: r.store, Sealer: sealer, API: client,
 		Platforms: []PlatformCredentials{{testPlatform, secret.New(testPlatformSecret)}, {testPlatform2, secret.New(testPlatformSecret)}},
 		Accounts:  []AccountCredentials{{testAccount, secret.New(testAccountSecret)}},
-		Log:       slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		// The roster has tests of its own; others count calls.
+		RosterEvery: -1,
+		Log:         slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	r.Manager = NewManager()
 	t.Cleanup(func() {

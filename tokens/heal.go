@@ -1,0 +1,221 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// What the store has lost, or holds wrong, WeChat still knows: the refresh token of each authorizer. It is asked for one
+// account at a time when somebody needs it, and for all of them by the roster.
+
+// errNoRefreshToken: WeChat itself has no refresh token of the account, because no authorization code of it was ever
+// exchanged.
+var errNoRefreshToken = errors.New("WeChat has no refresh token of the account either: it has to authorise again")
+
+// currentRefreshToken asks WeChat for the refresh token of an account in the place of one that is void.
+func (m *Manager) currentRefreshToken(ctx context.Context, env *Environment, k Key, void secret.String) (secret.String, error) {
+	info, err := m.authorizerInfo(ctx, env, k)
+	switch {
+	case err != nil:
+		return secret.String{}, err
+	case info.refresh.IsZero():
+		m.rosters.orphan(k)
+		return secret.String{}, errNoRefreshToken
+	case info.refresh.Same(void):
+		return secret.String{}, errors.New("WeChat names the one that it calls invalid")
+	}
+	return info.refresh, nil
+}
+
+// authorization is lookup for an authorizer, which is had from WeChat if the store may have lost it.
+func (m *Manager) authorization(ctx context.Context, env *Environment, k Key) (*entry, error) {
+	e, err := m.lookup(ctx, env, k)
+	if err != nil {
+		return nil, err
+	}
+	return m.restored(ctx, env, e)
+}
+
+// restored returns e, or what takes its place when the store may have lost the account: it is missing there, and either
+// WeChat's list was never read to its end for this store, or this very record was damaged.
+func (m *Manager) restored(ctx context.Context, env *Environment, e *entry) (*entry, error) {
+	k := e.key
+	if k.Kind != KindAuthorizer || e.rec != nil {
+		return e, nil
+	}
+	if env.RosterEvery < 0 || !m.rosters.lost(k) {
+		m.hastenRoster(k.Platform)
+		return e, nil
+	}
+	if m.barred(k) != nil {
+		return e, nil // asked a moment ago, or there is no ticket to ask with
+	}
+	return share(ctx, m, env.flight("restore", k), renewTimeout, func(ctx context.Context) (*entry, error) {
+		return m.restore(ctx, env, e)
+	})
+}
+
+func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*entry, error) {
+	k := e.key
+	info, err := m.authorizerInfo(ctx, env, k)
+	if err == nil && info.refresh.IsZero() {
+		m.rosters.orphan(k)
+		err = errNoRefreshToken
+	}
+	switch {
+	case hasCode(err, codeNotAuthorized):
+		m.rosters.found(k)
+		m.troubles.failed(k, err)
+		return e, nil
+	case err != nil:
+		// Two failures in a row hold the next callers back.
+		m.troubles.failed(k, err)
+		env.Log.Warn("an account that the store does not know cannot be asked for", "platform", k.Platform, "appid", k.AppID, "error", err)
+		return e, nil
+	}
+	e, err = m.adopt(ctx, env, k, info, time.Time{})
+	if err == nil {
+		m.rosters.found(k)
+	}
+	return e, err
+}
+
+// adopt takes over an authorization that WeChat knows and the store does not, or not as it is by now. At is WeChat's
+// time of it, or zero.
+func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accountInfo, at time.Time) (*entry, error) {
+	taken := false
+	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
+		if taken = m.adoptable(k, cur, info.refresh, at); !taken {
+			return nil
+		}
+		next := &record{}
+		if cur != nil {
+			*next = *cur
+		}
+		if cur.gen() > 0 && !next.RefreshToken.Same(info.refresh) {
+			// Which refresh token the access token came from is not known: the next call fetches one.
+			next.AccessToken, next.ExpiresAt, next.ObtainedAt = secret.String{}, time.Time{}, time.Time{}
+		}
+		next.RefreshToken, next.RevokedAt = info.refresh, time.Time{}
+		if at.After(next.AuthorizedAt) {
+			next.AuthorizedAt, next.AuthorizedHere = at, false
+		}
+		next.learn(info)
+		return next
+	})
+	if err != nil {
+		return nil, err
+	}
+	if taken {
+		m.troubles.over(k, secret.String{})
+		env.Log.Warn("an authorization was taken over from WeChat, which the store did not have", "platform", k.Platform, "appid", k.AppID)
+	}
+	return e, nil
+}
+
+// adoptable reports whether the refresh token that WeChat names takes the place of what is held: there is nothing, or
+// nothing that works, or WeChat dates it later.
+func (m *Manager) adoptable(k Key, cur *record, refresh secret.String, at time.Time) bool {
+	switch {
+	case refresh.IsZero():
+		return false
+	case cur == nil:
+		return true
+	case cur.revoked():
+		return at.After(cur.RevokedAt)
+	case cur.RefreshToken.Same(refresh):
+		return false
+	case cur.RefreshToken.IsZero(), m.troubles.isVoid(k, cur.RefreshToken):
+		return true
+	default:
+		return !cur.AuthorizedHere && at.After(cur.AuthorizedAt)
+	}
+}
+
+// suspect notes that WeChat answered 61003 for an account that is authorised as far as the store knows.
+func (m *Manager) suspect(env *Environment, k Key) {
+	if env.RosterEvery > 0 && m.rosters.suspect(k) {
+		m.wantRoster(k.Platform)
+	}
+}
+
+// Suspect is called when WeChat said, in a call that an app made with our token, that the account has not authorised
+// the platform (61003). The account is marked unauthorized once WeChat's list says so too.
+func (m *Manager) Suspect(k Key) {
+	env, err := m.current()
+	if err == nil && k.Kind == KindAuthorizer && env.knows(k) == nil {
+		m.suspect(env, k)
+	}
+}
+
+// confirmGone marks an account unauthorized that a whole list did not name, if WeChat still says so when asked for it.
+func (m *Manager) confirmGone(ctx context.Context, env *Environment, k Key) error {
+	if _, err := m.authorizerInfo(ctx, env, k); !hasCode(err, codeNotAuthorized) {
+		return err // it is back, or it cannot be told
+	}
+	gone := false
+	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
+		if gone = cur != nil && !cur.revoked(); !gone {
+			return nil
+		}
+		// Dated so that whatever WeChat dates later brings it back.
+		at := cur.AuthorizedAt
+		if at.IsZero() {
+			at = time.Now().Truncate(time.Second)
+		}
+		return &record{AuthorizedAt: cur.AuthorizedAt, AuthorizedHere: cur.AuthorizedHere, RevokedAt: at, UserName: cur.UserName, NickName: cur.NickName}
+	})
+	if err == nil && gone {
+		m.troubles.over(k, secret.String{})
+		env.Log.Warn("the account has not authorised the platform any more, by WeChat's list; no push had said so", "platform", k.Platform, "appid", k.AppID)
+	}
+	return err
+}
+
+// authorizationPage is WeChat's page on which an account's owner authorises a platform, for people at a computer.
+const authorizationPage = "https://mp.weixin.qq.com/cgi-bin/componentloginpage"
+
+// AuthorizationLink makes a link on which only the account appid (any, if it is empty) can authorise the platform. It
+// holds a pre-authorization code and so works once, for half an hour; WeChat demands that it be opened from a page on
+// the platform's authorization domain (授权发起页域名), to which redirect, an https URL, belongs too.
+func (m *Manager) AuthorizationLink(ctx context.Context, platform, appid, redirect string) (string, error) {
+	env, err := m.current()
+	if err != nil {
+		return "", err
+	}
+	if err := env.knows(ComponentKey(platform)); err != nil {
+		return "", err
+	}
+	code, err := m.preAuthCode(ctx, env, platform)
+	if err != nil {
+		return "", fmt.Errorf("authorization link: %w", err)
+	}
+	query := url.Values{"component_appid": {platform}, "pre_auth_code": {code.Reveal()}, "redirect_uri": {redirect}, "auth_type": {"3"}}
+	if appid != "" {
+		query.Set("biz_appid", appid)
+	}
+	return authorizationPage + "?" + query.Encode(), nil
+}
+
+const pathPreAuthCode = "/cgi-bin/component/api_create_preauthcode"
+
+func (m *Manager) preAuthCode(ctx context.Context, env *Environment, platform string) (secret.String, error) {
+	body := struct {
+		Platform string `json:"component_appid"`
+	}{platform}
+	var answer struct {
+		Code string `json:"pre_auth_code"`
+	}
+	if err := m.componentCall(ctx, env, platform, pathPreAuthCode, body, &answer); err != nil {
+		return secret.String{}, err
+	}
+	if answer.Code == "" {
+		return secret.String{}, fmt.Errorf("%s: %w: the answer has no code", pathPreAuthCode, ErrUnreachable)
+	}
+	return secret.New(answer.Code), nil
+}

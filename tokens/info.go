@@ -1,0 +1,170 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+const (
+	pathAuthorizerInfo = "/cgi-bin/component/api_get_authorizer_info"
+
+	// infoEvery is how soon an account's gh_ id is asked for again when that failed.
+	infoEvery = time.Hour
+	// infoRetry is how soon it is queued again when it was not asked for, because too much was queued.
+	infoRetry = time.Minute
+)
+
+// accountInfo is what WeChat says of an authorizer.
+type accountInfo struct {
+	refresh            secret.String // empty if no code was ever exchanged
+	userName, nickName string
+	funcInfo           []int
+}
+
+// authorizerInfo asks WeChat for one account. The error has the code 61003 if it has not authorised the platform.
+func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (accountInfo, error) {
+	body := struct {
+		Platform string `json:"component_appid"`
+		AppID    string `json:"authorizer_appid"`
+	}{k.Platform, k.AppID}
+	var answer struct {
+		Account struct {
+			NickName string `json:"nick_name"`
+			UserName string `json:"user_name"`
+		} `json:"authorizer_info"`
+		Authorization struct {
+			Refresh  string   `json:"authorizer_refresh_token"`
+			FuncInfo funcInfo `json:"func_info"`
+		} `json:"authorization_info"`
+	}
+	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerInfo, body, &answer); err != nil {
+		return accountInfo{}, err
+	}
+	return accountInfo{
+		refresh:  secret.New(answer.Authorization.Refresh),
+		userName: printable(answer.Account.UserName, maxID), nickName: printable(answer.Account.NickName, maxNickName),
+		funcInfo: answer.Authorization.FuncInfo.ids(),
+	}, nil
+}
+
+// maxNickName bounds an account's name, in bytes. WeChat's have at most 30 characters.
+const maxNickName = 256
+
+// funcInfo are permission sets as WeChat lists them.
+type funcInfo []struct {
+	Category struct {
+		ID wireInt `json:"id"`
+	} `json:"funcscope_category"`
+}
+
+func (f funcInfo) ids() (ids []int) {
+	for _, set := range f {
+		ids = append(ids, int(set.Category.ID))
+	}
+	return ids
+}
+
+// UserName returns the gh_ id of an account that authorised a platform, if it is known by now. It never waits: what is
+// not known is fetched in the background.
+func (m *Manager) UserName(platform, appid string) (string, bool) {
+	env, err := m.current()
+	if err != nil {
+		return "", false
+	}
+	k := AuthorizerKey(platform, appid)
+	e := m.cache.Load().get(k)
+	now := time.Now().UnixNano()
+	switch {
+	case e == nil || !e.believed(now):
+		if env.knows(k) == nil {
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
+		}
+		return "", false
+	case e.rec == nil:
+		return "", false
+	case e.rec.UserName == "" && e.renewable():
+		if due := e.infoAt.Load(); now >= due && e.infoAt.CompareAndSwap(due, now+int64(infoRetry)) {
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
+		}
+	}
+	return e.rec.UserName, e.rec.UserName != ""
+}
+
+// learn asks WeChat about an account, unless the store knows about it.
+func (m *Manager) learn(ctx context.Context, k Key) {
+	env, err := m.current()
+	if err != nil {
+		return
+	}
+	e, err := m.lookup(ctx, env, k)
+	if err != nil || !e.renewable() || e.rec.UserName != "" {
+		return
+	}
+	e.infoAt.Store(time.Now().Add(infoEvery).UnixNano())
+	info, err := m.authorizerInfo(ctx, env, k)
+	if err == nil {
+		err = m.keepInfo(ctx, env, k, info)
+	}
+	if err != nil {
+		env.Log.Debug("an account's name cannot be fetched; tried again in an hour", "platform", k.Platform, "appid", k.AppID, "error", err)
+	}
+}
+
+// keepInfo keeps what was learned of an account with its record, and the way back from its gh_ id.
+func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info accountInfo) error {
+	if info.userName == "" {
+		return fmt.Errorf("%s: %w: the answer has no user_name", pathAuthorizerInfo, ErrUnreachable)
+	}
+	err := m.storeRecord(ctx, env, userNameName(info.userName), userNameWire{Platform: k.Platform, AppID: k.AppID})
+	if err != nil {
+		return err
+	}
+	_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+		if cur == nil || cur.revoked() {
+			return nil
+		}
+		next := *cur
+		next.learn(info)
+		if next.same(cur) {
+			return nil
+		}
+		return &next
+	})
+	return err
+}
+
+// learn takes over what WeChat says of the account, but for its refresh token.
+func (r *record) learn(info accountInfo) {
+	if info.userName != "" {
+		r.UserName, r.NickName = info.userName, info.nickName
+	}
+	if len(info.funcInfo) > 0 {
+		r.FuncInfo = info.funcInfo
+	}
+}
+
+// userNameWire is which account a gh_ id belongs to.
+type userNameWire struct {
+	Platform string `json:"platform"`
+	AppID    string `json:"appid"`
+}
+
+// ByUserName returns which authorizer has a gh_ id, as far as this gateway has learned it. It is ErrNotAuthorized if none
+// is known.
+func (m *Manager) ByUserName(ctx context.Context, userName string) (platform, appid string, err error) {
+	env, err := m.current()
+	if err != nil {
+		return "", "", err
+	}
+	var wire userNameWire
+	err = m.loadRecord(ctx, env, userNameName(userName), &wire)
+	if errors.Is(err, fs.ErrNotExist) || userName == "" {
+		return "", "", fmt.Errorf("%s: %w, or its gh_ id is not known yet", printable(userName, maxID), ErrNotAuthorized)
+	}
+	return wire.Platform, wire.AppID, err
+}

@@ -1,0 +1,391 @@
+package tokens
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// The roster is WeChat's list of the accounts that authorised a platform. It is read page by page: once when the store
+// is new or was emptied, then once a day, and when there is a doubt about an account. How far it was read is kept in the
+// store, so that one node reads it at a time and another goes on where that one died.
+
+const (
+	pathAuthorizerList = "/cgi-bin/component/api_get_authorizer_list"
+
+	// rosterEvery is how often the list is read.
+	rosterEvery = 24 * time.Hour
+	// rosterCheck is how often it is checked whether it has to be read: another store, an emptied one.
+	rosterCheck = 5 * time.Minute
+	// rosterHasten is how soon after a check another one may be made, when an account is missing.
+	rosterHasten = 10 * time.Second
+	// rosterPage is the number of accounts that WeChat gives at most in one answer.
+	rosterPage = 500
+	// rosterPause lies between two pages. A million accounts take 17 minutes.
+	rosterPause = 500 * time.Millisecond
+	// rosterLease is for how long a node that reads the list is believed to be alive.
+	rosterLease = 2 * time.Minute
+	// rosterAgain is how soon the list is read again for accounts in doubt.
+	rosterAgain = 10 * time.Minute
+
+	maxSuspects = 10_000
+	maxOrphans  = 10_000
+	// maxNamed bounds the accounts that one line of the log names.
+	maxNamed = 20
+)
+
+// rosterWire is how far the list was read.
+type rosterWire struct {
+	CompletedAt int64     `json:"completed_at,omitempty"`
+	Walk        *walkWire `json:"walk,omitempty"`
+}
+
+type walkWire struct {
+	Node      string `json:"node"`
+	At        int64  `json:"at"` // of its last page
+	StartedAt int64  `json:"started_at"`
+	Offset    int    `json:"offset"`
+	Total     int    `json:"total"`
+	Steady    bool   `json:"steady"` // every page named the same total
+}
+
+// rosterTable is what this node knows of the rosters.
+type rosterTable struct {
+	mu        sync.Mutex
+	node      string
+	platforms map[string]*roster
+	missing   map[Key]bool // accounts whose record was damaged
+}
+
+type roster struct {
+	complete bool // the list was read to its end for this store
+	checked  time.Time
+	walked   time.Time // when this node last began
+	wanted   bool      // somebody doubts what is held
+	said     time.Time // when the log last heard that it cannot be read
+	suspects map[string]*suspicion
+	orphans  map[string]bool // accounts of which WeChat has no refresh token
+}
+
+// suspicion is about an account that WeChat calls unauthorized.
+type suspicion struct {
+	since  time.Time
+	listed bool
+}
+
+// at returns the platform's roster; mu is held.
+func (t *rosterTable) at(platform string) *roster {
+	if t.platforms == nil {
+		t.platforms = make(map[string]*roster)
+		t.node = rand.Text()
+	}
+	r := t.platforms[platform]
+	if r == nil {
+		r = &roster{suspects: make(map[string]*suspicion), orphans: make(map[string]bool)}
+		t.platforms[platform] = r
+	}
+	return r
+}
+
+func (t *rosterTable) change(platform string, change func(*roster)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	change(t.at(platform))
+}
+
+// lost reports whether the store may have lost an account that it does not know.
+func (t *rosterTable) lost(k Key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.at(k.Platform).complete || t.missing[k]
+}
+
+// miss notes an account whose record is damaged or void.
+func (t *rosterTable) miss(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.missing == nil {
+		t.missing = make(map[Key]bool)
+	}
+	if len(t.missing) < maxSuspects {
+		t.missing[k] = true
+	}
+	t.at(k.Platform).wanted = true
+}
+
+// found is the end of miss.
+func (t *rosterTable) found(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.missing, k)
+}
+
+// orphan notes an account of which WeChat has no refresh token.
+func (t *rosterTable) orphan(k Key) {
+	t.change(k.Platform, func(r *roster) {
+		if len(r.orphans) < maxOrphans {
+			r.orphans[k.AppID] = true
+		}
+	})
+}
+
+// suspect notes a doubt about an account; it is false if that was noted before.
+func (t *rosterTable) suspect(k Key) (noted bool) {
+	t.change(k.Platform, func(r *roster) {
+		if r.suspects[k.AppID] == nil && len(r.suspects) < maxSuspects {
+			r.suspects[k.AppID] = &suspicion{since: time.Now()}
+			r.wanted, noted = true, true
+		}
+	})
+	return noted
+}
+
+// Orphans are the accounts that authorised a platform and of which WeChat has no refresh token, because no authorization
+// code of theirs was ever exchanged, as far as the list was read. They have to authorise again: see AuthorizationLink.
+func (m *Manager) Orphans(platform string) (appids []string) {
+	m.rosters.change(platform, func(r *roster) { appids = slices.Sorted(maps.Keys(r.orphans)) })
+	return appids
+}
+
+func rosterJob(platform string) string { return "roster " + platform }
+
+// wantRoster has the list read soon.
+func (m *Manager) wantRoster(platform string) {
+	m.rosters.change(platform, func(r *roster) { r.wanted = true })
+	m.hastenRoster(platform)
+}
+
+// hastenRoster has it checked soon whether the list has to be read.
+func (m *Manager) hastenRoster(platform string) {
+	soon := false
+	m.rosters.change(platform, func(r *roster) { soon = time.Since(r.checked) >= rosterHasten })
+	if soon {
+		m.queue.hasten(rosterJob(platform))
+	}
+}
+
+// watchRoster is the job that reads a platform's list, one page at a time.
+func (m *Manager) watchRoster(platform string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		env, err := m.current()
+		if err != nil {
+			return nil //nolint:nilerr // closed
+		}
+		if _, ok := env.platform(platform); !ok || env.RosterEvery <= 0 {
+			return nil // no longer configured
+		}
+		if _, err := m.ticket(ctx, env, platform); err != nil {
+			return retryError{after: rosterHasten} // nothing can be asked; whoever keeps a ticket hastens this job
+		}
+		unlock, err := m.lockStore(ctx, env, rosterName(platform), writeLockWait)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		state, err := m.loadRoster(ctx, env, platform)
+		if err != nil {
+			return err
+		}
+		pause, due := m.rosters.due(platform, state, env.RosterEvery)
+		if !due {
+			return retryError{after: pause}
+		}
+		more, err := m.readPage(ctx, env, platform, state)
+		if err != nil {
+			m.rosters.change(platform, func(r *roster) {
+				if time.Since(r.said) >= troubleLogEvery {
+					r.said = time.Now()
+					env.Log.Warn("WeChat's list of authorizers cannot be read; tried again", "platform", platform, "error", err)
+				}
+			})
+			return err
+		}
+		if more {
+			return retryError{after: rosterPause}
+		}
+		return retryError{after: rosterCheck}
+	}
+}
+
+func (m *Manager) loadRoster(ctx context.Context, env *Environment, platform string) (*rosterWire, error) {
+	name := rosterName(platform)
+	state := new(rosterWire)
+	err := m.loadRecord(ctx, env, name, state)
+	if errors.Is(err, errDamaged) {
+		if err = m.setAside(ctx, env, name, new(rosterWire), true); err == nil {
+			err = fs.ErrNotExist
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return new(rosterWire), nil
+	}
+	return state, err
+}
+
+// due decides whether this node has to read a page now, and if not, when to look again.
+func (t *rosterTable) due(platform string, state *rosterWire, every time.Duration) (pause time.Duration, due bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, now := t.at(platform), time.Now()
+	r.checked, r.complete = now, state.CompletedAt != 0
+	if w := state.Walk; w != nil {
+		if w.Node != t.node && now.Sub(fromUnix(w.At)) < rosterLease {
+			return rosterLease, false // another node is at it
+		}
+		return 0, true
+	}
+	next := fromUnix(state.CompletedAt).Add(every)
+	if r.wanted {
+		if again := r.walked.Add(rosterAgain); again.Before(next) {
+			next = again
+		}
+	}
+	if state.CompletedAt == 0 || !now.Before(next) {
+		return 0, true
+	}
+	return min(next.Sub(now), rosterCheck), false
+}
+
+// listed is one account of WeChat's list.
+type listed struct {
+	AppID    string  `json:"authorizer_appid"`
+	Refresh  string  `json:"refresh_token"`
+	AuthTime wireInt `json:"auth_time"`
+}
+
+// readPage reads the next page, takes over what the store lacks, and keeps how far it came. The caller holds the
+// roster's lock in the store.
+func (m *Manager) readPage(ctx context.Context, env *Environment, platform string, state *rosterWire) (more bool, err error) {
+	now := time.Now()
+	var walk walkWire
+	m.rosters.change(platform, func(r *roster) {
+		if state.Walk == nil {
+			state.Walk = &walkWire{StartedAt: now.Unix(), Steady: true}
+			r.walked = now
+			for _, s := range r.suspects {
+				s.listed = false
+			}
+		} else if state.Walk.Node != m.rosters.node {
+			r.walked = now // of what the dead node had seen, nothing is known about the accounts in doubt here
+		}
+		walk = *state.Walk
+		walk.Node, walk.At = m.rosters.node, now.Unix()
+	})
+	body := struct {
+		Platform string `json:"component_appid"`
+		Offset   int    `json:"offset"`
+		Count    int    `json:"count"`
+	}{platform, walk.Offset, rosterPage}
+	var page struct {
+		Total wireInt  `json:"total_count"`
+		List  []listed `json:"list"`
+	}
+	if err := m.componentCall(ctx, env, platform, pathAuthorizerList, body, &page); err != nil {
+		return false, err
+	}
+	for _, a := range page.List {
+		if err := m.compare(ctx, env, platform, a); err != nil {
+			return false, err // the page is read again
+		}
+	}
+	walk.Steady = walk.Steady && (walk.Offset == 0 || walk.Total == int(page.Total))
+	walk.Total = int(page.Total)
+	walk.Offset += len(page.List)
+	more = len(page.List) > 0 && walk.Offset < walk.Total
+	if more {
+		state.Walk = &walk
+		return true, m.storeRecord(ctx, env, rosterName(platform), state)
+	}
+	whole := walk.Steady && walk.Offset == walk.Total
+	if err := m.endWalk(ctx, env, platform, fromUnix(walk.StartedAt), whole); err != nil {
+		return false, err
+	}
+	*state = rosterWire{CompletedAt: now.Unix()}
+	if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
+		return false, err
+	}
+	m.rosters.change(platform, func(r *roster) { r.complete, r.wanted = true, len(r.suspects) > 0 })
+	env.Log.Info("WeChat's list of authorizers was compared with the store", "platform", platform, "accounts", walk.Total)
+	return false, nil
+}
+
+// compare holds one listed account against the store.
+func (m *Manager) compare(ctx context.Context, env *Environment, platform string, a listed) error {
+	k := AuthorizerKey(platform, a.AppID)
+	if env.knows(k) != nil {
+		return nil // no appid
+	}
+	m.rosters.change(platform, func(r *roster) {
+		if s := r.suspects[a.AppID]; s != nil {
+			s.listed = true
+		}
+		if a.Refresh != "" {
+			delete(r.orphans, a.AppID)
+		}
+	})
+	// Not through the cache: a million accounts would drive those in use out of it.
+	var wire recordWire
+	cur := m.pending.get(k)
+	if cur == nil {
+		switch err := m.loadRecord(ctx, env, k.recordName(), &wire); {
+		case err == nil:
+			cur = wire.record()
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, errDamaged):
+			if err := m.setAside(ctx, env, k.recordName(), new(recordWire), false); err != nil {
+				return err
+			}
+		case errors.Is(err, errUnreadable):
+			return nil // said when it is used
+		default:
+			return err
+		}
+	}
+	info := accountInfo{refresh: secret.New(a.Refresh)}
+	switch {
+	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
+		m.rosters.orphan(k)
+	case m.adoptable(k, cur, info.refresh, fromUnix(int64(a.AuthTime))):
+		if _, err := m.adopt(ctx, env, k, info, fromUnix(int64(a.AuthTime))); err != nil {
+			return err
+		}
+		m.rosters.found(k)
+	}
+	return nil
+}
+
+// endWalk settles the doubts that a list which was read to its end can settle, and reports the accounts that nothing can
+// be done for here. Whole says that nothing can have been missed.
+func (m *Manager) endWalk(ctx context.Context, env *Environment, platform string, began time.Time, whole bool) error {
+	var gone, orphans []string
+	m.rosters.change(platform, func(r *roster) {
+		for appid, s := range r.suspects {
+			switch {
+			case s.listed:
+				delete(r.suspects, appid)
+			case whole && s.since.Before(began) && !r.walked.After(began.Add(time.Second)):
+				gone = append(gone, appid)
+			}
+		}
+		orphans = slices.Sorted(maps.Keys(r.orphans))
+	})
+	for _, appid := range gone {
+		if err := m.confirmGone(ctx, env, AuthorizerKey(platform, appid)); err != nil {
+			return fmt.Errorf("account %s: %w", appid, err)
+		}
+		m.rosters.change(platform, func(r *roster) { delete(r.suspects, appid) })
+	}
+	if len(orphans) > 0 {
+		env.Log.Error("accounts authorised the platform, and WeChat has no refresh token of them, since no authorization code of theirs was ever exchanged: each has to authorise again, on a link that is made for it",
+			"platform", platform, "accounts", len(orphans), "appids", orphans[:min(len(orphans), maxNamed)])
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package tokens
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// The spill folder holds one file for each record that the store did not take, named by a hash of the record's name. A
+// file is written beside its place, synced and moved there, and the folder is synced, so that after a crash it is there
+// whole or not at all.
+
+const (
+	spillSuffix = ".record"
+	spillBroken = ".broken" // added to the name of a file that cannot be read
+	spillFolder = 0o700
+	spillFile   = 0o600
+)
+
+// errNoSpill: the node has no spill folder.
+var errNoSpill = errors.New("no spill folder")
+
+// spillWire is a record in a spill file, with the key that its file name does not tell.
+type spillWire struct {
+	Kind     Kind       `json:"kind"`
+	Platform string     `json:"platform,omitempty"`
+	AppID    string     `json:"appid,omitempty"`
+	Record   recordWire `json:"record"`
+}
+
+func spillName(k Key) string {
+	sum := sha256.Sum256([]byte(k.recordName()))
+	return hex.EncodeToString(sum[:16]) + spillSuffix
+}
+
+// spillRecordName is what a spill file is sealed as, so that it cannot be passed off as a record of the store.
+func spillRecordName(file string) string { return path.Join(root, "spill", file) }
+
+// spill writes the record of k that waits for the store into the node's spill folder.
+func (m *Manager) spill(env *Environment, k Key) error {
+	if env.Spill == "" {
+		return errNoSpill
+	}
+	m.pending.spillMu.Lock()
+	defer m.pending.spillMu.Unlock()
+	rec := m.pending.get(k)
+	if rec == nil {
+		return nil // written meanwhile
+	}
+	file := spillName(k)
+	data, err := encodeRecord(env, spillRecordName(file), spillWire{k.Kind, k.Platform, k.AppID, rec.wire()})
+	if err != nil {
+		return err
+	}
+	if err := writeSynced(env.Spill, file, data); err != nil {
+		return fmt.Errorf("spill folder: %w", withoutPath(err))
+	}
+	m.pending.spilled(k, rec)
+	return nil
+}
+
+// unspill removes the file, if there is one, of a record that the store has by now, unless another one of the key waits.
+func (m *Manager) unspill(env *Environment, k Key) {
+	if env.Spill == "" {
+		return
+	}
+	m.pending.spillMu.Lock()
+	defer m.pending.spillMu.Unlock()
+	if !m.pending.unneeded(k) {
+		return
+	}
+	err := os.Remove(filepath.Join(env.Spill, spillName(k)))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		// It is read at the next start, and found to be older than what the store has.
+		env.Log.Warn("a spill file that is no longer needed cannot be removed", "appid", k.owner(), "error", withoutPath(err))
+	}
+}
+
+// loadSpill takes up the records that an earlier process could not write to the store.
+func (m *Manager) loadSpill(env *Environment) {
+	if env.Spill == "" {
+		return
+	}
+	files, err := os.ReadDir(env.Spill)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		env.Log.Error("the spill folder cannot be read; what it holds may be newer than the store", "error", withoutPath(err))
+		return
+	}
+	found := 0
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), spillSuffix) {
+			continue // a file that was being written when the process died, or one set aside
+		}
+		k, rec, err := m.readSpill(env, f.Name())
+		if err != nil {
+			env.Log.Error("a spill file cannot be read and is left alone", "file", f.Name(), "error", err)
+			continue
+		}
+		m.pending.put(k, rec)
+		m.pending.spilled(k, rec)
+		found++
+	}
+	if found > 0 {
+		env.Log.Warn("records that an earlier process could not write are taken up from the spill folder", "records", found)
+		m.queue.add("pending", 0, m.writePending)
+	}
+}
+
+func (m *Manager) readSpill(env *Environment, file string) (Key, *record, error) {
+	full := filepath.Join(env.Spill, file)
+	data, err := os.ReadFile(full)
+	if err != nil {
+		return Key{}, nil, withoutPath(err)
+	}
+	var wire spillWire
+	if _, err = m.decode(env, spillRecordName(file), data, &wire); err != nil {
+		if errors.Is(err, errDamaged) {
+			_ = os.Rename(full, full+spillBroken) // else the next start says the same again
+		}
+		return Key{}, nil, err
+	}
+	k := Key{wire.Kind, wire.Platform, wire.AppID}
+	if spillName(k) != file {
+		return Key{}, nil, errors.New("it holds the record of another file")
+	}
+	return k, wire.Record.record(), nil
+}
+
+// writeSynced writes a file so that it is there whole, and stays, once nil is returned.
+func writeSynced(folder, name string, data []byte) (err error) {
+	if err := os.MkdirAll(folder, spillFolder); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(folder, name+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, spillFile)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(folder, name))
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if closed := d.Close(); err == nil {
+		err = closed
+	}
+	return err
+}
+
+// withoutPath keeps the cause of an error of the file system.
+func withoutPath(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Err
+	}
+	if l, ok := errors.AsType[*os.LinkError](err); ok {
+		return l.Err
+	}
+	return err
+}
+
+// spillWaiting tries once more to spill what lives in memory alone.
+func (m *Manager) spillWaiting(ctx context.Context, env *Environment) {
+	for k := range m.pending.all() {
+		if ctx.Err() != nil {
+			return
+		}
+		if !m.pending.isSpilled(k) {
+			_ = m.spill(env, k) // Unsaved counts it still
+		}
+	}
+}
