@@ -52,6 +52,9 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	}
 	call.outcome = outcomeError
 	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
+	if code == codeNotAuthorized && call.key.Kind == tokens.KindAuthorizer {
+		t.app.manager().Suspect(call.key)
+	}
 	return res, tokens.IsTokenRefused(code) && call.key.Kind != "", nil
 }
 

@@ -1,11 +1,14 @@
 package caddymodule
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -26,8 +29,14 @@ const defaultOpen = "https://open.weixin.qq.com"
 // configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
 // they expire while they are in use, and never leave the gateway. A reload keeps all of it.
 //
+// What the storage does not take, such as a full disk, is kept in a spill folder of the node and moved to the storage
+// later. What the storage has lost, or holds damaged, is had from WeChat again: tickets are asked for, and the list of
+// accounts that authorised a platform is compared with the storage when that is new or was emptied, and once a day.
+//
 // Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_push_duration_seconds,
-// caddy_wechat_replies_total, caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds, caddy_wechat_api_requests_total,
+// caddy_wechat_replies_total, caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds,
+// caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
+// caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
 type App struct {
@@ -48,6 +57,10 @@ type App struct {
 	// Open is the origin of WeChat's authorization pages, to which browsers are sent. Only a simulator has another one.
 	// Default: https://open.weixin.qq.com.
 	Open string `json:"open,omitempty"`
+	// Spill is a folder on a disk of this machine, absolute and for this process alone: records that the store does not
+	// take are kept there, sealed like all others, until it does. Default: wechat-spill in Caddy's data folder, with a
+	// folder in it for each store.
+	Spill string `json:"spill,omitempty"`
 	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Default: none.
 	Proxy string `json:"proxy,omitempty"`
 
@@ -97,6 +110,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.shared, a.poolKey = shared, store.Identity()
 	a.env = &tokens.Environment{
 		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.metrics,
+	}
+	if a.env.Spill, err = a.spillFolder(r, store.Identity()); err != nil {
+		return err
 	}
 	for _, p := range a.Platforms {
 		a.env.Platforms = append(a.env.Platforms, tokens.PlatformCredentials{AppID: p.AppID, Secret: p.secret})
@@ -160,6 +176,22 @@ func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
 		}
 	}
 	return crypto.NewSealer(keys...)
+}
+
+// spillFolder is where this process keeps what the store of that identity does not take.
+func (a *App) spillFolder(r resolver, identity string) (string, error) {
+	if a.Spill == "" {
+		sum := sha256.Sum256([]byte(identity))
+		return filepath.Join(caddy.AppDataDir(), "wechat-spill", hex.EncodeToString(sum[:8])), nil
+	}
+	folder, err := r.required("spill", a.Spill)
+	if err != nil {
+		return "", err
+	}
+	if err := literalFolder(folder); err != nil {
+		return "", fmt.Errorf("spill: %w", err)
+	}
+	return folder, nil
 }
 
 func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {

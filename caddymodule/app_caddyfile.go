@@ -46,6 +46,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 //		api      <origin> [<backup origin>...]
 //		open     <origin>
 //		proxy    <url>
+//		spill    <folder>
 //	}
 //
 // platform, account and client may be repeated; appids and paths may be repeated within a client and add up.
@@ -74,8 +75,10 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = value(d, &a.Open, literalOrigin)
 		case "proxy":
 			err = value(d, &a.Proxy, literalProxy)
+		case "spill":
+			err = value(d, &a.Spill, literalFolder)
 		default:
-			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api, open or proxy", d.Val())
+			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api, open, proxy or spill", d.Val())
 		}
 		if err != nil {
 			return err

@@ -240,7 +240,7 @@ func TestOpenOrigin(t *testing.T) {
 func TestMetricsLint(t *testing.T) {
 	t.Parallel()
 	r := prometheus.NewPedanticRegistry()
-	m := newMetrics()
+	m := newMetrics(tokens.NewManager())
 	for range 2 { // a configuration may mention the gateway twice
 		if err := m.register(r); err != nil {
 			t.Fatal(err)
@@ -248,6 +248,7 @@ func TestMetricsLint(t *testing.T) {
 	}
 	m.StoreOperation("store", 0, errors.New("x"))
 	m.TokenRefreshed(tokens.KindAccount, accountID, 0, nil)
+	m.RogueRefresh(tokens.KindAccount, accountID)
 	problems, err := testutil.GatherAndLint(r)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)

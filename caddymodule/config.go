@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -153,6 +154,14 @@ func literalProxy(s string) error {
 	}
 	_, err := parseProxy(s)
 	return err
+}
+
+// literalFolder refuses a relative path, whose place would depend on where the process was started.
+func literalFolder(s string) error {
+	if hasPlaceholder(s) || filepath.IsAbs(s) {
+		return nil
+	}
+	return fmt.Errorf("'%s' is not an absolute path: write it like /var/lib/caddy/wechat-spill", s)
 }
 
 // namedPlaceholder is a placeholder that says by its form that it is one: a secret that merely has braces in it does not.

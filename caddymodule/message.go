@@ -45,6 +45,9 @@ import (
 // `success` go back as they are. Anything else (a status other than 2xx, HTML, half an answer, a panic) becomes
 // `success`, or the fallback text, at once, and is logged and counted: WeChat's users never see an error notice.
 //
+// A push that opens under a platform is taken for the account that the path names, whether or not that is known to have
+// authorised the platform; once its gh_ id is known, a push with another ToUserName is refused.
+//
 // A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
 // handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
 // would. WeChat's acceptance check (全网发布) is answered without the next handler.
@@ -221,11 +224,25 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if err := p.inTime(window); err != nil {
 		return err
 	}
+	if p.platform != nil && m.app.isForAnother(p, appid) {
+		return errAddressee
+	}
 	if m.app.answerReleaseCheck(w, p, appid) {
 		return nil
 	}
 	m.pass(w, r, next, p, newFacts(p, appid))
 	return nil
+}
+
+// isForAnother reports whether a platform's push names another account than the path does. The path is not signed, so
+// that a push could be sent again on another account's; the gh_ id inside it is. Until the gateway has learned which one
+// the account has, which it does in the background, the path is believed.
+func (a *App) isForAnother(p *push, appid string) bool {
+	if len(p.fields.ToUserName) == 0 || appid == "" {
+		return false
+	}
+	known, ok := a.manager().UserName(p.platform.AppID, appid)
+	return ok && string(p.fields.ToUserName) != known
 }
 
 // candidates reads from the path which account a push is for, and which credentials may open it.

@@ -17,6 +17,9 @@ type metrics struct {
 	replies         *prometheus.CounterVec
 	tokenRefreshes  *prometheus.CounterVec
 	refreshDuration *prometheus.HistogramVec
+	tokenWaiters    prometheus.Gauge
+	rogues          *prometheus.CounterVec
+	keeping         keepingCollector
 	apiRequests     *prometheus.CounterVec
 	apiRetries      *prometheus.CounterVec
 	apiErrors       *prometheus.CounterVec
@@ -25,7 +28,7 @@ type metrics struct {
 	storeErrors     *prometheus.CounterVec
 }
 
-func newMetrics() *metrics {
+func newMetrics(manager *tokens.Manager) *metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: name, Help: help,
@@ -44,19 +47,24 @@ func newMetrics() *metrics {
 		replies:         counter("replies_total", "Answers to messages, by outcome.", "outcome"),
 		tokenRefreshes:  counter("token_refreshes_total", "Renewals of credentials at WeChat, by kind and result.", "kind", "result"),
 		refreshDuration: histogram("token_refresh_duration_seconds", "Time to renew a credential at WeChat.", prometheus.DefBuckets, "kind"),
-		apiRequests:     counter("api_requests_total", "API calls by apps, by client and result.", "client", "result"),
-		apiRetries:      counter("api_credential_retries_total", "API calls repeated with a renewed credential, by kind.", "kind"),
-		apiErrors:       counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
-		oauth:           counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
-		storeDuration:   histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
-		storeErrors:     counter("store_errors_total", "Store operations that did not succeed.", "op"),
+		tokenWaiters: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "token_waiters", Help: "Callers that wait for a token which is being fetched.",
+		}),
+		rogues:        counter("rogue_refreshes_total", "Tokens that WeChat refused long before their end although the gateway had not renewed them, by kind: another system does.", "kind"),
+		keeping:       keepingCollector{manager},
+		apiRequests:   counter("api_requests_total", "API calls by apps, by client and result.", "client", "result"),
+		apiRetries:    counter("api_credential_retries_total", "API calls repeated with a renewed credential, by kind.", "kind"),
+		apiErrors:     counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
+		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
+		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
+		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
 	}
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
-		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors,
+		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping,
 	}
 }
 
@@ -84,6 +92,44 @@ func result(err error) string {
 func (m *metrics) TokenRefreshed(kind tokens.Kind, _ string, took time.Duration, err error) {
 	m.tokenRefreshes.WithLabelValues(string(kind), result(err)).Inc()
 	m.refreshDuration.WithLabelValues(string(kind)).Observe(took.Seconds())
+}
+
+// TokenAwaited implements tokens.Observer.
+func (m *metrics) TokenAwaited(callers int) { m.tokenWaiters.Add(float64(callers)) }
+
+// RogueRefresh implements tokens.Observer.
+func (m *metrics) RogueRefresh(kind tokens.Kind, _ string) {
+	m.rogues.WithLabelValues(string(kind)).Inc()
+}
+
+// keepingCollector tells how well the manager can keep what it was given, as of each scrape.
+type keepingCollector struct{ manager *tokens.Manager }
+
+var (
+	ticketAgeDesc = prometheus.NewDesc("caddy_wechat_ticket_age_seconds",
+		"Time since the newest component_verify_ticket came; WeChat pushes one every ten minutes.", []string{"platform"}, nil)
+	recordsWaitingDesc = prometheus.NewDesc("caddy_wechat_records_waiting",
+		"Token records that the store has not taken yet, in the spill folder or in memory.", nil, nil)
+	recordsUnsavedDesc = prometheus.NewDesc("caddy_wechat_records_unsaved",
+		"Token records and tickets that live in this process's memory alone.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (keepingCollector) Describe(c chan<- *prometheus.Desc) {
+	c <- ticketAgeDesc
+	c <- recordsWaitingDesc
+	c <- recordsUnsavedDesc
+}
+
+// Collect implements prometheus.Collector.
+func (k keepingCollector) Collect(c chan<- prometheus.Metric) {
+	for _, platform := range k.manager.Platforms() {
+		if came := k.manager.TicketReceived(platform); !came.IsZero() {
+			c <- prometheus.MustNewConstMetric(ticketAgeDesc, prometheus.GaugeValue, time.Since(came).Seconds(), platform)
+		}
+	}
+	c <- prometheus.MustNewConstMetric(recordsWaitingDesc, prometheus.GaugeValue, float64(k.manager.Waiting()))
+	c <- prometheus.MustNewConstMetric(recordsUnsavedDesc, prometheus.GaugeValue, float64(k.manager.Unsaved()))
 }
 
 // StoreOperation implements tokens.Observer.

@@ -111,7 +111,8 @@ func TestOAuthLaterTheCodeIsUsed(t *testing.T) {
 		}
 		env := *f.app.env
 		env.API, env.Store = client, tokens.NewMemStore()
-		inner := &shared{manager: tokens.NewManager(), users: tokens.NewUserTable(10), metrics: newMetrics()}
+		manager := tokens.NewManager()
+		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager)}
 		defer inner.manager.Close()
 		defer inner.users.Close()
 		o := *f.OAuth

@@ -29,9 +29,9 @@ type loginWeChat struct {
 	failures map[string]string // by code: the answer instead of a grant
 	profile  string            // the answer to /sns/userinfo
 	used     map[string]bool
-	asked    []string // path and code
-	issued   int      // component tokens so far
-	with     []string // component tokens of the exchanges
+	asked    []string       // path and code
+	issued   map[string]int // component tokens so far, by platform
+	with     []string       // component tokens of the exchanges
 }
 
 const (
@@ -42,7 +42,7 @@ const (
 func newLoginWeChat(t *testing.T) *loginWeChat {
 	t.Helper()
 	f := &loginWeChat{
-		scope: "snsapi_base", used: make(map[string]bool), failures: make(map[string]string),
+		scope: "snsapi_base", used: make(map[string]bool), failures: make(map[string]string), issued: make(map[string]int),
 		profile: `{"openid":"` + openID + `","nickname":"张三 <b>","headimgurl":"https://thirdwx.qlogo.cn/a?x=1&y=2","unionid":"u-profile","privilege":["p"]}`,
 	}
 	f.Server = httptest.NewServer(f)
@@ -57,8 +57,14 @@ func (f *loginWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer := `{"errcode":-1,"errmsg":"no such path"}`
 	switch r.URL.Path {
 	case "/cgi-bin/component/api_component_token":
-		f.issued++
-		answer = fmt.Sprintf(`{"component_access_token":"component-token-%d","expires_in":7200}`, f.issued)
+		var body struct {
+			Platform string `json:"component_appid"`
+		}
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		f.issued[body.Platform]++
+		answer = fmt.Sprintf(`{"component_access_token":"component-token-%d","expires_in":7200}`, f.issued[body.Platform])
+	case "/cgi-bin/component/api_get_authorizer_list":
+		answer = `{"total_count":0,"list":[]}`
 	case "/sns/oauth2/component/access_token", "/sns/oauth2/access_token":
 		f.asked = append(f.asked, r.URL.Path+" "+q.Get("appid")+" "+q.Get("code"))
 		f.with = append(f.with, q.Get("component_access_token"))

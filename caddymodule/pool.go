@@ -42,8 +42,9 @@ type shared struct {
 func acquireShared(identity string) (*shared, error) {
 	v, _, err := sharedPool.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithCancel(context.Background())
+		manager := tokens.NewManager()
 		return &shared{
-			manager: tokens.NewManager(), users: tokens.NewUserTable(maxUsers), metrics: newMetrics(),
+			manager: manager, users: tokens.NewUserTable(maxUsers), metrics: newMetrics(manager),
 			ctx: ctx, cancel: cancel,
 		}, nil
 	})

@@ -78,6 +78,7 @@ var (
 	errSignature = &refusal{http.StatusForbidden, "signature", "signature fits no configured token: compare the token with WeChat's console, and the path with the account"}
 	errDecrypt   = &refusal{http.StatusForbidden, "decrypt", "no configured aes_key opens it: compare the aes_key with WeChat's console"}
 	errReceiveID = &refusal{http.StatusForbidden, "receive_id", "it was encrypted for another appid"}
+	errAddressee = &refusal{http.StatusForbidden, "addressee", "it is for another account than the path names, by its ToUserName: the path is not signed"}
 	errStale     = &refusal{http.StatusForbidden, "timestamp", "timestamp is outside timestamp_window: compare this machine's clock"}
 	errUnknown   = &refusal{http.StatusForbidden, "unknown", "path names no account that is configured to receive pushes, and there is no platform"}
 	errNotKept   = &refusal{http.StatusServiceUnavailable, "store", "what arrived could not be made durable"}

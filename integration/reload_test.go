@@ -60,6 +60,8 @@ func TestReloadUnderLoad(t *testing.T) {
 	write(string(config))
 	w := newWorld(t, func(w *integration.World) {
 		polite(w)
+		// A push that met a dying connection must not meet the next one of the pool at once.
+		w.Config.Pace.Interval = 100 * time.Millisecond
 		w.Caddyfile = file
 		w.Config.Accounts = []wxsim.Account{{AppID: addedAccount, Secret: "added-account-secret"}}
 		w.Env = append(w.Env, "ADDED_SECRET=added-account-secret", "CRM_APPIDS=*")

@@ -156,6 +156,16 @@ func waitFor(c <-chan struct{}, limit time.Duration) bool {
 	}
 }
 
+// Platforms are the appids of the platforms that are configured.
+func (m *Manager) Platforms() (appids []string) {
+	if env := m.env.Load(); env != nil {
+		for i := range env.Platforms {
+			appids = append(appids, env.Platforms[i].AppID)
+		}
+	}
+	return appids
+}
+
 // begin counts one piece of background work, which must end with m.work.Done; it reports false once closed.
 func (m *Manager) begin() bool {
 	m.mu.Lock()

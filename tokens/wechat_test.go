@@ -300,6 +300,13 @@ func (s *faultStore) count(op string) int {
 	return s.counts[op]
 }
 
+// empty loses all records.
+func (s *faultStore) empty() {
+	s.MemStore.mu.Lock()
+	defer s.MemStore.mu.Unlock()
+	clear(s.MemStore.records)
+}
+
 func (s *faultStore) Load(ctx context.Context, name string) ([]byte, error) {
 	if err := s.check("load", name); err != nil {
 		return nil, err

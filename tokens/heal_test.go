@@ -1,0 +1,638 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// healing is started with the roster on, after the first reading of the list.
+func healing(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t)
+	r.env.Platforms = r.env.Platforms[:1]
+	r.env.RosterEvery = 24 * time.Hour
+	r.wx.rotate = true
+	r.Use(r.env)
+	r.ticket(t, testPlatform)
+	time.Sleep(time.Second)
+	synctest.Wait()
+	if r.wx.count(pathAuthorizerList) == 0 {
+		t.Fatal("a new store, and the list was not read")
+	}
+	return r
+}
+
+func appidOf(i int) string { return fmt.Sprintf("wx%016x", i) }
+
+// A refresh token that WeChat calls invalid is replaced by the one that it names, in the same call.
+func TestVoidRefreshTokenIsReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) { f.strict = true; f.refresh[testAuthorizer] = "refreshtoken@@@elsewhere" })
+		r.wx.kill(r.get(t, testAuthKey))
+		got, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+		if err != nil {
+			t.Fatalf("Renew: %v", err)
+		}
+		if n := r.wx.count(pathAuthorizerInfo); n != 1 {
+			t.Errorf("asked for the current refresh token %d times", n)
+		}
+		r.wx.set(func(f *fakeWeChat) {
+			if s := r.stored(t, testAuthKey); s.RefreshToken.Reveal() != f.refresh[testAuthorizer] || !s.AccessToken.Same(got.Value) {
+				t.Error("the store has not what WeChat has")
+			}
+		})
+	})
+}
+
+// Where WeChat names no other refresh token, the error is WeChat's, what is stored stays, and WeChat is not asked more
+// often than renewals are tried.
+func TestVoidRefreshTokenWithoutAnother(t *testing.T) {
+	t.Parallel()
+	for _, listed := range []string{"", "the same"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := healing(t)
+			r.authorize(t, testPlatform, testAuthorizer)
+			held := r.stored(t, testAuthKey).RefreshToken
+			r.wx.kill(r.get(t, testAuthKey))
+			r.wx.set(func(f *fakeWeChat) {
+				f.strict, f.refresh[testAuthorizer] = true, "refreshtoken@@@elsewhere"
+				f.listing = map[string]string{testAuthorizer: listed}
+				if listed != "" {
+					f.listing[testAuthorizer] = held.Reveal()
+				}
+			})
+			for range 60 {
+				if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); !hasCode(err, codeRefreshTokenInvalid) {
+					t.Fatalf("Renew: %v, want 61023", err)
+				}
+				time.Sleep(10 * time.Second)
+			}
+			if n := r.wx.count(pathAuthorizerInfo); n < 2 || n > 20 {
+				t.Errorf("asked %d times in ten minutes", n)
+			}
+			if !r.stored(t, testAuthKey).RefreshToken.Same(held) {
+				t.Error("an empty refresh token took the place of one")
+			}
+			if orphans := r.Orphans(testPlatform); (len(orphans) == 1) != (listed == "") {
+				t.Errorf("orphans: %v", orphans)
+			}
+			// WeChat comes to its senses, and so does the account.
+			r.wx.set(func(f *fakeWeChat) { f.listing = nil })
+			time.Sleep(2 * time.Minute)
+			if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+				t.Errorf("Renew: %v", err)
+			}
+		})
+	}
+}
+
+// An emptied store fills itself: accounts in use at once, all others by the list.
+func TestEmptiedStoreHeals(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		const accounts = 30
+		for i := range accounts {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		time.Sleep(time.Minute)
+		r.store.empty()
+		r.wx.set(func(f *fakeWeChat) { f.page = 7 })
+		r.restart()
+		time.Sleep(time.Minute)
+		if _, err := r.Get(t.Context(), AuthorizerKey(testPlatform, appidOf(0))); err == nil {
+			t.Fatal("a token without a ticket")
+		}
+		r.ticket(t, testPlatform)
+		r.get(t, AuthorizerKey(testPlatform, appidOf(accounts-1))) // on the last page
+		if platform, err := r.PlatformOf(t.Context(), appidOf(accounts-2)); err != nil || platform != testPlatform {
+			t.Errorf("PlatformOf: %q, %v", platform, err)
+		}
+		time.Sleep(time.Minute)
+		infos := r.wx.count(pathAuthorizerInfo)
+		for i := range accounts {
+			r.get(t, AuthorizerKey(testPlatform, appidOf(i)))
+		}
+		if n := r.wx.count(pathAuthorizerInfo) - infos; n != 0 {
+			t.Errorf("%d accounts were asked for one by one after the list was read", n)
+		}
+		// The list is not read again before a day has passed.
+		lists := r.wx.count(pathAuthorizerList)
+		for range 23 * 6 {
+			r.ticket(t, testPlatform)
+			time.Sleep(10 * time.Minute)
+		}
+		if n := r.wx.count(pathAuthorizerList); n != lists {
+			t.Errorf("the list was read again within a day: %d pages", n-lists)
+		}
+		for range 2 * 6 {
+			r.ticket(t, testPlatform)
+			time.Sleep(10 * time.Minute)
+		}
+		if n := r.wx.count(pathAuthorizerList); n != lists+5 {
+			t.Errorf("after a day %d pages were read, want 5", n-lists)
+		}
+	})
+}
+
+// A store that is emptied under a running gateway is noticed.
+func TestStoreEmptiedUnderUs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		for i := range 5 {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		r.restart() // nothing is cached
+		time.Sleep(time.Minute)
+		r.store.empty()
+		r.ticket(t, testPlatform)
+		time.Sleep(rosterHasten)
+		_, _ = r.Get(t.Context(), AuthorizerKey(testPlatform, appidOf(1)))
+		time.Sleep(rosterHasten)
+		for i := range 5 {
+			r.get(t, AuthorizerKey(testPlatform, appidOf(i)))
+		}
+	})
+}
+
+// An appid that WeChat does not know is asked for a few times while the store may have lost accounts, and never after.
+func TestUnknownAppIDsAreNotAskedForOften(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.env.RosterEvery = 24 * time.Hour
+		var mended atomic.Bool
+		r.wx.hook = func(path string, _ map[string]any) (string, error) {
+			if path == pathAuthorizerList && !mended.Load() {
+				return wxError(-1, "system busy"), nil
+			}
+			return "", nil
+		}
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		for range 60 {
+			if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+				t.Fatalf("Get: %v", err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		n := r.wx.count(pathAuthorizerInfo)
+		if n < 1 || n > 20 {
+			t.Errorf("asked %d times in ten minutes", n)
+		}
+		if said := r.log.count("list of authorizers cannot be read"); said < 1 || said > 2 {
+			t.Errorf("the log said %d times in ten minutes that the list cannot be read", said)
+		}
+		mended.Store(true)
+		time.Sleep(2 * time.Minute)
+		n = r.wx.count(pathAuthorizerInfo)
+		for range 60 {
+			_, _ = r.Get(t.Context(), testAuthKey)
+			time.Sleep(10 * time.Second)
+		}
+		if got := r.wx.count(pathAuthorizerInfo); got != n {
+			t.Errorf("asked %d times although the list was read", got-n)
+		}
+	})
+}
+
+// 61003 alone deletes nothing; with a whole list that does not name the account either, it is marked unauthorized.
+func TestUnauthorizedIsConfirmedByTheList(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		for i := range 5 {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		gone := AuthorizerKey(testPlatform, appidOf(2))
+		var whole atomic.Bool // until then the list is cut short: it names a total that its pages do not reach
+		r.wx.set(func(f *fakeWeChat) {
+			delete(f.refresh, gone.AppID)
+			f.hook = func(path string, body map[string]any) (string, error) {
+				if path == pathAuthorizerList && !whole.Load() {
+					return `{"total_count":5,"list":[]}`, nil
+				}
+				return "", nil
+			}
+		})
+		r.wx.kill(r.get(t, gone))
+		for range 30 {
+			if _, err := r.Renew(t.Context(), gone, secret.String{}); !errors.Is(err, ErrNotAuthorized) {
+				t.Fatalf("Renew: %v", err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if r.stored(t, gone).revoked() {
+			t.Fatal("marked unauthorized on the strength of a list that was not whole")
+		}
+		whole.Store(true)
+		time.Sleep(2 * rosterAgain)
+		if !r.stored(t, gone).revoked() {
+			t.Error("not marked unauthorized")
+		}
+		if _, err := r.Get(t.Context(), gone); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("Get: %v", err)
+		}
+		for _, i := range []int{0, 1, 3, 4} {
+			if _, err := r.Renew(t.Context(), AuthorizerKey(testPlatform, appidOf(i)), secret.String{}); err != nil {
+				t.Errorf("account %d: %v", i, err)
+			}
+		}
+		// It comes back with its next authorization.
+		r.authorize(t, testPlatform, gone.AppID)
+		r.get(t, gone)
+	})
+}
+
+// An app's call that meets 61003 raises the same doubt, and an account that the list names is left alone.
+func TestSuspectThatIsListed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(rosterAgain)
+		lists := r.wx.count(pathAuthorizerList)
+		for range 100 {
+			r.Suspect(testAuthKey)
+			r.Suspect(ComponentKey(testPlatform))
+			r.Suspect(AuthorizerKey("wx0000000000000099", testAuthorizer))
+		}
+		time.Sleep(rosterCheck)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 1 {
+			t.Errorf("the list was read %d times", n)
+		}
+		if r.stored(t, testAuthKey).revoked() {
+			t.Error("marked unauthorized although the list names it")
+		}
+		r.get(t, testAuthKey)
+	})
+}
+
+// The list brings what no push did: an account that authorised again, one that did so for the first time, one whose
+// refresh token is another; and what it brings is never older than what is held.
+func TestListIsComparedWithTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		for i := range 4 {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		key := func(i int) Key { return AuthorizerKey(testPlatform, appidOf(i)) }
+		in := r.push(r.newCode(appidOf(4)))
+		in.AppID = appidOf(4)
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if err := r.Revoke(t.Context(), testPlatform, appidOf(0), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Revoke(t.Context(), testPlatform, appidOf(1), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		before := map[int]string{}
+		r.wx.set(func(f *fakeWeChat) {
+			later := time.Now().Add(time.Hour).Unix()
+			f.authAt = map[string]int64{appidOf(0): later, appidOf(1): 1, appidOf(4): later}
+			f.refresh[appidOf(0)] = "refreshtoken@@@again"
+			f.refresh[appidOf(3)] = "refreshtoken@@@older" // not dated later than ours
+			f.refresh[appidOf(4)] = "refreshtoken@@@newer" // dated later
+			f.refresh[appidOf(9)] = "refreshtoken@@@first"
+			f.refresh[appidOf(8)] = "" // never exchanged
+		})
+		for _, i := range []int{2, 3} {
+			before[i] = r.stored(t, key(i)).RefreshToken.Reveal()
+		}
+		time.Sleep(25 * time.Hour)
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		for i, want := range map[int]string{
+			0: "refreshtoken@@@again", 2: before[2], 3: before[3], 4: "refreshtoken@@@newer", 9: "refreshtoken@@@first",
+		} {
+			if got := r.stored(t, key(i)).RefreshToken.Reveal(); got != want {
+				t.Errorf("account %d: %q, want %q", i, got, want)
+			}
+		}
+		if !r.stored(t, key(1)).revoked() {
+			t.Error("an authorization from before the revocation came back")
+		}
+		if got := r.Orphans(testPlatform); !slices.Equal(got, []string{appidOf(8)}) {
+			t.Errorf("orphans: %v", got)
+		}
+		if r.log.count("has to authorise again, on a link") == 0 || !strings.Contains(r.log.String(), appidOf(8)) {
+			t.Error("the log does not name the account that has to authorise again")
+		}
+		// Its link, and the end of the trouble.
+		link, err := r.AuthorizationLink(t.Context(), testPlatform, appidOf(8), "https://wx.example.com/back?a=b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(link)
+		if err != nil || u.Host != "mp.weixin.qq.com" || u.Query().Get("pre_auth_code") == "" || u.Query().Get("biz_appid") != appidOf(8) ||
+			u.Query().Get("component_appid") != testPlatform || u.Query().Get("redirect_uri") != "https://wx.example.com/back?a=b" {
+			t.Errorf("link: %s", link)
+		}
+		r.authorize(t, testPlatform, appidOf(8))
+		r.get(t, key(8))
+		time.Sleep(25 * time.Hour)
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		if got := r.Orphans(testPlatform); len(got) != 0 {
+			t.Errorf("still orphans: %v", got)
+		}
+	})
+}
+
+// A dead code is replaced by the refresh token that WeChat names.
+func TestDeadCodeIsMadeGood(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.refresh[testAuthorizer] = "refreshtoken@@@known"
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathQueryAuth {
+					return wxError(codeAuthCodeExpired, "code expired"), nil
+				}
+				return "", nil
+			}
+		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+		r.get(t, testAuthKey)
+	})
+}
+
+// While WeChat cannot be asked, the intent stays: also beyond the end of its code.
+func TestDeadCodeWaitsForWeChat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.refresh[testAuthorizer] = "refreshtoken@@@known"
+			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("connection refused") }
+		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Hour)
+		if r.intents(t) != 1 {
+			t.Fatal("given up")
+		}
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = nil
+			clear(f.codes)
+		})
+		r.ticket(t, testPlatform)
+		time.Sleep(3 * time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+		r.get(t, testAuthKey)
+	})
+}
+
+// A token that dies although nobody here renewed it is another system's doing; one that WeChat refuses since we renewed
+// it is not.
+func TestRogueRefresher(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		rogues := &rogueObserver{}
+		r.env.Observer = rogues
+		r.Use(r.env)
+		r.authorize(t, testPlatform, testAuthorizer)
+		for range 4 {
+			token := r.get(t, testAuthKey)
+			r.wx.kill(token)
+			if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil { // a call that was under way
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if got := strings.Join(rogues.seen, " "); got != strings.TrimSpace(strings.Repeat("authorizer:"+testAuthorizer+" ", 4)) {
+			t.Errorf("reported: %s", got)
+		}
+		if n := r.log.count("another system is refreshing tokens of " + testAuthorizer); n != 1 {
+			t.Errorf("said %d times within ten minutes", n)
+		}
+		// A token at its end, and one that was re-authorised away, are no reason to complain.
+		rogues.seen = nil
+		token := r.get(t, testAuthKey)
+		time.Sleep(2*time.Hour - time.Minute)
+		r.wx.kill(token)
+		if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
+			t.Fatal(err)
+		}
+		token = r.get(t, testAuthKey)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.kill(token)
+		if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
+			t.Fatal(err)
+		}
+		if len(rogues.seen) != 0 {
+			t.Errorf("reported without a reason: %v", rogues.seen)
+		}
+	})
+}
+
+type rogueObserver struct {
+	noObserver
+	seen []string
+}
+
+func (o *rogueObserver) RogueRefresh(kind Kind, appid string) {
+	o.seen = append(o.seen, string(kind)+":"+appid)
+}
+
+// force_refresh is rationed over restarts, and again from midnight in Beijing.
+func TestForcedRefreshesAreRationed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = nil
+		r.Use(r.env)
+		k := AccountKey(testAccount)
+		forced := 0
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(_ string, body map[string]any) (string, error) {
+				if body["force_refresh"] == true {
+					forced++
+				}
+				return "", nil
+			}
+		})
+		refuse := func() error {
+			token, err := r.Get(context.Background(), k)
+			if err != nil {
+				return err
+			}
+			_, err = r.Renew(context.Background(), k, token.Value)
+			return err
+		}
+		time.Sleep(20 * time.Hour) // bubbles begin at midnight UTC; it is four in the morning in Beijing
+		for range 40 {
+			_ = refuse()
+			time.Sleep(5 * time.Minute)
+			if forced == 7 {
+				r.restart()
+			}
+		}
+		if forced != forceDaily {
+			t.Errorf("forced %d times on one day", forced)
+		}
+		if err := refuse(); !errors.Is(err, ErrBackoff) {
+			t.Errorf("beyond the ration: %v, want ErrBackoff", err)
+		}
+		r.restart()
+		if _ = refuse(); forced != forceDaily {
+			t.Errorf("forced %d times after a restart", forced)
+		}
+		time.Sleep(20 * time.Hour)
+		if err := refuse(); err != nil || forced != forceDaily+1 {
+			t.Errorf("the next day: %v, forced %d times", err, forced)
+		}
+	})
+}
+
+// The tickets of an account are tokens like others, and worth nothing once the account is gone.
+func TestJSTickets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		keys := []Key{
+			JSAPIKey("", testAccount), CardKey("", testAccount), JSAPIKey(testPlatform, testAuthorizer), CardKey(testPlatform, testAuthorizer),
+		}
+		seen := map[string]bool{}
+		for _, k := range keys {
+			first := r.get(t, k)
+			if want := map[Kind]string{KindJSAPI: "jsapi", KindCard: "wx_card"}[k.Kind]; !strings.HasPrefix(first.Value.Reveal(), want) {
+				t.Errorf("%v: a ticket of another type", k)
+			}
+			if seen[first.Value.Reveal()] {
+				t.Errorf("%v: another key's ticket", k)
+			}
+			seen[first.Value.Reveal()] = true
+		}
+		calls := r.wx.count(pathGetTicket)
+		if calls != 4 {
+			t.Errorf("%d tickets were fetched", calls)
+		}
+		r.restart()
+		for _, k := range keys {
+			if !seen[r.get(t, k).Value.Reveal()] {
+				t.Errorf("%v: not the stored ticket", k)
+			}
+		}
+		if n := r.wx.count(pathGetTicket); n != calls {
+			t.Errorf("fetched again after a restart")
+		}
+		time.Sleep(2 * time.Hour)
+		r.ticket(t, testPlatform)
+		for _, k := range keys {
+			if seen[r.get(t, k).Value.Reveal()] {
+				t.Errorf("%v: a ticket at its end", k)
+			}
+		}
+		// The access token that it is fetched with is renewed on the way.
+		r.wx.kill(r.get(t, AccountKey(testAccount)))
+		time.Sleep(2 * time.Hour)
+		r.get(t, keys[0])
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys[2:] {
+			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("%v: %v, want ErrNotAuthorized", k, err)
+			}
+		}
+		for _, k := range []Key{JSAPIKey("", "wx0000000000000099"), JSAPIKey("wx0000000000000099", testAuthorizer)} {
+			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNotConfigured) {
+				t.Errorf("%v: %v, want ErrNotConfigured", k, err)
+			}
+		}
+	})
+}
+
+// The gh_ id is learned on first need, without waiting, and kept with the record.
+func TestUserNameIsLearned(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.restart()
+		r.wx.latency = 3 * time.Second
+		want := "gh_" + testAuthorizer[2:]
+		began := time.Now()
+		for range 100 {
+			if _, known := r.UserName(testPlatform, testAuthorizer); known {
+				t.Fatal("known before anybody asked WeChat")
+			}
+		}
+		if time.Since(began) != 0 {
+			t.Error("it waited")
+		}
+		time.Sleep(10 * time.Second) // a component token, and the account
+		_, _ = r.UserName(testPlatform, testAuthorizer)
+		time.Sleep(10 * time.Second)
+		if got, known := r.UserName(testPlatform, testAuthorizer); !known || got != want {
+			t.Errorf("%q, %v", got, known)
+		}
+		if n := r.wx.count(pathAuthorizerInfo); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+		platform, appid, err := r.ByUserName(t.Context(), want)
+		if err != nil || platform != testPlatform || appid != testAuthorizer {
+			t.Errorf("%s %s %v", platform, appid, err)
+		}
+		if _, _, err := r.ByUserName(t.Context(), "gh_nobody"); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("an unknown one: %v", err)
+		}
+		a, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer)
+		if err != nil || a.UserName != want || a.NickName != "N" || !slices.Equal(a.FuncInfo, []int{7}) {
+			t.Errorf("%+v %v", a, err)
+		}
+		// It outlives renewals, restarts and re-authorizations.
+		r.restart()
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		if got, known := r.UserName(testPlatform, testAuthorizer); !known || got != want {
+			t.Errorf("%q, %v", got, known)
+		}
+		// Of an account that never authorised, nothing is asked.
+		for range 20 {
+			_, _ = r.UserName(testPlatform, "wx0000000000000077")
+			_, _ = r.UserName("wx0000000000000099", testAuthorizer)
+			time.Sleep(time.Minute)
+		}
+		if n := r.wx.count(pathAuthorizerInfo); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
