@@ -66,6 +66,8 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 		{"origin", `{"api": ["{env.BAD_ORIGIN}"]}`, []string{"api", "in the clear"}},
 		{"origin is no URL", `{"api": ["weixin"]}`, []string{"api", "is not an origin"}},
 		{"proxy", `{"proxy": "ftp://user:hidden@x"}`, []string{"proxy", "not a proxy address"}},
+		{"spill", `{"spill": "{env.BAD_ORIGIN}"}`, []string{"spill", "is not an absolute path"}},
+		{"spill placeholder", `{"spill": "{env.NO_SUCH_SPILL}"}`, []string{"spill", "resolves to nothing"}},
 		{"seal key", `{"seal_keys": ["short"]}`, []string{"seal_key 1"}},
 		{"store", `{"store": {"module": "nowhere"}}`, []string{"store", "nowhere"}},
 		{"unknown field", `{"platform": []}`, []string{"unknown field"}},
