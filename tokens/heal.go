@@ -52,8 +52,8 @@ func (m *Manager) restored(ctx context.Context, env *Environment, e *entry) (*en
 		m.hastenRoster(k.Platform)
 		return e, nil
 	}
-	if m.barred(k) != nil {
-		return e, nil // asked a moment ago, or there is no ticket to ask with
+	if err := m.barred(k); err != nil {
+		return nil, err // asked a moment ago, or there is no ticket to ask with
 	}
 	return share(ctx, m, env.flight("restore", k), renewTimeout, func(ctx context.Context) (*entry, error) {
 		return m.restore(ctx, env, e)
@@ -70,13 +70,14 @@ func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*ent
 	switch {
 	case hasCode(err, codeNotAuthorized):
 		m.rosters.found(k)
-		m.troubles.failed(k, err)
+		m.troubles.failed(k, fmt.Errorf("%w: %w", ErrNotAuthorized, err))
 		return e, nil
 	case err != nil:
 		// Two failures in a row hold the next callers back.
-		m.troubles.failed(k, err)
-		env.Log.Warn("an account that the store does not know cannot be asked for", "platform", k.Platform, "appid", k.AppID, "error", err)
-		return e, nil
+		if _, say := m.troubles.failed(k, err); say {
+			env.Log.Warn("an account that the store does not know cannot be asked for", "platform", k.Platform, "appid", k.AppID, "error", err)
+		}
+		return nil, err
 	}
 	e, err = m.adopt(ctx, env, k, info, time.Time{})
 	if err == nil {

@@ -113,56 +113,62 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time
 	case errors.Is(err, ErrClosed):
 		return nil
 	}
-	used := hasCode(err, codeAuthCodeInvalid) && time.Since(since) > usedCodeGrace
-	dead := used || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized)
-	if !dead && time.Now().Before(in.ExpiresAt) {
+	used := hasCode(err, codeAuthCodeInvalid)
+	dead := used && time.Since(since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||
+		!time.Now().Before(in.ExpiresAt)
+	if !dead && !used {
 		env.Log.Warn("authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
 			"info_type", printable(in.InfoType, maxID), "error", err)
 		return err
 	}
-	if instead := m.insteadOfCode(ctx, env, in); instead != nil {
-		if time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)) {
-			env.Log.Warn("authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again",
-				"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err, "instead", instead)
-			return instead
-		}
-		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization",
-			"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err, "instead", instead)
+	instead := m.insteadOfCode(ctx, env, in)
+	_, hopeless := errors.AsType[hopelessError](instead)
+	args := []any{"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID), "error", err}
+	switch {
+	case instead == nil:
+		env.Log.Warn("authorization code could not be exchanged; the refresh token that WeChat names is held in its place", args...)
+	case !dead:
+		env.Log.Warn("authorization code not exchanged yet; it is tried again", args...)
+		return err
+	case hopeless:
+		env.Log.Error("authorization code died before it was exchanged: "+instead.Error(), args...)
+	case time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)):
+		env.Log.Warn("authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
+		return instead
+	default:
+		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization", append(args, "instead", instead)...)
 	}
 	return m.deleteRecord(ctx, env, intentName(hash))
 }
 
-// insteadOfCode takes over from WeChat what a dead authorization code stood for: the account's refresh token, which it
-// has if another code of the account was ever exchanged. Nil means that there is nothing left to do for the code.
+// hopelessError says why nothing more can be done for a dead code.
+type hopelessError string
+
+func (e hopelessError) Error() string { return string(e) }
+
+// insteadOfCode takes over from WeChat what an authorization code stood for that cannot be exchanged any more: the
+// account's refresh token. WeChat has it if the code, or another one of the account, was exchanged, whoever did it and
+// whether or not the answer arrived. The error is a hopelessError if asking again would not help.
 func (m *Manager) insteadOfCode(ctx context.Context, env *Environment, in Intent) error {
 	if in.AppID == "" {
 		m.wantRoster(in.Platform)
-		env.Log.Error("authorization code died before it was exchanged, and nothing says of which account it was: WeChat's list is compared with the store",
-			"platform", in.Platform, "info_type", printable(in.InfoType, maxID))
-		return nil
+		return hopelessError("nothing says of which account it was; WeChat's list is compared with the store")
 	}
 	k := AuthorizerKey(in.Platform, in.AppID)
 	if err := env.knows(k); err != nil {
-		return nil //nolint:nilerr // the platform is no longer configured, or this was no appid
+		return hopelessError("its platform is no longer configured")
 	}
 	info, err := m.authorizerInfo(ctx, env, k)
 	switch {
 	case hasCode(err, codeNotAuthorized):
-		env.Log.Warn("authorization code died before it was exchanged, and the account has not authorised the platform any more",
-			"platform", in.Platform, "appid", in.AppID)
-		return nil
+		return hopelessError("the account has not authorised the platform any more")
 	case err != nil:
 		return err
 	case info.refresh.IsZero():
 		m.rosters.orphan(k)
-		env.Log.Error("authorization code died before it was exchanged, and WeChat has no refresh token of the account: it has to authorise again",
-			"platform", in.Platform, "appid", in.AppID)
-		return nil
+		return hopelessError("WeChat has no refresh token of the account, which has to authorise again")
 	}
-	if _, err = m.adopt(ctx, env, k, info, in.CreatedAt); err == nil {
-		env.Log.Warn("authorization code could not be exchanged; the refresh token that WeChat names is held in its place",
-			"platform", in.Platform, "appid", in.AppID, "info_type", printable(in.InfoType, maxID))
-	}
+	_, err = m.adopt(ctx, env, k, info, in.CreatedAt)
 	return err
 }
 

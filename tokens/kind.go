@@ -88,11 +88,15 @@ const (
 	// recommends renewal at 1 h 50 min.
 	componentMargin  = 10 * time.Minute
 	authorizerMargin = 10 * time.Minute
+	// componentJitter spreads the renewals of platforms.
+	componentJitter = 2 * time.Minute
 	// authorizerJitter spreads the renewals of accounts that were authorised together, and of their JS tickets.
 	authorizerJitter = 5 * time.Minute
 	// accountMargin: stable_token gives the same token until its last five minutes. Asking a little later than that
 	// spares the call that would bring nothing.
 	accountMargin = 5*time.Minute - 10*time.Second
+	// accountJitter spreads the renewals of accounts: they come that much later.
+	accountJitter = time.Minute
 	// deadSkew is taken off the end of a token's life for clocks and for the way to WeChat.
 	deadSkew = 5 * time.Second
 	// shortestLife is what a token gets whose expires_in is absent, zero or negative: WeChat issued it, so it is
@@ -105,16 +109,17 @@ const (
 
 // margin is the remaining life at which the token turns stale. It is the same on every node and after a restart.
 func (k Key) margin() time.Duration {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(k.Platform))
+	_, _ = h.Write([]byte(k.AppID))
+	spread := time.Duration(h.Sum32())
 	switch k.Kind {
 	case KindComponent:
-		return componentMargin
+		return componentMargin + spread%componentJitter
 	case KindAccount:
-		return accountMargin
+		return accountMargin - spread%accountJitter
 	default:
-		h := fnv.New32a()
-		_, _ = h.Write([]byte(k.Platform))
-		_, _ = h.Write([]byte(k.AppID))
-		return authorizerMargin + time.Duration(h.Sum32())%authorizerJitter
+		return authorizerMargin + spread%authorizerJitter
 	}
 }
 

@@ -89,7 +89,10 @@ func (m *Manager) Use(env *Environment) {
 		m.loadSpill(env) // before anybody reads an older record from the store
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
-	m.env.Store(env)
+	if old := m.env.Swap(env); old != nil && old.Spill != env.Spill && m.pending.len() > 0 {
+		m.pending.moved()
+		m.spillWaiting(m.workCtx, env)
+	}
 	m.troubles.forgive()
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))

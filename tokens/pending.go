@@ -51,6 +51,13 @@ func (p *pendingRecords) spilled(k Key, rec *record) {
 	p.safe[k] = rec
 }
 
+// moved forgets what the spill folder holds: it is another one from now on.
+func (p *pendingRecords) moved() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.safe)
+}
+
 // isSpilled reports whether the spill folder holds what waits of a key.
 func (p *pendingRecords) isSpilled(k Key) bool {
 	p.mu.Lock()

@@ -331,7 +331,9 @@ func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked
 		return rec, err
 	}
 	if held := m.cache.Load().get(k); held != nil && held.rec != nil {
-		m.keepWaiting(env, k, held.rec, err)
+		m.pending.put(k, held.rec)
+		_ = m.spill(env, k) // Unsaved counts it otherwise
+		m.queue.add("pending", 0, m.writePending)
 	} else if k.Kind == KindAuthorizer {
 		m.rosters.miss(k)
 		m.wantRoster(k.Platform)

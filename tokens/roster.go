@@ -101,6 +101,13 @@ func (t *rosterTable) change(platform string, change func(*roster)) {
 	change(t.at(platform))
 }
 
+// incomplete reports whether the list was never read to its end for this store.
+func (t *rosterTable) incomplete(platform string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.at(platform).complete
+}
+
 // lost reports whether the store may have lost an account that it does not know.
 func (t *rosterTable) lost(k Key) bool {
 	t.mu.Lock()

@@ -251,7 +251,9 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 		return err
 	}
 	m.tickets.want(platform, false) // WeChat pushes, and is answered
-	m.queue.hasten(rosterJob(platform))
+	if m.rosters.incomplete(platform) {
+		m.queue.hasten(rosterJob(platform)) // what it needs is there
+	}
 	return nil
 }
 
