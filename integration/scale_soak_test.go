@@ -370,7 +370,7 @@ func compareIdle(t *testing.T, w *integration.World, few, many *seeds) {
 	for round := range slower {
 		slower[round] = with1M.startup[round] - with10.startup[round]
 	}
-	t.Logf("the start takes %v longer (%v to %v)", median(slower), slices.Min(slower), slices.Max(slower))
+	t.Logf("start with many minus start with few: median %v (%v to %v)", median(slower), slices.Min(slower), slices.Max(slower))
 	if median(slower) > maxSlower {
 		t.Errorf("the start takes %v longer, want at most %v", median(slower), maxSlower)
 	}
