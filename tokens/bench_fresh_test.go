@@ -148,9 +148,10 @@ func (f *freshRig) bench(b *testing.B, name string, calls []Key, loads bool) {
 		b.ReportAllocs()
 		before := f.store.count("load")
 		b.RunParallel(func(pb *testing.PB) {
-			for i := uint64(0); pb.Next(); i++ {
-				if i%freshShare == 0 {
-					i = f.next.Add(freshShare) - freshShare
+			for i, end := uint64(0), uint64(0); pb.Next(); i++ {
+				if i == end {
+					end = f.next.Add(freshShare)
+					i = end - freshShare
 				}
 				if _, err := f.Get(ctx, calls[i%freshCalls]); err != nil {
 					b.Error(err)
