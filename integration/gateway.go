@@ -149,6 +149,16 @@ func (g *Gateway) end(sig syscall.Signal) error {
 	}
 }
 
+// PID is the process id of the process that Start started last; 0 before.
+func (g *Gateway) PID() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.cmd == nil {
+		return 0
+	}
+	return g.cmd.Process.Pid
+}
+
 // Exited is closed when the process that Start started has ended.
 func (g *Gateway) Exited() <-chan struct{} {
 	g.mu.Lock()

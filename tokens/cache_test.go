@@ -1,7 +1,6 @@
 package tokens
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -161,36 +160,6 @@ func TestMarginsAreSpreadAndSteady(t *testing.T) {
 	if len(seen) < 90 {
 		t.Errorf("%d different margins for 100 accounts", len(seen))
 	}
-}
-
-func BenchmarkGetFresh(b *testing.B) {
-	for _, accounts := range []int{10, 10_000} {
-		b.Run(fmt.Sprint(accounts), func(b *testing.B) {
-			r, keys := hotRig(b, accounts)
-			ctx := context.Background()
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				if _, err := r.Get(ctx, keys[i%len(keys)]); err != nil {
-					b.Fatal(err)
-				}
-				i++
-			}
-		})
-	}
-	b.Run("parallel, one key", func(b *testing.B) {
-		r, keys := hotRig(b, 1)
-		ctx := context.Background()
-		b.ReportAllocs()
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				if _, err := r.Get(ctx, keys[0]); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	})
 }
 
 // hotRig is a manager whose cache holds fresh tokens of so many authorizers.

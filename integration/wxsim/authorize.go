@@ -57,6 +57,19 @@ func (s *Server) grant(ctx context.Context, platformID, appID, infoType string, 
 	return a, err
 }
 
+// PriorAuthorization has an account authorize a platform before the story begins: nothing is pushed, and the refresh
+// token, which is returned, is known to the platform. It is for tests that write a gateway's records themselves.
+func (s *Server) PriorAuthorization(platformAppID, appID string, sets ...int) (refreshToken string, err error) {
+	if _, _, err := s.newGrant(platformAppID, appID, sets); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	auth := s.authorizations[pair{platformAppID, appID}]
+	auth.exchanged = true
+	return auth.refresh.value, nil
+}
+
 // newGrant makes the authorization and a code for it.
 func (s *Server) newGrant(platformID, appID string, sets []int) (code, preAuth *credential, err error) {
 	s.mu.Lock()

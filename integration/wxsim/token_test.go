@@ -82,6 +82,33 @@ func TestShapesOfValues(t *testing.T) {
 	wantNoViolations(t, s)
 }
 
+// TestPriorAuthorization: the refresh token of an authorization that nobody saw works, and lists show it.
+func TestPriorAuthorization(t *testing.T) {
+	t.Parallel()
+	s := newSim(t, nil)
+	c := caller{t, s}
+	component := c.componentToken()
+	pushes := len(s.Journal().Pushes(""))
+	refresh, err := s.PriorAuthorization(testPlatform, testShop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(s.Journal().Pushes("")); got != pushes {
+		t.Errorf("%d pushes", got-pushes)
+	}
+	if _, err := s.PriorAuthorization("wx9999999999999999", testShop); err == nil {
+		t.Error("an unknown platform was authorized")
+	}
+	list := c.post("/cgi-bin/component/api_get_authorizer_list", "component_access_token="+component,
+		map[string]any{"component_appid": testPlatform, "offset": 0, "count": 10})
+	if !strings.Contains(string(list.body), refresh) {
+		t.Errorf("the list is %s", list.body)
+	}
+	access := c.refresh(component, testShop, refresh).text("authorizer_access_token")
+	wantCode(t, c.get("/cgi-bin/user/get", "access_token="+access), 0)
+	wantNoViolations(t, s)
+}
+
 func TestAuthorizerTokenStates(t *testing.T) {
 	t.Parallel()
 	s := newSim(t, nil)
