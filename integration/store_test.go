@@ -1,10 +1,13 @@
 package integration_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -227,5 +230,52 @@ func TestPushForAnotherAccount(t *testing.T) {
 	}
 	if metric(t, w, `caddy_wechat_pushes_total{endpoint="message",result="addressee"}`) == "" {
 		t.Error("not counted")
+	}
+}
+
+// TestOrphan: an authorization code dies unexchanged, and no other was ever exchanged, so that WeChat has no refresh token of
+// the account. It is listed with a link on which it can authorise again.
+func TestOrphan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, polite)
+	if result, err := w.WeChat.PushTicket(t.Context(), integration.PlatformID); err != nil || !result.OK() {
+		t.Fatalf("%s %v", result.Wrong, err)
+	}
+	w.WeChat.FailNext("/cgi-bin/component/api_query_auth", wxsim.Fault{Errcode: 61010, Times: -1})
+	if a, err := w.WeChat.Authorize(t.Context(), integration.PlatformID, integration.AuthorizerID); err != nil || !a.Push.OK() {
+		t.Fatalf("authorized: %v", err)
+	}
+	list := func(query string) (int, string) {
+		resp, body := fetch(t, plainClient, http.MethodGet, "http://"+w.Admin+"/wechat/orphans"+query, nil, "")
+		return resp.StatusCode, body
+	}
+	eventually(t, "the account is listed", func() error {
+		if status, body := list(""); status != http.StatusOK || !strings.Contains(body, integration.AuthorizerID) || strings.Contains(body, "link") {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+	status, body := list("?redirect=" + url.QueryEscape("https://wx.example.com/back"))
+	var answer struct {
+		Orphans []struct{ Platform, AppID, Link string }
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK || len(answer.Orphans) != 1 {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	link, err := url.Parse(answer.Orphans[0].Link)
+	if err != nil || link.Host != "mp.weixin.qq.com" || link.Query().Get("biz_appid") != integration.AuthorizerID ||
+		!slices.Contains(w.WeChat.Secrets(), link.Query().Get("pre_auth_code")) {
+		t.Errorf("link: %s", link)
+	}
+	if status, _ := list("?redirect=http://wx.example.com/"); status != http.StatusBadRequest {
+		t.Errorf("a redirect over plain http: %d", status)
+	}
+	w.WeChat.ClearFaults()
+	if a, err := w.WeChat.Authorize(t.Context(), integration.PlatformID, integration.AuthorizerID); err != nil || !a.Push.OK() {
+		t.Fatalf("authorized: %v", err)
+	}
+	awaitAuthorizer(t, w)
+	if status, body := list(""); status != http.StatusOK || strings.Contains(body, integration.AuthorizerID) {
+		t.Errorf("still listed: %d %s", status, body)
 	}
 }

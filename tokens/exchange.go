@@ -290,6 +290,9 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 	case e == nil:
 	case taken:
 		m.troubles.over(k, g.access)
+		if !g.refresh.IsZero() {
+			m.rosters.settled(k)
+		}
 	default:
 		env.Log.Warn("an authorization is not taken: the account has authorised again or revoked since",
 			"platform", c.platform, "appid", g.appid)

@@ -144,6 +144,15 @@ func (t *rosterTable) orphan(k Key) {
 	})
 }
 
+// settled is the end of every doubt about an account: it has authorised.
+func (t *rosterTable) settled(k Key) {
+	t.change(k.Platform, func(r *roster) {
+		delete(r.orphans, k.AppID)
+		delete(r.suspects, k.AppID)
+		delete(t.missing, k)
+	})
+}
+
 // suspect notes a doubt about an account; it is false if that was noted before.
 func (t *rosterTable) suspect(k Key) (noted bool) {
 	t.change(k.Platform, func(r *roster) {
