@@ -25,6 +25,8 @@ type Progress struct {
 	Step  Step
 	Path  string // of the API call; "" for a push
 	AppID string // the account that it is about; the platform's for its own token and tickets
+	// Errcode is what the call is answered with, from StepActed on.
+	Errcode int64
 }
 
 // Watch has f told of each step of what begins from now on; nil ends that. The call or push waits until f returns, and
@@ -44,11 +46,11 @@ func (s *Server) progress(p Progress) {
 }
 
 // progress tells of a step of the call.
-func (c *call) progress(step Step) {
+func (c *call) progress(step Step, errcode int64) {
 	if c.s.watcher.Load() == nil {
 		return
 	}
-	c.s.progress(Progress{Step: step, Path: c.r.URL.Path, AppID: c.about()})
+	c.s.progress(Progress{Step: step, Path: c.r.URL.Path, AppID: c.about(), Errcode: errcode})
 }
 
 // about is the appid of the account that the call is about, by what the call says; "" if it does not say.

@@ -40,14 +40,20 @@ func TestWatchTellsEveryStep(t *testing.T) {
 	}
 	pushed := steps(2)
 	slices.SortFunc(pushed, func(a, b Progress) int { return strings.Compare(string(a.Step), string(b.Step)) })
-	if want := []Progress{{StepPushed, "", testShop}, {StepReplied, "", testShop}}; !slices.Equal(pushed, want) {
+	if want := []Progress{{Step: StepPushed, AppID: testShop}, {Step: StepReplied, AppID: testShop}}; !slices.Equal(pushed, want) {
 		t.Errorf("push: %v, want %v", pushed, want)
 	}
 	c.exchange(component, a.Code)
 	const path = "/cgi-bin/component/api_query_auth"
-	want := []Progress{{StepArrived, path, testShop}, {StepActed, path, testShop}, {StepAnswered, path, testShop}}
+	want := []Progress{{StepArrived, path, testShop, 0}, {StepActed, path, testShop, 0}, {StepAnswered, path, testShop, 0}}
 	if got := steps(3); !slices.Equal(got, want) {
 		t.Errorf("call: %v, want %v", got, want)
+	}
+	wantCode(t, c.post(path, "component_access_token="+component,
+		map[string]string{"component_appid": testPlatform, "authorization_code": a.Code}), 61009)
+	want[1].Errcode, want[2].Errcode = 61009, 61009
+	if got := steps(3); !slices.Equal(got, want) {
+		t.Errorf("call with a used code: %v, want %v", got, want)
 	}
 }
 
