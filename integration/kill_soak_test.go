@@ -16,10 +16,7 @@ import (
 // TestKillSoakGrace kills the process at every point again and again, against a WeChat that changes the refresh token
 // with each refresh and accepts the old one for five minutes: no account is lost.
 func TestKillSoakGrace(t *testing.T) {
-	total := killSoak(t, lenient)
-	if total.void > 0 && total.listed > 0 {
-		t.Logf("%d accounts needed the refresh token from WeChat's list", total.listed)
-	}
+	killSoak(t, lenient)
 }
 
 // TestKillSoakNoGrace does the same against the harshest WeChat: a refresh token is void the moment it is replaced, and
@@ -27,11 +24,9 @@ func TestKillSoakGrace(t *testing.T) {
 // heals only by what WeChat tells of its authorizers.
 func TestKillSoakNoGrace(t *testing.T) {
 	total := killSoak(t, func(*wxsim.Config) {})
-	if total.void == 0 {
-		t.Error("no refresh token and no code was void: the kills do not hit what they are for")
-	}
-	if total.listed+total.lost < total.void/2 {
-		t.Errorf("%d of %d void tokens were healed by WeChat's list", total.listed, total.void)
+	if total.void == 0 || total.listed == 0 {
+		t.Errorf("%d refresh tokens and codes were void, %d accounts healed by WeChat's list: the kills do not hit what they are for",
+			total.void, total.listed)
 	}
 }
 

@@ -33,7 +33,7 @@ const (
 	codeAuthCodeUsed     = 61009
 
 	healTime  = 30 * time.Second // an app's call works again within it
-	reachTime = 45 * time.Second // the lock of a process killed before may be in the way of a kill point
+	reachTime = 30 * time.Second // the lock of a process killed before may be in the way of a kill point
 	spinTime  = 2 * time.Second  // what the storage is watched for comes within milliseconds
 )
 
@@ -243,12 +243,12 @@ func (k *killer) authorize(appid string) {
 	if err != nil || !a.Push.OK() {
 		k.t.Fatalf("authorized: %s %v", a.Push.Wrong, err)
 	}
-	if err := k.heal(appid); err != nil {
+	if err := k.heal(k.t.Context(), appid); err != nil {
 		k.t.Fatalf("%s, before the kill: %v", appid, err)
 	}
 }
 
-// begin starts the operation. It ends with the process, or with the test; a push goes on after the kill.
+// begin starts the operation. Its calls end with ctx; a push goes on after the kill.
 func (k *killer) begin(ctx context.Context, v *victim) {
 	wechat := k.w.WeChat
 	push := func(push func(context.Context, string, string, ...int) (wxsim.Authorization, error)) {
@@ -275,12 +275,7 @@ func (k *killer) begin(ctx context.Context, v *victim) {
 	case opComponent:
 		wechat.ExpireAll(wxsim.KindComponent, integration.PlatformID)
 	}
-	go func() {
-		// Again and again: the lock of a process killed before may be in the way.
-		for ctx.Err() == nil {
-			_ = k.call(ctx, v.appid)
-		}
-	}()
+	go func() { _ = k.heal(ctx, v.appid) }() // more than one call: the lock of a process killed before may be in the way
 }
 
 // kill brings the process to the point, kills it there and starts it again.
@@ -330,9 +325,12 @@ func (k *killer) kill(v *victim) {
 		}
 		k.platform = v
 	}
-	k.begin(ctx, v)
+	calls, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	k.begin(calls, v)
 	select {
 	case <-dead:
+		hangUp()
 	case <-ctx.Done():
 		k.t.Fatalf("%s, %s: not reached within %v", v.op, v.name, reachTime)
 	}
@@ -415,7 +413,7 @@ func (k *killer) await(v *victim, before footprint) error {
 // lookAfter brings the account's app back to work, as far as calling does that, and counts how it went.
 func (k *killer) lookAfter(v *victim) {
 	start := time.Now()
-	err := k.heal(v.appid)
+	err := k.heal(k.t.Context(), v.appid)
 	row := &tally{kills: 1, slowest: time.Since(start)}
 	k.read(v, row, err == nil)
 	if err != nil {
@@ -423,7 +421,7 @@ func (k *killer) lookAfter(v *victim) {
 	} else {
 		// The refresh token that is held is good as well.
 		k.w.WeChat.ExpireAll(wxsim.KindAuthorizer, v.appid)
-		if err := k.heal(v.appid); err != nil {
+		if err := k.heal(k.t.Context(), v.appid); err != nil {
 			row.lost++
 			k.t.Errorf("%s, %s: lost with the next refresh: %v", v.op, v.name, err)
 		}
@@ -490,26 +488,30 @@ func (k *killer) read(v *victim, row *tally, healed bool) {
 	}
 }
 
-// heal calls for the account until it works.
-func (k *killer) heal(appid string) error {
-	ctx, cancel := context.WithTimeout(k.t.Context(), healTime)
+// heal calls for the account until a call works.
+func (k *killer) heal(ctx context.Context, appid string) error {
+	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
+	openID := k.w.WeChat.NewUser(appid).OpenID
+	var last error
 	for {
-		err := k.call(ctx, appid)
+		err := k.call(ctx, appid, openID)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil || last == nil {
+			last = err // that of a call which the end of the time cut short says nothing
+		}
 		select {
 		case <-ctx.Done():
-			return err
-		case <-time.After(50 * time.Millisecond):
+			return last
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
 // call is an app's call for the account.
-func (k *killer) call(ctx context.Context, appid string) error {
-	openID := k.w.WeChat.NewUser(appid).OpenID
+func (k *killer) call(ctx context.Context, appid, openID string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.w.APIURL("/"+appid+"/cgi-bin/user/info?openid="+openID), nil)
 	if err != nil {
 		return err
