@@ -70,6 +70,9 @@ type killPoint struct {
 	sight sight
 }
 
+// atPush reports whether the moment is one of the push, not of the call that follows.
+func (p killPoint) atPush() bool { return p.step == wxsim.StepPushed || p.step == wxsim.StepReplied }
+
 // sight is what of the process's doing is awaited in its storage between the step and the kill.
 type sight uint8
 
@@ -205,6 +208,7 @@ func newKiller(t *testing.T, wechat func(*wxsim.Config), configure func(*integra
 	if result, err := w.WeChat.PushTicket(t.Context(), integration.PlatformID); err != nil || !result.OK() {
 		t.Fatalf("ticket: %s %v", result.Wrong, err)
 	}
+	k.authorize(integration.AuthorizerID) // at whose cost nobody is killed
 	return k
 }
 
@@ -222,8 +226,18 @@ func (k *killer) wave(points []killPoint) {
 		}
 	}
 	k.renewed = k.componentTokens()
+	probe := false
 	for _, v := range victims {
+		if probe && v.op != opComponent && !v.atPush() {
+			// WeChat would refuse the call for the platform's token: it must be whole before.
+			k.w.WeChat.ExpireAll(wxsim.KindAuthorizer, integration.AuthorizerID)
+			if err := k.heal(k.t.Context(), integration.AuthorizerID); err != nil {
+				k.t.Fatalf("after a kill in the refresh of the platform's token: %v", err)
+			}
+			probe = false
+		}
 		k.kill(v)
+		probe = probe || v.op == opComponent
 	}
 	var wg sync.WaitGroup
 	for _, v := range victims {
@@ -290,7 +304,7 @@ func (k *killer) kill(v *victim) {
 		about = integration.PlatformID
 	}
 	path := v.op.call()
-	if v.step == wxsim.StepPushed || v.step == wxsim.StepReplied {
+	if v.atPush() {
 		path = ""
 	}
 	var once sync.Once
@@ -339,8 +353,9 @@ func (k *killer) kill(v *victim) {
 	if killErr != nil {
 		k.t.Errorf("%s, %s: %v", v.op, v.name, killErr)
 	}
-	v.stored = k.look(v).isNewer(before)
-	k.forgive(v)
+	now := k.look(v)
+	v.stored = changed(before.record(v.op), now.record(v.op))
+	k.forgive(v, before, now)
 	wechat.Watch(nil)
 	if err := k.w.Gateway.Start(k.t.Context()); err != nil {
 		k.t.Fatal(err)
@@ -349,40 +364,47 @@ func (k *killer) kill(v *victim) {
 	k.renewed = k.componentTokens()
 }
 
-// forgive allows the one renewal that the crash excuses: of a token that WeChat may have handed out and that is not in
-// the store. A token that is there must not be renewed.
-func (k *killer) forgive(v *victim) {
-	if !v.stored && v.op != opComponent {
+// forgive allows the renewals that the crash excuses: of tokens that WeChat may have handed out and that are not in the
+// store. A token that is there must not be renewed.
+func (k *killer) forgive(v *victim, before, now footprint) {
+	if !changed(before.account, now.account) {
 		k.w.WeChat.AllowRefresh(wxsim.KindAuthorizer, v.appid)
 	}
-	// The platform's own token may have been under way for an operation resumed after an earlier kill.
-	if !v.stored && v.op == opComponent || v.op != opComponent && k.componentTokens() != k.renewed {
+	// Another operation, resumed after an earlier kill, may have had the platform's own token under way.
+	underWay := v.op == opComponent || k.componentTokens() != k.renewed
+	if underWay && !changed(before.platform, now.platform) {
 		k.w.WeChat.AllowRefresh(wxsim.KindComponent, integration.PlatformID)
 	}
 }
 
-// footprint is what of an operation shows in the storage.
+// footprint is what shows in the storage of an operation.
 type footprint struct {
-	record fs.FileInfo
-	locks  []string
-}
-
-// isNewer reports whether the record was written since.
-func (f footprint) isNewer(than footprint) bool {
-	return f.record != nil && (than.record == nil || !os.SameFile(f.record, than.record) || !f.record.ModTime().Equal(than.record.ModTime()))
+	account, platform fs.FileInfo // of the records; nil: none
+	locks             []string
 }
 
 func (k *killer) look(v *victim) footprint {
-	pattern := filepath.Join("authorizer", integration.PlatformID, "*", v.appid)
-	if v.op == opComponent {
-		pattern = filepath.Join("component", integration.PlatformID)
-	}
+	records := filepath.Join(k.w.Dir, "data", "caddy", "wechat", "v1")
 	var f footprint
-	if found, _ := filepath.Glob(filepath.Join(k.w.Dir, "data", "caddy", "wechat", "v1", pattern)); len(found) == 1 {
-		f.record, _ = os.Stat(found[0])
+	if found, _ := filepath.Glob(filepath.Join(records, "authorizer", integration.PlatformID, "*", v.appid)); len(found) == 1 {
+		f.account, _ = os.Stat(found[0])
 	}
+	f.platform, _ = os.Stat(filepath.Join(records, "component", integration.PlatformID))
 	f.locks, _ = lockFiles(k.w) // none yet
 	return f
+}
+
+// record is the record that the operation writes.
+func (f footprint) record(op operation) fs.FileInfo {
+	if op == opComponent {
+		return f.platform
+	}
+	return f.account
+}
+
+// changed reports whether a record was written between two looks.
+func changed(before, now fs.FileInfo) bool {
+	return now != nil && (before == nil || !os.SameFile(before, now) || !before.ModTime().Equal(now.ModTime()))
 }
 
 // await waits, from the step on, until the process is where it is to be killed. It spins: what is awaited lasts for
@@ -398,11 +420,11 @@ func (k *killer) await(v *victim, before footprint) error {
 		case newLock:
 			now := k.look(v)
 			more := slices.ContainsFunc(now.locks, func(l string) bool { return !slices.Contains(before.locks, l) })
-			if more || now.isNewer(before) { // the lock may have come and gone between two looks
+			if more || changed(before.record(v.op), now.record(v.op)) { // the lock may have come and gone between two looks
 				return nil
 			}
 		case newRecord:
-			if k.look(v).isNewer(before) {
+			if changed(before.record(v.op), k.look(v).record(v.op)) {
 				return nil
 			}
 		}
