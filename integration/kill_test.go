@@ -139,7 +139,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 }
 
-// lenient is a WeChat that accepts for a while what it has replaced: refresh tokens, and codes that were exchanged.
+// lenient is a WeChat that accepts for a while what was replaced or used: refresh tokens and codes.
 func lenient(c *wxsim.Config) {
 	c.Lives.RefreshOverlap = 5 * time.Minute
 	c.Faults.ReusableAuthCodes = true
@@ -162,12 +162,12 @@ type killer struct {
 // tally is what came of the kills at one point.
 type tally struct {
 	kills   int
-	acted   int // WeChat had handed out, or handed out in spite of the kill, what the dying process asked for
+	acted   int // WeChat handed out what the dying process asked for, be it after its death
 	stored  int // that process had written it
 	unaided int // healed from what was stored
 	first   int // healed by asking WeChat, which had not acted before
 	again   int // healed by asking WeChat a second time
-	void    int // WeChat refused the stored refresh token (61023) or the code (61009)
+	void    int // WeChat refused the stored refresh token (61023) or the code (61009), as after updateauthorized until the exchange
 	listed  int // of these: healed after api_get_authorizer_info or api_get_authorizer_list
 	lost    int // no call works
 	slowest time.Duration
@@ -208,7 +208,7 @@ func newKiller(t *testing.T, wechat func(*wxsim.Config), configure func(*integra
 	if result, err := w.WeChat.PushTicket(t.Context(), integration.PlatformID); err != nil || !result.OK() {
 		t.Fatalf("ticket: %s %v", result.Wrong, err)
 	}
-	k.authorize(integration.AuthorizerID) // at whose cost nobody is killed
+	k.authorize(integration.AuthorizerID) // no victim: wave probes with it
 	return k
 }
 
