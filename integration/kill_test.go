@@ -355,25 +355,29 @@ func (k *killer) kill(v *victim) {
 	}
 	now := k.look(v)
 	v.stored = changed(before.record(v.op), now.record(v.op))
-	k.forgive(v, before, now)
+	k.forgivePlatform(v, before, now) // at once: what is resumed renews it
 	wechat.Watch(nil)
 	if err := k.w.Gateway.Start(k.t.Context()); err != nil {
 		k.t.Fatal(err)
 	}
-	wechat.ClearFaults() // of a call that did not come
+	wechat.ClearFaults()             // of a call that did not come
+	k.forgiveAccount(v, before, now) // not sooner: WeChat may have acted on what it received before the kill
 	k.renewed = k.componentTokens()
 }
 
-// forgive allows the renewals that the crash excuses: of tokens that WeChat may have handed out and that are not in the
-// store. A token that is there must not be renewed.
-func (k *killer) forgive(v *victim, before, now footprint) {
-	if !changed(before.account, now.account) {
-		k.w.WeChat.AllowRefresh(wxsim.KindAuthorizer, v.appid)
-	}
+// forgivePlatform and forgiveAccount allow the renewal that the crash excuses: of a token that WeChat may have handed out
+// and that is not in the store. A token that is there must not be renewed.
+func (k *killer) forgivePlatform(v *victim, before, now footprint) {
 	// Another operation, resumed after an earlier kill, may have had the platform's own token under way.
 	underWay := v.op == opComponent || k.componentTokens() != k.renewed
 	if underWay && !changed(before.platform, now.platform) {
 		k.w.WeChat.AllowRefresh(wxsim.KindComponent, integration.PlatformID)
+	}
+}
+
+func (k *killer) forgiveAccount(v *victim, before, now footprint) {
+	if !changed(before.account, now.account) {
+		k.w.WeChat.AllowRefresh(wxsim.KindAuthorizer, v.appid)
 	}
 }
 
