@@ -164,7 +164,10 @@ func (d *delivery) run(ctx context.Context) (PushResult, error) {
 		if first == nil {
 			first = out
 		}
-		att := d.s.post(ctx, out)
+		att := d.s.post(d.watched(ctx), out)
+		if att.Err == nil {
+			d.s.progress(Progress{Step: StepReplied, AppID: d.appID})
+		}
 		v := d.judge(att)
 		r.Attempts = append(r.Attempts, att)
 		r.Kind, r.Reply, r.UserSaw, r.Wrong = v.kind, v.reply, v.saw, v.wrong

@@ -66,6 +66,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	endRenewal := sync.OnceFunc(c.beginRenewal())
 	defer endRenewal()
 
+	c.progress(StepArrived, 0)
 	fault, prepared := s.takeFault(r.URL.Path)
 	if !prepared {
 		fault = s.hostileFault(c)
@@ -86,6 +87,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a = answer{errcode: fault.Errcode}
 	} else {
 		a = c.handle()
+		c.progress(StepActed, a.errcode)
 	}
 	if fault.changesAnswer() || r.Context().Err() != nil { // the caller cannot learn the true answer
 		s.mu.Lock()
@@ -194,6 +196,8 @@ func (s *Server) send(w http.ResponseWriter, c *call, a answer, f Fault) {
 		panic(http.ErrAbortHandler)
 	}
 	_, _ = w.Write(a.body) // the client may be gone
+	c.flush(w)
+	c.progress(StepAnswered, a.errcode)
 }
 
 // record completes the entry and puts it into the journal. A status of -1 is no answer.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,6 +30,8 @@ type Server struct {
 
 	faultMu  sync.Mutex
 	prepared map[string][]*Fault
+
+	watcher atomic.Pointer[func(Progress)] // see Watch
 
 	mu             sync.Mutex
 	closed         bool
