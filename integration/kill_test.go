@@ -139,10 +139,9 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 }
 
-// lenient is a WeChat that accepts for a while what was replaced or used: refresh tokens and codes.
+// lenient is a WeChat that accepts a refresh token for a while after it was replaced.
 func lenient(c *wxsim.Config) {
 	c.Lives.RefreshOverlap = 5 * time.Minute
-	c.Faults.ReusableAuthCodes = true
 }
 
 // killer kills a gateway and looks what became of the account that was being served.

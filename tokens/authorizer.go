@@ -102,6 +102,8 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, rec *record) (grant, error) {
 	g, err := m.refresh(ctx, env, k, rec.RefreshToken)
 	switch {
+	case hasCode(err, codeRefreshTokenInvalid, codeNotAuthorized) && m.overtaken(ctx, env, k) != nil:
+		return grant{}, errOvertaken
 	case hasCode(err, codeRefreshTokenInvalid):
 		m.troubles.setVoid(k, rec.RefreshToken)
 		current, failed := m.currentRefreshToken(ctx, env, k, rec.RefreshToken)

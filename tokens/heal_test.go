@@ -636,3 +636,53 @@ func TestUserNameIsLearned(t *testing.T) {
 		}
 	})
 }
+
+// An app calls while an authorization that makes the refresh token void is accepted and not exchanged yet, as after a
+// crash: the exchange is made first, and the call gets its token.
+func TestCallWaitsForAPendingExchange(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		token := r.get(t, testAuthKey)
+		var down atomic.Bool
+		down.Store(true)
+		r.wx.set(func(f *fakeWeChat) {
+			f.strict = true
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathQueryAuth && down.Load() {
+					return "", errors.New("connection refused")
+				}
+				return "", nil
+			}
+		})
+		in := r.push(r.newCode(testAuthorizer))
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		r.wx.kill(token)
+		r.wx.set(func(f *fakeWeChat) {
+			f.refresh[testAuthorizer] = "refreshtoken@@@of the new authorization"
+			f.listing = map[string]string{testAuthorizer: ""} // no code of it was exchanged yet
+		})
+		time.Sleep(10 * time.Second) // the next attempt of the exchange is some seconds away
+		down.Store(false)
+		got, err := r.Renew(t.Context(), testAuthKey, token.Value)
+		if err != nil {
+			t.Fatalf("Renew: %v", err)
+		}
+		if got.Value.Same(token.Value) {
+			t.Error("the old token")
+		}
+		if orphans := r.Orphans(testPlatform); len(orphans) != 0 {
+			t.Errorf("orphans: %v", orphans)
+		}
+		time.Sleep(time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+		if _, open := r.Manager.intents.latest(testAuthKey); open {
+			t.Error("the intent is remembered")
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"sync"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -95,7 +96,74 @@ func (in Intent) received(now time.Time) Intent {
 
 func (m *Manager) queueIntent(hash string, in Intent) {
 	since := time.Now() // by our clock: WeChat's may differ
-	m.queue.add("intent "+hash, 0, func(ctx context.Context) error { return m.fulfil(ctx, hash, in, since) })
+	m.intents.add(hash, in)
+	m.queue.add("intent "+hash, 0, func(ctx context.Context) error {
+		err := m.fulfil(ctx, hash, in, since)
+		if err == nil {
+			m.intents.done(hash, in)
+		}
+		return err
+	})
+}
+
+// openIntents are the intents that this node is working on.
+type openIntents struct {
+	mu    sync.Mutex
+	byKey map[Key]map[string]Intent // by hash of the code
+}
+
+func (o *openIntents) add(hash string, in Intent) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if in.AppID == "" {
+		return
+	}
+	k := AuthorizerKey(in.Platform, in.AppID)
+	if o.byKey == nil {
+		o.byKey = make(map[Key]map[string]Intent)
+	}
+	if o.byKey[k] == nil {
+		o.byKey[k] = make(map[string]Intent)
+	}
+	o.byKey[k][hash] = in
+}
+
+func (o *openIntents) done(hash string, in Intent) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k := AuthorizerKey(in.Platform, in.AppID)
+	delete(o.byKey[k], hash)
+	if len(o.byKey[k]) == 0 {
+		delete(o.byKey, k)
+	}
+}
+
+// latest is the intent of an account that WeChat pushed last.
+func (o *openIntents) latest(k Key) (latest Intent, found bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, in := range o.byKey[k] {
+		if !found || in.CreatedAt.After(latest.CreatedAt) {
+			latest, found = in, true
+		}
+	}
+	return latest, found
+}
+
+// errOvertaken ends a renewal whose account has authorised again: the tokens of that are there, or on their way.
+var errOvertaken = errors.New("overtaken by another authorization of the account")
+
+// overtaken is asked when WeChat calls a refresh token invalid, or the account unauthorized, of which a newer
+// authorization is still to be exchanged: that is done first, and the error is errOvertaken once it is.
+func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key) error {
+	in, open := m.intents.latest(k)
+	if !open {
+		return nil
+	}
+	if _, err := m.exchange(ctx, env, in.authCode()); err != nil {
+		return nil //nolint:nilerr // the intent says so in the log, and is tried again
+	}
+	return errOvertaken
 }
 
 // fulfil is one attempt at an intent that was taken up at since. It returns nil once there is nothing left to do.

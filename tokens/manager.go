@@ -40,6 +40,7 @@ type Manager struct {
 	troubles troubles
 	tickets  ticketTable
 	rosters  rosterTable
+	intents  openIntents
 	done     exchangedCodes
 	queue    retryQueue
 	forced   forcedRefreshes

@@ -132,6 +132,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 	}
 	g, err := m.fetch(ctx, env, k, e, refused)
+	if errors.Is(err, errOvertaken) {
+		return m.recall(ctx, env, k)
+	}
 	if err != nil {
 		if counts(err) {
 			m.renewalFailed(env, k, err)
