@@ -99,13 +99,24 @@ func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) 
 
 // fetchAuthorizer gets an access token with the refresh token of rec. If WeChat calls that invalid, the current one is
 // had from WeChat, and tried once.
-func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, rec *record) (grant, error) {
-	g, err := m.refresh(ctx, env, k, rec.RefreshToken)
+func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, rec *record) (g grant, err error) {
+	g, err = m.refresh(ctx, env, k, rec.RefreshToken)
 	switch {
 	case hasCode(err, codeRefreshTokenInvalid, codeNotAuthorized) && m.overtaken(ctx, env, k) != nil:
 		return grant{}, errOvertaken
 	case hasCode(err, codeRefreshTokenInvalid):
 		m.troubles.setVoid(k, rec.RefreshToken)
+		// What WeChat names must not be on its way into the record by an exchange meanwhile.
+		unlock, failed := m.lockAccountExchange(ctx, env, k)
+		if failed != nil {
+			return grant{}, fmt.Errorf("%w (%w)", err, failed)
+		}
+		defer func() {
+			if g.release = unlock; err != nil {
+				unlock()
+				g.release = nil
+			}
+		}()
 		current, failed := m.currentRefreshToken(ctx, env, k, rec.RefreshToken)
 		if failed != nil {
 			if hasCode(failed, codeNotAuthorized) {
@@ -149,7 +160,7 @@ func (m *Manager) refresh(ctx context.Context, env *Environment, k Key, refresh 
 	}
 	return grant{
 		access: secret.New(answer.Token), refresh: secret.New(answer.Refresh),
-		asked: asked, life: lifeOf(int64(answer.ExpiresIn)),
+		asked: asked, life: lifeOf(int64(answer.ExpiresIn)), from: refresh,
 	}, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -139,31 +138,38 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 // it: which of two is exchanged last decides what WeChat holds. A refresh is not kept waiting. Without the store's
 // locks the exchange goes on: the code dies otherwise.
 func (m *Manager) lockExchange(ctx context.Context, env *Environment, c authCode) (unlock func(), err error) {
-	names := []string{intentName(c.hash())}
+	account := func() {}
 	if c.appid != "" {
-		names = []string{AuthorizerKey(c.platform, c.appid).recordName() + exchangeLock, names[0]}
-	}
-	var held []func()
-	unlock = func() {
-		for _, release := range slices.Backward(held) {
-			release()
+		if account, err = m.lockAccountExchange(ctx, env, AuthorizerKey(c.platform, c.appid)); err != nil {
+			return nil, err
 		}
 	}
-	for _, name := range names {
-		release, err := m.locks.lock(ctx, name)
-		if err != nil {
-			unlock()
-			return nil, fmt.Errorf("wait for another exchange of the account: %w", err)
-		}
-		held = append(held, release)
-		switch release, err := m.lockStore(ctx, env, name, renewalLockWait); {
-		case err == nil:
-			held = append(held, release)
-		default:
-			env.Log.Warn("the store gives no lock; exchanging an authorization code without it", "platform", c.platform, "appid", c.appid, "error", err)
-		}
+	code, err := m.lockBoth(ctx, env, intentName(c.hash()))
+	if err != nil {
+		account()
+		return nil, err
 	}
-	return unlock, nil
+	return func() { code(); account() }, nil
+}
+
+// lockAccountExchange keeps everybody from exchanging a code of an account. Who has the account's lock for renewals too
+// takes that one first.
+func (m *Manager) lockAccountExchange(ctx context.Context, env *Environment, k Key) (unlock func(), err error) {
+	return m.lockBoth(ctx, env, k.recordName()+exchangeLock)
+}
+
+// lockBoth takes a lock on this node, and in the store if that gives it.
+func (m *Manager) lockBoth(ctx context.Context, env *Environment, name string) (unlock func(), err error) {
+	here, err := m.locks.lock(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("wait for another exchange of the account: %w", err)
+	}
+	stored, err := m.lockStore(ctx, env, name, renewalLockWait)
+	if err != nil {
+		env.Log.Warn("the store gives no lock; going on without it", "lock", name, "error", err)
+		return here, nil
+	}
+	return func() { stored(); here() }, nil
 }
 
 // alreadyExchanged finds the tokens that make an exchange needless: those that the code brought when it came before,

@@ -86,6 +86,38 @@ func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*ent
 	return e, err
 }
 
+// reconsider asks WeChat about an account that the store holds otherwise than a list or a push has it, and takes over
+// what it says. Neither a renewal nor an exchange of the account is under way meanwhile: WeChat's answer would be older
+// than what they bring. At is WeChat's time of the authorization.
+func (m *Manager) reconsider(ctx context.Context, env *Environment, k Key, at time.Time) error {
+	lock := k.recordName() + renewalLock
+	leave, err := m.locks.lock(ctx, lock)
+	if err != nil {
+		return fmt.Errorf("wait for a renewal under way: %w", err)
+	}
+	defer leave()
+	unlock, err := m.lockStore(ctx, env, lock, renewalLockWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	release, err := m.lockAccountExchange(ctx, env, k)
+	if err != nil {
+		return err
+	}
+	defer release()
+	info, err := m.authorizerInfo(ctx, env, k)
+	if err != nil {
+		return err
+	}
+	if info.refresh.IsZero() {
+		m.rosters.orphan(k)
+		return errNoRefreshToken
+	}
+	_, err = m.adopt(ctx, env, k, info, at)
+	return err
+}
+
 // adopt takes over an authorization that WeChat knows and the store does not, or not as it is by now. At is WeChat's
 // time of it, or zero.
 func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accountInfo, at time.Time) (*entry, error) {

@@ -226,18 +226,15 @@ func (m *Manager) insteadOfCode(ctx context.Context, env *Environment, in Intent
 	if err := env.knows(k); err != nil {
 		return hopelessError("its platform is no longer configured")
 	}
-	info, err := m.authorizerInfo(ctx, env, k)
+	err := m.reconsider(ctx, env, k, in.CreatedAt)
 	switch {
 	case hasCode(err, codeNotAuthorized):
 		return hopelessError("the account has not authorised the platform any more")
-	case err != nil:
-		return err
-	case info.refresh.IsZero():
-		m.rosters.orphan(k)
+	case errors.Is(err, errNoRefreshToken):
 		return hopelessError("WeChat has no refresh token of the account, which has to authorise again")
+	default:
+		return err
 	}
-	_, err = m.adopt(ctx, env, k, info, in.CreatedAt)
-	return err
 }
 
 // resumeIntents is the job that takes up, at the first Use, what an earlier process accepted and did not finish.

@@ -30,6 +30,9 @@ type grant struct {
 	asked   time.Time     // when the call began, so that the time on the network is not part of the life
 	life    time.Duration
 	forced  bool // a plain account's, with force_refresh
+
+	from    secret.String // authorizers only: the refresh token that it was had with
+	release func()        // if not nil, to be called once the grant is kept
 }
 
 // renewIfStale starts one background renewal of a live token, unless it is fresh or one was tried a moment ago.
@@ -132,6 +135,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 	}
 	g, err := m.fetch(ctx, env, k, e, refused)
+	if g.release != nil {
+		defer g.release()
+	}
 	if errors.Is(err, errOvertaken) {
 		return m.recall(ctx, env, k)
 	}
@@ -244,8 +250,8 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 	return e, nil
 }
 
-// outdates reports whether a grant that was fetched with base's refresh token comes too late for r, the record as it
-// is by now. Generations do not tell: a record can be written again without a change.
+// outdates reports whether a grant, of a renewal that started from base, comes too late for r, the record as it is by
+// now. Generations do not tell: a record can be written again without a change.
 func (r *record) outdates(base *record, g grant) bool {
 	if base == nil {
 		base = &record{}
@@ -253,12 +259,12 @@ func (r *record) outdates(base *record, g grant) bool {
 	if r.revoked() {
 		return true
 	}
-	if !r.RefreshToken.Same(base.RefreshToken) {
+	if !r.RefreshToken.Same(g.from) {
 		// A re-authorization makes the refresh token void that the grant came from.
 		return !r.sameAuthorization(base) || r.ObtainedAt.After(g.asked)
 	}
-	rotated := !g.refresh.IsZero() && !g.refresh.Same(base.RefreshToken)
-	if rotated || r.AccessToken.Same(base.AccessToken) {
+	rotated := !g.refresh.IsZero() && !g.refresh.Same(g.from)
+	if rotated || r.AccessToken.IsZero() || r.AccessToken.Same(base.AccessToken) {
 		return false
 	}
 	return !r.sameAuthorization(base) || r.ObtainedAt.After(g.asked)

@@ -365,12 +365,19 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 			return err
 		}
 	}
-	info := accountInfo{refresh: secret.New(a.Refresh)}
+	info, at := accountInfo{refresh: secret.New(a.Refresh)}, fromUnix(int64(a.AuthTime))
 	switch {
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
 		m.rosters.orphan(k)
-	case m.adoptable(k, cur, info.refresh, fromUnix(int64(a.AuthTime))):
-		if _, err := m.adopt(ctx, env, k, info, fromUnix(int64(a.AuthTime))); err != nil {
+	case cur == nil && !info.refresh.IsZero():
+		if _, err := m.adopt(ctx, env, k, info, at); err != nil {
+			return err
+		}
+		m.rosters.found(k)
+	case m.adoptable(k, cur, info.refresh, at):
+		// Between the list and the record as it was read now, much may have happened.
+		err := m.reconsider(ctx, env, k, at)
+		if _, api := errors.AsType[*APIError](err); err != nil && !api && !errors.Is(err, errNoRefreshToken) {
 			return err
 		}
 		m.rosters.found(k)
