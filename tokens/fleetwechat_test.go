@@ -294,10 +294,15 @@ func (f *fleetWeChat) newTicket() Ticket {
 func (f *fleetWeChat) accepts(n *fleetNode, token Token) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.accept(n, token.Value.Reveal())
+	if f.accept(n, token.Value.Reveal(), time.Now()) {
+		return true
+	}
+	f.refused(n, token.Value.Reveal())
+	return false
 }
 
-func (f *fleetWeChat) accept(n *fleetNode, value string) bool {
+// accept judges a token that came at a time with a call of a node.
+func (f *fleetWeChat) accept(n *fleetNode, value string, came time.Time) bool {
 	t := f.tokens[value]
 	switch {
 	case t == nil:
@@ -307,8 +312,8 @@ func (f *fleetWeChat) accept(n *fleetNode, value string) bool {
 		return true
 	}
 	// Whether the refusal of before had reached the node can only be told after as long as it may take to note it.
-	if t.refusedTo == n && time.Since(t.refusedAt) > loadTimeout {
-		f.violation("a call with a token of %s that was refused %v ago", t.holder.key.owner(), time.Since(t.refusedAt))
+	if ago := came.Sub(t.refusedAt); t.refusedTo == n && ago > loadTimeout {
+		f.violation("a call with a token of %s that was refused %v before", t.holder.key.owner(), ago)
 	}
 	return false
 }
@@ -344,6 +349,7 @@ type wxRequest struct {
 type wxCall struct {
 	wxRequest
 	path, token string
+	came        time.Time
 	kind        string     // of a ticket
 	holder      *wxHolder  // whose token is asked for; nil: none
 	node        *fleetNode // that calls
@@ -355,7 +361,7 @@ type wxCall struct {
 // RoundTrip makes a node the transport of its own client: what is lost with the node is known.
 func (n *fleetNode) RoundTrip(r *http.Request) (*http.Response, error) {
 	f := n.wx
-	c := &wxCall{path: r.URL.Path, node: n, kind: r.URL.Query().Get("type")}
+	c := &wxCall{path: r.URL.Path, node: n, came: time.Now(), kind: r.URL.Query().Get("type")}
 	c.token = cmp.Or(r.URL.Query().Get("component_access_token"), r.URL.Query().Get("access_token"))
 	raw, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -490,7 +496,7 @@ func (f *fleetWeChat) answer(c *wxCall, fault wxFault) (status int, text string)
 // act does what a call asks for; mu is held.
 func (f *fleetWeChat) act(c *wxCall) string {
 	if strings.HasPrefix(c.path, "/cgi-bin/component/") && c.path != pathComponentToken && c.path != pathStartPush {
-		if !f.accept(c.node, c.token) {
+		if !f.accept(c.node, c.token, c.came) {
 			c.refusal = true
 			return wxError(40001, "invalid credential")
 		}
@@ -530,7 +536,7 @@ func (f *fleetWeChat) act(c *wxCall) string {
 	case pathGetTicket:
 		return f.ticket(c)
 	default:
-		if !f.accept(c.node, c.token) {
+		if !f.accept(c.node, c.token, c.came) {
 			c.refusal = true
 			return wxError(40001, "invalid credential, access_token is invalid or not latest")
 		}
@@ -665,7 +671,7 @@ func (f *fleetWeChat) list(c *wxCall) string {
 
 // ticket is getticket: a new one for each call.
 func (f *fleetWeChat) ticket(c *wxCall) string {
-	if !f.accept(c.node, c.token) {
+	if !f.accept(c.node, c.token, c.came) {
 		c.refusal = true
 		return wxError(40001, "invalid credential, access_token is invalid or not latest")
 	}
