@@ -93,6 +93,7 @@ func TestFleet(t *testing.T) {
 		for i := range fl.nodes {
 			fl.nodes[i].Load().stop()
 		}
+		time.Sleep(2 * time.Minute) // until what died is gone
 		fl.report(t)
 	})
 	if t.Failed() {

@@ -27,6 +27,9 @@ const (
 	// spillsToDisk: what the store does not take survives a crash all the same. Unsaved counts it no longer then, and
 	// fleetNode.durable has to look for it.
 	spillsToDisk = false
+	// laterTokenCounts: a token that was fetched without the store, because that failed at the start of a process, counts
+	// more than the one of a higher generation that the store turns out to have, and that WeChat has replaced.
+	laterTokenCounts = false
 )
 
 const (
@@ -105,7 +108,7 @@ type wxToken struct {
 	saved     bool       // is in the store
 	wasSaved  bool       // was there once
 	seen      bool       // was served to a caller
-	apart     bool       // was given while the nodes could not see each other's records
+	apart     bool       // was given while the nodes could not see each other's records, or this one its own
 	renewable bool       // it was refused, or its renewal was asked for
 	refusedTo *fleetNode
 	refusedAt time.Time
@@ -202,7 +205,8 @@ func (f *fleetWeChat) issue(h *wxHolder, what string, overlap time.Duration) *wx
 	h.renewed++
 	h.current = &wxToken{
 		holder: h, value: fmt.Sprintf("%s-token-%d", what, f.serial), serial: f.serial,
-		until: now.Add(fleetLife), end: now.Add(fleetLife), apart: f.apart(),
+		until: now.Add(fleetLife), end: now.Add(fleetLife),
+		apart: f.apart() || f.storeBad() && h.key.Kind != KindAuthorizer && !laterTokenCounts,
 	}
 	f.tokens[h.current.value] = h.current
 	return h.current
@@ -550,15 +554,15 @@ func (f *fleetWeChat) mayRefresh(c *wxCall) {
 	if t == nil || t.given == nil || t.renewable || c.node.gone() {
 		return
 	}
-	margin := k.margin() + 2*time.Second // records have whole seconds
+	margin := k.margin() + renewTimeout + 2*time.Second // a life is counted from when it was asked for, in whole seconds
 	if k.Kind == KindAccount {
-		margin = 5 * time.Minute
+		margin = 5*time.Minute + renewTimeout
 	}
 	if !time.Now().Before(t.end.Add(-margin)) {
 		return
 	}
 	switch {
-	case f.apart(), f.storeBad() && k.Kind != KindAuthorizer:
+	case f.apart(), k.Kind != KindAuthorizer && (f.storeBad() || t.apart):
 		// What can be had for a secret is not worth waiting for a store.
 	case t.saved:
 		f.violation("%s was refreshed %v before the end of a token that is in the store, works, and was never refused",
@@ -873,27 +877,36 @@ func (n *fleetNode) gone() bool {
 
 // crash ends the process as kill -9 does.
 func (n *fleetNode) crash() {
-	n.wx.mu.Lock() // no answer and no write is half on its way
-	close(n.cut)
-	n.wx.mu.Unlock()
+	n.end()
 	go func() {
 		n.Close() // only for its goroutines to end
-		time.Sleep(10 * time.Second)
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, unlock := range n.locks { // stale by now, as in Caddy's file storage
-			unlock()
-		}
-		n.locks = nil
+		n.abandonLocks()
 	}()
 }
 
 // stop ends the process in good order.
 func (n *fleetNode) stop() {
 	n.Close()
+	n.end()
+	go n.abandonLocks()
+}
+
+// end cuts the process off. No answer and no write is half on its way then.
+func (n *fleetNode) end() {
 	n.wx.mu.Lock()
 	defer n.wx.mu.Unlock()
 	close(n.cut)
+}
+
+// abandonLocks frees what the process held when it ended, once that is stale, as in Caddy's file storage.
+func (n *fleetNode) abandonLocks() {
+	time.Sleep(10 * time.Second)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, unlock := range n.locks {
+		unlock()
+	}
+	n.locks = nil
 }
 
 // nodeStore is a node's way to the store.
