@@ -30,6 +30,9 @@ const (
 	// laterTokenCounts: a token that was fetched without the store, because that failed at the start of a process, counts
 	// more than the one of a higher generation that the store turns out to have, and that WeChat has replaced.
 	laterTokenCounts = false
+	// mendsRestored: a revocation that is known from before the store was put back to an older state is written again when
+	// it is pushed again, not only acknowledged.
+	mendsRestored = false
 )
 
 const (
@@ -184,6 +187,11 @@ func (f *fleetWeChat) violations() []string {
 // apart reports whether the nodes could not tell each other what they do, a moment ago, for the store failed.
 func (f *fleetWeChat) apart() bool { return f.nodes > 1 && f.storeBad() }
 
+// alone reports whether a token that is given now may lose against one that was given before.
+func (f *fleetWeChat) alone(h *wxHolder) bool {
+	return f.apart() || h.key.Kind != KindAuthorizer && f.storeBad() && !laterTokenCounts
+}
+
 // holder returns a key's holder, making one; mu is held, or nobody else is there yet.
 func (f *fleetWeChat) holder(k Key) *wxHolder {
 	h := f.holders[k]
@@ -205,8 +213,7 @@ func (f *fleetWeChat) issue(h *wxHolder, what string, overlap time.Duration) *wx
 	h.renewed++
 	h.current = &wxToken{
 		holder: h, value: fmt.Sprintf("%s-token-%d", what, f.serial), serial: f.serial,
-		until: now.Add(fleetLife), end: now.Add(fleetLife),
-		apart: f.apart() || f.storeBad() && h.key.Kind != KindAuthorizer && !laterTokenCounts,
+		until: now.Add(fleetLife), end: now.Add(fleetLife), apart: f.alone(h),
 	}
 	f.tokens[h.current.value] = h.current
 	return h.current
@@ -298,11 +305,7 @@ func (f *fleetWeChat) newTicket() Ticket {
 func (f *fleetWeChat) accepts(n *fleetNode, token Token) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.accept(n, token.Value.Reveal(), time.Now()) {
-		return true
-	}
-	f.refused(n, token.Value.Reveal())
-	return false
+	return f.accept(n, token.Value.Reveal(), time.Now())
 }
 
 // accept judges a token that came at a time with a call of a node.
@@ -475,6 +478,7 @@ func (f *fleetWeChat) deliver(c *wxCall) {
 	}
 	if c.gives != nil {
 		c.gives.given = c.node
+		c.gives.apart = c.gives.apart || f.alone(c.gives.holder)
 	}
 	if c.refresh != nil && c.refresh.refresh.given == nil {
 		c.refresh.refresh.given = c.node
@@ -593,6 +597,9 @@ func (f *fleetWeChat) refreshed(c *wxCall) string {
 		}
 	}
 	c.gives, c.refresh = f.issue(h, "authorizer", f.overlap), h
+	if c.Refresh == h.refresh.value && f.serial%4 == 0 { // it did not change
+		return fmt.Sprintf(`{"authorizer_access_token":%q,"expires_in":7200}`, c.gives.value)
+	}
 	return fmt.Sprintf(`{"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":%q}`, c.gives.value, h.refresh.value)
 }
 
@@ -737,7 +744,7 @@ func (f *fleetWeChat) note(h *wxHolder, rec *recordWire) {
 	if t := f.tokens[rec.AccessToken]; t != nil {
 		t.saved, t.wasSaved = t == h.current, true
 	}
-	if rec.RefreshToken == h.refresh.value && h.refresh.savedAt.IsZero() {
+	if rec.RefreshToken != "" && rec.RefreshToken == h.refresh.value && h.refresh.savedAt.IsZero() {
 		h.refresh.savedAt = time.Now()
 	}
 }
@@ -775,7 +782,8 @@ const (
 // fleetStore is the store that all nodes share. It outlives them.
 type fleetStore struct {
 	*MemStore
-	wx *fleetWeChat
+	wx      *fleetWeChat
+	latency time.Duration
 
 	mu     sync.Mutex
 	fault  func(op, name string) storeFault // nil: none
@@ -919,6 +927,9 @@ func (s nodeStore) do(ctx context.Context, op, name string, act func() error) er
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if s.n.store.latency > 0 {
+		time.Sleep(s.n.store.latency)
 	}
 	fault := s.n.store.how(op, name)
 	switch fault {
@@ -1076,8 +1087,9 @@ func (n *fleetNode) renew(ctx context.Context, k Key, refused secret.String) (To
 	n.wx.refused(n, refused.Reveal())
 	n.wx.mu.Unlock()
 	token, err := n.served(k, func() (Token, error) { return n.Renew(ctx, k, refused) })
-	// A node that could not look up what it holds has not heard of the refusal.
-	if !refused.IsZero() && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStore) {
+	// A node that cannot look up what it holds does not know that it is that which was refused.
+	blind := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrStore) || k.Kind != KindAuthorizer && n.wx.storeBad()
+	if !refused.IsZero() && !blind {
 		n.mu.Lock()
 		n.seq++
 		if _, ok := n.dead[refused.Reveal()]; !ok {

@@ -70,6 +70,7 @@ func TestModel(t *testing.T) {
 		rotates := rapid.Bool().Draw(rt, "rotates")
 		grace := rapid.SampledFrom([]time.Duration{0, 5 * time.Minute, untilUsed}).Draw(rt, "grace")
 		overlap := rapid.SampledFrom([]time.Duration{0, 5 * time.Minute}).Draw(rt, "overlap")
+		latency := rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 200 * time.Millisecond}).Draw(rt, "latency of the store")
 		ops := rapid.SliceOfN(modelOpGen(), 10, 60).Draw(rt, "ops")
 		if !failed && time.Now().After(end) {
 			return // a failure is made small, however long it takes
@@ -78,6 +79,7 @@ func TestModel(t *testing.T) {
 			w.wx = newFleetWeChat(w.seed)
 			w.wx.rotates, w.wx.grace, w.wx.overlap = func(string) bool { return rotates }, grace, overlap
 			w.store = newFleetStore(w.wx)
+			w.store.latency = latency
 			w.start()
 			w.pushTicket(w.wx.newTicket())
 			for i := range modelAuthorizers {
@@ -116,6 +118,7 @@ type model struct {
 	tickets   []Ticket
 	acked     time.Time    // CreatedAt of the newest ticket that was acknowledged
 	revoked   map[Key]bool // the revocation was acknowledged, and the account has not come back
+	restored  bool         // the store was put back to an older state
 	redirects int          // exchanges under way, whose codes have no date
 }
 
@@ -357,7 +360,7 @@ func (w *model) deliver(n *fleetNode, e *modelEvent) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		e.acked = true
-		if w.redirects == 0 && w.newest[e.key] == e.at.Unix() {
+		if w.redirects == 0 && (!w.restored || mendsRestored) && w.newest[e.key] == e.at.Unix() {
 			w.revoked[e.key] = true
 		}
 		return nil
@@ -382,7 +385,7 @@ func (w *model) restore() {
 	w.store.restore(w.backup)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.acked = time.Time{}
+	w.acked, w.restored = time.Time{}, true
 	clear(w.revoked)
 	for _, e := range w.events {
 		e.acked = false
