@@ -30,8 +30,8 @@ const (
 	// laterTokenCounts: a token that was fetched without the store, because that failed at the start of a process, counts
 	// more than the one of a higher generation that the store turns out to have, and that WeChat has replaced.
 	laterTokenCounts = false
-	// mendsRestored: a revocation that is known from before the store was put back to an older state is written again when
-	// it is pushed again, not only acknowledged.
+	// mendsRestored: what is known from before the store was put back to an older state, a revocation or a ticket, is
+	// written again when it is pushed again, not only acknowledged.
 	mendsRestored = false
 )
 
@@ -379,23 +379,19 @@ func (n *fleetNode) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("fake: body is no JSON")
 		}
 	}
-	fault, latency := f.arrive(c)
+	fault, there, back := f.arrive(c)
 	defer f.leave(c)
 	if fault == faultDial {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 	}
-	timer := time.NewTimer(latency)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-r.Context().Done():
+	if err := n.travel(r.Context(), there); err != nil {
 		f.abandoned(c)
-		return nil, r.Context().Err()
-	case <-n.cut:
-		f.abandoned(c)
-		return nil, errKilled
+		return nil, err
 	}
 	status, text := f.answer(c, fault)
+	if err := n.travel(r.Context(), back); err != nil {
+		return nil, err
+	}
 	if fault == faultLost {
 		return nil, io.ErrUnexpectedEOF
 	}
@@ -406,8 +402,22 @@ func (n *fleetNode) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// arrive notes a call and decides how it will go.
-func (f *fleetWeChat) arrive(c *wxCall) (wxFault, time.Duration) {
+// travel is the way of a call or of its answer.
+func (n *fleetNode) travel(ctx context.Context, takes time.Duration) error {
+	timer := time.NewTimer(takes)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.cut:
+		return errKilled
+	}
+}
+
+// arrive notes a call and decides how it will go, and how long it will be on its way there and back.
+func (f *fleetWeChat) arrive(c *wxCall) (fault wxFault, there, back time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls[c.path]++
@@ -432,7 +442,6 @@ func (f *fleetWeChat) arrive(c *wxCall) (wxFault, time.Duration) {
 		}
 	}
 	roll := func(what string) uint64 { return dice(f.seed, what, c.path, owner, nth) }
-	fault := faultNone
 	if f.fault != nil {
 		fault = f.fault(c.path, owner, roll)
 	}
@@ -440,11 +449,12 @@ func (f *fleetWeChat) arrive(c *wxCall) (wxFault, time.Duration) {
 		fault = fault500
 	}
 	f.faults[fault]++
-	latency := 20*time.Millisecond + time.Duration(roll("latency")%300)*time.Millisecond
+	there = time.Duration(10+roll("there")%100) * time.Millisecond
+	back = time.Duration(10+roll("back")%400) * time.Millisecond
 	if fault == faultSlow {
-		latency = DefaultTimeout + 2*time.Second
+		there += DefaultTimeout
 	}
-	return fault, latency
+	return fault, there, back
 }
 
 func (f *fleetWeChat) leave(c *wxCall) {
