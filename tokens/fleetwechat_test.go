@@ -33,6 +33,8 @@ const (
 	// mendsRestored: what is known from before the store was put back to an older state, a revocation or a ticket, is
 	// written again when it is pushed again, not only acknowledged.
 	mendsRestored = false
+	// notesSecondRefusal: Call, when the token that it has just renewed is refused too, does not serve that again.
+	notesSecondRefusal = false
 )
 
 const (
@@ -77,9 +79,11 @@ type fleetWeChat struct {
 type wxHolder struct {
 	key     Key
 	current *wxToken
-	calls   int // for its token, all of them
-	renewed int // tokens given
-	busy    int // calls for its token that are being answered
+	calls   int                // for its token, all of them
+	renewed int                // tokens given
+	busy    map[*fleetNode]int // calls for its token that are being answered
+
+	refusedAt time.Time // when a token of it was last refused
 
 	authorized bool
 	authTime   time.Time
@@ -196,7 +200,7 @@ func (f *fleetWeChat) alone(h *wxHolder) bool {
 func (f *fleetWeChat) holder(k Key) *wxHolder {
 	h := f.holders[k]
 	if h == nil {
-		h = &wxHolder{key: k}
+		h = &wxHolder{key: k, busy: make(map[*fleetNode]int)}
 		f.holders[k] = h
 		f.records[k.recordName()] = h
 	}
@@ -329,7 +333,9 @@ func (f *fleetWeChat) accept(n *fleetNode, value string, came time.Time) bool {
 func (f *fleetWeChat) refused(n *fleetNode, value string) {
 	if t := f.tokens[value]; t != nil && !t.live() {
 		t.renewable = true
-		if t.refusedTo != n {
+		retry := time.Since(t.holder.refusedAt) < renewTimeout
+		t.holder.refusedAt = time.Now()
+		if t.refusedTo != n && (!retry || notesSecondRefusal) {
 			t.refusedTo, t.refusedAt = n, time.Now()
 		}
 	}
@@ -435,10 +441,16 @@ func (f *fleetWeChat) arrive(c *wxCall) (fault wxFault, there, back time.Duratio
 	nth := f.calls[c.path]
 	if c.holder != nil {
 		c.holder.calls++
-		c.holder.busy++
+		c.holder.busy[c.node]++
 		owner, nth = c.holder.key.owner(), c.holder.calls
-		if c.holder.busy > 1 && !c.node.gone() && !f.apart() {
-			f.violation("%d calls at once for a token of %s", c.holder.busy, owner)
+		busy := 0
+		for n, calls := range c.holder.busy {
+			if !n.gone() {
+				busy += calls
+			}
+		}
+		if busy > 1 && !f.apart() {
+			f.violation("%d calls at once for a token of %s", busy, owner)
 		}
 	}
 	roll := func(what string) uint64 { return dice(f.seed, what, c.path, owner, nth) }
@@ -461,7 +473,9 @@ func (f *fleetWeChat) leave(c *wxCall) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c.holder != nil {
-		c.holder.busy--
+		if c.holder.busy[c.node]--; c.holder.busy[c.node] == 0 {
+			delete(c.holder.busy, c.node)
+		}
 	}
 }
 
