@@ -24,8 +24,7 @@ const (
 	// healsFromList: what no node and no store has is got back from api_get_authorizer_info or _list: a refresh token
 	// that was lost on the wire, one that is void, a code that was burnt, a store that was wiped.
 	healsFromList = false
-	// spillsToDisk: what the store does not take survives a crash all the same. Unsaved counts it no longer then, and
-	// fleetNode.durable has to look for it.
+	// spillsToDisk: what the store does not take is in a file of the node, and Unsaved does not count it.
 	spillsToDisk = false
 	// laterTokenCounts: a token that was fetched without the store, because that failed at the start of a process, counts
 	// more than the one of a higher generation that the store turns out to have, and that WeChat has replaced.
@@ -91,10 +90,9 @@ type wxHolder struct {
 	old        string // accepted until oldEnd
 	oldEnd     time.Time
 
-	forced    []time.Time
-	forcedBy  *fleetNode
-	saved     *recordWire // what the store has of it
-	changedAt time.Time   // by the account itself: it authorised or revoked
+	forced   []time.Time
+	forcedBy *fleetNode
+	saved    *recordWire // what the store has of it
 }
 
 // wxRefresh is a refresh token.
@@ -253,7 +251,7 @@ func (f *fleetWeChat) newCode(appid string) (code secret.String, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.holder(AuthorizerKey(testPlatform, appid))
-	h.authorized, h.authTime, h.changedAt = true, time.Now(), time.Now()
+	h.authorized, h.authTime = true, time.Now()
 	f.serial++
 	value := fmt.Sprintf("queryauthcode@@@%d", f.serial)
 	f.codes[value] = &wxCode{appid: appid, end: time.Now().Add(codeLife)}
@@ -265,7 +263,7 @@ func (f *fleetWeChat) revoke(appid string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.holder(AuthorizerKey(testPlatform, appid))
-	h.authorized, h.changedAt = false, time.Now()
+	h.authorized = false
 	h.refresh, h.old = wxRefresh{}, ""
 	if h.current != nil {
 		h.current.die(time.Now())
@@ -1086,7 +1084,7 @@ func (n *fleetNode) served(k Key, ask func() (Token, error)) (Token, error) {
 	if before := f.tokens[floor.Value.Reveal()]; before != nil && !before.apart && (t.serial < before.serial || f.nodes == 1 && token.Generation < floor.Generation) {
 		f.violation("%s was served generation %d after generation %d", owner, token.Generation, floor.Generation)
 	}
-	if !t.seen && !t.wasSaved && unsaved == 0 {
+	if !t.seen && !t.wasSaved && unsaved == 0 && !spillsToDisk {
 		f.violation("%s was served a token that is not in the store, and the node does not say so", owner)
 	}
 	t.seen = true

@@ -63,7 +63,7 @@ var modelTime = flag.Duration("model.time", 8*time.Second, "how long TestModel l
 // and a store, a network and a WeChat that fail. Rapid prints what to run a failure again with.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	end, failed := time.Now().Add(*modelTime), false
+	end, failed, lives := time.Now().Add(*modelTime), false, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		// All is drawn before: rapid's T must not be used from within a bubble.
 		w := &model{seed: rapid.Uint64().Draw(rt, "seed"), newest: make(map[Key]int64), revoked: make(map[Key]bool)}
@@ -75,6 +75,7 @@ func TestModel(t *testing.T) {
 		if !failed && time.Now().After(end) {
 			return // a failure is made small, however long it takes
 		}
+		lives++
 		synctest.Test(t, func(*testing.T) {
 			w.wx = newFleetWeChat(w.seed)
 			w.wx.rotates, w.wx.grace, w.wx.overlap = func(string) bool { return rotates }, grace, overlap
@@ -97,6 +98,7 @@ func TestModel(t *testing.T) {
 			rt.Fatalf("%s", strings.Join(wrong, "\n"))
 		}
 	})
+	t.Logf("%d interleavings were tried", lives)
 }
 
 // model is one gateway, WeChat, and those who use them.
