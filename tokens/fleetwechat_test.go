@@ -1136,6 +1136,14 @@ func (n *fleetNode) use(ctx context.Context, k Key) error {
 	return errRefusedTwice
 }
 
+// inStep reports whether the store has a refresh token that WeChat takes.
+func (f *fleetWeChat) inStep(k Key) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := f.holder(k)
+	return h.saved != nil && h.takes(h.saved.RefreshToken)
+}
+
 // whole checks one authorizer after all troubles: what WeChat takes is in the store, or it cannot be, and that is why
 // the account does not work. It reports whether the account has to work.
 func (f *fleetWeChat) whole(appid string) (works bool) {
