@@ -10,13 +10,16 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
+// cacheEntry is an entry of a generation, each obtained when all the others were.
 func cacheEntry(k Key, gen uint64) *entry {
-	now := time.Now()
+	now := cacheEpoch
 	return newEntry(k, &record{
 		Gen: gen, AccessToken: secret.New(fmt.Sprint("generation ", gen)),
 		ObtainedAt: now, ExpiresAt: now.Add(2 * time.Hour),
 	}, now)
 }
+
+var cacheEpoch = time.Now()
 
 func TestCacheNeverGoesBack(t *testing.T) {
 	t.Parallel()

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
 // Call makes one call of the gateway's own to WeChat's API with k's token in the query, GET or POST, and decodes the
@@ -34,7 +36,19 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 	if token, err = m.renewRefused(ctx, env, k, token.Value); err != nil {
 		return tokenMissing(k, fmt.Errorf("%w (after %w)", err, api))
 	}
-	return send(ctx, env.API, token, tokenParameter(k.Kind, path), method, path, query, body, out)
+	err = send(ctx, env.API, token, tokenParameter(k.Kind, path), method, path, query, body, out)
+	if api, ok := errors.AsType[*APIError](err); ok && IsTokenRefused(api.Code) {
+		m.refused(k, token.Value)
+	}
+	return err
+}
+
+// refused notes that WeChat refused a token, for whoever asks for it next.
+func (m *Manager) refused(k Key, token secret.String) {
+	if e := m.cache.Load().get(k); e != nil && e.token.Value.Same(token) {
+		m.troubles.refuse(k, token)
+		e.refused.Store(true)
+	}
 }
 
 // componentCall is call with a platform's own token.

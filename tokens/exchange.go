@@ -288,7 +288,7 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 		}
 		if !g.access.IsZero() {
 			next.AccessToken = g.access
-			next.ExpiresAt, next.ObtainedAt = g.asked.Add(g.life).Truncate(time.Second), g.asked.Truncate(time.Second)
+			next.ExpiresAt, next.ObtainedAt = g.asked.Add(g.life).Truncate(time.Second), g.asked.Truncate(time.Millisecond)
 		}
 		return next
 	})

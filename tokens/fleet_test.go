@@ -58,10 +58,7 @@ func TestFleet(t *testing.T) {
 		fl := &fleet{seed: seed, wx: newFleetWeChat(seed)}
 		fl.store = newFleetStore(fl.wx)
 		fl.wx.nodes = fleetNodes
-		fl.wx.grace, fl.wx.overlap = untilUsed, 0
-		if healsFromList {
-			fl.wx.grace = 0
-		}
+		fl.wx.grace, fl.wx.overlap = 0, 0
 		fl.wx.rotates = func(appid string) bool { return dice(seed, "rotates", appid)%2 == 0 }
 		for i := range fleetPlain {
 			fl.creds = append(fl.creds, AccountCredentials{fleetKey(i).AppID, secret.New(testAccountSecret)})
@@ -265,7 +262,7 @@ func (fl *fleet) inspect(t *testing.T) {
 	lost := 0
 	for i := range fleetAccounts {
 		k := fleetKey(i)
-		if healsFromList && k.Kind == KindAuthorizer && !fl.wx.inStep(k) {
+		if k.Kind == KindAuthorizer && !fl.wx.inStep(k) {
 			_ = fl.node("heal", i).use(t.Context(), k) // an account heals when it is used
 		}
 		works := k.Kind == KindAccount || fl.wx.whole(k.AppID)

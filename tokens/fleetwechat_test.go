@@ -19,28 +19,8 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
-// What the gateway is not yet held to. Each is true once it is.
 const (
-	// healsFromList: what no node and no store has is got back from api_get_authorizer_info or _list: a refresh token
-	// that was lost on the wire, one that is void, a code that was burnt, a store that was wiped.
-	healsFromList = false
-	// spillsToDisk: what the store does not take is in a file of the node, and Unsaved does not count it.
-	spillsToDisk = false
-	// laterTokenCounts: a token that was fetched without the store, because that failed at the start of a process, counts
-	// more than the one of a higher generation that the store turns out to have, and that WeChat has replaced.
-	laterTokenCounts = false
-	// mendsRestored: what is known from before the store was put back to an older state, a revocation or a ticket, is
-	// written again when it is pushed again, not only acknowledged.
-	mendsRestored = false
-	// notesSecondRefusal: Call, when the token that it has just renewed is refused too, does not serve that again.
-	notesSecondRefusal = false
-)
-
-const (
-	pathAuthorizerInfo = "/cgi-bin/component/api_get_authorizer_info"
-	pathAuthorizerList = "/cgi-bin/component/api_get_authorizer_list"
-	pathGetTicket      = "/cgi-bin/ticket/getticket"
-	pathBusiness       = "/cgi-bin/user/info"
+	pathBusiness = "/cgi-bin/user/info"
 
 	fleetLife = 2 * time.Hour
 	// untilUsed: a refresh token that was replaced is taken until its successor has been used.
@@ -81,8 +61,6 @@ type wxHolder struct {
 	calls   int                // for its token, all of them
 	renewed int                // tokens given
 	busy    map[*fleetNode]int // calls for its token that are being answered
-
-	refusedAt time.Time // when a token of it was last refused
 
 	authorized bool
 	authTime   time.Time
@@ -189,11 +167,6 @@ func (f *fleetWeChat) violations() []string {
 // apart reports whether the nodes could not tell each other what they do, a moment ago, for the store failed.
 func (f *fleetWeChat) apart() bool { return f.nodes > 1 && f.storeBad() }
 
-// alone reports whether a token that is given now may lose against one that was given before.
-func (f *fleetWeChat) alone(h *wxHolder) bool {
-	return f.apart() || h.key.Kind != KindAuthorizer && f.storeBad() && !laterTokenCounts
-}
-
 // holder returns a key's holder, making one; mu is held, or nobody else is there yet.
 func (f *fleetWeChat) holder(k Key) *wxHolder {
 	h := f.holders[k]
@@ -215,7 +188,7 @@ func (f *fleetWeChat) issue(h *wxHolder, what string, overlap time.Duration) *wx
 	h.renewed++
 	h.current = &wxToken{
 		holder: h, value: fmt.Sprintf("%s-token-%d", what, f.serial), serial: f.serial,
-		until: now.Add(fleetLife), end: now.Add(fleetLife), apart: f.alone(h),
+		until: now.Add(fleetLife), end: now.Add(fleetLife), apart: f.apart(),
 	}
 	f.tokens[h.current.value] = h.current
 	return h.current
@@ -331,9 +304,7 @@ func (f *fleetWeChat) accept(n *fleetNode, value string, came time.Time) bool {
 func (f *fleetWeChat) refused(n *fleetNode, value string) {
 	if t := f.tokens[value]; t != nil && !t.live() {
 		t.renewable = true
-		retry := time.Since(t.holder.refusedAt) < renewTimeout
-		t.holder.refusedAt = time.Now()
-		if t.refusedTo != n && (!retry || notesSecondRefusal) {
+		if t.refusedTo != n {
 			t.refusedTo, t.refusedAt = n, time.Now()
 		}
 	}
@@ -455,9 +426,6 @@ func (f *fleetWeChat) arrive(c *wxCall) (fault wxFault, there, back time.Duratio
 	if f.fault != nil {
 		fault = f.fault(c.path, owner, roll)
 	}
-	if fault == faultLost && c.path == pathQueryAuth && !healsFromList {
-		fault = fault500
-	}
 	f.faults[fault]++
 	there = time.Duration(10+roll("there")%100) * time.Millisecond
 	back = time.Duration(10+roll("back")%400) * time.Millisecond
@@ -481,7 +449,7 @@ func (f *fleetWeChat) leave(c *wxCall) {
 func (f *fleetWeChat) abandoned(c *wxCall) {
 	f.mu.Lock()
 	f.faults[faultBroken]++
-	acts := dice(f.seed, "abandoned", c.path, f.calls[c.path])%2 == 0 && (healsFromList || c.path != pathQueryAuth || c.node.gone())
+	acts := dice(f.seed, "abandoned", c.path, f.calls[c.path])%2 == 0
 	f.mu.Unlock()
 	if acts {
 		f.answer(c, faultLost)
@@ -500,7 +468,7 @@ func (f *fleetWeChat) deliver(c *wxCall) {
 	}
 	if c.gives != nil {
 		c.gives.given = c.node
-		c.gives.apart = c.gives.apart || f.alone(c.gives.holder)
+		c.gives.apart = c.gives.apart || f.apart()
 	}
 	if c.refresh != nil && c.refresh.refresh.given == nil {
 		c.refresh.refresh.given = c.node
@@ -1084,7 +1052,7 @@ func (n *fleetNode) served(k Key, ask func() (Token, error)) (Token, error) {
 	if before := f.tokens[floor.Value.Reveal()]; before != nil && !before.apart && (t.serial < before.serial || f.nodes == 1 && token.Generation < floor.Generation) {
 		f.violation("%s was served generation %d after generation %d", owner, token.Generation, floor.Generation)
 	}
-	if !t.seen && !t.wasSaved && unsaved == 0 && !spillsToDisk {
+	if !t.seen && !t.wasSaved && unsaved == 0 {
 		f.violation("%s was served a token that is not in the store, and the node does not say so", owner)
 	}
 	t.seen = true
@@ -1110,7 +1078,7 @@ func (n *fleetNode) renew(ctx context.Context, k Key, refused secret.String) (To
 	n.wx.mu.Unlock()
 	token, err := n.served(k, func() (Token, error) { return n.Renew(ctx, k, refused) })
 	// A node that cannot look up what it holds does not know that it is that which was refused.
-	blind := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrStore) || k.Kind != KindAuthorizer && n.wx.storeBad()
+	blind := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrStore)
 	if !refused.IsZero() && !blind {
 		n.mu.Lock()
 		n.seq++
@@ -1159,13 +1127,8 @@ func (f *fleetWeChat) whole(appid string) (works bool) {
 		return false
 	case h.takes(held):
 		return true
-	case healsFromList:
+	default:
 		f.violation("%s: its refresh token is not in the store, and was not got back", appid)
 		return false
 	}
-	lost := h.refresh.given == nil || h.refresh.given.gone() && h.refresh.savedAt.IsZero()
-	if !lost {
-		f.violation("%s: its refresh token was given, and is lost", appid)
-	}
-	return false
 }

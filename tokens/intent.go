@@ -70,8 +70,10 @@ func (m *Manager) Accept(ctx context.Context, in Intent) error {
 	defer cancel()
 	hash := in.authCode().hash()
 	// Tokens that are held in memory alone do not make the duty done.
-	if _, done := m.alreadyExchanged(ctx, env, in.authCode(), m.lookup); done && m.pending.len() == 0 {
-		return nil
+	if a, done := m.alreadyExchanged(ctx, env, in.authCode(), m.lookup); done && m.pending.len() == 0 {
+		// Nor do those that the store has lost since: they are written again.
+		_, err := m.commit(ctx, env, AuthorizerKey(a.Platform, a.AppID), false, func(*record) *record { return nil })
+		return err
 	}
 	if err := m.storeRecord(ctx, env, intentName(hash), in.wire()); err != nil {
 		return err

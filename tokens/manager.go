@@ -303,6 +303,8 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 	case e.token.Value.Same(refused) && !refused.IsZero():
 		m.troubles.refuse(k, refused)
 		e.refused.Store(true)
+	case e.rec == nil:
+		m.troubles.refuse(k, refused) // the record, when it can be read again, may hold it
 	}
 	if err := e.unrenewable(); err != nil {
 		return Token{}, err

@@ -120,7 +120,6 @@ type model struct {
 	tickets   []Ticket
 	acked     time.Time    // CreatedAt of the newest ticket that was acknowledged
 	revoked   map[Key]bool // the revocation was acknowledged, and the account has not come back
-	restored  bool         // the store was put back to an older state
 	redirects int          // exchanges under way, whose codes have no date
 }
 
@@ -305,7 +304,7 @@ func (w *model) pushTicket(ticket Ticket) {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if ticket.CreatedAt.After(w.acked) && (!w.restored || mendsRestored) {
+		if ticket.CreatedAt.After(w.acked) {
 			w.acked = ticket.CreatedAt
 		}
 	})
@@ -362,7 +361,7 @@ func (w *model) deliver(n *fleetNode, e *modelEvent) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		e.acked = true
-		if w.redirects == 0 && (!w.restored || mendsRestored) && w.newest[e.key] == e.at.Unix() {
+		if w.redirects == 0 && w.newest[e.key] == e.at.Unix() {
 			w.revoked[e.key] = true
 		}
 		return nil
@@ -387,7 +386,7 @@ func (w *model) restore() {
 	w.store.restore(w.backup)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.acked, w.restored = time.Time{}, true
+	w.acked = time.Time{}
 	clear(w.revoked)
 	for _, e := range w.events {
 		e.acked = false

@@ -33,13 +33,13 @@ var errDamaged = fmt.Errorf("%w: it is damaged", errUnreadable)
 // errUnsealed is a record that must be sealed and is not.
 var errUnsealed = fmt.Errorf("%w: record is not sealed", ErrStore)
 
-// record is what is kept of one token, in memory. Times are whole seconds, as in the store, so that a token looks
-// the same before and after a restart.
+// record is what is kept of one token, in memory. Times are whole seconds, ObtainedAt whole milliseconds, as in the
+// store, so that a token looks the same before and after a restart.
 type record struct {
 	Gen          uint64
 	AccessToken  secret.String
 	ExpiresAt    time.Time
-	ObtainedAt   time.Time // when AccessToken was asked for
+	ObtainedAt   time.Time // when AccessToken was asked for: of two that nodes fetched on their own, the later one works
 	RefreshToken secret.String
 	FuncInfo     []int
 	AuthorizedAt time.Time
@@ -65,6 +65,7 @@ type recordWire struct {
 	AccessToken  string `json:"access_token,omitempty"`
 	ExpiresAt    int64  `json:"expires_at,omitempty"` // Unix seconds, as all times
 	ObtainedAt   int64  `json:"obtained_at,omitempty"`
+	ObtainedMs   int64  `json:"obtained_ms,omitempty"` // beyond that second
 	RefreshToken string `json:"refresh_token,omitempty"`
 	FuncInfo     []int  `json:"func_info,omitempty"`
 	AuthorizedAt int64  `json:"authorized_at,omitempty"`
@@ -79,7 +80,8 @@ type recordWire struct {
 
 func (r *record) wire() recordWire {
 	return recordWire{
-		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt), ObtainedAt: unix(r.ObtainedAt),
+		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt),
+		ObtainedAt: unix(r.ObtainedAt), ObtainedMs: int64(r.ObtainedAt.Nanosecond()) / int64(time.Millisecond),
 		RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
 		Here: r.AuthorizedHere, RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
 		UserName: r.UserName, NickName: r.NickName, ForcedAt: unix(r.ForcedAt), Forced: r.Forced,
@@ -88,7 +90,8 @@ func (r *record) wire() recordWire {
 
 func (w *recordWire) record() *record {
 	return &record{
-		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt), ObtainedAt: fromUnix(w.ObtainedAt),
+		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt),
+		ObtainedAt:   fromUnix(w.ObtainedAt).Add(time.Duration(w.ObtainedMs) * time.Millisecond),
 		RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
 		AuthorizedHere: w.Here, RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
 		UserName: w.UserName, NickName: w.NickName, ForcedAt: fromUnix(w.ForcedAt), Forced: w.Forced,
@@ -110,6 +113,10 @@ func (r *record) supersedes(o *record) bool {
 	switch {
 	case !rs.Equal(os):
 		return rs.After(os)
+	case r.RefreshToken.IsZero() && o.RefreshToken.IsZero() && !r.ObtainedAt.Equal(o.ObtainedAt):
+		// No refresh token can be lost, and the later one may have been fetched while the store could not tell its
+		// generation.
+		return r.ObtainedAt.After(o.ObtainedAt)
 	case r.Gen != o.Gen:
 		return r.Gen > o.Gen
 	default:

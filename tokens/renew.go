@@ -227,7 +227,7 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 		if same {
 			return next
 		}
-		next.AccessToken, next.ExpiresAt, next.ObtainedAt = g.access, expires, g.asked.Truncate(time.Second)
+		next.AccessToken, next.ExpiresAt, next.ObtainedAt = g.access, expires, g.asked.Truncate(time.Millisecond)
 		if !g.refresh.IsZero() {
 			next.RefreshToken = g.refresh
 		}
@@ -442,9 +442,12 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 	if err != nil && !must {
 		return nil, err
 	}
-	cached := m.cache.Load().get(k)
+	cached, read := m.cache.Load().get(k), cur
 	cur = newest(cur, cached)
 	next := following(cur, cached, change)
+	if next == nil && cur != read && err == nil {
+		next = cur // the store was emptied, or put back to an older state
+	}
 	if next == nil {
 		return m.publish(k, cur), nil
 	}

@@ -240,8 +240,8 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 	t.CreatedAt = fromUnix(unix(t.CreatedAt)) // as it will be read back
 	before := m.tickets.get(platform)
 	held := m.tickets.offer(platform, heldTicket{Ticket: t, receivedAt: time.Now().Truncate(time.Second)})
-	if held.durable {
-		return nil
+	if held.durable && !held.same(t) {
+		return nil // older than what is kept
 	}
 	if held.same(t) && !before.same(t) {
 		m.troubles.over(ComponentKey(platform), secret.String{}) // what failed for want of a ticket may be tried at once
@@ -281,7 +281,7 @@ func (m *Manager) saveTicketLater(platform string) func(context.Context) error {
 	}
 }
 
-// saveTicket writes the ticket held in memory, unless the store has a newer one.
+// saveTicket writes the ticket held in memory, unless the store has it or a newer one.
 func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform string) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -292,9 +292,6 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 	}
 	defer unlock()
 	held := m.tickets.get(platform)
-	if held.durable {
-		return nil
-	}
 	var stored ticketWire
 	err = m.loadRecord(ctx, env, name, &stored)
 	if errors.Is(err, errDamaged) {
@@ -310,8 +307,9 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 		m.tickets.offer(platform, stored.held())
 		return nil
 	case stored.held().same(held.Ticket):
-		held.receivedAt = stored.held().receivedAt // the push came before, to another node or before a restart
+		held.receivedAt, held.durable = stored.held().receivedAt, true // the push came before, to another node or before a restart
 		m.tickets.replace(platform, held)
+		return nil
 	}
 	err = m.storeRecord(ctx, env, name, held.wire())
 	if err == nil {
