@@ -49,6 +49,9 @@ func (m *Manager) restored(ctx context.Context, env *Environment, e *entry) (*en
 		return e, nil
 	}
 	if env.RosterEvery < 0 || !m.rosters.lost(k) {
+		if held := m.cache.Load().get(k); held != nil && held.rec != nil {
+			return held, nil // the reading of the list, which has ended since, brought it
+		}
 		m.hastenRoster(k.Platform)
 		return e, nil
 	}
