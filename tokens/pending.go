@@ -29,8 +29,8 @@ func (p *pendingRecords) len() int {
 	return len(p.recs)
 }
 
-// unsafe is the number of records that live in memory alone.
-func (p *pendingRecords) unsafe() (n int) {
+// inMemory is the number of records that live in memory alone.
+func (p *pendingRecords) inMemory() (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for k, rec := range p.recs {
@@ -136,7 +136,7 @@ func (p *pendingRecords) all() map[Key]*record {
 
 // Unsaved returns the number of token records and tickets that live in this process's memory alone, because neither the
 // store nor the spill folder took them. It is 0 in a healthy gateway; readiness depends on it.
-func (m *Manager) Unsaved() int { return m.pending.unsafe() + m.tickets.unsaved() }
+func (m *Manager) Unsaved() int { return m.pending.inMemory() + m.tickets.unsaved() }
 
 // Waiting returns the number of token records that wait to be written to the store, in the spill folder or in memory.
 func (m *Manager) Waiting() int { return m.pending.len() }

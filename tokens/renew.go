@@ -424,19 +424,16 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 		return newEntry(k, next, time.Now()), err // not published: that needs the lock
 	}
 	defer unlock()
-	// Component and account records are only written by the holder of their renewal lock.
-	held := false
-	if k.Kind == KindAuthorizer {
-		release, err := m.lockStore(ctx, env, name, writeLockWait)
-		switch {
-		case err == nil:
-			held = true
-			defer release()
-		case !must:
-			return nil, err
-		default:
-			env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
-		}
+	// What is read below and what is written are one step for all nodes: compare and swap.
+	release, err := m.lockStore(ctx, env, name, writeLockWait)
+	held := err == nil
+	switch {
+	case held:
+		defer release()
+	case !must:
+		return nil, err
+	default:
+		env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 	}
 	cur, err := m.readSound(ctx, env, k, held)
 	if err != nil && !must {
