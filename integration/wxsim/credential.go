@@ -49,7 +49,6 @@ type credential struct {
 	used      bool      // single-use codes
 	refused   bool      // a call with it was refused, so its holder may renew it
 	lost      bool      // the answer that carried it never arrived
-	forgiven  bool      // Server.AllowRefresh
 	expiredBy string    // Server.ExpireToken, Server.ExpireAll
 }
 
@@ -162,10 +161,14 @@ func (s *Server) tokenByValue(value string) (*credential, int64) {
 // was refused, was never received or was forgiven. The caller holds mu.
 func (s *Server) checkRenewal(c *call, h holder) {
 	cur := s.current[h]
-	if cur == nil || cur.refused || cur.lost || cur.forgiven || s.dead(cur, time.Now()) != 0 {
+	if cur == nil || cur.refused || cur.lost || s.dead(cur, time.Now()) != 0 {
 		return
 	}
 	if left := time.Until(cur.expires); left > freshLife {
+		if id := (whose{h.kind, h.appID}); s.forgiven[id] {
+			delete(s.forgiven, id)
+			return
+		}
 		c.violate(RuleFreshRefresh, "%s token of %s renewed with %s of life left", h.kind, h.appID, left.Round(time.Second))
 	}
 }
@@ -209,15 +212,18 @@ func (s *Server) endAll(kind Kind, appID string, end func(*credential)) int {
 }
 
 // AllowRefresh forgives the next renewal of a fresh token, for tests in which the gateway has
-// a good reason that the simulator cannot see: an operator's request, a crash.
+// a good reason that the simulator cannot see: an operator's request, a crash. It need not be
+// of the token that is current now: a call of the process that died may still be carried out.
 func (s *Server) AllowRefresh(kind Kind, appID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for h, c := range s.current {
-		if h.kind == kind && h.appID == appID {
-			c.forgiven = true
-		}
-	}
+	s.forgiven[whose{kind, appID}] = true
+}
+
+// whose names the tokens of a kind of one appid, whatever the platform.
+type whose struct {
+	kind  Kind
+	appID string
 }
 
 // Current returns the newest value of a kind held for an appid (the platform's for
