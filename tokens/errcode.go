@@ -101,15 +101,9 @@ func RequestID(errmsg string) string {
 	return ""
 }
 
-// Explained are the fields of a log line on e: the call, the code, and what to do about it. What WeChat wrote is only
-// looked through for an address.
+// Explained are the fields of a log line on e: the call, the code, and what to do about it.
 func (e *APIError) Explained() []any {
-	known, _ := Explain(e.Code)
-	args := []any{"api", e.API, "errcode", e.Code, "rid", e.RID, "remedy", known.Remedy.EN}
-	if known.NamesEgressIP() {
-		if ip := EgressIP(e.Msg); ip != "" {
-			args = append(args, "egress_ip", ip)
-		}
-	}
-	return args
+	r := newRefusal(e.API, e.Code, e.Msg)
+	r.RID = e.RID // the text may be cut off before it
+	return r.Args()
 }

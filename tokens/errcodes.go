@@ -38,7 +38,6 @@ var (
 		"当日额度用尽：等到北京时间零点，或调用 clear_quota（每月 10 次）；检查是否有轮询的调用方"}
 	remedyMinute    = Text{"wait for the next minute; call less often", "等到下一分钟；降低调用频率"}
 	remedyAuthorize = Text{"let the account's owner authorise the platform", "请账号管理员授权第三方平台"}
-	remedyAgain     = Text{"let the account's owner authorise the platform again", "请账号管理员重新授权第三方平台"}
 	remedySet       = Text{"select the permission set (权限集) for the platform in open.weixin.qq.com, then let the account's owner authorise it again with that set",
 		"在微信开放平台为第三方平台勾选所需权限集，再请账号管理员带该权限集重新授权"}
 	remedyRight = Text{"look up 接口权限 in mp.weixin.qq.com: the account may lack the right (kind, verification); with a platform the permission set (权限集) must be granted too",

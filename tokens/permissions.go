@@ -41,7 +41,7 @@ var permissionSets = map[int]Text{
 	34: {"goods library", "商品库"},
 	35: {"calories", "卡路里"},
 	36: {"mini program: calories", "小程序卡路里"},
-	37: {"nearby places", "附近的小程序"},
+	37: {"nearby places", "附近地点"},
 	40: {"plugins", "插件管理"},
 	41: {"good-things circle", "好物圈"},
 	44: {"good-things circle", "好物圈"},
