@@ -67,9 +67,11 @@ func tokenRefusal(err error, appid string, sdk bool) *apiRefusal {
 			return refuse(http.StatusServiceUnavailable, http.StatusServiceUnavailable, "token", "WeChat is too busy to give a token for %s", appid)
 		}
 		if sdk && tokens.IsTokenRefused(api.Code) {
-			return refuse(http.StatusOK, codeUnauthorizedAPI, "token", "WeChat gives the gateway no token for %s: %d %s", appid, api.Code, api.Msg)
+			known, _ := tokens.Explain(api.Code)
+			return refuse(http.StatusOK, codeUnauthorizedAPI, "token", "WeChat gives the gateway no token for %s: %d %s [gateway: %s]",
+				appid, api.Code, api.Msg, known.Remedy.EN)
 		}
-		return refuse(http.StatusOK, api.Code, "token", "%s", api.Msg)
+		return refuse(http.StatusOK, api.Code, "token", "%s", withRemedy(api))
 	}
 	switch {
 	case errors.Is(err, tokens.ErrStore), errors.Is(err, tokens.ErrClosed):

@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"bytes"
 	"strconv"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // Codes of WeChat's that the gateway answers with itself. Those of the 40001 class make SDKs ask for a new token, so
@@ -27,23 +29,11 @@ const (
 	codeUseComponentToken = 61024
 )
 
-// knownErrcodes are the codes that get a label of their own in metrics; callers cannot make more of them.
-var knownErrcodes = func() map[int64]string {
-	labels := make(map[int64]string)
-	for _, code := range []int64{
-		-1, 40001, 40002, 40003, 40013, 40014, 40029, 40066, 40090, 40097, 40125, 40132, 40163, 40164, 41001, 41002,
-		41004, 41005, 41006, 41008, 41009, 42001, 42002, 42003, 42006, 42007, 43001, 43002, 43003, 44002, 45002, 45009,
-		45011, 45015, 45035, 45047, 47001, 48001, 48002, 48004, 48006, 50001, 50002, 50005, 61003, 61004, 61005, 61006,
-		61007, 61009, 61010, 61011, 61014, 61015, 61016, 61017, 61023, 89503,
-	} {
-		labels[code] = strconv.FormatInt(code, 10)
-	}
-	return labels
-}()
-
+// errcodeLabel is a code as a metric's label. Those in the table of codes have one of their own; callers cannot make
+// more of them.
 func errcodeLabel(code int64) string {
-	if label, ok := knownErrcodes[code]; ok {
-		return label
+	if _, known := tokens.Explain(code); known {
+		return strconv.FormatInt(code, 10)
 	}
 	return "other"
 }

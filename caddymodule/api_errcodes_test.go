@@ -24,7 +24,7 @@ func TestScanErrcode(t *testing.T) {
 
 func TestErrcodeLabel(t *testing.T) {
 	t.Parallel()
-	for code, want := range map[int64]string{40001: "40001", -1: "-1", 45009: "45009", 123456789: "other", 0: "other"} {
+	for code, want := range map[int64]string{40001: "40001", -1: "-1", 45009: "45009", 85021: "85021", 123456789: "other", 1: "other"} {
 		if got := errcodeLabel(code); got != want {
 			t.Errorf("%d: got %s", code, got)
 		}

@@ -73,7 +73,7 @@ func (f *fakeWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "component/api_query_auth":
 		var body map[string]string
 		_ = json.NewDecoder(r.Body).Decode(&body)
-		fmt.Fprintf(w, `{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":"refreshtoken@@@real"}}`,
+		fmt.Fprintf(w, `{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":"refreshtoken@@@real","func_info":[{"funcscope_category":{"id":1}},{"funcscope_category":{"id":7}}]}}`,
 			authorizerID, f.issue(tokenOwner(authorizerID, body["component_appid"]), false))
 	case "component/api_start_push_ticket":
 		io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)

@@ -52,6 +52,7 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	}
 	call.outcome = outcomeError
 	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
+	t.explain(call, code, head)
 	if code == codeNotAuthorized && call.key.Kind == tokens.KindAuthorizer {
 		t.app.manager().Suspect(call.key)
 	}

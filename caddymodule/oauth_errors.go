@@ -42,46 +42,30 @@ var (
 		reason: "the callback has no code: the user did not agree", remedy: "none needed"}
 )
 
-// Remedies that several codes share.
+// Remedies that are a login's own. All others are those of the table of codes.
 const (
-	remedyRestart   = "none needed: the visitor starts again; if it happens to everybody, compare appid and component_appid of the link with the callback's path"
-	remedyReload    = "none needed: the visitor tries again; if it happens often, another program renews the platform's token too"
-	remedyWhitelist = "add this machine's egress IP address to the whitelist (白名单IP地址) in WeChat's console"
-	remedyWait      = "WeChat is busy or a quota is used up: wait, then look at the quota in WeChat's console"
-	remedySecret    = "compare appid and secret of the global option wechat with WeChat's console"
-	remedyTicket    = "wait for the component_verify_ticket that WeChat pushes every ten minutes, and check that it reaches wechat_event"
-	remedyRight     = "the account needs the right 网页授权, and with a platform the permission set 4"
-	remedyOther     = "look the errcode up in WeChat's documentation"
+	remedyReload = "none needed: the visitor tries again; if it happens often, another program renews the platform's token too"
+	remedyRight  = "the account needs the right 网页授权, and with a platform the permission set 4"
 )
 
 // codeFailure is what an errcode of WeChat's means for a login.
 func codeFailure(code int64) oauthFailure {
-	refused := func(remedy string) oauthFailure {
-		return oauthFailure{page: pageRefused, result: "refused", level: zapcore.ErrorLevel, reason: "WeChat refused", remedy: remedy}
+	known, _ := tokens.Explain(code)
+	f := oauthFailure{page: pageRefused, result: "refused", level: zapcore.ErrorLevel, reason: "WeChat refused", remedy: known.Remedy.EN}
+	switch {
+	case code == 40163, code == 42003:
+		f.page, f.result, f.level, f.reason = pageUsedCode, "used", zapcore.InfoLevel, "the code is used or expired"
+	case code == 40029, code == 41008:
+		f.page, f.result, f.level, f.reason = pageInvalidCode, "invalid", zapcore.WarnLevel, "the code is not valid"
+	case code == -1, known.Class == tokens.ClassTicket, known.Class == tokens.ClassBackoff:
+		f.page, f.result, f.level, f.reason = pageUnavailable, "unavailable", zapcore.WarnLevel, "WeChat cannot be asked for now"
+	case code == 40001: // of the account's secret: a refused token has been dealt with
+		secret, _ := tokens.Explain(codeInvalidAppSecret)
+		f.remedy = secret.Remedy.EN
+	case known.MissesPermission():
+		f.remedy = remedyRight
 	}
-	unavailable := func(remedy string) oauthFailure {
-		return oauthFailure{page: pageUnavailable, result: "unavailable", level: zapcore.WarnLevel, reason: "WeChat cannot be asked for now", remedy: remedy}
-	}
-	switch code {
-	case 40163, 42003:
-		return oauthFailure{page: pageUsedCode, result: "used", level: zapcore.InfoLevel, reason: "the code is used or expired", remedy: remedyRestart}
-	case 40029, 41008:
-		return oauthFailure{page: pageInvalidCode, result: "invalid", level: zapcore.WarnLevel, reason: "the code is not valid", remedy: remedyRestart}
-	case 61003:
-		return refused("the account has not authorised the platform, or no longer does: let its owner authorise it")
-	case 61004, 40164, 40090, 45035:
-		return refused(remedyWhitelist)
-	case 61005, 61006:
-		return unavailable(remedyTicket)
-	case -1, 45009, 45011:
-		return unavailable(remedyWait)
-	case 40001, 40013, 40125:
-		return refused(remedySecret)
-	case 48001, 61007:
-		return refused(remedyRight)
-	default:
-		return refused(remedyOther)
-	}
+	return f
 }
 
 // loginFailure says what an error of the exchange means.
@@ -117,7 +101,11 @@ func loginFailure(err error) *oauthFailure {
 // causeFields are the log fields of an error. Of WeChat's refusals the text is left out: it may quote the request.
 func causeFields(err error) []zap.Field {
 	if refusal, ok := errors.AsType[*tokens.APIError](err); ok {
-		return []zap.Field{zap.Int64("errcode", refusal.Code), zap.String("rid", refusal.RID), zap.String("api", refusal.API)}
+		fields := []zap.Field{zap.Int64("errcode", refusal.Code), zap.String("rid", refusal.RID), zap.String("api", refusal.API)}
+		if known, _ := tokens.Explain(refusal.Code); known.NamesEgressIP() {
+			fields = append(fields, zap.String("egress_ip", tokens.EgressIP(refusal.Msg)))
+		}
+		return fields
 	}
 	return []zap.Field{zap.Error(err)}
 }

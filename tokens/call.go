@@ -31,6 +31,7 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 	err = send(ctx, env.API, token, tokenParameter(k.Kind, path), method, path, query, body, out)
 	api, ok := errors.AsType[*APIError](err)
 	if !ok || !IsTokenRefused(api.Code) {
+		m.report(env, k, err)
 		return err
 	}
 	if token, err = m.renewRefused(ctx, env, k, token.Value); err != nil {
@@ -40,6 +41,7 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 	if api, ok := errors.AsType[*APIError](err); ok && IsTokenRefused(api.Code) {
 		m.refused(k, token.Value)
 	}
+	m.report(env, k, err)
 	return err
 }
 

@@ -38,6 +38,7 @@ type Manager struct {
 	pending  pendingRecords
 	unsealed unsealedNames
 	troubles troubles
+	refusals refusalTable
 	tickets  ticketTable
 	rosters  rosterTable
 	intents  openIntents

@@ -284,7 +284,7 @@ func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
 	}
 	args := []any{"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err}
 	if api, ok := errors.AsType[*APIError](err); ok {
-		args = append(args, "api", api.API, "errcode", api.Code, "rid", api.RID)
+		args = append(args, api.Explained()...)
 	}
 	env.Log.Error("token cannot be renewed; the old one serves as long as it lives", args...)
 }

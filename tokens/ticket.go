@@ -444,7 +444,11 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		Secret string `json:"component_secret"`
 	}{p.AppID, p.Secret.Reveal()}
 	if err := env.API.Post(ctx, pathStartPush, nil, body, nil); err != nil {
-		env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one", "platform", p.AppID, "error", err)
+		args := []any{"platform", p.AppID, "error", err}
+		if api, ok := errors.AsType[*APIError](err); ok {
+			args = append(args, api.Explained()...)
+		}
+		env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one", args...)
 		return false
 	}
 	if err := m.storeRecord(ctx, env, pushAskedName(p.AppID), askedWire{AskedAt: time.Now().Unix()}); err != nil {

@@ -31,12 +31,8 @@ var (
 	ErrClosed = errors.New("token manager closed")
 )
 
-// Codes of WeChat that this package acts on; the protocol notes list them all.
+// Codes of WeChat that this package acts on one by one; errcodes has them all.
 const (
-	codeInvalidCredential   = 40001
-	codeInvalidToken        = 40014
-	codeTokenExpired        = 42001
-	codeComponentExpired    = 42006
 	codeNotAuthorized       = 61003
 	codeTicketExpired       = 61005
 	codeTicketInvalid       = 61006
@@ -71,11 +67,8 @@ func (e *APIError) Error() string {
 // IsTokenRefused reports whether an errcode says that the access token of the call was refused. WeChat refuses it
 // before it acts, so the call may be repeated with another token.
 func IsTokenRefused(code int64) bool {
-	switch code {
-	case codeInvalidCredential, codeInvalidToken, codeTokenExpired, codeComponentExpired:
-		return true
-	}
-	return false
+	row := errcodeByCode[code]
+	return row != nil && row.class == ClassRenew
 }
 
 // hasCode reports whether err is WeChat's answer with one of these codes.
@@ -101,10 +94,7 @@ const echoed = "[redacted]"
 // newAPIError builds the error for an errcode and errmsg as they were received. WeChat quotes the request in some of
 // them: the values given are taken out.
 func newAPIError(api string, code int64, msg string, secrets ...string) *APIError {
-	e := &APIError{Code: code, API: api}
-	if m := ridPattern.FindStringSubmatch(msg); m != nil {
-		e.RID = m[1]
-	}
+	e := &APIError{Code: code, API: api, RID: RequestID(msg)}
 	msg = printable(msg, len(msg)) // first, so that nothing hides a value
 	for _, s := range secrets {
 		msg = strings.ReplaceAll(msg, s, echoed)

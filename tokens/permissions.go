@@ -1,0 +1,148 @@
+package tokens
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// permissionSets are the permission sets (权限集) by the ids of func_info.
+var permissionSets = map[int]Text{
+	1:  {"messages", "消息管理"},
+	2:  {"users", "用户管理"},
+	3:  {"account service", "账号服务"},
+	4:  {"web service: OAuth, JS-SDK", "网页服务"},
+	5:  {"WeChat store (old)", "微信小店（旧）"},
+	6:  {"customer service", "多客服"},
+	7:  {"mass messages and notices", "群发与通知"},
+	8:  {"cards", "卡券"},
+	9:  {"scan product", "扫一扫"},
+	10: {"Wi-Fi", "连 Wi-Fi"},
+	11: {"material", "素材管理"},
+	12: {"shake nearby", "摇一摇周边"},
+	13: {"stores (POI)", "门店"},
+	14: {"pay (withdrawn)", "微信支付（已停用）"},
+	15: {"custom menu", "自定义菜单"},
+	16: {"verification status", "获取认证状态"},
+	17: {"mini program: account", "小程序账号管理"},
+	18: {"mini program: development and data", "小程序开发管理与数据分析"},
+	19: {"mini program: customer messages", "小程序客服消息"},
+	20: {"mini program: login", "小程序登录"},
+	21: {"mini program: data analysis", "小程序数据分析"},
+	22: {"city service", "城市服务"},
+	23: {"ads", "广告管理"},
+	24: {"open account", "开放平台账号管理"},
+	25: {"mini program: open account", "小程序开放平台账号管理"},
+	26: {"e-invoice", "电子发票"},
+	27: {"fast registration of mini programs", "快速注册小程序"},
+	30: {"mini program: basic information", "小程序基本信息"},
+	31: {"mini program: verification", "小程序认证"},
+	33: {"mini program management", "小程序管理"},
+	34: {"goods library", "商品库"},
+	35: {"calories", "卡路里"},
+	36: {"mini program: calories", "小程序卡路里"},
+	37: {"nearby places", "附近地点"},
+	40: {"plugins", "插件管理"},
+	41: {"good-things circle", "好物圈"},
+	44: {"good-things circle", "好物圈"},
+	45: {"logistics assistant", "物流助手"},
+	46: {"one item, one code", "一物一码"},
+	47: {"fiscal e-bill", "财政电子票据"},
+	48: {"mini program: fiscal e-bill", "小程序财政电子票据"},
+	49: {"cloud development", "云开发"},
+	51: {"instant delivery", "即时配送"},
+	52: {"live", "直播"},
+	54: {"service-account dialogue", "服务号对话"},
+	57: {"page push", "页面推送"},
+	76: {"violations and appeals", "违规与申诉"},
+	81: {"trial mini program", "试用小程序"},
+	88: {"link generation", "链接生成（URL Scheme）"},
+	89: {"subscription notices", "订阅通知"},
+}
+
+// permissionGroups name the ids of which only the field is known.
+var permissionGroups = []struct {
+	ids  []int
+	name Text
+}{
+	{[]int{65, 66, 67}, Text{"ads, service platform", "广告、服务平台"}},
+	{[]int{70, 71, 73, 84, 85, 86}, Text{"trade component, decoration", "交易组件、装修"}},
+	{[]int{129, 130, 131, 132, 133, 135, 138, 141, 159}, Text{"channels shop", "视频号小店"}},
+	{[]int{171, 172, 173, 174}, Text{"message push", "消息推送"}},
+}
+
+// PermissionSet returns the name of a permission set. ok is false for one whose name is not known here.
+func PermissionSet(id int) (name Text, ok bool) {
+	if name, ok = permissionSets[id]; ok {
+		return name, true
+	}
+	for _, g := range permissionGroups {
+		if slices.Contains(g.ids, id) {
+			return g.name, true
+		}
+	}
+	return Text{}, false
+}
+
+// DescribePermissionSets writes ids with their names, for a log.
+func DescribePermissionSets(ids []int) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteString(" or ")
+		}
+		b.WriteString(strconv.Itoa(id))
+		if name, ok := PermissionSet(id); ok {
+			b.WriteString(" (" + name.EN + ", " + name.ZH + ")")
+		}
+	}
+	return b.String()
+}
+
+// pathPermissions say which permission sets open a path, in lower case: any of them does. A name that ends in / covers
+// all below it.
+var pathPermissions = func() map[string][]int {
+	paths := map[string][]int{
+		"/cgi-bin/message/custom/":               {1, 19},
+		"/cgi-bin/message/mass/":                 {7},
+		"/cgi-bin/message/template/":             {7},
+		"/cgi-bin/template/":                     {7},
+		"/cgi-bin/user/":                         {2},
+		"/cgi-bin/tags/":                         {2},
+		"/cgi-bin/groups/":                       {2},
+		"/cgi-bin/qrcode/":                       {3},
+		"/cgi-bin/ticket/":                       {4},
+		"/sns/oauth2/component/":                 {4},
+		"/customservice/":                        {6},
+		"/cgi-bin/material/":                     {11},
+		"/cgi-bin/menu/":                         {15},
+		"/cgi-bin/get_current_selfmenu_info":     {15},
+		"/cgi-bin/wxopen/getweappsupportversion": {18},
+		"/cgi-bin/wxopen/setweappsupportversion": {18},
+		"/wxa/security/get_code_privacy_info":    {18},
+	}
+	for _, name := range []string{
+		"commit", "get_qrcode", "get_category", "get_page", "submit_audit", "get_auditstatus", "get_latest_auditstatus",
+		"release", "undocodeaudit", "speedupaudit", "queryquota", "revertcoderelease", "grayrelease",
+		"getgrayreleaseplan", "revertgrayrelease", "change_visitstatus", "getvisitstatus", "getversioninfo",
+		"get_webviewdomain_confirmfile",
+	} {
+		paths["/wxa/"+name] = []int{18}
+	}
+	return paths
+}()
+
+// PermissionSetsFor returns the permission sets of which one is needed to call a path of WeChat's API; none if that is
+// not known here.
+func PermissionSetsFor(path string) []int {
+	path = strings.ToLower(path)
+	if ids, ok := pathPermissions[path]; ok {
+		return ids
+	}
+	for end := strings.LastIndexByte(path, '/'); end > 0; end = strings.LastIndexByte(path[:end], '/') {
+		if ids, ok := pathPermissions[path[:end+1]]; ok {
+			return ids
+		}
+	}
+	return nil
+}
