@@ -22,14 +22,6 @@ import (
 // wechatHost is what every SDK calls when nobody tells it otherwise.
 const wechatHost = "api.weixin.qq.com"
 
-// hostsSite is what a gateway needs beside Caddyfile.example to stand in for WeChat's host over TLS.
-const hostsSite = `
-` + wechatHost + ` {
-	tls internal
-	wechat_api
-}
-`
-
 // newWorld starts a gateway process that has a plain account and an authorised one, and serves wechat_api on a plain
 // listener and as WeChat's own host over TLS.
 func newWorld(t *testing.T) *integration.World {
@@ -38,8 +30,12 @@ func newWorld(t *testing.T) *integration.World {
 	if err != nil {
 		t.Fatal(err)
 	}
+	site := fence.FindStringSubmatch(document(t)["In the place of WeChat's host"])
+	if site == nil {
+		t.Fatal("docs/sdk.md does not show the site that stands in for WeChat's host")
+	}
 	caddyfile := filepath.Join(t.TempDir(), "Caddyfile")
-	if err := os.WriteFile(caddyfile, append(example, hostsSite...), 0o600); err != nil {
+	if err := os.WriteFile(caddyfile, append(example, site[2]...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	w := &integration.World{
