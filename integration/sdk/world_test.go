@@ -56,6 +56,13 @@ func newWorld(t *testing.T) *integration.World {
 				t.Errorf("a secret of %d characters is in the gateway's log", len(s))
 			}
 		}
+		for report := range strings.SplitSeq(log, "==================\n") {
+			// Caddy has races of its own, and our main calls it.
+			frames := strings.ReplaceAll(report, "caddy-wechat/cmd/caddy", "")
+			if strings.HasPrefix(report, "WARNING: DATA RACE") && strings.Contains(frames, "github.com/caddy-wechat/caddy-wechat/") {
+				t.Errorf("the gateway process has a data race:\n%s", report)
+			}
+		}
 		if t.Failed() {
 			t.Logf("gateway's log:\n%s", log)
 		}
