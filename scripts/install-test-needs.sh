@@ -16,15 +16,25 @@ need() {
 compiler=$(go env CC)
 need "printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $compiler -x c -o /dev/null -" gcc libc6-dev
 
-[ -n "$packages" ] || exit 0
+# The SDKs for Node.
+need 'node --version && npm --version' nodejs npm
 
-if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-	echo "The tests need what these Debian packages hold:$packages" >&2
-	echo "Install them, or what your system calls them, and try again." >&2
-	exit 1
+install_packages() {
+	if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+		echo "The tests need what these Debian packages hold:$packages" >&2
+		echo "Install them, or what your system calls them, and try again." >&2
+		exit 1
+	fi
+	echo "Installing what the tests need:$packages"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -q
+	# shellcheck disable=SC2086 # a list of words
+	apt-get install -q -y --no-install-recommends $packages
+}
+[ -z "$packages" ] || install_packages
+
+# What the SDKs for Node are, as their lock file says; npm writes the other file when it is done.
+cd "$(dirname "$0")/../integration/sdk"
+if [ -z "$(find node_modules/.package-lock.json -newer package-lock.json 2>/dev/null)" ]; then
+	npm ci --ignore-scripts --no-progress --loglevel=error
 fi
-echo "Installing what the tests need:$packages"
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -q
-# shellcheck disable=SC2086 # a list of words
-apt-get install -q -y --no-install-recommends $packages

@@ -248,3 +248,16 @@ func (s *Server) Secrets() []string {
 	defer s.mu.Unlock()
 	return slices.Clone(s.secrets)
 }
+
+// Issued returns the values of these kinds that were handed out and are still known here, dead ones included.
+func (s *Server) Issued(kinds ...Kind) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var values []string
+	for _, c := range s.creds {
+		if slices.Contains(kinds, c.kind) {
+			values = append(values, c.value)
+		}
+	}
+	return values
+}

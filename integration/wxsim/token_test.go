@@ -3,6 +3,7 @@ package wxsim
 import (
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -363,4 +364,20 @@ func TestSecretReset(t *testing.T) {
 	s := newSim(t, nil)
 	s.SetSecret(testAccount, "another")
 	wantCode(t, caller{t, s}.stable(false), 40125)
+}
+
+func TestIssued(t *testing.T) {
+	t.Parallel()
+	s := newSim(t, nil)
+	c := caller{t, s}
+	token := c.stable(false).text("access_token")
+	ticket := c.get("/cgi-bin/ticket/getticket", "access_token="+token+"&type=jsapi").text("ticket")
+	for _, tt := range []struct {
+		kind Kind
+		want []string
+	}{{KindStable, []string{token}}, {KindJSTicket, []string{ticket}}, {KindComponent, nil}} {
+		if got := s.Issued(tt.kind); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %d values, want %d", tt.kind, len(got), len(tt.want))
+		}
+	}
 }
