@@ -191,12 +191,18 @@ func (m *Manager) Suspect(k Key) {
 
 // confirmGone marks an account unauthorized that a whole list did not name, if WeChat still says so when asked for it.
 func (m *Manager) confirmGone(ctx context.Context, env *Environment, k Key) error {
+	asked, err := m.reload(ctx, env, k)
+	if err != nil || !asked.authorized() {
+		return err
+	}
 	if _, err := m.authorizerInfo(ctx, env, k); !hasCode(err, codeNotAuthorized) {
 		return err // it is back, or it cannot be told
 	}
 	gone := false
-	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-		if gone = cur != nil && !cur.revoked(); !gone {
+	_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+		// What has come since WeChat was asked is not what WeChat spoke of.
+		gone = cur != nil && !cur.revoked() && cur.sameAuthorization(asked.rec) && cur.RefreshToken.Same(asked.rec.RefreshToken)
+		if !gone {
 			return nil
 		}
 		// Dated so that whatever WeChat dates later brings it back.

@@ -686,3 +686,34 @@ func TestCallWaitsForAPendingExchange(t *testing.T) {
 		}
 	})
 }
+
+// An account that authorises again while WeChat is asked whether it is gone is not marked unauthorized: what WeChat
+// answers is about the authorization of before.
+func TestAuthorizationDuringTheLastQuestion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(rosterAgain)
+		var once atomic.Bool
+		r.wx.set(func(f *fakeWeChat) {
+			delete(f.refresh, testAuthorizer)
+			f.hook = func(path string, body map[string]any) (string, error) {
+				if path == pathAuthorizerInfo && once.CompareAndSwap(false, true) {
+					r.authorize(t, testPlatform, testAuthorizer)
+					return wxError(codeNotAuthorized, "component is not authorized by this account"), nil
+				}
+				return "", nil
+			}
+		})
+		r.Suspect(testAuthKey)
+		time.Sleep(2 * rosterAgain)
+		if !once.Load() {
+			t.Fatal("never asked")
+		}
+		if r.stored(t, testAuthKey).revoked() {
+			t.Error("the new authorization was taken for the old one, which ended")
+		}
+		r.get(t, testAuthKey)
+	})
+}
