@@ -717,3 +717,27 @@ func TestAuthorizationDuringTheLastQuestion(t *testing.T) {
 		r.get(t, testAuthKey)
 	})
 }
+
+// A code that is used up, as after a crash between WeChat's answer and the store, is made good also where the account
+// had come by a redirect, whose time is ours and not WeChat's.
+func TestUsedCodeIsMadeGoodAfterARedirect(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(time.Hour)
+		r.ticket(t, testPlatform)
+		r.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "refreshtoken@@@new"; f.strict = true })
+		in := r.push(secret.New("queryauthcode@@@used"))
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("intent left")
+		}
+		if got := r.stored(t, testAuthKey).RefreshToken.Reveal(); got != "refreshtoken@@@new" {
+			t.Errorf("held: %s; the log says %d times that WeChat's is", got, r.log.count("is held in its place"))
+		}
+	})
+}

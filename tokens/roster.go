@@ -370,7 +370,7 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
 		m.rosters.orphan(k)
 	case cur == nil && !info.refresh.IsZero():
-		if _, err := m.adopt(ctx, env, k, info, at); err != nil {
+		if _, err := m.adopt(ctx, env, k, info, at, false); err != nil {
 			return err
 		}
 		m.rosters.found(k)
