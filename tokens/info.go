@@ -1,6 +1,7 @@
 package tokens
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,12 +40,18 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 			UserName string `json:"user_name"`
 		} `json:"authorizer_info"`
 		Authorization struct {
+			AppID    string   `json:"authorizer_appid"` // the older forms name it otherwise
+			AppID2   string   `json:"appid"`
+			AppID3   string   `json:"authorization_appid"`
 			Refresh  string   `json:"authorizer_refresh_token"`
 			FuncInfo funcInfo `json:"func_info"`
 		} `json:"authorization_info"`
 	}
 	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerInfo, body, &answer); err != nil {
 		return accountInfo{}, err
+	}
+	if a := &answer.Authorization; cmp.Or(a.AppID, a.AppID2, a.AppID3, k.AppID) != k.AppID {
+		return accountInfo{}, fmt.Errorf("%s: %w: the answer is about another account", pathAuthorizerInfo, ErrUnreachable)
 	}
 	return accountInfo{
 		refresh:  secret.New(answer.Authorization.Refresh),
