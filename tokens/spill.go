@@ -84,19 +84,21 @@ func (m *Manager) unspill(env *Environment, k Key) {
 	}
 }
 
-// loadSpill takes up the records that an earlier process could not write to the store.
-func (m *Manager) loadSpill(env *Environment) {
+// loadSpill takes up the records that an earlier process could not write to the store. It is false if another
+// configuration may be able to read more of them.
+func (m *Manager) loadSpill(env *Environment) (whole bool) {
 	if env.Spill == "" {
-		return
+		return true
 	}
 	files, err := os.ReadDir(env.Spill)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return true
 	}
 	if err != nil {
 		env.Log.Error("the spill folder cannot be read; what it holds may be newer than the store", "error", withoutPath(err))
-		return
+		return false
 	}
+	whole = true
 	found := 0
 	for _, f := range files {
 		if !strings.HasSuffix(f.Name(), spillSuffix) {
@@ -105,6 +107,7 @@ func (m *Manager) loadSpill(env *Environment) {
 		k, rec, err := m.readSpill(env, f.Name())
 		if err != nil {
 			env.Log.Error("a spill file cannot be read and is left alone", "file", f.Name(), "error", err)
+			whole = whole && errors.Is(err, errDamaged)
 			continue
 		}
 		m.pending.put(k, rec)
@@ -115,6 +118,7 @@ func (m *Manager) loadSpill(env *Environment) {
 		env.Log.Warn("records that an earlier process could not write are taken up from the spill folder", "records", found)
 		m.queue.add("pending", 0, m.writePending)
 	}
+	return whole
 }
 
 func (m *Manager) readSpill(env *Environment, file string) (Key, *record, error) {
