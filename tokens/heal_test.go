@@ -887,3 +887,21 @@ func TestListThatBreaksOff(t *testing.T) {
 		})
 	}
 }
+
+// A code that cannot be exchanged for hours is tried all the time, and told of rarely.
+func TestIntentIsSaidRarely(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("connection refused") }
+		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Hour)
+		if n := r.log.count("authorization code not exchanged") + r.log.count("authorization code died"); n < 20 || n > 20*6 {
+			t.Errorf("said %d times in 20 hours", n)
+		}
+	})
+}
