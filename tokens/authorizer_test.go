@@ -3,6 +3,7 @@ package tokens
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -589,4 +590,25 @@ func TestPlatformOf(t *testing.T) {
 		}
 		want(testPlatform)
 	})
+}
+
+// A code is used up by the answer that brings its tokens: nothing beside them may make that unreadable.
+func TestOddPermissionSetsCostNoTokens(t *testing.T) {
+	t.Parallel()
+	for _, odd := range []string{`""`, `{}`, `[{"funcscope_category":{"id":"x"}},{"funcscope_category":{"id":7}}]`, `[{"funcscope_category":[]}]`, `[1]`} {
+		synctest.Test(t, func(t *testing.T) {
+			r := started(t)
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = func(path string, body map[string]any) (string, error) {
+					if path == pathQueryAuth {
+						return fmt.Sprintf(`{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":"authorizer-token-x","expires_in":7200,"authorizer_refresh_token":"refreshtoken@@@x","func_info":%s}}`, testAuthorizer, odd), nil
+					}
+					return "", nil
+				}
+			})
+			if _, err := r.ExchangeAuthCode(t.Context(), testPlatform, testAuthorizer, secret.New("queryauthcode@@@1")); err != nil {
+				t.Errorf("%s: the tokens are lost: %v", odd, err)
+			}
+		})
+	}
 }

@@ -245,7 +245,7 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 			access: secret.New(info.Token), refresh: secret.New(info.Refresh),
 			asked: asked, life: lifeOf(int64(info.ExpiresIn)),
 		},
-		appid: info.AppID, funcInfo: info.FuncInfo.ids(),
+		appid: info.AppID, funcInfo: info.FuncInfo,
 	}
 	return g, nil
 }

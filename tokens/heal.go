@@ -82,7 +82,7 @@ func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*ent
 		}
 		return nil, err
 	}
-	e, err = m.adopt(ctx, env, k, info, time.Time{})
+	e, err = m.adopt(ctx, env, k, info, time.Time{}, false)
 	if err == nil {
 		m.rosters.found(k)
 	}
@@ -117,16 +117,16 @@ func (m *Manager) reconsider(ctx context.Context, env *Environment, k Key, at ti
 		m.rosters.orphan(k)
 		return errNoRefreshToken
 	}
-	_, err = m.adopt(ctx, env, k, info, at)
+	_, err = m.adopt(ctx, env, k, info, at, true)
 	return err
 }
 
 // adopt takes over an authorization that WeChat knows and the store does not, or not as it is by now. At is WeChat's
-// time of it, or zero.
-func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accountInfo, at time.Time) (*entry, error) {
+// time of it, or zero. Alone says that nobody can have changed the authorization since WeChat was asked.
+func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accountInfo, at time.Time, alone bool) (*entry, error) {
 	taken := false
 	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-		if taken = m.adoptable(k, cur, info.refresh, at); !taken {
+		if taken = m.adoptable(k, cur, info.refresh, at) || alone && cur.undated(info.refresh); !taken {
 			return nil
 		}
 		next := &record{}
@@ -173,6 +173,12 @@ func (m *Manager) adoptable(k Key, cur *record, refresh secret.String, at time.T
 	}
 }
 
+// undated reports whether WeChat names another refresh token than the one of an authorization whose date says nothing
+// beside WeChat's.
+func (r *record) undated(refresh secret.String) bool {
+	return r != nil && r.AuthorizedHere && !r.revoked() && !refresh.IsZero() && !r.RefreshToken.Same(refresh)
+}
+
 // suspect notes that WeChat answered 61003 for an account that is authorised as far as the store knows.
 func (m *Manager) suspect(env *Environment, k Key) {
 	if env.RosterEvery > 0 && m.rosters.suspect(k) {
@@ -191,12 +197,18 @@ func (m *Manager) Suspect(k Key) {
 
 // confirmGone marks an account unauthorized that a whole list did not name, if WeChat still says so when asked for it.
 func (m *Manager) confirmGone(ctx context.Context, env *Environment, k Key) error {
+	asked, err := m.reload(ctx, env, k)
+	if err != nil || !asked.authorized() {
+		return err
+	}
 	if _, err := m.authorizerInfo(ctx, env, k); !hasCode(err, codeNotAuthorized) {
 		return err // it is back, or it cannot be told
 	}
 	gone := false
-	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-		if gone = cur != nil && !cur.revoked(); !gone {
+	_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+		// What has come since WeChat was asked is not what WeChat spoke of.
+		gone = cur != nil && !cur.revoked() && cur.sameAuthorization(asked.rec) && cur.RefreshToken.Same(asked.rec.RefreshToken)
+		if !gone {
 			return nil
 		}
 		// Dated so that whatever WeChat dates later brings it back.

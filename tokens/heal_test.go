@@ -686,3 +686,222 @@ func TestCallWaitsForAPendingExchange(t *testing.T) {
 		}
 	})
 }
+
+// An account that authorises again while WeChat is asked whether it is gone is not marked unauthorized: what WeChat
+// answers is about the authorization of before.
+func TestAuthorizationDuringTheLastQuestion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(rosterAgain)
+		var once atomic.Bool
+		r.wx.set(func(f *fakeWeChat) {
+			delete(f.refresh, testAuthorizer)
+			f.hook = func(path string, body map[string]any) (string, error) {
+				if path == pathAuthorizerInfo && once.CompareAndSwap(false, true) {
+					r.authorize(t, testPlatform, testAuthorizer)
+					return wxError(codeNotAuthorized, "component is not authorized by this account"), nil
+				}
+				return "", nil
+			}
+		})
+		r.Suspect(testAuthKey)
+		time.Sleep(2 * rosterAgain)
+		if !once.Load() {
+			t.Fatal("never asked")
+		}
+		if r.stored(t, testAuthKey).revoked() {
+			t.Error("the new authorization was taken for the old one, which ended")
+		}
+		r.get(t, testAuthKey)
+	})
+}
+
+// A code that is used up, as after a crash between WeChat's answer and the store, is made good also where the account
+// had come by a redirect, whose time is ours and not WeChat's.
+func TestUsedCodeIsMadeGoodAfterARedirect(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(time.Hour)
+		r.ticket(t, testPlatform)
+		r.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "refreshtoken@@@new"; f.strict = true })
+		in := r.push(secret.New("queryauthcode@@@used"))
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("intent left")
+		}
+		if got := r.stored(t, testAuthKey).RefreshToken.Reveal(); got != "refreshtoken@@@new" {
+			t.Errorf("held: %s; the log says %d times that WeChat's is", got, r.log.count("is held in its place"))
+		}
+	})
+}
+
+// What WeChat says of another account than the one it was asked about is not taken over.
+func TestInfoOfAnotherAccount(t *testing.T) {
+	t.Parallel()
+	for _, field := range []string{"authorizer_appid", "appid", "authorization_appid"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := healing(t)
+			r.authorize(t, testPlatform, testAuthorizer)
+			r.wx.set(func(f *fakeWeChat) {
+				f.strict = true
+				f.refresh[testAuthorizer] = "refreshtoken@@@elsewhere"
+				f.hook = func(path string, body map[string]any) (string, error) {
+					if path == pathAuthorizerInfo {
+						return fmt.Sprintf(`{"authorizer_info":{"user_name":"gh_x"},"authorization_info":{%q:"wx0000000000000099","authorizer_refresh_token":"refreshtoken@@@elsewhere"}}`, field), nil
+					}
+					return "", nil
+				}
+			})
+			r.wx.kill(r.get(t, testAuthKey))
+			if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err == nil {
+				t.Errorf("%s: another account's refresh token was taken", field)
+			}
+		})
+	}
+}
+
+// An account that has to authorise again is not asked to once it took its authorization back.
+func TestOrphanThatRevokes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "" })
+		time.Sleep(25 * time.Hour)
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		if len(r.Orphans(testPlatform)) != 1 {
+			t.Fatal("no orphan")
+		}
+		r.wx.set(func(f *fakeWeChat) { delete(f.refresh, testAuthorizer) })
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Orphans(testPlatform)) != 0 {
+			t.Error("an account that took its authorization back is still asked to authorise again")
+		}
+	})
+}
+
+// A node that read the list and died while its clock was ahead keeps nobody from reading it.
+func TestListIsReadWhateverTheClock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.env.RosterEvery = 24 * time.Hour
+		r.wx.refresh[testAuthorizer] = "refreshtoken@@@1"
+		if err := r.storeRecord(t.Context(), r.env.prepared(), rosterName(testPlatform), rosterWire{
+			Walk: &walkWire{Node: "dead", At: time.Now().Add(48 * time.Hour).Unix(), StartedAt: 1, Steady: true},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		time.Sleep(10 * time.Minute)
+		if r.wx.count(pathAuthorizerList) == 0 {
+			t.Error("the list is not read")
+		}
+	})
+}
+
+// A list that takes 17 minutes to read is not read all day for one account in doubt.
+func TestLongListRests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.env.RosterEvery = 24 * time.Hour
+		const pages = 2000
+		r.wx.set(func(f *fakeWeChat) {
+			f.strict = true
+			f.refresh[testAuthorizer] = "refreshtoken@@@1"
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path != pathAuthorizerList {
+					return "", nil
+				}
+				return fmt.Sprintf(`{"total_count":%d,"list":[{"authorizer_appid":%q,"refresh_token":"refreshtoken@@@1","auth_time":1}]}`, pages, testAuthorizer), nil
+			}
+		})
+		r.Use(r.env)
+		for range 6 {
+			r.ticket(t, testPlatform)
+			time.Sleep(10 * time.Minute)
+		}
+		r.get(t, testAuthKey)
+		r.wx.set(func(f *fakeWeChat) {
+			f.refresh[testAuthorizer] = "refreshtoken@@@elsewhere"
+			f.listing = map[string]string{testAuthorizer: "refreshtoken@@@1"} // nothing heals it
+		})
+		before := r.wx.count(pathAuthorizerList)
+		for range 6 * 6 {
+			r.ticket(t, testPlatform)
+			_, _ = r.Renew(t.Context(), testAuthKey, secret.String{})
+			time.Sleep(10 * time.Minute)
+		}
+		if n := (r.wx.count(pathAuthorizerList) - before) / pages; n < 2 || n > 5 {
+			t.Errorf("the list was read %d times in six hours", n)
+		}
+	})
+}
+
+// A page that is empty before the end, once, is not the end of the list.
+func TestListThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{
+		"empty page": `{"total_count":20,"list":[]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				r.env.Platforms = r.env.Platforms[:1]
+				r.env.RosterEvery = 24 * time.Hour
+				var once atomic.Bool
+				r.wx.set(func(f *fakeWeChat) {
+					f.page = 7
+					for i := range 20 {
+						f.refresh[appidOf(i)] = fmt.Sprintf("refreshtoken@@@%d", i)
+					}
+					f.hook = func(path string, body map[string]any) (string, error) {
+						if path == pathAuthorizerList && body["offset"].(float64) == 7 && once.CompareAndSwap(false, true) {
+							return answer, nil
+						}
+						return "", nil
+					}
+				})
+				r.Use(r.env)
+				r.ticket(t, testPlatform)
+				time.Sleep(time.Hour)
+				for i := range 20 {
+					if _, err := r.Get(t.Context(), AuthorizerKey(testPlatform, appidOf(i))); err != nil && !errors.Is(err, ErrNoTicket) {
+						t.Errorf("account %d: %v", i, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A code that cannot be exchanged for hours is tried all the time, and told of rarely.
+func TestIntentIsSaidRarely(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("connection refused") }
+		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Hour)
+		if n := r.log.count("authorization code not exchanged") + r.log.count("authorization code died"); n < 20 || n > 20*6 {
+			t.Errorf("said %d times in 20 hours", n)
+		}
+	})
+}

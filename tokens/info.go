@@ -1,7 +1,9 @@
 package tokens
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,6 +40,9 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 			UserName string `json:"user_name"`
 		} `json:"authorizer_info"`
 		Authorization struct {
+			AppID    string   `json:"authorizer_appid"` // the older forms name it otherwise
+			AppID2   string   `json:"appid"`
+			AppID3   string   `json:"authorization_appid"`
 			Refresh  string   `json:"authorizer_refresh_token"`
 			FuncInfo funcInfo `json:"func_info"`
 		} `json:"authorization_info"`
@@ -45,28 +50,40 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerInfo, body, &answer); err != nil {
 		return accountInfo{}, err
 	}
+	if a := &answer.Authorization; cmp.Or(a.AppID, a.AppID2, a.AppID3, k.AppID) != k.AppID {
+		return accountInfo{}, fmt.Errorf("%s: %w: the answer is about another account", pathAuthorizerInfo, ErrUnreachable)
+	}
 	return accountInfo{
 		refresh:  secret.New(answer.Authorization.Refresh),
 		userName: printable(answer.Account.UserName, maxID), nickName: printable(answer.Account.NickName, maxNickName),
-		funcInfo: answer.Authorization.FuncInfo.ids(),
+		funcInfo: answer.Authorization.FuncInfo,
 	}, nil
 }
 
 // maxNickName bounds an account's name, in bytes. WeChat's have at most 30 characters.
 const maxNickName = 256
 
-// funcInfo are permission sets as WeChat lists them.
-type funcInfo []struct {
-	Category struct {
-		ID wireInt `json:"id"`
-	} `json:"funcscope_category"`
-}
+// funcInfo are the ids of permission sets. Whatever WeChat writes in their place, the refresh token beside them is good:
+// what cannot be read is left out.
+type funcInfo []int
 
-func (f funcInfo) ids() (ids []int) {
-	for _, set := range f {
-		ids = append(ids, int(set.Category.ID))
+// UnmarshalJSON reads them as WeChat lists them, and never fails.
+func (f *funcInfo) UnmarshalJSON(data []byte) error {
+	var sets []json.RawMessage
+	if json.Unmarshal(data, &sets) != nil {
+		return nil
 	}
-	return ids
+	for _, raw := range sets {
+		var set struct {
+			Category struct {
+				ID wireInt `json:"id"`
+			} `json:"funcscope_category"`
+		}
+		if json.Unmarshal(raw, &set) == nil {
+			*f = append(*f, int(set.Category.ID))
+		}
+	}
+	return nil
 }
 
 // UserName returns the gh_ id of an account that authorised a platform, if it is known by now. It never waits: what is

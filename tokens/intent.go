@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path"
 	"sync"
 	"time"
@@ -97,10 +98,10 @@ func (in Intent) received(now time.Time) Intent {
 }
 
 func (m *Manager) queueIntent(hash string, in Intent) {
-	since := time.Now() // by our clock: WeChat's may differ
+	d := &duty{since: time.Now()} // by our clock: WeChat's may differ
 	m.intents.add(hash, in)
 	m.queue.add("intent "+hash, 0, func(ctx context.Context) error {
-		err := m.fulfil(ctx, hash, in, since)
+		err := m.fulfil(ctx, hash, in, d)
 		if err == nil {
 			m.intents.done(hash, in)
 		}
@@ -168,8 +169,22 @@ func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key) error 
 	return errOvertaken
 }
 
-// fulfil is one attempt at an intent that was taken up at since. It returns nil once there is nothing left to do.
-func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time.Time) error {
+// duty is what an intent's attempts, of which there is one at a time, leave to the next.
+type duty struct {
+	since time.Time // when it was taken up
+	said  time.Time // when the log last heard that it is tried again
+}
+
+// triedAgain tells the log about an attempt that failed, once and then rarely.
+func (d *duty) triedAgain(log *slog.Logger, text string, args ...any) {
+	if now := time.Now(); d.said.IsZero() || now.Sub(d.said) >= troubleLogEvery {
+		d.said = now
+		log.Warn(text, args...)
+	}
+}
+
+// fulfil is one attempt at an intent. It returns nil once there is nothing left to do.
+func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, d *duty) error {
 	env, err := m.current()
 	if err != nil {
 		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
@@ -184,10 +199,10 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time
 		return nil
 	}
 	used := hasCode(err, codeAuthCodeInvalid)
-	dead := used && time.Since(since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||
+	dead := used && time.Since(d.since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||
 		!time.Now().Before(in.ExpiresAt)
 	if !dead && !used {
-		env.Log.Warn("authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
+		d.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
 			"info_type", printable(in.InfoType, maxID), "error", err)
 		return err
 	}
@@ -198,12 +213,12 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, since time
 	case instead == nil:
 		env.Log.Warn("authorization code could not be exchanged; the refresh token that WeChat names is held in its place", args...)
 	case !dead:
-		env.Log.Warn("authorization code not exchanged yet; it is tried again", args...)
+		d.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", args...)
 		return err
 	case hopeless:
 		env.Log.Error("authorization code died before it was exchanged: "+instead.Error(), args...)
 	case time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)):
-		env.Log.Warn("authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
+		d.triedAgain(env.Log, "authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
 		return instead
 	default:
 		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization", append(args, "instead", instead)...)

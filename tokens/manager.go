@@ -49,6 +49,7 @@ type Manager struct {
 
 	mu       sync.Mutex // guards what follows, and the step from open to closed
 	started  bool
+	unread   bool // the spill folder holds what could not be read
 	uses     uint64
 	work     sync.WaitGroup
 	workCtx  context.Context
@@ -87,11 +88,14 @@ func (m *Manager) Use(env *Environment) {
 	}
 	m.uses++
 	env.serial = m.uses
-	if m.env.Load() == nil {
-		m.loadSpill(env) // before anybody reads an older record from the store
+	old := m.env.Load()
+	if old == nil || old.Spill != env.Spill || m.unread {
+		m.unread = !m.loadSpill(env) // before anybody reads an older record from the store
+	}
+	if old == nil {
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
-	if old := m.env.Swap(env); old != nil && old.Spill != env.Spill && m.pending.len() > 0 {
+	if m.env.Store(env); old != nil && old.Spill != env.Spill && m.pending.len() > 0 {
 		m.pending.moved()
 		m.spillWaiting(m.workCtx, env)
 	}
@@ -129,7 +133,7 @@ func (m *Manager) Close() {
 // flush is Close's last attempt to write what the store did not take.
 func (m *Manager) flush() {
 	env := m.env.Load()
-	if m.Unsaved() > 0 {
+	if m.Waiting() > 0 || m.Unsaved() > 0 {
 		done := make(chan struct{})
 		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 		defer cancel()

@@ -13,8 +13,6 @@ type pendingRecords struct {
 	mu   sync.Mutex
 	recs map[Key]*record
 	safe map[Key]*record // what the spill folder holds
-
-	spillMu sync.Mutex // around each change of the spill folder
 }
 
 func (p *pendingRecords) get(k Key) *record {
@@ -63,6 +61,13 @@ func (p *pendingRecords) isSpilled(k Key) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.recs[k].same(p.safe[k])
+}
+
+// leftOver reports whether the spill folder may hold a record of a key of which nothing waits any more.
+func (p *pendingRecords) leftOver(k Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.safe[k] != nil && p.recs[k] == nil
 }
 
 // unneeded reports whether the spill folder holds a record of a key of which nothing waits any more, and forgets that.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -208,8 +209,9 @@ func (m *Manager) decode(env *Environment, name string, data []byte, out any) (r
 		switch {
 		case err == nil:
 			env.opens.Store(true)
-		case errors.Is(err, crypto.ErrSealKey) && !env.opens.Load():
-			// As long as nothing opened, it is more likely that the configuration has the wrong key.
+		case errors.Is(err, crypto.ErrSealKey) && (!env.opens.Load() || !hadFromWeChat(name)):
+			// As long as nothing opened, it is more likely that the configuration has the wrong key. And what nobody
+			// else knows waits for it in any case.
 			return false, fmt.Errorf("%w: %s does not open with any seal_key: add the one that was removed, or mend the one that is wrong", errUnreadable, name)
 		default:
 			return false, fmt.Errorf("%w: %s does not open with any seal_key, and others do", errDamaged, name)
@@ -244,6 +246,12 @@ func decodeRecord(name string, data []byte, out any) error {
 		return fmt.Errorf("%w: %s is not of the form expected", errDamaged, name)
 	}
 	return nil
+}
+
+// hadFromWeChat reports whether WeChat knows what is in the record of that name: all but accepted codes and the keys of
+// opaque tokens.
+func hadFromWeChat(name string) bool {
+	return name != opaqueName && path.Dir(name) != intentFolder
 }
 
 // setAside moves a damaged record out of the way, so that what it stood for can be kept again. When nil is returned the

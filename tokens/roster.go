@@ -33,8 +33,16 @@ const (
 	rosterPause = 500 * time.Millisecond
 	// rosterLease is for how long a node that reads the list is believed to be alive.
 	rosterLease = 2 * time.Minute
-	// rosterAgain is how soon the list is read again for accounts in doubt.
+	// rosterAgain is how soon the list is read again for accounts in doubt, and rosterRest how long it rests for them, in
+	// times of what reading it took.
 	rosterAgain = 10 * time.Minute
+	rosterRest  = 4
+
+	// rosterEmpty is how often a page that is empty before the end is asked for again, until it is believed.
+	rosterEmpty = 5
+
+	// absentLists is how many lists in a row must not name an account when none of them was whole.
+	absentLists = 2
 
 	maxSuspects = 10_000
 	maxOrphans  = 10_000
@@ -45,6 +53,7 @@ const (
 // rosterWire is how far the list was read.
 type rosterWire struct {
 	CompletedAt int64     `json:"completed_at,omitempty"`
+	Took        int64     `json:"took,omitempty"` // seconds
 	Walk        *walkWire `json:"walk,omitempty"`
 }
 
@@ -54,7 +63,8 @@ type walkWire struct {
 	StartedAt int64  `json:"started_at"`
 	Offset    int    `json:"offset"`
 	Total     int    `json:"total"`
-	Steady    bool   `json:"steady"` // every page named the same total
+	Steady    bool   `json:"steady"`          // every page named the same total
+	Empty     int    `json:"empty,omitempty"` // empty pages at this place, which is before the end
 }
 
 // rosterTable is what this node knows of the rosters.
@@ -79,6 +89,7 @@ type roster struct {
 type suspicion struct {
 	since  time.Time
 	listed bool
+	absent int // lists, read to their end one after the other, that did not name it
 }
 
 // at returns the platform's roster; mu is held.
@@ -144,7 +155,7 @@ func (t *rosterTable) orphan(k Key) {
 	})
 }
 
-// settled is the end of every doubt about an account: it has authorised.
+// settled is the end of every doubt about an account: it has authorised, or has taken that back.
 func (t *rosterTable) settled(k Key) {
 	t.change(k.Platform, func(r *roster) {
 		delete(r.orphans, k.AppID)
@@ -253,14 +264,18 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 	r, now := t.at(platform), time.Now()
 	r.checked, r.complete = now, state.CompletedAt != 0
 	if w := state.Walk; w != nil {
-		if w.Node != t.node && now.Sub(fromUnix(w.At)) < rosterLease {
+		if w.Node != t.node && now.Sub(fromUnix(w.At)).Abs() < rosterLease { // else it died, or the clock was set back
 			return rosterLease, false // another node is at it
 		}
 		return 0, true
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
 	if r.wanted {
-		if again := r.walked.Add(rosterAgain); again.Before(next) {
+		again := r.walked.Add(rosterAgain)
+		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) {
+			again = rested
+		}
+		if again.Before(next) {
 			next = again
 		}
 	}
@@ -312,19 +327,28 @@ func (m *Manager) readPage(ctx context.Context, env *Environment, platform strin
 			return false, err // the page is read again
 		}
 	}
+	if len(page.List) == 0 && walk.Offset < max(walk.Total, int(page.Total)) && walk.Empty < rosterEmpty {
+		walk.Empty++
+		state.Walk = &walk
+		if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
+			return false, err
+		}
+		return false, fmt.Errorf("%s: %w: an empty page before the end", pathAuthorizerList, ErrUnreachable)
+	}
 	walk.Steady = walk.Steady && (walk.Offset == 0 || walk.Total == int(page.Total))
-	walk.Total = int(page.Total)
+	walk.Total, walk.Empty = int(page.Total), 0
 	walk.Offset += len(page.List)
-	more = len(page.List) > 0 && walk.Offset < walk.Total
+	// A full page may not be the last, whatever the total.
+	more = len(page.List) > 0 && (walk.Offset < walk.Total || len(page.List) >= rosterPage)
 	if more {
 		state.Walk = &walk
 		return true, m.storeRecord(ctx, env, rosterName(platform), state)
 	}
-	whole := walk.Steady && walk.Offset == walk.Total
-	if err := m.endWalk(ctx, env, platform, fromUnix(walk.StartedAt), whole); err != nil {
+	ended := walk.Offset >= walk.Total
+	if err := m.endWalk(ctx, env, platform, fromUnix(walk.StartedAt), ended, walk.Steady && walk.Offset == walk.Total); err != nil {
 		return false, err
 	}
-	*state = rosterWire{CompletedAt: now.Unix()}
+	*state = rosterWire{CompletedAt: now.Unix(), Took: max(0, now.Unix()-walk.StartedAt)}
 	if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
 		return false, err
 	}
@@ -370,7 +394,7 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
 		m.rosters.orphan(k)
 	case cur == nil && !info.refresh.IsZero():
-		if _, err := m.adopt(ctx, env, k, info, at); err != nil {
+		if _, err := m.adopt(ctx, env, k, info, at, false); err != nil {
 			return err
 		}
 		m.rosters.found(k)
@@ -386,15 +410,21 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 }
 
 // endWalk settles the doubts that a list which was read to its end can settle, and reports the accounts that nothing can
-// be done for here. Whole says that nothing can have been missed.
-func (m *Manager) endWalk(ctx context.Context, env *Environment, platform string, began time.Time, whole bool) error {
+// be done for here. Ended says that the list had as many accounts as it said at the end, whole that it also said so from
+// the beginning, so that nothing can have been missed. The list of a large platform is never whole: while it is read,
+// accounts come and go. An account that two of those do not name, and that WeChat still calls unauthorized, is.
+func (m *Manager) endWalk(ctx context.Context, env *Environment, platform string, began time.Time, ended, whole bool) error {
 	var gone, orphans []string
 	m.rosters.change(platform, func(r *roster) {
 		for appid, s := range r.suspects {
-			switch {
-			case s.listed:
+			if s.listed {
 				delete(r.suspects, appid)
-			case whole && s.since.Before(began) && !r.walked.After(began.Add(time.Second)):
+				continue
+			}
+			if s.since.After(began) || r.walked.After(began.Add(time.Second)) {
+				continue // it was not looked for from the beginning
+			}
+			if s.absent++; whole || ended && s.absent >= absentLists {
 				gone = append(gone, appid)
 			}
 		}

@@ -28,6 +28,37 @@ const (
 // errNoSpill: the node has no spill folder.
 var errNoSpill = errors.New("no spill folder")
 
+// errSpillHangs: the disk of the spill folder does not answer.
+var errSpillHangs = errors.New("spill folder: its disk does not answer")
+
+// spillLock is the lock of this node around each change of the spill folder. No record has this name.
+const spillLock = "spill"
+
+// onSpill changes the spill folder. A disk that hangs costs one goroutine, and nobody waits for it longer than for the
+// store.
+func (m *Manager) onSpill(change func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	unlock, err := m.locks.lock(ctx, spillLock)
+	if err != nil {
+		return errSpillHangs
+	}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		defer func() { done <- err }()
+		defer unlock()
+		defer m.recovered(&err)
+		err = change()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return errSpillHangs
+	}
+}
+
 // spillWire is a record in a spill file, with the key that its file name does not tell.
 type spillWire struct {
 	Kind     Kind       `json:"kind"`
@@ -49,8 +80,10 @@ func (m *Manager) spill(env *Environment, k Key) error {
 	if env.Spill == "" {
 		return errNoSpill
 	}
-	m.pending.spillMu.Lock()
-	defer m.pending.spillMu.Unlock()
+	return m.onSpill(func() error { return m.spillNow(env, k) })
+}
+
+func (m *Manager) spillNow(env *Environment, k Key) error {
 	rec := m.pending.get(k)
 	if rec == nil {
 		return nil // written meanwhile
@@ -69,34 +102,36 @@ func (m *Manager) spill(env *Environment, k Key) error {
 
 // unspill removes the file, if there is one, of a record that the store has by now, unless another one of the key waits.
 func (m *Manager) unspill(env *Environment, k Key) {
-	if env.Spill == "" {
+	if env.Spill == "" || !m.pending.leftOver(k) {
 		return
 	}
-	m.pending.spillMu.Lock()
-	defer m.pending.spillMu.Unlock()
-	if !m.pending.unneeded(k) {
-		return
-	}
-	err := os.Remove(filepath.Join(env.Spill, spillName(k)))
+	err := m.onSpill(func() error {
+		if !m.pending.unneeded(k) {
+			return nil
+		}
+		return os.Remove(filepath.Join(env.Spill, spillName(k)))
+	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		// It is read at the next start, and found to be older than what the store has.
 		env.Log.Warn("a spill file that is no longer needed cannot be removed", "appid", k.owner(), "error", withoutPath(err))
 	}
 }
 
-// loadSpill takes up the records that an earlier process could not write to the store.
-func (m *Manager) loadSpill(env *Environment) {
+// loadSpill takes up the records that an earlier process could not write to the store. It is false if another
+// configuration may be able to read more of them.
+func (m *Manager) loadSpill(env *Environment) (whole bool) {
 	if env.Spill == "" {
-		return
+		return true
 	}
 	files, err := os.ReadDir(env.Spill)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return true
 	}
 	if err != nil {
 		env.Log.Error("the spill folder cannot be read; what it holds may be newer than the store", "error", withoutPath(err))
-		return
+		return false
 	}
+	whole = true
 	found := 0
 	for _, f := range files {
 		if !strings.HasSuffix(f.Name(), spillSuffix) {
@@ -105,6 +140,7 @@ func (m *Manager) loadSpill(env *Environment) {
 		k, rec, err := m.readSpill(env, f.Name())
 		if err != nil {
 			env.Log.Error("a spill file cannot be read and is left alone", "file", f.Name(), "error", err)
+			whole = whole && errors.Is(err, errDamaged)
 			continue
 		}
 		m.pending.put(k, rec)
@@ -115,6 +151,7 @@ func (m *Manager) loadSpill(env *Environment) {
 		env.Log.Warn("records that an earlier process could not write are taken up from the spill folder", "records", found)
 		m.queue.add("pending", 0, m.writePending)
 	}
+	return whole
 }
 
 func (m *Manager) readSpill(env *Environment, file string) (Key, *record, error) {
@@ -192,8 +229,8 @@ func (m *Manager) spillWaiting(ctx context.Context, env *Environment) {
 		if ctx.Err() != nil {
 			return
 		}
-		if !m.pending.isSpilled(k) {
-			_ = m.spill(env, k) // Unsaved counts it still
+		if !m.pending.isSpilled(k) && errors.Is(m.spill(env, k), errSpillHangs) { // Unsaved counts it still
+			return
 		}
 	}
 }

@@ -225,3 +225,46 @@ func TestNoSpillFolder(t *testing.T) {
 		}
 	})
 }
+
+// What waits in the spill folder is written at the end if the store takes it by then: this node may not come back.
+func TestCloseWritesWhatIsSpilled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := spilling(t)
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		r.store.fail(nil)
+		r.Close()
+		if n := len(r.files(t)); n != 0 {
+			t.Errorf("%d files are left although the store could be written", n)
+		}
+	})
+}
+
+// Files that the seal key of the start does not open are read once a reload brings the right one.
+func TestSpillIsReadWithTheRightKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := spilling(t)
+		token, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		right := r.env.Sealer
+		r.env.Sealer, _ = crypto.NewSealer(bytes.Repeat([]byte{9}, 32))
+		r.crash(t, nil)
+		time.Sleep(time.Minute)
+		next := *r.env
+		next.Sealer = right
+		r.env = &next
+		r.Use(r.env)
+		if got := r.get(t, testAuthKey); !got.Value.Same(token.Value) {
+			t.Error("the spilled record is not used")
+		}
+		time.Sleep(2 * time.Minute)
+		if n := len(r.files(t)); n != 0 {
+			t.Errorf("%d files are left", n)
+		}
+	})
+}

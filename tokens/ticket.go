@@ -16,6 +16,8 @@ const (
 	ticketLife = 12 * time.Hour
 	// pushInterval is how often, at most, WeChat is asked to push a platform's ticket.
 	pushInterval = 10 * time.Minute
+	// askAgain is how soon that is tried again when WeChat was not reached.
+	askAgain = time.Minute
 	// ticketOverdue is the age at which the newest ticket says that WeChat's pushes do not arrive: two are missing.
 	ticketOverdue = 25 * time.Minute
 	// noTicketMemory is how long it is believed that a platform has no ticket. Another node may be given one.
@@ -55,6 +57,7 @@ type ticketTable struct {
 type pushState struct {
 	asked  time.Time // when api_start_push_ticket was last called
 	wanted bool      // WeChat has to be asked, whether or not there is a ticket
+	said   time.Time // when the log last heard that it cannot be asked
 
 	missingAt time.Time // when neither this node nor the store had a live ticket
 	missing   error     // what was said then
@@ -219,6 +222,22 @@ func (t *ticketTable) mayAsk(platform string) time.Duration {
 	}
 	t.change(platform, func(s *pushState) { s.asked = now })
 	return 0
+}
+
+// notAsked takes back that WeChat was asked, as it was not reached, and says whether to say so in the log.
+func (t *ticketTable) notAsked(platform string, reached bool) (say bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	t.change(platform, func(s *pushState) {
+		if !reached {
+			s.asked = now.Add(askAgain - pushInterval)
+		}
+		if say = s.said.IsZero() || now.Sub(s.said) >= troubleLogEvery; say {
+			s.said = now
+		}
+	})
+	return say
 }
 
 // PutTicket keeps a ticket that was pushed. It is durable when nil is returned. An older one than the one held is
@@ -410,8 +429,12 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 			return retryError{after: wait}
 		}
 		m.tickets.want(platform, false)
-		if !m.askForPush(ctx, env, p, t.receivedAt) && wanted {
+		err = m.askForPush(ctx, env, p, t.receivedAt)
+		if err != nil && wanted {
 			m.tickets.want(platform, true)
+		}
+		if errors.Is(err, ErrUnreachable) {
+			return retryError{after: askAgain}
 		}
 		return retryError{after: pushInterval}
 	}
@@ -436,20 +459,22 @@ func (m *Manager) askedLately(ctx context.Context, env *Environment, platform st
 	return pushInterval - since
 }
 
-// askForPush calls api_start_push_ticket, which names the secret differently from every other call, and reports whether
+// askForPush calls api_start_push_ticket, which names the secret differently from every other call, and returns nil if
 // WeChat agreed. Last is when the newest ticket came.
-func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials, last time.Time) bool {
+func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCredentials, last time.Time) error {
 	body := struct {
 		AppID  string `json:"component_appid"`
 		Secret string `json:"component_secret"`
 	}{p.AppID, p.Secret.Reveal()}
 	if err := env.API.Post(ctx, pathStartPush, nil, body, nil); err != nil {
-		args := []any{"platform", p.AppID, "error", err}
-		if api, ok := errors.AsType[*APIError](err); ok {
-			args = append(args, api.Explained()...)
+		if m.tickets.notAsked(p.AppID, !errors.Is(err, ErrUnreachable)) {
+			args := []any{"platform", p.AppID, "error", err}
+			if api, ok := errors.AsType[*APIError](err); ok {
+				args = append(args, api.Explained()...)
+			}
+			env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one; tried again", args...)
 		}
-		env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one", args...)
-		return false
+		return err
 	}
 	if err := m.storeRecord(ctx, env, pushAskedName(p.AppID), askedWire{AskedAt: time.Now().Unix()}); err != nil {
 		env.Log.Warn("it cannot be kept that WeChat was asked to push tickets", "platform", p.AppID, "error", err)
@@ -460,5 +485,5 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		env.Log.Warn("component_verify_ticket overdue; asked WeChat to push again: compare 授权事件接收URL in the platform's console with where wechat_event is served",
 			"platform", p.AppID, "last_came", last.Format(time.RFC3339), "minutes_ago", int(time.Since(last).Minutes()))
 	}
-	return true
+	return nil
 }

@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -294,6 +295,30 @@ func TestTicketsEndAndAreAskedForAgain(t *testing.T) {
 		time.Sleep(pushInterval)
 		if n := r.wx.count(pathStartPush) - before; n != 2 { // one for each platform
 			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+// A gateway that starts before its network does not wait ten minutes to ask for a ticket.
+func TestNetworkThatComesLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		var up atomic.Bool
+		r.wx.hook = func(string, map[string]any) (string, error) {
+			if !up.Load() {
+				return "", errors.New("no route to host")
+			}
+			return "", nil
+		}
+		r.Use(r.env)
+		time.Sleep(20 * time.Second)
+		up.Store(true)
+		n := r.wx.count(pathStartPush)
+		time.Sleep(2 * time.Minute)
+		if r.wx.count(pathStartPush) == n {
+			t.Error("not asked within two minutes of the network's return")
 		}
 	})
 }
