@@ -4,6 +4,8 @@ package tokens
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,7 +35,7 @@ func TestSpillFolderHangs(t *testing.T) {
 	for _, k := range keys {
 		fifo := filepath.Join(r.env.Spill, spillName(k)+".tmp")
 		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		fifos = append(fifos, fifo)
 	}
@@ -42,7 +44,7 @@ func TestSpillFolderHangs(t *testing.T) {
 			if fd, err := syscall.Open(fifo, syscall.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
 				defer func() { _ = syscall.Close(fd) }()
 			}
-			if err := os.Remove(fifo); err != nil {
+			if err := os.Remove(fifo); err != nil && !errors.Is(err, fs.ErrNotExist) { // the writer may have been faster
 				t.Error(err)
 			}
 		}
