@@ -29,7 +29,9 @@ func TestMiniProgramCode(t *testing.T) {
 		authorizer := grantOf(t, w, "authorizer_access_token", "/cgi-bin/component/api_authorizer_token?component_access_token="+component,
 			`{"component_appid":"`+integration.PlatformID+`","authorizer_appid":"`+integration.AuthorizerID+`","authorizer_refresh_token":"r"}`)
 		tokens := map[string]string{integration.PlatformID: component, integration.AuthorizerID: authorizer}
-		codeFlow(t, w, 2, func(appid string) (prefix, query string, header http.Header) { return "", "access_token=" + tokens[appid], nil })
+		codeFlow(t, w, 2, func(appid string) (prefix, query string, header http.Header) {
+			return "", "access_token=" + tokens[appid], nil
+		})
 	})
 	checkViolations(t, w)
 }
