@@ -344,6 +344,13 @@ func TestSDKDemands(t *testing.T) {
 		if status, body := call(t, s.World, http.MethodPost, "/cgi-bin/media/get?media_id="+url.QueryEscape(media)+"&access_token="+token, nil, ""); status != 200 || !strings.HasPrefix(body, "\xff\xd8") {
 			t.Errorf("media/get by POST: %d %q", status, body)
 		}
+		// Where files come from, a refused token is healed too.
+		for _, errcode := range []int64{40001, 40014, 42001, 42006, 40001, 42001} {
+			s.WeChat.FailNext("/cgi-bin/media/get", wxsim.Fault{Errcode: errcode}) // as JSON or text/plain, in turn
+			if status, body := call(t, s.World, http.MethodGet, "/cgi-bin/media/get?media_id="+url.QueryEscape(media)+"&access_token="+token, nil, ""); status != 200 || !strings.HasPrefix(body, "\xff\xd8") {
+				t.Errorf("media/get after %d: %d %q", errcode, status, body)
+			}
+		}
 	})
 
 	// TestAppIDPrefix, TestAPIWays
