@@ -19,8 +19,12 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	if req.ContentLength != 0 && req.Body != nil && req.Body != http.NoBody {
 		call.body = newKeptBody(req.Body, req.ContentLength, a.RepeatBuffer)
 		if call.size < 0 {
-			if call.size = call.body.measure(); call.size == 0 {
+			call.size = call.body.measure()
+			switch {
+			case call.size == 0:
 				call.body = nil
+			case call.body.failed(): // known before WeChat gets the beginning
+				return a.refuse(w, req, refuse(http.StatusBadRequest, http.StatusBadRequest, "body", "the request's body broke off"))
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -65,6 +66,83 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+// TestTokenTable is WeChat's table of which token a path takes, row by row, with all that a row names, or one path of
+// each family that it names.
+func TestTokenTable(t *testing.T) {
+	t.Parallel()
+	account := apiPath{use: useAccount, param: paramAccess}
+	component, componentAccess := apiPath{use: useComponent, param: paramComponent}, apiPath{use: useComponent, param: paramAccess}
+	never := func(use tokenUse) apiPath { return apiPath{use: use, answer: answerNever} }
+	for _, row := range []struct {
+		name  string
+		want  apiPath
+		paths string
+	}{
+		{"1 the account's", account, "/cgi-bin/user/info /wxa/commit /wxaapi/newtmpl/gettemplate /datacube/getusersummary /customservice/getkflist /card/create " +
+			"/semantic/semproxy/search /channels/ec/basics/info/get /product/spu/get /shop/account/get_info /tcb/invokecloudfunction /bizwxa/x /merchant/get"},
+		{"2 the platform's", component, "/cgi-bin/component/api_create_preauthcode /cgi-bin/component/api_get_authorizer_option /cgi-bin/component/fastregisterweapp " +
+			"/cgi-bin/component/modify_wxa_server_domain /cgi-bin/component/modify_wxa_jump_domain /cgi-bin/component/get_domain_confirmfile"},
+		{"2 the platform's, with a token in the answer", never(useComponent),
+			"/cgi-bin/component/api_query_auth /cgi-bin/component/api_get_authorizer_list /cgi-bin/component/api_get_authorizer_info"},
+		{"3 the account's although the path says component", account,
+			"/cgi-bin/component/setprivacysetting /cgi-bin/component/getprivacysetting /cgi-bin/component/uploadprivacyextfile"},
+		{"4 templates", componentAccess, "/wxa/gettemplatedraftlist /wxa/gettemplatelist /wxa/addtotemplate /wxa/deletetemplate"},
+		{"5 registrations below wxa", componentAccess, "/wxa/component/fastregisterpersonalweapp /wxa/component/fastregisterbetaweapp"},
+		{"6 the platform's elsewhere", componentAccess, "/componenttcb/batchgetenvid /product/register/register_shop /wxa/security/applysetorderpathinfo"},
+		{"7 open accounts", account, "/cgi-bin/open/create /cgi-bin/open/bind /cgi-bin/open/unbind /cgi-bin/open/get /cgi-bin/open/have"},
+		{"8 reuse of an account, which gives out a code", never(useAccount), "/cgi-bin/account/fastregister"},
+		{"9 logins by a platform", apiPath{use: useComponent, param: paramComponent, singleUse: true}, "/sns/component/jscode2session /sns/oauth2/component/access_token"},
+		{"9 the renewal of such a login", component, "/sns/oauth2/component/refresh_token"},
+		{"10 the user's", apiPath{use: useUser, param: paramAccess}, "/sns/userinfo /sns/auth"},
+		{"11 none: a secret", apiPath{use: useLogin, singleUse: true}, "/sns/jscode2session /sns/oauth2/access_token"},
+		{"11 none: the user's refresh token", apiPath{use: useUser, param: paramRefresh}, "/sns/oauth2/refresh_token"},
+		{"11 none, and only the gateway may", never(useComponent), "/cgi-bin/component/api_start_push_ticket /cgi-bin/component/clear_quota/v2"},
+		{"11 none, and only the gateway may, for an account", never(useAccount), "/cgi-bin/clear_quota/v2"},
+		{"11 token", apiPath{use: useNone, answer: answerToken}, "/cgi-bin/token"},
+		{"11 stable_token", apiPath{use: useNone, answer: answerStableToken}, "/cgi-bin/stable_token"},
+		{"11 api_component_token", apiPath{use: useNone, answer: answerComponentToken}, "/cgi-bin/component/api_component_token"},
+		{"12 whose, the caller says", apiPath{use: useEither, param: paramAccess}, "/cgi-bin/clear_quota /cgi-bin/openapi/quota/get /cgi-bin/getcallbackip"},
+		{"12 whose, the caller says, and it shows others' calls", never(useEither), "/cgi-bin/openapi/rid/get"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			for path := range strings.FieldsSeq(row.paths) {
+				for _, spelling := range []string{path, strings.ToUpper(path)} {
+					if got := classify(spelling); got != row.want {
+						t.Errorf("%s: got %+v, want %+v", spelling, got, row.want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Where the path says component and the token is the account's, WeChat gets the account's, whoever may use the
+// platform's: an app with the account, the platform's panel, and an SDK.
+func TestAPIComponentPathAccountToken(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.authorize()
+	opaque := g.opaque(authorizerID, crmKey)
+	wechat.seen()
+	for _, path := range []string{"/cgi-bin/component/setprivacysetting", "/cgi-bin/component/getprivacysetting", "/cgi-bin/component/uploadprivacyextfile"} {
+		for name, call := range map[string]func() answer{
+			"app":   func() answer { return g.post("/"+authorizerID+path, "{}", bearer(crmKey)) },
+			"panel": func() answer { return g.post("/"+authorizerID+path, "{}", bearer(panelKey)) },
+			"SDK":   func() answer { return g.post(path+"?access_token="+opaque, "{}") },
+		} {
+			if a := call(); a.Status != http.StatusOK {
+				t.Errorf("%s, %s: got %d %s", path, name, a.Status, a.Body)
+			}
+			if got := wechat.one(t); got.Path != path || got.Query != "access_token=REALTOKEN-"+authorizerID+"-1" {
+				t.Errorf("%s, %s: WeChat got %s?%s", path, name, got.Path, got.Query)
+			}
+		}
+		if a := g.post("/"+platformID+path, "{}", bearer(panelKey)); a.code(t) != codeNeedAccount {
+			t.Errorf("%s for the platform itself: got %d %s", path, a.Status, a.Body)
+		}
+	}
+}
+
 // The ambiguous row of WeChat's table is decided by whom the caller names.
 func TestAPIEitherToken(t *testing.T) {
 	wechat := newFakeWeChat(t)
@@ -77,6 +155,16 @@ func TestAPIEitherToken(t *testing.T) {
 			if got := wechat.one(t); got.Query != "access_token=REALTOKEN-"+appid+"-1" {
 				t.Errorf("%s for %s: WeChat got %s", path, appid, got.Query)
 			}
+		}
+	}
+	// An SDK names it by the token that it has.
+	component := g.tokenOf(g.post("/cgi-bin/component/api_component_token",
+		`{"component_appid":"`+platformID+`","component_appsecret":"`+panelKey+`","component_verify_ticket":"t"}`), "component_access_token")
+	for appid, token := range map[string]string{accountID: g.opaque(accountID, crmKey), authorizerID: g.opaque(authorizerID, crmKey), platformID: component} {
+		wechat.seen()
+		g.post("/cgi-bin/clear_quota?access_token="+token, `{"appid":"`+appid+`"}`)
+		if got := wechat.one(t); got.Query != "access_token=REALTOKEN-"+appid+"-1" {
+			t.Errorf("an SDK of %s: WeChat got %s", appid, got.Query)
 		}
 	}
 }

@@ -58,6 +58,28 @@ func (c *Client) mayCall(path string) bool {
 	return slices.ContainsFunc(c.Paths, func(pattern string) bool { return matchPattern(pattern, path) })
 }
 
+// literalPathPattern refuses a pattern that matches no path in the one spelling in which paths are matched: who wrote
+// it meant to allow something.
+func literalPathPattern(pattern string) error {
+	if !strings.HasPrefix(pattern, "/") {
+		return fmt.Errorf("'%s' must begin with /", pattern)
+	}
+	example := strings.ReplaceAll(pattern, "*", "x")
+	appid, _ := appIDPrefix(pattern)
+	canonical, err := canonicalPath(example)
+	switch {
+	case err != nil:
+		return fmt.Errorf("'%s' matches nothing: %w", pattern, err)
+	case strings.HasSuffix(pattern, "/"):
+		return fmt.Errorf("'%s' matches nothing, since paths are matched without a / at their end: '%s*' is all below it", pattern, pattern)
+	case canonical != example:
+		return fmt.Errorf("'%s' matches nothing, since paths are matched with one / at their start", pattern)
+	case appid != "":
+		return fmt.Errorf("'%s' matches nothing, since paths are matched without the appid: list that in appids", pattern)
+	}
+	return nil
+}
+
 // matchPattern reports whether path is pattern, with each * in it standing for any text, slashes too.
 func matchPattern(pattern, path string) bool {
 	start, rest, found := strings.Cut(pattern, "*")

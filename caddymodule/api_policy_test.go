@@ -38,6 +38,45 @@ func TestMatchPattern(t *testing.T) {
 	}
 }
 
+// A pattern that can match nothing is refused, with what to write in its place.
+func TestLiteralPathPattern(t *testing.T) {
+	t.Parallel()
+	for _, pattern := range []string{"/*", "/**", "/cgi-bin/user/*", "/cgi-bin/user/info", "/*/get", "/a*b*c", "/wx*", "/wxa/*", "/*wx0123456789abcdef/x"} {
+		if err := literalPathPattern(pattern); err != nil {
+			t.Errorf("%s: %v", pattern, err)
+		}
+	}
+	for pattern, want := range map[string]string{
+		"": "must begin with /", "cgi-bin/*": "must begin with /", "*": "must begin with /", "/": "matches nothing", "/cgi-bin/user/": "'/cgi-bin/user/*' is all below it",
+		"//cgi-bin/*": "one / at their start", "/cgi-bin//x": "empty", "/cgi-bin/../x": "..", "/cgi-bin/%75ser": "percent-encoded", "/cgi-bin/x?a=*": "only letters",
+		"/wx0123456789abcdef/cgi-bin/*": "list that in appids",
+	} {
+		if err := literalPathPattern(pattern); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", pattern, err, want)
+		}
+	}
+}
+
+// However a path is spelt, it is matched in its one canonical spelling, or refused.
+func TestAPIPathsAreCanonical(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.opaque(accountID, shopKey)
+	wechat.seen()
+	for target, status := range map[string]int{
+		"/" + accountID + "/cgi-bin/user/info": 200, "//" + accountID + "//cgi-bin/user/info": 200, "/" + accountID + "/cgi-bin/user/info/": 200,
+		"/" + accountID + "/cgi-bin/menu/get": 403, "/" + accountID + "//cgi-bin/menu/get/": 403, "/" + accountID + "/CGI-BIN/USER/info": 403,
+		"/" + accountID + "/cgi-bin/user/../menu/get": 400, "/" + accountID + "/cgi-bin/user/%2e%2e/menu/get": 400, "/" + accountID + "/cgi-bin/user%2f..%2fmenu/get": 400,
+		"/" + accountID + "/cgi-bin/user//../menu/get": 400, "/" + accountID + "/cgi-bin/user/;/menu": 400,
+	} {
+		a := g.get(target, bearer(shopKey))
+		calls := wechat.seen()
+		if a.Status != status || (len(calls) == 1) != (status == 200) || status == 200 && calls[0].Path != "/cgi-bin/user/info" {
+			t.Errorf("%s: got %d %s, WeChat %+v; want %d", target, a.Status, a.Body, calls, status)
+		}
+	}
+}
+
 func TestClientKeys(t *testing.T) {
 	t.Parallel()
 	a := &Client{Name: "a", keys: []secret.String{secret.New("k1"), secret.New("k2")}}

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -151,6 +152,30 @@ func TestAPIExpectContinue(t *testing.T) {
 	fmt.Fprintf(conn, "POST /%s/cgi-bin/media/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n", accountID)
 	if res, err := http.ReadResponse(r, nil); err != nil || res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("got %v, %v; want 401 without 100 Continue", res, err)
+	}
+}
+
+// WeChat does not even get the beginning of a body in chunks that breaks off before it grows too large to be kept.
+func TestAPIChunksBreakOff(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	var begun atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/cgi-bin/x" {
+			begun.Add(1)
+		}
+		wechat.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	g := newGateway(t, wechat, gatewayConfig(server.URL), "")
+	g.opaque(accountID, crmKey)
+	for name, chunks := range map[string]string{"no chunk": "x\r\n", "a size beyond counting": "FFFFFFFFFFFFFFFFF\r\n", "a chunk that does not end": "2\r\n{}XX0\r\n\r\n", "more than its size": "1\r\n{}\r\n0\r\n\r\n"} {
+		status, body := g.raw(t, fmt.Sprintf("POST /%s/cgi-bin/x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n%s", accountID, crmKey, chunks))
+		if status != http.StatusBadRequest || !strings.Contains(body, "broke off") {
+			t.Errorf("%s: got %d %s", name, status, body)
+		}
+	}
+	if n := begun.Load(); n != 0 {
+		t.Errorf("WeChat was sent the beginning of %d calls", n)
 	}
 }
 

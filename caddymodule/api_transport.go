@@ -165,6 +165,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, token secret.String) (res *http.Response, refused bool, err error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	res, err = t.HTTPTransport.RoundTrip(call.request(ctx, req.Method, origin, token))
+	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
+		t.countToday(call) // without an answer too: WeChat may have counted it
+	}
 	if err != nil {
 		cancel()
 		return nil, false, err

@@ -75,6 +75,10 @@ func TestAPIBackupOrigin(t *testing.T) {
 	dead := httptest.NewServer(http.NotFoundHandler())
 	dead.Close()
 	g := newGateway(t, wechat, gatewayConfig(dead.URL, wechat.URL), "")
+	upstreams := g.api.proxy.(*reverseproxy.Handler).Upstreams
+	if !upstreams[0].Healthy() || !upstreams[1].Healthy() {
+		t.Error("an origin is passed over before the first call")
+	}
 	for _, body := range []io.Reader{strings.NewReader("whole body"), onlyReader{strings.NewReader("whole body")}} {
 		if a := g.do(http.MethodPost, "/"+accountID+"/cgi-bin/x", body, bearer(crmKey)); a.Status != http.StatusOK {
 			t.Errorf("got %d %s", a.Status, a.Body)
@@ -82,6 +86,9 @@ func TestAPIBackupOrigin(t *testing.T) {
 		if got := wechat.one(t); got.Body != "whole body" || got.Host != wechat.Listener.Addr().String() {
 			t.Errorf("WeChat got %+v", got)
 		}
+	}
+	if upstreams[0].Healthy() || !upstreams[1].Healthy() {
+		t.Error("Caddy does not pass the dead origin over, or passes the other one over")
 	}
 }
 

@@ -1,8 +1,6 @@
 package caddymodule
 
 import (
-	"fmt"
-
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -186,12 +184,7 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 				return literalAppID(s)
 			})
 		case "paths":
-			err = list(d, &c.Paths, adding, func(s string) error {
-				if s[0] != '/' {
-					return fmt.Errorf("'%s' must begin with /", s)
-				}
-				return nil
-			})
+			err = list(d, &c.Paths, adding, literalPathPattern)
 		default:
 			err = d.Errf("unknown subdirective '%s' of client: want key, key_sha256, appids or paths", d.Val())
 		}

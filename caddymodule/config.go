@@ -352,8 +352,8 @@ func (c *Client) provision(r resolver) error {
 		}
 	}
 	for _, p := range c.Paths {
-		if !strings.HasPrefix(p, "/") {
-			return fmt.Errorf("paths: '%s' must begin with /", p)
+		if err := literalPathPattern(p); err != nil {
+			return fmt.Errorf("paths: %w", err)
 		}
 	}
 	return nil

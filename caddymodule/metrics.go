@@ -23,6 +23,7 @@ type metrics struct {
 	apiRequests     *prometheus.CounterVec
 	apiRetries      *prometheus.CounterVec
 	apiErrors       *prometheus.CounterVec
+	apiToday        *dailyCalls
 	oauth           *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
@@ -55,6 +56,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 		apiRequests:   counter("api_requests_total", "API calls by apps, by client and result.", "client", "result"),
 		apiRetries:    counter("api_credential_retries_total", "API calls repeated with a renewed credential, by kind.", "kind"),
 		apiErrors:     counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
+		apiToday:      newDailyCalls(),
 		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
 		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
@@ -64,7 +66,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
-		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping,
+		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
 	}
 }
 

@@ -38,7 +38,8 @@ const (
 	// opaqueGenerations of keys are kept: the newest makes tokens, all open them.
 	opaqueGenerations = 2
 	// opaqueReload is how often at most a key that is not known here makes this node look into the store: another node
-	// may have made one, but callers must not be able to read the store, or wait for one that fails, at will.
+	// may have made one, but callers must not be able to read the store, or wait for one that fails, at will. Who comes
+	// too soon after the last look waits for the next one: the key may have been made in between.
 	opaqueReload = time.Second
 	// opaqueLockWait bounds the wait for another node that is making a key, and opaqueTimeout all of the making.
 	opaqueLockWait = 5 * time.Second
@@ -186,11 +187,32 @@ func (k *opaqueKeys) failedLately() error {
 	return nil
 }
 
-// loadedLately reports whether the store was read too short a while ago to read it again.
-func (k *opaqueKeys) loadedLately() bool {
+// awaitReload waits until the store may be read again. The error is ctx's.
+func (k *opaqueKeys) awaitReload(ctx context.Context) error {
+	k.mu.Lock()
+	wait := opaqueReload - time.Since(k.loaded)
+	if k.loaded.IsZero() {
+		wait = 0
+	}
+	k.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// loadedSince reports whether the store has been read since then.
+func (k *opaqueKeys) loadedSince(then time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.loaded.IsZero() && time.Since(k.loaded) < opaqueReload
+	return k.loaded.After(then)
 }
 
 // note remembers how the store answered.
@@ -269,13 +291,23 @@ func (m *Manager) openingKey(ctx context.Context, id [opaqueKeyID]byte) (opaqueK
 	if err != nil {
 		return opaqueKey{}, err
 	}
+	asked := time.Now()
 	if key, ok := m.opaque.find(id); ok {
 		return key, nil
 	}
 	if failure := m.opaque.failedLately(); failure != nil {
 		return opaqueKey{}, failure
 	}
-	if m.opaque.loadedLately() {
+	if err := m.opaque.awaitReload(ctx); err != nil {
+		return opaqueKey{}, err
+	}
+	if key, ok := m.opaque.find(id); ok {
+		return key, nil
+	}
+	if failure := m.opaque.failedLately(); failure != nil { // of somebody's look meanwhile
+		return opaqueKey{}, failure
+	}
+	if m.opaque.loadedSince(asked) {
 		return opaqueKey{}, ErrOpaqueUnknown
 	}
 	_, err = share(ctx, m, env.flightName("opaque", "load"), loadTimeout, func(ctx context.Context) (opaqueRecord, error) {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,13 +127,17 @@ func TestOpaqueRefusesWhatItDidNotMake(t *testing.T) {
 		}
 	}
 	raw, _ := base64.RawURLEncoding.DecodeString(token)
+	var wg sync.WaitGroup
 	for i := range raw {
-		altered := bytes.Clone(raw)
-		altered[i] ^= 1
-		if _, err := m.OpenOpaque(t.Context(), base64.RawURLEncoding.EncodeToString(altered)); !errors.Is(err, ErrOpaqueUnknown) {
-			t.Fatalf("byte %d altered: got %v, want ErrOpaqueUnknown", i, err)
-		}
+		wg.Go(func() { // the bytes that name the key take a look into the store each
+			altered := bytes.Clone(raw)
+			altered[i] ^= 1
+			if _, err := m.OpenOpaque(t.Context(), base64.RawURLEncoding.EncodeToString(altered)); !errors.Is(err, ErrOpaqueUnknown) {
+				t.Errorf("byte %d altered: got %v, want ErrOpaqueUnknown", i, err)
+			}
+		})
 	}
+	wg.Wait()
 }
 
 func TestOpaqueAnyNames(t *testing.T) {
@@ -239,16 +244,78 @@ func TestOpaqueKeysRotate(t *testing.T) {
 		t.Errorf("%d generations are kept (%v), want %d", len(kept.Keys), err, opaqueGenerations)
 	}
 
-	// The node that knows only the old key learns of the new one from a token, but asks at most once a second.
-	if _, err := before.OpenOpaque(t.Context(), newer); !errors.Is(err, ErrOpaqueUnknown) {
-		t.Errorf("asked the store again at once: %v", err)
-	}
-	before.opaque.mu.Lock()
-	before.opaque.loaded = before.opaque.loaded.Add(-opaqueReload)
-	before.opaque.mu.Unlock()
+	// The node that knows only the old key learns of the new one from a token.
 	if _, err := before.OpenOpaque(t.Context(), newer); err != nil {
 		t.Errorf("the other node's new token: %v", err)
 	}
+}
+
+// A token is good on every node from the moment it is given out, also where the store was just read in vain: there the
+// next look is waited for. However many ask, the store is read once a second.
+func TestOpaqueNewKeyAtOnceOnEveryNode(t *testing.T) {
+	t.Parallel()
+	store := &loadCounter{MemStore: NewMemStore()}
+	elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims()) // of a store that is gone
+	node := opaqueNode(t, store, nil)
+	if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+		t.Fatalf("got %v, want ErrOpaqueUnknown", err)
+	}
+	token := mustIssue(t, opaqueNode(t, store, nil), opaqueClaims())
+	store.loads.Store(0)
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			if _, err := node.OpenOpaque(t.Context(), token); err != nil {
+				t.Errorf("a token just given out by another node: %v", err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+				t.Errorf("got %v, want ErrOpaqueUnknown", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := store.loads.Load(); n > 3 {
+		t.Errorf("the store was read %d times", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := node.OpenOpaque(ctx, elsewhere); !errors.Is(err, context.Canceled) {
+		t.Errorf("who leaves is kept waiting: %v", err)
+	}
+}
+
+// Who waits for the next look into a store that then fails is not told that the token is none of ours.
+func TestOpaqueStoreFailsMeanwhile(t *testing.T) {
+	t.Parallel()
+	store := &brokenStore{MemStore: NewMemStore()}
+	elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims())
+	node := opaqueNode(t, store, nil)
+	if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+		t.Fatalf("got %v, want ErrOpaqueUnknown", err)
+	}
+	store.load = true
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrStore) {
+				t.Errorf("got %v, want ErrStore", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// loadCounter counts reads.
+type loadCounter struct {
+	*MemStore
+	loads atomic.Int64
+}
+
+func (s *loadCounter) Load(ctx context.Context, name string) ([]byte, error) {
+	s.loads.Add(1)
+	return s.MemStore.Load(ctx, name)
 }
 
 func TestOpaqueOneKeyForAllNodes(t *testing.T) {

@@ -272,7 +272,10 @@ type codeFlow struct {
 	templates []int // of a platform
 	committed bool
 	audits    int
-	released  bool
+
+	version  string   // that was committed
+	versions []string // released, the one online last
+	reverted bool     // the version online is one that was gone back to
 }
 
 func (c *call) flow() *codeFlow {
@@ -307,15 +310,28 @@ func (c *call) addToTemplate() answer {
 	return c.done()
 }
 
+func (c *call) deleteTemplate() answer {
+	f := c.flow()
+	i := slices.IndexFunc(f.templates, func(id int) bool { return strconv.Itoa(id) == c.text("template_id") })
+	if i < 0 {
+		return c.fail(85064)
+	}
+	f.templates = slices.Delete(f.templates, i, i+1)
+	return c.done()
+}
+
+// commit takes a template of the platform whose token the call has.
 func (c *call) commit() answer {
-	if c.text("template_id") == "" {
+	library := c.s.wxa[c.cred.platform]
+	if id, err := strconv.Atoi(c.text("template_id")); err != nil || library == nil || !slices.Contains(library.templates, id) {
 		return c.fail(85014)
 	}
 	var ext map[string]any
 	if json.Unmarshal([]byte(c.text("ext_json")), &ext) != nil {
 		return c.fail(85013)
 	}
-	c.flow().committed = true
+	f := c.flow()
+	f.committed, f.version = true, c.text("user_version")
 	return c.done()
 }
 
@@ -341,6 +357,42 @@ func (c *call) release() answer {
 	if f.audits == 0 {
 		return c.fail(85019)
 	}
-	f.released, f.committed, f.audits = true, false, 0
+	f.versions, f.reverted, f.committed, f.audits = append(f.versions, f.version), false, false, 0
 	return c.done()
+}
+
+// revert goes back to the version before. Each call goes back, so no program may repeat one.
+func (c *call) revert() answer {
+	f := c.flow()
+	if c.query.Get("action") == "get_history_version" {
+		list := []any{}
+		for i := len(f.versions) - 2; i >= 0; i-- {
+			list = append(list, map[string]any{"app_version": i + 1, "user_version": f.versions[i], "commit_time": 1488965944})
+		}
+		return c.ok(map[string]any{"errcode": 0, "errmsg": "ok", "version_list": list})
+	}
+	if len(f.versions) < 2 || f.reverted {
+		return c.fail(87012)
+	}
+	f.versions, f.reverted = f.versions[:len(f.versions)-1], true
+	return c.done()
+}
+
+// undoAudit takes a version back that is being audited.
+func (c *call) undoAudit() answer {
+	f := c.flow()
+	if f.audits == 0 {
+		return c.fail(85019)
+	}
+	f.audits = 0
+	return c.done()
+}
+
+// versionInfo says which version is online.
+func (c *call) versionInfo() answer {
+	info := map[string]any{"errcode": 0, "errmsg": "ok"}
+	if f := c.flow(); len(f.versions) > 0 {
+		info["release_info"] = map[string]any{"release_version": f.versions[len(f.versions)-1], "release_desc": "", "release_time": 1488965944}
+	}
+	return c.ok(info)
 }

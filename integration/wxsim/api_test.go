@@ -111,6 +111,29 @@ func TestCodeFlow(t *testing.T) {
 	wantCode(t, c.post("/wxa/get_auditstatus", auth, map[string]any{"auditid": 1}), 0)
 	wantCode(t, c.post("/wxa/release", auth, nil), 44002)
 	wantCode(t, c.post("/wxa/release", auth, map[string]any{}), 0)
+
+	// Back again: not from the first version, and only once.
+	wantCode(t, c.get("/wxa/revertcoderelease", auth), 87012)
+	wantCode(t, c.post("/wxa/commit", auth, map[string]any{"template_id": 2, "ext_json": "{}"}), 85014)
+	wantCode(t, c.post("/wxa/commit", auth, map[string]any{"template_id": 1, "ext_json": "{}", "user_version": "2"}), 0)
+	wantCode(t, c.get("/wxa/undocodeaudit", auth), 85019)
+	wantCode(t, c.post("/wxa/submit_audit", auth, map[string]any{}), 0)
+	wantCode(t, c.get("/wxa/undocodeaudit", auth), 0)
+	wantCode(t, c.post("/wxa/submit_audit", auth, map[string]any{}), 0)
+	wantCode(t, c.post("/wxa/release", auth, map[string]any{}), 0)
+	if r := c.post("/wxa/getversioninfo", auth, map[string]any{}); !bytes.Contains(r.body, []byte(`"release_version":"2"`)) {
+		t.Errorf("version online: %s", r.body)
+	}
+	if r := c.get("/wxa/revertcoderelease", auth+"&action=get_history_version"); !bytes.Contains(r.body, []byte(`"app_version":1`)) {
+		t.Errorf("versions: %s", r.body)
+	}
+	wantCode(t, c.get("/wxa/revertcoderelease", auth), 0)
+	wantCode(t, c.get("/wxa/revertcoderelease", auth), 87012)
+	if r := c.post("/wxa/getversioninfo", auth, map[string]any{}); bytes.Contains(r.body, []byte(`"release_version":"2"`)) {
+		t.Errorf("version online after going back: %s", r.body)
+	}
+	wantCode(t, c.post("/wxa/deletetemplate", comp, map[string]any{"template_id": 1}), 0)
+	wantCode(t, c.post("/wxa/deletetemplate", comp, map[string]any{"template_id": 1}), 85064)
 }
 
 func TestQuotas(t *testing.T) {

@@ -59,5 +59,6 @@ var errmsgs = map[int64]string{
 	85064: "template not found",
 	85019: "no version is under auditing",
 	85020: "status not allowed",
+	87012: "forbid to revert this version release",
 	85086: "must commit before submit audit",
 }

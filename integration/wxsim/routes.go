@@ -86,6 +86,10 @@ func apiRoutes() map[string]route {
 		"/wxa/submit_audit":         writes((*call).submitAudit),
 		"/wxa/get_auditstatus":      writes((*call).auditStatus),
 		"/wxa/release":              writes((*call).release),
+		"/wxa/deletetemplate":       component((*call).deleteTemplate),
+		"/wxa/undocodeaudit":        reads((*call).undoAudit),
+		"/wxa/revertcoderelease":    reads((*call).revert),
+		"/wxa/getversioninfo":       writes((*call).versionInfo),
 
 		"/sns/jscode2session":                 login(needNone, (*call).plainLogin),
 		"/sns/component/jscode2session":       login(needComponent, (*call).componentLogin),
