@@ -109,7 +109,7 @@ func TestConnectionsAreReused(t *testing.T) {
 		proto   string
 		workers int
 		most    int64 // connections: of the calls, and one or two of the gateway's own for tokens
-	}{{false, "HTTP/1.1", 8, 8 + 2}, {true, "HTTP/2.0", 32, 1 + 2}} {
+	}{{false, "HTTP/1.1", 8, 2*8 + 2}, {true, "HTTP/2.0", 32, 1 + 2}} {
 		t.Run(tt.proto, func(t *testing.T) {
 			var f *front
 			w := newWorld(t, func(w *integration.World) {
@@ -134,6 +134,7 @@ func TestConnectionsAreReused(t *testing.T) {
 			}
 			wg.Wait()
 			n := f.conns.Load()
+			// By HTTP/1.1 net/http may dial for a call which then takes a connection that another has done with.
 			t.Logf("%d calls, %d at a time: %d connections by %v", tt.workers*40+1, tt.workers, n, f.spoken())
 			if got := f.spoken(); n > tt.most || len(got) != 1 || got[0] != tt.proto {
 				t.Errorf("%d connections by %v, want at most %d by %s", n, got, tt.most, tt.proto)
