@@ -74,7 +74,7 @@ func TestAPIUserTokenOnce(t *testing.T) {
 	for query, want := range map[string]string{
 		"openid=o1&access_token=U%2B1&lang=zh_CN":                                             "openid=o1&access_token=U%2B1&lang=zh_CN",
 		"access_token=U&openid=o1&access_token=U":                                             "access_token=U&openid=o1",
-		"access_token=U&Access_Token=U&secret=" + crmKey + "&appsecret=" + crmKey + "&b=%7e&": "access_token=U&b=%7e",
+		"access_token=U&Access_Token=U&secret=" + crmKey + "&appsecret=" + crmKey + "&b=%7e&": "access_token=U&b=%7e&",
 	} {
 		if a := g.get("/sns/userinfo?" + query); a.Status != http.StatusOK {
 			t.Errorf("%s: got %d %s", query, a.Status, a.Body)

@@ -19,9 +19,23 @@ var secretParams = []string{paramSecret, "appsecret", "component_appsecret"}
 // apiQuery is a caller's query without its credentials, in two parts: a token goes back in where the first one stood.
 // The rest is kept byte for byte, in its order: WeChat has readers that differ in what they decode.
 type apiQuery struct {
-	before, after string
+	before, after queryPart
 	credentials   []string // decoded values, in the order in which they came
 	rawCredential string   // the first one as it came
+}
+
+// queryPart is a run of segments, the empty ones between two & included.
+type queryPart struct {
+	text     string
+	segments int
+}
+
+func (p *queryPart) add(b *strings.Builder, segment string) {
+	if p.segments > 0 {
+		b.WriteByte('&')
+	}
+	b.WriteString(segment)
+	p.segments++
 }
 
 // queryParam is a parameter that the gateway adds. Names and values need no escaping: they are WeChat's tokens,
@@ -43,8 +57,11 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 	if !isQueryText(raw) {
 		return q, errAPIQueryByte
 	}
+	if raw == "" {
+		return q, nil
+	}
 	var before, after strings.Builder
-	into := &before
+	part, into := &q.before, &before
 	for segment := range strings.SplitSeq(raw, "&") {
 		name, value, _ := strings.Cut(segment, "=")
 		switch {
@@ -53,18 +70,15 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 				q.rawCredential = value
 			}
 			q.credentials = append(q.credentials, queryUnescape(value))
-			into = &after
+			part, into = &q.after, &after
 		case isParam(name, secretParams...), isParam(name, alsoDrop...):
 		case hidesCredential(segment, alsoDrop):
 			return apiQuery{}, errAPIQuery
-		case segment != "":
-			if into.Len() > 0 {
-				into.WriteByte('&')
-			}
-			into.WriteString(segment)
+		default:
+			part.add(into, segment)
 		}
 	}
-	q.before, q.after = before.String(), after.String()
+	q.before.text, q.after.text = before.String(), after.String()
 	return q, nil
 }
 
@@ -128,25 +142,25 @@ func queryUnescape(s string) string {
 
 // with returns the query with the gateway's parameters in it.
 func (q apiQuery) with(params []queryParam) string {
-	n := len(q.before) + len(q.after) + 2
+	n := len(q.before.text) + len(q.after.text) + 2
 	for _, p := range params {
 		n += len(p.name) + len(p.value.Reveal()) + 2
 	}
 	var b strings.Builder
 	b.Grow(n)
-	b.WriteString(q.before)
-	for _, p := range params {
-		if b.Len() > 0 {
+	b.WriteString(q.before.text)
+	for i, p := range params {
+		if i > 0 || q.before.segments > 0 {
 			b.WriteByte('&')
 		}
 		b.WriteString(p.name)
 		b.WriteByte('=')
 		b.WriteString(p.value.Reveal())
 	}
-	if b.Len() > 0 && q.after != "" {
+	if q.after.segments > 0 && (q.before.segments > 0 || len(params) > 0) {
 		b.WriteByte('&')
 	}
-	b.WriteString(q.after)
+	b.WriteString(q.after.text)
 	return b.String()
 }
 

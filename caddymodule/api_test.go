@@ -55,7 +55,7 @@ func TestAPIWays(t *testing.T) {
 		{"roots that begin like an appid", "/wxa/getwxacode", []string{bearer(crmKey), "X-Wechat-Appid: " + accountID},
 			"/wxa/getwxacode", "access_token=REALTOKEN-" + accountID + "-1"},
 		{"query kept byte for byte", "/" + accountID + "/cgi-bin/x?b=%7e~%E4%BD%A0&a=1+2&&c&=d&b=2", []string{bearer(crmKey)},
-			"/cgi-bin/x", "b=%7e~%E4%BD%A0&a=1+2&c&=d&b=2&access_token=REALTOKEN-" + accountID + "-1"},
+			"/cgi-bin/x", "b=%7e~%E4%BD%A0&a=1+2&&c&=d&b=2&access_token=REALTOKEN-" + accountID + "-1"},
 	} {
 		a := g.get(c.target, c.headers...)
 		if a.Status != http.StatusOK || a.Body != `{"errcode":0,"errmsg":"ok"}` {
