@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"strings"
+
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -11,8 +13,11 @@ import (
 // looked through for a request id and an address, and nothing else of it is logged.
 func (t *Transport) explain(call *apiCall, code int64, answer []byte) {
 	key := call.key
-	if key.Kind == "" { // the call went with the account's secret
+	switch {
+	case key.Kind == "": // the call went with the account's secret
 		key = tokens.AccountKey(call.appid)
+	case key.Kind == tokens.KindComponent && call.appid != key.Platform && strings.HasPrefix(call.path, "/sns/"):
+		key = tokens.AuthorizerKey(key.Platform, call.appid) // a login is the account's, whoever's token exchanges the code
 	}
 	if known, _ := tokens.Explain(code); !known.Reported() { // before the answer is copied
 		return

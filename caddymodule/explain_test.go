@@ -83,6 +83,24 @@ func TestAPIExplainsRefusals(t *testing.T) {
 	}
 }
 
+// A login code is exchanged with the platform's token, but the right to it is the account's.
+func TestAPIExplainsLoginsOfAuthorizers(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.authorize()
+	core, logs := observer.New(zapcore.DebugLevel)
+	g.transport().logger = zap.New(core)
+	got := explained(t, g, wechat, logs, authorizerID, "/sns/oauth2/access_token?code=c1", `{"errcode":48001,"errmsg":"api unauthorized"}`)
+	if len(got) != 1 {
+		t.Fatalf("%d log lines, want 1: %v", len(got), got)
+	}
+	fields := got[0].ContextMap()
+	if set := fmt.Sprint(fields["permission_set"]); fields["appid"] != authorizerID || !strings.HasPrefix(set, "4 (") || fields["granted"] != "no" {
+		t.Errorf("logged %v", fields)
+	}
+	g.noSecretsLogged()
+}
+
 // What is between the app and WeChat is nobody else's business.
 func TestAPIDoesNotExplainTheAppsOwn(t *testing.T) {
 	wechat := newFakeWeChat(t)

@@ -133,7 +133,7 @@ func TestPermissionSetsFor(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string][]int{
 		"/wxa/commit": {18}, "/WXA/Commit": {18}, "/wxa/commit/x": nil, "/wxa/img_sec_check": nil, "/cgi-bin/menu/create": {15},
-		"/cgi-bin/message/mass/send": {7}, "/cgi-bin/message/custom/send": {1, 19}, "/cgi-bin/menus": nil, "/cgi-bin/menu/": {15},
+		"/cgi-bin/message/mass/send": {7}, "/sns/component/jscode2session": {20}, "/cgi-bin/message/custom/send": {1, 19}, "/cgi-bin/menus": nil, "/cgi-bin/menu/": {15},
 		"/customservice/kfaccount/add": {6}, "/cgi-bin/user/info/batchget": {2}, "/cgi-bin/x": nil, "/": nil, "": nil,
 	} {
 		if got := PermissionSetsFor(path); !slices.Equal(got, want) {

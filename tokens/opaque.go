@@ -79,7 +79,7 @@ type opaqueKeys struct {
 	known atomic.Pointer[[]opaqueKey] // newest first
 
 	mu      sync.Mutex
-	loaded  time.Time // when the store was last asked
+	loaded  time.Time // when the store was last asked, and answered
 	failed  time.Time // when it last failed to give a key, or to keep one
 	failure error     // of that time; nil: it has not failed since
 }
@@ -208,22 +208,21 @@ func (k *opaqueKeys) awaitReload(ctx context.Context) error {
 	}
 }
 
-// loadedSince reports whether the store has been read since then.
+// loadedSince reports whether the store has been read since then, from the beginning.
 func (k *opaqueKeys) loadedSince(then time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.loaded.After(then)
 }
 
-// note remembers how the store answered.
-func (k *opaqueKeys) note(loaded bool, err error) {
+// note remembers how the store answered. Loaded is when it was asked for the keys; zero: it was not.
+func (k *opaqueKeys) note(loaded time.Time, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := time.Now()
-	if loaded {
-		k.loaded = now
+	if loaded.After(k.loaded) {
+		k.loaded = loaded
 	}
-	k.failed, k.failure = now, err
+	k.failed, k.failure = time.Now(), err
 }
 
 // fresh reports whether the newest key may make tokens.
@@ -243,7 +242,7 @@ func (k *opaqueKeys) newest() (opaqueKey, bool) {
 // time.
 func (m *Manager) renewOpaqueKeys(ctx context.Context, env *Environment) (opaqueKey, error) {
 	err := m.makeOpaqueKey(ctx, env)
-	m.opaque.note(false, err)
+	m.opaque.note(time.Time{}, err)
 	key, ok := m.opaque.newest()
 	if ok && err != nil {
 		env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
@@ -292,34 +291,33 @@ func (m *Manager) openingKey(ctx context.Context, id [opaqueKeyID]byte) (opaqueK
 		return opaqueKey{}, err
 	}
 	asked := time.Now()
-	if key, ok := m.opaque.find(id); ok {
-		return key, nil
+	for {
+		if key, ok := m.opaque.find(id); ok {
+			return key, nil
+		}
+		if failure := m.opaque.failedLately(); failure != nil { // be it of somebody's look meanwhile
+			return opaqueKey{}, failure
+		}
+		if m.opaque.loadedSince(asked) {
+			return opaqueKey{}, ErrOpaqueUnknown
+		}
+		if err := m.opaque.awaitReload(ctx); err != nil {
+			return opaqueKey{}, err
+		}
+		if m.opaque.loadedSince(asked) {
+			continue
+		}
+		// A look that is under way may have begun before the key was made: then there is another one.
+		_, err = share(ctx, m, env.flightName("opaque", "load"), loadTimeout, func(ctx context.Context) (opaqueRecord, error) {
+			return m.loadOpaqueKeys(ctx, env)
+		})
+		if key, ok := m.opaque.find(id); ok {
+			return key, nil
+		}
+		if err != nil {
+			return opaqueKey{}, err
+		}
 	}
-	if failure := m.opaque.failedLately(); failure != nil {
-		return opaqueKey{}, failure
-	}
-	if err := m.opaque.awaitReload(ctx); err != nil {
-		return opaqueKey{}, err
-	}
-	if key, ok := m.opaque.find(id); ok {
-		return key, nil
-	}
-	if failure := m.opaque.failedLately(); failure != nil { // of somebody's look meanwhile
-		return opaqueKey{}, failure
-	}
-	if m.opaque.loadedSince(asked) {
-		return opaqueKey{}, ErrOpaqueUnknown
-	}
-	_, err = share(ctx, m, env.flightName("opaque", "load"), loadTimeout, func(ctx context.Context) (opaqueRecord, error) {
-		return m.loadOpaqueKeys(ctx, env)
-	})
-	if key, ok := m.opaque.find(id); ok {
-		return key, nil
-	}
-	if err != nil {
-		return opaqueKey{}, err
-	}
-	return opaqueKey{}, ErrOpaqueUnknown
 }
 
 func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
@@ -338,6 +336,7 @@ func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
 // loadOpaqueKeys reads the keys from the store; none is no error. Keys that are not sealed although there is a seal key
 // count as none: whoever can write to the store could have put them there, to make tokens of their own.
 func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
+	asked := time.Now()
 	err = m.loadRecord(ctx, env, opaqueName, &kept)
 	switch {
 	case errors.Is(err, errUnsealed):
@@ -349,7 +348,7 @@ func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept op
 	case err == nil:
 		err = m.opaque.take(kept)
 	}
-	m.opaque.note(true, err)
+	m.opaque.note(asked, err)
 	return kept, err
 }
 

@@ -307,6 +307,46 @@ func TestOpaqueStoreFailsMeanwhile(t *testing.T) {
 	wg.Wait()
 }
 
+// A look into the store that began before a key was made says nothing about the tokens of that key, however late it ends.
+func TestOpaqueLookBegunBeforeTheKey(t *testing.T) {
+	t.Parallel()
+	store := &heldLoads{MemStore: NewMemStore(), began: make(chan struct{}), release: make(chan struct{})}
+	elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims()) // of a store that is gone
+	node := opaqueNode(t, store, nil)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+			t.Errorf("got %v, want ErrOpaqueUnknown", err)
+		}
+	})
+	<-store.began
+	token := mustIssue(t, opaqueNode(t, store.MemStore, nil), opaqueClaims())
+	wg.Go(func() {
+		if _, err := node.OpenOpaque(t.Context(), token); err != nil {
+			t.Errorf("a token given out while the store was read: %v", err)
+		}
+	})
+	time.Sleep(50 * time.Millisecond) // it waits for that look
+	close(store.release)
+	wg.Wait()
+}
+
+// heldLoads holds the answer to the first read back.
+type heldLoads struct {
+	*MemStore
+	once           sync.Once
+	began, release chan struct{}
+}
+
+func (s *heldLoads) Load(ctx context.Context, name string) ([]byte, error) {
+	value, err := s.MemStore.Load(ctx, name)
+	s.once.Do(func() {
+		close(s.began)
+		<-s.release
+	})
+	return value, err
+}
+
 // loadCounter counts reads.
 type loadCounter struct {
 	*MemStore

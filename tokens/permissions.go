@@ -113,6 +113,7 @@ var pathPermissions = func() map[string][]int {
 		"/cgi-bin/qrcode/":                       {3},
 		"/cgi-bin/ticket/":                       {4},
 		"/sns/oauth2/component/":                 {4},
+		"/sns/component/jscode2session":          {20},
 		"/customservice/":                        {6},
 		"/cgi-bin/material/":                     {11},
 		"/cgi-bin/menu/":                         {15},
