@@ -6,6 +6,7 @@ package caddymodule
 import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 )
 
 // All registration is here, in one init: the order of directives is the order of these lines.
@@ -20,6 +21,8 @@ func init() {
 	caddy.RegisterModule(new(Transport))
 	caddy.RegisterModule(new(OAuth))
 	caddy.RegisterModule(new(Admin))
+
+	caddycmd.RegisterCommand(wechatCommand())
 
 	httpcaddyfile.RegisterGlobalOption("wechat", parseApp)
 	httpcaddyfile.RegisterDirective("wechat_verify", parseVerify)

@@ -1,0 +1,79 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// wechatCommand is `caddy wechat`.
+func wechatCommand() caddycmd.Command {
+	return caddycmd.Command{
+		Name: "wechat", Usage: "<command>", Short: "Commands of the WeChat gateway",
+		CobraFunc: func(cmd *cobra.Command) { cmd.AddCommand(explainCommand()) },
+	}
+}
+
+// explainCommand is `caddy wechat explain`.
+func explainCommand() *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use: "explain <errcode>...", Short: "Says what errcodes of WeChat's mean and what to do about them", Args: cobra.MinimumNArgs(1),
+		Long:    "Says, in English and Chinese, what errcodes of WeChat's mean and what to do about them. The exit code is 1 if one is not known.",
+		Example: "caddy wechat explain 61004 40164",
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each code, one a line")
+	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
+		if err := explain(cmd.OutOrStdout(), fl.Args(), asJSON); err != nil {
+			return caddy.ExitCodeFailedStartup, err
+		}
+		return caddy.ExitCodeSuccess, nil
+	})
+	return cmd
+}
+
+// explain prints what is known of each code.
+func explain(w io.Writer, codes []string, asJSON bool) error {
+	var unknown []string
+	for _, text := range codes {
+		code, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("'%s' is not an errcode: write a number such as 61004", text)
+		}
+		e, known := tokens.Explain(code)
+		if !known {
+			unknown = append(unknown, text)
+		}
+		if !asJSON {
+			_, _ = fmt.Fprintf(w, "%d  (%s)\n  %s\n  %s\n  remedy: %s\n  处理: %s\n", e.Code, e.Class, e.Meaning.EN, e.Meaning.ZH, e.Remedy.EN, e.Remedy.ZH)
+			continue
+		}
+		type text struct {
+			EN string `json:"en"`
+			ZH string `json:"zh"`
+		}
+		line, err := json.Marshal(struct {
+			Code    int64        `json:"errcode"`
+			Known   bool         `json:"known"`
+			Class   tokens.Class `json:"class"`
+			Meaning text         `json:"meaning"`
+			Remedy  text         `json:"remedy"`
+		}{e.Code, known, e.Class, text(e.Meaning), text(e.Remedy)})
+		if err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(w, "%s\n", line)
+	}
+	if len(unknown) > 0 {
+		return fmt.Errorf("not known: %s", strings.Join(unknown, " "))
+	}
+	return nil
+}

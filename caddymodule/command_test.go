@@ -1,0 +1,43 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+func TestExplainCommand(t *testing.T) {
+	t.Parallel()
+	known, _ := tokens.Explain(61004)
+	for _, tt := range []struct {
+		args string
+		says []string
+		err  string
+	}{
+		{"61004 40164", []string{"61004  (operator)\n", known.Meaning.EN, known.Remedy.ZH, "40164  ("}, ""},
+		{"--json 61004", []string{`{"errcode":61004,"known":true,"class":"operator","meaning":{"en":`}, ""},
+		{"61004 123456789", []string{"61004", "123456789"}, "not known: 123456789"},
+		{"x", nil, "'x' is not an errcode"},
+		{"", nil, "requires at least 1 arg"},
+	} {
+		var out strings.Builder
+		cmd := explainCommand()
+		cmd.SetOut(&out)
+		cmd.SetErr(&strings.Builder{})
+		cmd.SetArgs(strings.Fields(tt.args))
+		err := cmd.Execute()
+		if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+			t.Errorf("%q: %v, want %q", tt.args, err, tt.err)
+		}
+		for _, text := range tt.says {
+			if !strings.Contains(out.String(), text) {
+				t.Errorf("%q: does not say %q:\n%s", tt.args, text, out.String())
+			}
+		}
+		if strings.HasPrefix(tt.args, "--json") && !json.Valid([]byte(out.String())) {
+			t.Errorf("%q: no JSON: %s", tt.args, out.String())
+		}
+	}
+}
