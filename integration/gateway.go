@@ -49,6 +49,24 @@ type Gateway struct {
 	err    error
 }
 
+// Build builds the gateway's program from the project in the folder root, and returns its path in the folder dir. The
+// flags are those of `make build` and, with race, of `go test -race`, so that Caddy is compiled once for all of them.
+func Build(root, dir string, race bool) (binary string, err error) {
+	if binary, err = filepath.Abs(filepath.Join(dir, "caddy")); err != nil {
+		return "", err
+	}
+	args, cgo := []string{"build", "-trimpath", "-buildvcs=false"}, "CGO_ENABLED=0"
+	if race {
+		args, cgo = []string{"build", "-race"}, "CGO_ENABLED=1"
+	}
+	cmd := exec.Command("go", append(args, "-o", binary, "./cmd/caddy")...) //nolint:gosec // arguments of our own
+	cmd.Dir, cmd.Env = root, append(os.Environ(), cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the gateway: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
 // Start starts the process and returns once its admin endpoint answers, which is after its sites do.
 func (g *Gateway) Start(ctx context.Context) error {
 	cmd := exec.Command(g.Binary, "run", "--adapter", "caddyfile", "--config", g.Caddyfile)

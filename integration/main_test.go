@@ -5,10 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -29,16 +28,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "caddy")
-	// The flags are those of `go test -race` and of `make build`, so that Caddy is compiled once for both.
-	args, env := []string{"build", "-trimpath", "-buildvcs=false"}, append(os.Environ(), "CGO_ENABLED=0")
-	if raceEnabled {
-		args, env = []string{"build", "-race"}, append(os.Environ(), "CGO_ENABLED=1")
-	}
-	build := exec.Command("go", append(args, "-o", binary, "../cmd/caddy")...)
-	build.Env = env
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the gateway: %v\n%s", err, out)
+	if binary, err = integration.Build("..", dir, raceEnabled); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
@@ -172,13 +163,17 @@ func call(t *testing.T, w *integration.World, method, path string, header http.H
 
 func fetch(t *testing.T, client *http.Client, method, address string, header http.Header, body string) (*http.Response, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
+	return fetchBody(t, client, method, address, header, strings.NewReader(body))
+}
+
+// fetchBody is fetch with any body; one without a known length goes in chunks.
+func fetchBody(t *testing.T, client *http.Client, method, address string, header http.Header, body io.Reader) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, address, body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -88,11 +87,9 @@ func plainBinary(t *testing.T) string {
 	if !raceEnabled {
 		return binary
 	}
-	file := filepath.Join(t.TempDir(), "caddy")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", file, "../cmd/caddy")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	file, err := integration.Build("..", t.TempDir(), false)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return file
 }
@@ -520,26 +517,6 @@ func (m metrics) operations() map[string]int {
 		}
 	}
 	return counts
-}
-
-// memory is a line of the gateway's /proc/<pid>/status, in KiB.
-func memory(t *testing.T, w *integration.World, name string) int {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.Gateway.PID()))
-	if err != nil {
-		t.Fatalf("this test reads memory as Linux shows it: %v", err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == name+":" {
-			n, err := strconv.Atoi(fields[1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-	}
-	t.Fatalf("no %s in the process's status", name)
-	return 0
 }
 
 func median[T int | time.Duration](values []T) T {

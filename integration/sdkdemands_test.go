@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"maps"
 	"mime/multipart"
 	"net"
 	"net/http"
@@ -599,26 +598,6 @@ func upload(t *testing.T, data []byte) (body []byte, contentType string) {
 		t.Fatal(err)
 	}
 	return form.Bytes(), mw.FormDataContentType()
-}
-
-// fetchBody is fetch with any body; one without a known length goes in chunks.
-func fetchBody(t *testing.T, client *http.Client, method, address string, header http.Header, body io.Reader) (*http.Response, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, address, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	maps.Copy(req.Header, header)
-	resp, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp, string(text)
 }
 
 // sum is how the journal names a body.

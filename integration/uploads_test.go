@@ -3,7 +3,6 @@
 package integration_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -30,20 +29,7 @@ func blobSum(t *testing.T, i int) string {
 // resident is how much memory the gateway process has, in bytes: now, and at most so far.
 func resident(t *testing.T, w *integration.World) (now, peak int64) {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.Gateway.PID()))
-	if err != nil {
-		t.Skip("no /proc on this system")
-	}
-	for line := range bytes.Lines(status) {
-		var kb int64
-		if n, _ := fmt.Sscanf(string(line), "VmRSS: %d kB", &kb); n == 1 {
-			now = kb << 10
-		}
-		if n, _ := fmt.Sscanf(string(line), "VmHWM: %d kB", &kb); n == 1 {
-			peak = kb << 10
-		}
-	}
-	return now, peak
+	return int64(memory(t, w, "VmRSS")) << 10, int64(memory(t, w, "VmHWM")) << 10
 }
 
 // TestUploadsInParallel sends 64 files of 10 MiB at once through a gateway process, all of them begun before WeChat reads
