@@ -103,7 +103,7 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 // WeChat has hung up by then: others wait for the answer.
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
-	own := m.endBy(w, p, a)
+	own := m.endBy(w, r.ProtoMajor, p, a)
 	answer, why := m.takePlace(c)
 	switch {
 	case why == nil:
@@ -125,8 +125,12 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		}
 		return errDropped
 	}
+	unheard := time.Since(a.at) >= wechatWait
+	if unheard {
+		closeAfter(w, r.ProtoMajor)
+	}
 	err := m.give(w, r, p, answer, a)
-	if time.Since(a.at) >= wechatWait { // whoever still listens is not to wait for what follows
+	if unheard { // whoever still listens is not to wait for what follows
 		_ = http.NewResponseController(w).Flush()
 	}
 	m.settle(p, f, c, answer, late)
@@ -278,7 +282,7 @@ type ending struct {
 
 // endBy sees to it that the first push ends in time: the last one with an answer, any other without. No handler uses w
 // meanwhile, for the chain writes to memory.
-func (m *Message) endBy(w http.ResponseWriter, p *push, a arrival) *ending {
+func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *ending {
 	own := new(ending)
 	own.timer = time.AfterFunc(time.Until(a.by), func() {
 		own.mu.Lock()
@@ -290,11 +294,19 @@ func (m *Message) endBy(w http.ResponseWriter, p *push, a arrival) *ending {
 			drop(w)
 		case m.app.calls().giveUp(a.call):
 			own.taken = true
+			closeAfter(w, proto)
 			m.writeSlow(w, p)
 			_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
 		}
 	})
 	return own
+}
+
+// closeAfter asks WeChat not to use the connection again: the handler that has it will be busy for a while.
+func closeAfter(w http.ResponseWriter, proto int) {
+	if proto == 1 {
+		w.Header()["Connection"] = []string{"close"}
+	}
 }
 
 // drop ends a connection whose handler is still running: over HTTP/1.1 it is closed, over h2 the stream is reset.

@@ -503,7 +503,6 @@ func TestPaceFirstIsDroppedAfterSixSeconds(t *testing.T) {
 			}))
 	}))
 	defer server.Close()
-	defer close(release)
 	s := accountSender(t)
 	pushed := s.push("/"+accountID, paceMessage(1))
 	body, _ := io.ReadAll(pushed.Body)
@@ -517,6 +516,16 @@ func TestPaceFirstIsDroppedAfterSixSeconds(t *testing.T) {
 	}
 	if held := time.Since(began); held < maxHold-time.Second || held > maxHold+2*time.Second {
 		t.Errorf("held for %s: %v", held, err)
+	}
+	close(release)
+	resp, err = client.Post(server.URL+pushed.URL.String(), "text/xml", strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, _ := io.ReadAll(resp.Body)
+	if reply, err := s.codec.OpenReply(answer); err != nil || string(reply) != replyXML {
+		t.Errorf("the next push got %q, %v", answer, err)
 	}
 }
 
