@@ -31,6 +31,8 @@ type shared struct {
 	users   *tokens.UserTable
 	metrics *metrics
 
+	releaseChecks *releaseChecks
+
 	work   sync.WaitGroup
 	ctx    context.Context // ends background work
 	cancel context.CancelFunc
@@ -45,7 +47,7 @@ func acquireShared(identity string) (*shared, error) {
 		manager := tokens.NewManager()
 		return &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), metrics: newMetrics(manager),
-			ctx: ctx, cancel: cancel,
+			releaseChecks: newReleaseChecks(), ctx: ctx, cancel: cancel,
 		}, nil
 	})
 	if err != nil {
@@ -110,5 +112,6 @@ func (s *shared) Destruct() error {
 	s.cancel()
 	s.manager.Close()
 	s.users.Close()
+	s.releaseChecks.Close()
 	return nil
 }
