@@ -73,6 +73,43 @@ func TestReleaseCheckWhileWeChatIsSlow(t *testing.T) {
 	checkViolations(t, w)
 }
 
+// TestReleaseDocument: both READMEs speak of each item as the report does, and of log lines that there are.
+func TestReleaseDocument(t *testing.T) {
+	t.Parallel()
+	var source strings.Builder
+	for _, name := range []string{"release.go", "push.go"} {
+		content, err := os.ReadFile("../caddymodule/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.Write(content)
+	}
+	for doc, heading := range map[string]string{"README.md": "\n## The release check (全网发布接入检测)\n", "README.zh-CN.md": "\n## 全网发布接入检测\n"} {
+		content, err := os.ReadFile("../" + doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, section, found := strings.Cut(string(content), heading)
+		section, _, _ = strings.Cut(section, "\n## ")
+		if !found {
+			t.Errorf("%s has no section on the release check", doc)
+		}
+		for _, item := range consoleItems {
+			if !strings.Contains(section, item) {
+				t.Errorf("%s does not say what to do about %s", doc, item)
+			}
+		}
+		for _, line := range []string{"push refused", "push not acknowledged", "release check answered", "release check: the customer-service message could not be sent"} {
+			if !strings.Contains(section, "`"+line+"`") || !strings.Contains(source.String(), `"`+line) {
+				t.Errorf("%s, or the gateway, does not know the log line %q", doc, line)
+			}
+		}
+	}
+}
+
+// consoleItems is what WeChat's console lists.
+var consoleItems = []string{"推送component_verify_ticket", "返回普通文本消息", "返回Api文本消息", "授权"}
+
 // demoReleaseCheck runs what `make release-check` runs: without a demo, beside one, and with a gateway that fails.
 func demoReleaseCheck(t *testing.T, demo, dir string) {
 	t.Helper()
@@ -84,7 +121,7 @@ func demoReleaseCheck(t *testing.T, demo, dir string) {
 	}
 	passes := func(out string, err error, with string) {
 		t.Helper()
-		wants := []string{with, "推送component_verify_ticket", "返回普通文本消息", "返回Api文本消息", "授权", "\npassed\n"}
+		wants := append([]string{with, "\npassed\n"}, consoleItems...)
 		for group := 1; group <= wxsim.ReleaseGroups; group++ {
 			wants = append(wants, fmt.Sprintf("\ngroup %d\n", group))
 		}
