@@ -41,7 +41,8 @@ const (
 //
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
-// what it answers is ignored.
+// what it answers is ignored. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
+// unless the platform has release_check off.
 type Event struct {
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
