@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -51,6 +52,11 @@ import (
 // A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
 // handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
 // would. WeChat's acceptance check (全网发布) is answered without the next handler.
+//
+// Each mirror gets a copy of every message that the next handler gets, as that gets it: one account, several environments.
+// Copies are sent in the background, once however often WeChat pushes the message, at most 256 at a time to one mirror and
+// for at most 15 s each; what a mirror answers, or that it does not, is counted and changes nothing. WeChat's acceptance
+// check, and a text that begins with QUERY_AUTH_CODE:, are never mirrored.
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
 	AppID string `json:"appid,omitempty"`
@@ -60,8 +66,11 @@ type Message struct {
 	MaxBody int64 `json:"max_body,omitempty"`
 	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
 	FallbackText string `json:"fallback_text,omitempty"`
+	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message. Default: none.
+	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
 
-	app *App
+	app     *App
+	mirrors []*mirror
 }
 
 // CaddyModule returns the Caddy module information.
@@ -78,6 +87,9 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 		m.MaxBody = defaultMaxBody
 	}
 	if m.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	if err := m.provisionMirrors(ctx); err != nil {
 		return err
 	}
 	if m.AppID == "" {
@@ -114,6 +126,7 @@ func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		timestamp_window <duration>
 //		max_body         <size>
 //		fallback         text <text>
+//		mirror           <upstream>...
 //	}
 func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
@@ -148,8 +161,12 @@ func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("fallback: want text and a text, such as: fallback text \"稍后回复您\"")
 			}
 			m.FallbackText = text
+		case "mirror":
+			if err := m.unmarshalMirror(d); err != nil {
+				return err
+			}
 		default:
-			return d.Errf("unknown subdirective '%s': want timestamp_window, max_body or fallback", d.Val())
+			return d.Errf("unknown subdirective '%s': want timestamp_window, max_body, fallback or mirror", d.Val())
 		}
 	}
 	return nil
@@ -271,6 +288,7 @@ func (m *Message) candidates(path string) (appid string, list []candidate) {
 
 // pass has the next handler answer the push.
 func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts) {
+	m.sendMirrors(r, p, f)
 	reply := newReplyWriter(m.MaxBody)
 	defer reply.release()
 	text := &plaintext{data: p.opened.Message}

@@ -15,6 +15,7 @@ type metrics struct {
 	pushes          *prometheus.CounterVec
 	pushDuration    *prometheus.HistogramVec
 	replies         *prometheus.CounterVec
+	mirrors         *prometheus.CounterVec
 	tokenRefreshes  *prometheus.CounterVec
 	refreshDuration *prometheus.HistogramVec
 	tokenWaiters    prometheus.Gauge
@@ -46,6 +47,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 		pushes:          counter("pushes_total", "Pushes received, by endpoint and what became of them.", "endpoint", "result"),
 		pushDuration:    histogram("push_duration_seconds", "Time from a push to its answer.", pushBuckets, "endpoint"),
 		replies:         counter("replies_total", "Answers to messages, by outcome.", "outcome"),
+		mirrors:         counter("mirrors_total", "Copies of messages to mirrors, by result.", "result"),
 		tokenRefreshes:  counter("token_refreshes_total", "Renewals of credentials at WeChat, by kind and result.", "kind", "result"),
 		refreshDuration: histogram("token_refresh_duration_seconds", "Time to renew a credential at WeChat.", prometheus.DefBuckets, "kind"),
 		tokenWaiters: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -65,7 +67,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
+		m.pushes, m.pushDuration, m.replies, m.mirrors, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
 		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
 	}
 }
