@@ -195,6 +195,9 @@ const maxSize = 1 << 30
 
 // ServeHTTP verifies and opens a push, has it answered, and seals the answer.
 func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !m.admit(r) {
+		return nil
+	}
 	started := time.Now()
 	p := newPush()
 	defer p.release()
