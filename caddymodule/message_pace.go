@@ -86,16 +86,14 @@ func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, a arriva
 	return m.give(w, r, p, answer, a)
 }
 
-// give answers a push and notes whether WeChat can have got it.
+// give answers a push and notes that it was, unless WeChat has hung up.
 func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer passiveReply, a arrival) error {
 	if r.Context().Err() != nil {
 		return errHeld
 	}
 	m.writeAnswer(w, p, answer)
-	// Something in between may keep the connection that WeChat has dropped.
-	if time.Since(a.at) < wechatWait {
-		m.app.calls().deliver(a.call)
-	}
+	// If WeChat has dropped this push and something in between kept the connection, the next push gets the same answer.
+	m.app.calls().deliver(a.call)
 	return nil
 }
 
@@ -126,14 +124,7 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		}
 		return errDropped
 	}
-	unheard := time.Since(a.at) >= wechatWait
-	if unheard {
-		closeAfter(w, r.ProtoMajor)
-	}
 	err := m.give(w, r, p, answer, a)
-	if unheard { // whoever still listens is not to wait for what follows
-		_ = http.NewResponseController(w).Flush()
-	}
 	m.settle(p, f, c, answer, late)
 	return err
 }
