@@ -36,7 +36,7 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		return m.lead(w, r, next, p, f, a)
 	}
 	m.app.metrics().joined.Inc()
-	return m.join(w, r, p, a)
+	return m.join(w, r, p, f, a)
 }
 
 // age is how long before this push its message was made, by WeChat's own clock: 0 where that cannot be told.
@@ -55,7 +55,7 @@ func (q *pushQuery) unix() int64 {
 }
 
 // join waits for the answer that an earlier push's handler gets.
-func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, a arrival) error {
+func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, f *facts, a arrival) error {
 	calls := m.app.calls()
 	ready, done := calls.wait(a.call)
 	if !done {
@@ -79,6 +79,9 @@ func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, a arriva
 	switch {
 	case abandoned && !a.last:
 		return errHeld
+	case abandoned:
+		answer = passiveReply{outcome: outcomeLost}
+		m.note(p, f, answer, errCrowded)
 	case late:
 		m.writeSlow(w, p)
 		return nil
@@ -101,11 +104,11 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 // WeChat has hung up by then: others wait for the answer.
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
-	m.sendMirrors(r, p, f)
 	own := m.endBy(w, r.ProtoMajor, p, a)
 	answer, why := m.takePlace(c)
 	switch {
 	case why == nil:
+		m.sendMirrors(r, p, f)
 		answer, why = m.ask(r, next, p, f, c, own)
 		<-m.places
 	case why == errCrowded && !a.last:
@@ -328,12 +331,18 @@ func (own *ending) exclude(change func()) {
 	change()
 }
 
-// finish makes an answer known to all pushes of a message, counts it and says what is wrong with it.
+// finish makes an answer known to all pushes of a message.
 func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) (late bool) {
+	m.note(p, f, a, why)
+	return m.app.calls().finish(c, a, time.Now())
+}
+
+// note counts what became of a message and says what is wrong with it. Sealed answers are counted once it is known whether
+// they are in time.
+func (m *Message) note(p *push, f *facts, a passiveReply, why error) {
 	if a.outcome != outcomeSealed {
 		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
 	}
-	late = m.app.calls().finish(c, a, time.Now())
 	switch a.outcome {
 	case outcomeLost:
 		m.app.logger.Error("a push is lost: no backend could be reached before WeChat's last push; the sender sees the fallback or nothing",
@@ -346,7 +355,6 @@ func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) 
 			log.Write(append(m.fields(p, f), zap.String("outcome", a.outcome), zap.Strings("odd", oddities(p, a)))...)
 		}
 	}
-	return late
 }
 
 // fields name a push in the log.
