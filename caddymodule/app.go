@@ -270,6 +270,9 @@ func (a *App) users() *tokens.UserTable { return a.shared.users }
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
 
+// calls are the messages on their way.
+func (a *App) calls() *callTable { return a.shared.calls }
+
 // platform returns the configured platform of that appid, or nil.
 func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Platform); return p }
 

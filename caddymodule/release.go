@@ -67,7 +67,7 @@ func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) b
 }
 
 func (a *App) writeReleaseReply(w http.ResponseWriter, p *push, text string) {
-	if err := a.writeSealed(w, p, textReply(p, text)); err != nil {
+	if err := a.writeReply(w, p, textReply(p, text)); err != nil {
 		writePlain(w, success)
 	}
 }
