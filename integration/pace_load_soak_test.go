@@ -16,6 +16,8 @@ const (
 	maxMemoryAPush = 96
 	// maxMemoryTLS is for the state of a TLS connection.
 	maxMemoryTLS = 48
+	// scheduling is how late the machine may make an answer; the rest of WeChat's five seconds is the network's.
+	scheduling = 400 * time.Millisecond
 	// forgetting is how long the gateway is left alone before its memory is read once more: answers are kept for a
 	// minute, and Go gives memory back to the system slowly.
 	forgetting = 3 * time.Minute
@@ -43,6 +45,7 @@ func TestPaceLoadTable(t *testing.T) {
 		t.Run(fmt.Sprintf("%d %s %s", tt.n, over, tt.give), func(t *testing.T) {
 			w, backend := loadWorld(t, tt.tls, func(w *integration.World) {
 				w.Binary = file
+				w.Config.Pace.Timeout = wechatWait
 				w.Env = append(w.Env, "WECHAT_LOG_LEVEL=INFO")
 				w.Config.JournalSize = 4 * tt.n
 			})
@@ -58,6 +61,9 @@ func TestPaceLoadTable(t *testing.T) {
 			}
 			if load.peak.rss > bound {
 				t.Errorf("RSS %d KiB with %d messages in flight, want at most %d", load.peak.rss, load.peak.inFlight, bound)
+			}
+			if _, _, slowest := load.latencies(); slowest > replyTimeout+scheduling {
+				t.Errorf("the slowest last push was answered after %v, want at most %v and %v for the machine", slowest, replyTimeout, scheduling)
 			}
 			if load.peak.inFlight < tt.n*95/100 {
 				t.Errorf("only %d messages were in flight at a time", load.peak.inFlight)

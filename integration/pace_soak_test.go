@@ -88,6 +88,7 @@ func TestPaceTable(t *testing.T) {
 	}
 	w, backend := newPaceWorld(t, site, func(w *integration.World) {
 		w.Env = append(w.Env, "WECHAT_LOG_LEVEL=INFO")
+		w.Config.Pace.Timeout = wechatWait
 	})
 	var mu sync.Mutex
 	table := make(map[paceCell][]paceOutcome)

@@ -35,7 +35,7 @@ type paceAccount struct {
 	mode   wxsim.Mode // default: safe
 	format wxsim.Format
 	route  string
-	plain  bool // WeChat pushes over http
+	tls    bool // WeChat pushes over https
 
 	token, key string
 }
@@ -115,7 +115,8 @@ func block(lines []string) string {
 }
 
 // newPaceWorld starts a gateway with a site, on which both platforms push to the route named message, and a simulated
-// WeChat that keeps its real pace and does nothing strange.
+// WeChat that does nothing strange. It pushes over http where nothing else is said: with the race detector, handshakes
+// would be most of the work.
 func newPaceWorld(t *testing.T, site *paceSite, configure func(*integration.World)) (*integration.World, *scripted) {
 	t.Helper()
 	backend := newScripted()
@@ -126,6 +127,7 @@ func newPaceWorld(t *testing.T, site *paceSite, configure func(*integration.Worl
 	}
 	w := newWorld(t, func(w *integration.World) {
 		polite(w)
+		w.Config.Pace.Timeout = wechatWait + patience
 		w.Backend = &integration.Backend{Answer: backend.ServeHTTP}
 		w.Config.Platforms = []wxsim.Platform{{AppID: integration.PlatformID}, {
 			AppID: secondPlatform, Secret: env["SECOND_SECRET"], Token: env["SECOND_TOKEN"], AESKey: env["SECOND_KEY"],
@@ -158,12 +160,12 @@ func newPaceWorld(t *testing.T, site *paceSite, configure func(*integration.Worl
 	})
 	t.Cleanup(func() { close(backend.over) }) // before the gateway is stopped
 	for _, id := range []string{integration.PlatformID, secondPlatform} {
-		w.WeChat.SetURLs(id, w.URL("/wx/event"), w.URL("/wx/message/$APPID$"))
+		w.WeChat.SetURLs(id, w.HTTPURL("/wx/event"), w.HTTPURL("/wx/message/$APPID$"))
 	}
 	for _, a := range site.accounts {
-		url := w.URL
-		if a.plain {
-			url = w.HTTPURL
+		url := w.HTTPURL
+		if a.tls {
+			url = w.URL
 		}
 		w.WeChat.SetMessageURL(a.appid, url("/wx/"+a.route+"/"+a.appid))
 	}
