@@ -147,6 +147,10 @@ func (a *App) provisionNames(r resolver) error {
 			return fmt.Errorf("account %s: this appid is configured twice", acc.AppID)
 		}
 		a.byAppID[acc.AppID] = acc
+		if acc.mode == modePlain {
+			a.logger.Warn("pushes of this account are in 明文模式, in which WeChat signs no text and whoever has seen a push could forge others: choose 安全模式 in its server configuration and give the aes_key",
+				zap.String("appid", acc.AppID))
+		}
 	}
 	names := make(map[string]bool, len(a.Clients))
 	for _, c := range a.Clients {
