@@ -6,8 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -334,5 +339,63 @@ func TestSendLateNothing(t *testing.T) {
 		if c.Path == customServiceAPI {
 			t.Errorf("sent %s", c.Body)
 		}
+	}
+}
+
+// TestSlowReplyByCustomerService: an answer that comes after the last push goes out once, whoever the push was for, and
+// what cannot go out is counted and said.
+func TestSlowReplyByCustomerService(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, path string
+		sender     func(testing.TB) *sender
+		reply      string
+		result     string // "": nothing is to be sent
+	}{
+		{"authorizer", "/" + authorizerID, platformSender, lateXML("text", "<Content>c</Content>"), "ok"},
+		{"account", "/" + accountID, accountSender, lateXML("text", "<Content>c</Content>"), "ok"},
+		{"transfer", "/" + accountID, accountSender, lateXML(transferKind, ""), "error"},
+		{"success", "/" + accountID, accountSender, "success", ""},
+		{"unusable", "/" + accountID, accountSender, "<html>", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			app, wechat := newLate(t)
+			logs := watchLog(app)
+			m := &Message{
+				AppID: strings.Trim(tt.path, "/"), Pushes: 1, ReplyTimeout: caddy.Duration(20 * time.Millisecond), SlowReply: slowCustomerService,
+				BackendTimeout: caddy.Duration(time.Minute), MaxBody: 1 << 20, MaxInFlight: 1, TimestampWindow: caddy.Duration(time.Minute),
+				app: app, places: make(chan struct{}, 1),
+			}
+			r := tt.sender(t).push(tt.path, textMessage("x"))
+			rec := &paceWriter{ResponseRecorder: httptest.NewRecorder(), flushed: make(chan struct{})}
+			err := m.ServeHTTP(rec, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), rec, &caddyhttp.Server{}),
+				caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+					<-rec.flushed // the push was answered
+					_, _ = io.WriteString(w, tt.reply)
+					return nil
+				}))
+			if err != nil || rec.Body.String() != "success" {
+				t.Errorf("the push got %q, %v", rec.Body, err)
+			}
+			sent := 0
+			for _, c := range wechat.seen() {
+				if c.Path == customServiceAPI {
+					sent++
+					if !strings.Contains(c.Body, `"touser":"`+openID+`"`) {
+						t.Errorf("sent %s", c.Body)
+					}
+				}
+			}
+			if want := map[string]int{"ok": 1}[tt.result]; sent != want {
+				t.Errorf("sent %d times, want %d", sent, want)
+			}
+			if tt.result != "" && (counted(t, app.metrics().lateReplies, tt.result) != 1 || counted(t, app.metrics().replies, outcomeLate) != 1) {
+				t.Error("not counted")
+			}
+			if lines := logs.FilterMessageSnippet("could not be sent by the customer-service API").Len(); (lines == 1) != (tt.result == "error") {
+				t.Errorf("%d lines about it", lines)
+			}
+		})
 	}
 }
