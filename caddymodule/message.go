@@ -180,9 +180,9 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	p := newPush()
 	defer p.release()
 	switch err := m.serve(w, r, next, p, started); {
-	case errors.Is(err, errHeld):
+	case errors.Is(err, errHeld), errors.Is(err, errDropped):
 		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()
-		if r.Context().Err() == nil {
+		if errors.Is(err, errHeld) && r.Context().Err() == nil {
 			panic(http.ErrAbortHandler) // closes the connection without an answer
 		}
 		return nil
@@ -195,8 +195,11 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return nil
 }
 
-// errHeld says that a push goes unanswered, so that WeChat pushes it again.
-var errHeld = errors.New("not answered")
+// Why a push goes unanswered, so that WeChat pushes it again.
+var (
+	errHeld    = errors.New("not answered")
+	errDropped = errors.New("not answered, and its connection is closed already")
+)
 
 func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, started time.Time) error {
 	if err := p.query.parse(r.URL.RawQuery); err != nil {

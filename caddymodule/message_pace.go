@@ -103,10 +103,7 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 // WeChat has hung up by then: others wait for the answer.
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
-	var own *lastAnswer
-	if a.last {
-		own = m.answerBy(w, p, a)
-	}
+	own := m.endBy(w, r.ProtoMajor, p, a)
 	answer, why := m.takePlace(c)
 	switch {
 	case why == nil:
@@ -114,13 +111,27 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		<-m.places
 	case why == errCrowded && !a.last:
 		calls.abandon(c)
-		m.hold(r, a)
-		return errHeld
+		if own.take() {
+			m.hold(r, a)
+			return errHeld
+		}
+		return errDropped
 	}
 	late := m.finish(p, f, c, answer, why)
-	var err error
-	if own.take() {
-		err = m.give(w, r, p, answer, a)
+	if !own.take() {
+		m.settle(p, f, c, answer, late)
+		if a.last {
+			return nil
+		}
+		return errDropped
+	}
+	unheard := time.Since(a.at) >= wechatWait
+	if unheard {
+		closeAfter(w, r.ProtoMajor)
+	}
+	err := m.give(w, r, p, answer, a)
+	if unheard { // whoever still listens is not to wait for what follows
+		_ = http.NewResponseController(w).Flush()
 	}
 	m.settle(p, f, c, answer, late)
 	return err
@@ -175,7 +186,7 @@ var (
 )
 
 // ask runs the next handler, again and again while no backend can be reached, and judges its answer.
-func (m *Message) ask(r *http.Request, next caddyhttp.Handler, p *push, f *facts, c *call, own *lastAnswer) (passiveReply, error) {
+func (m *Message) ask(r *http.Request, next caddyhttp.Handler, p *push, f *facts, c *call, own *ending) (passiveReply, error) {
 	for {
 		a, err := m.askOnce(r, next, p, f, own)
 		if !notReached(err) {
@@ -203,7 +214,7 @@ func notReached(err error) bool {
 }
 
 // askOnce runs the next handler, in memory, detached from WeChat's connection.
-func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *facts, own *lastAnswer) (passiveReply, error) {
+func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *facts, own *ending) (passiveReply, error) {
 	reply := newReplyWriter(m.MaxBody)
 	defer reply.release()
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), time.Duration(m.BackendTimeout), errTooSlow)
@@ -262,35 +273,54 @@ func whyFields(err error) []zap.Field {
 	return fields
 }
 
-// lastAnswer is the answer to a push that was the first to come and will be the last, while its handler is busy with the
-// backend: a timer writes it.
-type lastAnswer struct {
+// ending is the end of a push whose handler is busy with the backend: a timer answers it, or drops it.
+type ending struct {
 	mu    sync.Mutex
 	taken bool
 	timer *time.Timer
 }
 
-// answerBy sees to it that the push is answered in time. No handler uses w meanwhile: the chain writes to memory.
-func (m *Message) answerBy(w http.ResponseWriter, p *push, a arrival) *lastAnswer {
-	own := new(lastAnswer)
+// endBy sees to it that the first push ends in time: the last one with an answer, any other without. No handler uses w
+// meanwhile, for the chain writes to memory.
+func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *ending {
+	own := new(ending)
 	own.timer = time.AfterFunc(time.Until(a.by), func() {
 		own.mu.Lock()
 		defer own.mu.Unlock()
-		if own.taken || !m.app.calls().giveUp(a.call) {
-			return
+		switch {
+		case own.taken:
+		case !a.last:
+			own.taken = true
+			drop(w)
+		case m.app.calls().giveUp(a.call):
+			own.taken = true
+			closeAfter(w, proto)
+			m.writeSlow(w, p)
+			_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
 		}
-		own.taken = true
-		m.writeSlow(w, p)
-		_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
 	})
 	return own
 }
 
-// take reports whether the handler itself is to answer. Afterwards the timer does not touch the response.
-func (own *lastAnswer) take() bool {
-	if own == nil {
-		return true
+// closeAfter asks WeChat not to use the connection again: the handler that has it will be busy for a while.
+func closeAfter(w http.ResponseWriter, proto int) {
+	if proto == 1 {
+		w.Header()["Connection"] = []string{"close"}
 	}
+}
+
+// drop ends a connection whose handler is still running: over HTTP/1.1 it is closed, over h2 the stream is reset.
+func drop(w http.ResponseWriter) {
+	c := http.NewResponseController(w)
+	if conn, _, err := c.Hijack(); err == nil {
+		_ = conn.Close()
+		return
+	}
+	_ = c.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// take reports whether the handler itself is to answer. Afterwards the timer does not touch the response.
+func (own *ending) take() bool {
 	own.timer.Stop()
 	own.mu.Lock()
 	defer own.mu.Unlock()
@@ -299,17 +329,18 @@ func (own *lastAnswer) take() bool {
 	return !taken
 }
 
-// exclude runs change while the timer does not answer.
-func (own *lastAnswer) exclude(change func()) {
-	if own != nil {
-		own.mu.Lock()
-		defer own.mu.Unlock()
-	}
+// exclude runs change while the timer does nothing.
+func (own *ending) exclude(change func()) {
+	own.mu.Lock()
+	defer own.mu.Unlock()
 	change()
 }
 
 // finish makes an answer known to all pushes of a message, counts it and says what is wrong with it.
 func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) (late bool) {
+	if a.outcome != outcomeSealed {
+		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
+	}
 	late = m.app.calls().finish(c, a, time.Now())
 	switch a.outcome {
 	case outcomeLost:
@@ -322,9 +353,6 @@ func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) 
 		if log := m.app.logger.Check(zapcore.DebugLevel, "push answered"); log != nil {
 			log.Write(append(m.fields(p, f), zap.String("outcome", a.outcome), zap.Strings("odd", oddities(p, a)))...)
 		}
-	}
-	if a.outcome != outcomeSealed {
-		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
 	}
 	return late
 }

@@ -319,6 +319,7 @@ func TestPaceUnreachable(t *testing.T) {
 				if wanted := 1 - int(tt.lost); runs != wanted {
 					t.Errorf("backend ran %d times, want %d", runs, wanted)
 				}
+				synctest.Wait()
 				lines := logs.FilterMessageSnippet("a push is lost").All()
 				if float64(len(lines)) != tt.lost {
 					t.Errorf("%d lines about lost pushes", len(lines))
@@ -486,6 +487,46 @@ func TestPaceHeldNoLongerThanSixSeconds(t *testing.T) {
 			t.Errorf("last push: %q", got)
 		}
 	})
+}
+
+// TestPaceFirstIsDroppedAfterSixSeconds: the first push's handler goes on with the backend, but its connection ends.
+func TestPaceFirstIsDroppedAfterSixSeconds(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = m.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{}),
+			caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				<-release
+				_, _ = io.WriteString(w, replyXML)
+				return nil
+			}))
+	}))
+	defer server.Close()
+	s := accountSender(t)
+	pushed := s.push("/"+accountID, paceMessage(1))
+	body, _ := io.ReadAll(pushed.Body)
+	client := &http.Client{Timeout: 20 * time.Second, Transport: new(http.Transport)}
+	defer client.CloseIdleConnections()
+	began := time.Now()
+	resp, err := client.Post(server.URL+pushed.URL.String(), "text/xml", strings.NewReader(string(body)))
+	if err == nil {
+		_ = resp.Body.Close()
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	if held := time.Since(began); held < maxHold-time.Second || held > maxHold+2*time.Second {
+		t.Errorf("held for %s: %v", held, err)
+	}
+	close(release)
+	resp, err = client.Post(server.URL+pushed.URL.String(), "text/xml", strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, _ := io.ReadAll(resp.Body)
+	if reply, err := s.codec.OpenReply(answer); err != nil || string(reply) != replyXML {
+		t.Errorf("the next push got %q, %v", answer, err)
+	}
 }
 
 // TestPlainMode: 明文模式, and the account's other modes, which take no plaintext.

@@ -26,9 +26,8 @@ var releaseCheckAccounts = map[string]string{
 }
 
 const (
-	releaseCheckText      = "TESTCOMPONENT_MSG_TYPE_TEXT"
-	releaseCheckAuthCode  = "QUERY_AUTH_CODE:"
-	releaseCheckCustomAPI = "/cgi-bin/message/custom/send"
+	releaseCheckText     = "TESTCOMPONENT_MSG_TYPE_TEXT"
+	releaseCheckAuthCode = "QUERY_AUTH_CODE:"
 )
 
 // answerReleaseCheck answers a message of WeChat's acceptance check and reports whether it was one: the text is
@@ -84,7 +83,7 @@ func (a *App) finishReleaseCheck(ctx context.Context, platform, appid, openID, c
 		return
 	}
 	message := map[string]any{"touser": openID, "msgtype": "text", "text": map[string]string{"content": code + "_from_api"}}
-	err = a.manager().Call(ctx, tokens.AuthorizerKey(platform, appid), http.MethodPost, releaseCheckCustomAPI, url.Values{}, message, nil)
+	err = a.manager().Call(ctx, tokens.AuthorizerKey(platform, appid), http.MethodPost, customServiceAPI, url.Values{}, message, nil)
 	if err != nil {
 		a.logger.Error("release check: the customer-service message could not be sent", zap.String("platform", platform),
 			zap.String("appid", appid), zap.Error(err))
