@@ -191,6 +191,9 @@ func (p *tablePush) outcome(t *testing.T, w *integration.World, backend *scripte
 	saw, from, to := p.want()
 	if !slices.Contains(saw, o.saw) || o.at < from-100*time.Millisecond || o.at > to+slack {
 		t.Errorf("%v: the user saw %s after %v (%s %v), want %v after %v to %v", p.cell, o.saw, o.at, p.result.Wrong, p.err, saw, from, to)
+		for _, a := range p.result.Attempts {
+			t.Logf("  pushed at %s, %v, status %d", a.At.Format("15:04:05.000"), a.Latency, a.Status)
+		}
 	}
 	runs := 1
 	if p.cell.kind == refusedCall {
