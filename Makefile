@@ -25,6 +25,10 @@ help: ## list the targets
 run: build ## build the gateway and show its jobs against a simulated WeChat; Ctrl-C ends it
 	@bin/demo
 
+.PHONY: release-check
+release-check: build ## rehearse WeChat's release check (全网发布接入检测) on the running example, or on one of its own
+	@bin/demo -release-check
+
 .PHONY: build
 build: ## build bin/caddy, and bin/demo, which `make run` runs
 	@echo "building bin/caddy and bin/demo (the first time all of Caddy is compiled, which takes minutes)"

@@ -286,18 +286,21 @@ func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal
 	return nil
 }
 
-// damper lets one log line of a kind through per damperInterval and counts the others. The zero value is ready.
+// damper lets one log line of a kind through per interval and counts the others. The zero value is ready.
 type damper struct {
 	mu     sync.Mutex
 	last   time.Time
 	missed int
 }
 
-// allow reports whether to log, and how many lines were held back before.
-func (d *damper) allow() (ok bool, missed int) {
+// allow reports whether to log, once per damperInterval, and how many lines were held back before.
+func (d *damper) allow() (ok bool, missed int) { return d.allowEvery(damperInterval) }
+
+// allowEvery is allow with another interval.
+func (d *damper) allowEvery(interval time.Duration) (ok bool, missed int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now := time.Now(); d.last.IsZero() || now.Sub(d.last) >= damperInterval {
+	if now := time.Now(); d.last.IsZero() || now.Sub(d.last) >= interval {
 		missed, d.last, d.missed = d.missed, now, 0
 		return true, missed
 	}

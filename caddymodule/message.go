@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -59,6 +60,11 @@ import (
 // A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
 // handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
 // would. WeChat's acceptance check (全网发布) is answered without the next handler.
+//
+// Each mirror gets a copy of every message that the next handler gets, as that gets it: one account, several environments.
+// Copies are sent in the background, once however often WeChat pushes the message, at most 256 at a time to one mirror and
+// for at most 15 s each; what a mirror answers, or that it does not, is counted and changes nothing. WeChat's acceptance
+// check, and a text that begins with QUERY_AUTH_CODE:, are never mirrored.
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
 	AppID string `json:"appid,omitempty"`
@@ -83,8 +89,11 @@ type Message struct {
 	// MaxInFlight is how many messages may be at the next handler at once. As many again wait for a place, and as many
 	// again are held until WeChat drops them and pushes them again; of what comes then the connection is closed. Default: 10000.
 	MaxInFlight int `json:"max_in_flight,omitempty"`
+	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message. Default: none.
+	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
 
 	app     *App
+	mirrors []*mirror
 	places  chan struct{} // one for each message at the next handler
 	waiting atomic.Int64  // messages that wait for a place
 	crowd   atomic.Int64  // pushes that are held because too many wait
@@ -122,6 +131,9 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 		m.places = make(chan struct{}, m.MaxInFlight)
 	}
 	if m.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	if err := m.provisionMirrors(ctx); err != nil {
 		return err
 	}
 	if m.AppID == "" {
@@ -176,6 +188,9 @@ const maxSize = 1 << 30
 
 // ServeHTTP verifies and opens a push, has it answered, and seals the answer.
 func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !m.admit(r) {
+		return nil
+	}
 	started := time.Now()
 	p := newPush()
 	defer p.release()
@@ -235,14 +250,14 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if err := p.inTime(window); err != nil {
 		return err
 	}
+	if m.app.answerReleaseCheck(w, p, appid) { // for the account that it names, whatever the path says
+		return nil
+	}
 	if p.platform != nil && m.app.isForAnother(p, appid) {
 		return errAddressee
 	}
 	if p.plain && !m.app.shared.firstBody(p, window) {
 		return errReplayed
-	}
-	if m.app.answerReleaseCheck(w, p, appid) {
-		return nil
 	}
 	return m.pass(w, r, next, p, newFacts(p, appid), started)
 }

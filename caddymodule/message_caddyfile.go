@@ -48,6 +48,7 @@ func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		timestamp_window <duration>
 //		max_body         <size>
 //		max_in_flight    <number>
+//		mirror           <upstream>...
 //	}
 func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
@@ -111,8 +112,10 @@ func (m *Message) unmarshalOption(d *caddyfile.Dispenser) error {
 		if m.MaxInFlight > maxMaxInFlight {
 			return d.Errf("max_in_flight: at most %d", maxMaxInFlight)
 		}
+	case "mirror":
+		return m.unmarshalMirror(d)
 	default:
-		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body or max_in_flight", d.Val())
+		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body, max_in_flight or mirror", d.Val())
 	}
 	return nil
 }

@@ -103,6 +103,7 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 // WeChat has hung up by then: others wait for the answer.
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
+	m.sendMirrors(r, p, f)
 	own := m.endBy(w, r.ProtoMajor, p, a)
 	answer, why := m.takePlace(c)
 	switch {

@@ -19,6 +19,7 @@ type metrics struct {
 	lateReplies     *prometheus.CounterVec
 	forgotten       *prometheus.CounterVec
 	inFlight        prometheus.GaugeFunc
+	mirrors         *prometheus.CounterVec
 	tokenRefreshes  *prometheus.CounterVec
 	refreshDuration *prometheus.HistogramVec
 	tokenWaiters    prometheus.Gauge
@@ -58,6 +59,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: "pushes_in_flight", Help: "Messages that wait for a backend's answer.",
 		}, func() float64 { return float64(calls.inFlight()) }),
+		mirrors:         counter("mirrors_total", "Copies of messages to mirrors, by result.", "result"),
 		tokenRefreshes:  counter("token_refreshes_total", "Renewals of credentials at WeChat, by kind and result.", "kind", "result"),
 		refreshDuration: histogram("token_refresh_duration_seconds", "Time to renew a credential at WeChat.", prometheus.DefBuckets, "kind"),
 		tokenWaiters: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -79,7 +81,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
 		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
-		m.joined, m.lateReplies, m.forgotten, m.inFlight,
+		m.joined, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }
 

@@ -36,6 +36,8 @@ type shared struct {
 	// bodies has the text that came with each timestamp and nonce in plaintext mode.
 	bodies *tokens.Window[pushID, pushID]
 
+	releaseChecks *releaseChecks
+
 	work   sync.WaitGroup
 	ctx    context.Context // ends background work
 	cancel context.CancelFunc
@@ -50,7 +52,7 @@ func acquireShared(identity string) (*shared, error) {
 		manager := tokens.NewManager()
 		s := &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
-			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies),
+			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(),
 		}
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
@@ -132,5 +134,6 @@ func (s *shared) Destruct() error {
 	s.manager.Close()
 	s.users.Close()
 	s.bodies.Close()
+	s.releaseChecks.Close()
 	return nil
 }
