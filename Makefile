@@ -3,6 +3,7 @@
 GO        ?= go
 FUZZTIME  ?= 60
 SOAK_FUZZTIME ?= 1800
+SOAK_PUSH_FUZZTIME ?= 1800
 BENCH     ?= .
 BENCHCOUNT ?= 6
 PKG       ?= ./...
@@ -62,10 +63,11 @@ bench-micro: ## run the packages' benchmarks and sum them up; BENCH is a regular
 	@$(TOOL) benchstat $(RUN)/bench-micro.txt
 
 .PHONY: soak
-soak: ## run by hand what takes long: the tests with the build tag soak, and SOAK_FUZZTIME seconds of fuzzing
+soak: ## run by hand what takes long: the tests with the build tag soak, SOAK_FUZZTIME seconds of fuzzing, SOAK_PUSH_FUZZTIME more of the push handler
 	@sh scripts/install-test-needs.sh
 	@CGO_ENABLED=1 $(GO) run ./internal/testrun -soak -timeout 6h
 	@FUZZTIME=$(SOAK_FUZZTIME) sh scripts/fuzz.sh
+	@FUZZTIME=$(SOAK_PUSH_FUZZTIME) FUZZTARGET=FuzzPush sh scripts/fuzz.sh
 
 .PHONY: xcaddy
 xcaddy: ## build Caddy with this checkout through xcaddy, from xcaddy.json
