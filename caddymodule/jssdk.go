@@ -218,7 +218,7 @@ func (j *JSSDK) sign(req *jssdkRequest) (signedPage, *jssdkFailure) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		return signedPage{}, jssdkMethod
 	}
-	if req.appid == "" {
+	if req.appid == "" || j.app.platform(req.appid) != nil { // a platform has no pages
 		return signedPage{}, jssdkUnknown
 	}
 	address, failure := pageAddress(req.URL.RawQuery)
