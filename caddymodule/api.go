@@ -47,7 +47,9 @@ const (
 // without a client, because whoever holds such a token could as well ask WeChat; with an Authorization header, which
 // must then be right, the client's paths apply.
 //
-// Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused. Errors of the
+// Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused.
+// /cgi-bin/ticket/getticket gives the account's jsapi or card ticket, which the gateway keeps as it does tokens, with
+// the life that is left: all callers get the same one. Errors of the
 // gateway's own have WeChat's shape, {"errcode":…,"errmsg":"…"}: with HTTP 200 for SDKs, which read no other, and with
 // 401 or 403 for Bearer callers. 502, 503 and 504 mean that the gateway, WeChat or the way to it has a problem.
 //
@@ -163,6 +165,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	}
 	if isGrant(req.known.answer) {
 		return a.serveGrant(w, req)
+	}
+	if req.known.answer == answerJSTicket && req.asksForKeptTicket() {
+		return a.serveJSTicket(w, req)
 	}
 	call, refused := a.admit(req)
 	if refused != nil {

@@ -289,21 +289,21 @@ func (p *fuzzed) check(r *http.Request, given []byte) {
 
 // signsPlain reports whether a query has the signature of the account in plaintext mode.
 func (t *fuzzTarget) signsPlain(rawQuery string) bool {
-	q := readQuery(rawQuery)
+	q := parseFuzzQuery(rawQuery)
 	return q["signature"] == sha1Of(plainModeToken, q["timestamp"], q["nonce"])
 }
 
 // signsEcho reports whether a query is a handshake that somebody with a right token signed.
 func (t *fuzzTarget) signsEcho(rawQuery string) bool {
-	q := readQuery(rawQuery)
+	q := parseFuzzQuery(rawQuery)
 	return slices.ContainsFunc(t.tokens, func(token string) bool {
 		return q["msg_signature"] == "" && q["signature"] == sha1Of(token, q["timestamp"], q["nonce"]) ||
 			q["msg_signature"] == sha1Of(token, q["timestamp"], q["nonce"], q["echostr"])
 	})
 }
 
-// readQuery reads a query a second way.
-func readQuery(raw string) map[string]string {
+// parseFuzzQuery reads a query a second way.
+func parseFuzzQuery(raw string) map[string]string {
 	values := make(map[string]string)
 	for pair := range strings.SplitSeq(raw, "&") {
 		name, value, _ := strings.Cut(pair, "=")

@@ -21,6 +21,8 @@ var (
 	ErrNoTicket = errors.New("no component_verify_ticket yet: WeChat pushes one every ten minutes to the authorization event URL")
 	// ErrNotAuthorized: the account has not authorised the platform, or has revoked it.
 	ErrNotAuthorized = errors.New("the account has not authorised the platform")
+	// ErrUnsure: the store does not know the account and may have lost it.
+	ErrUnsure = errors.New("WeChat's list of authorizers is not compared with the store yet")
 	// ErrStore: the store failed, timed out, or holds a record that cannot be read.
 	ErrStore = errors.New("token store")
 	// ErrUnreachable: WeChat was not reached, did not answer in time, or answered something other than JSON.
