@@ -23,7 +23,8 @@ const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
 // tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
-// handlers wechat_event, wechat_message, wechat_api and wechat_oauth use it.
+// handlers wechat_event, wechat_message, wechat_api and wechat_oauth use it, and so do the verification files that are
+// added at run time and the permission wechat of on-demand TLS.
 //
 // What must last (tickets, refresh tokens, the intent to exchange an authorization code) is kept in Caddy's
 // configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
@@ -287,9 +288,18 @@ func (a *App) openOrigin() string { return a.open.String() }
 
 // loadApp gets the app for a handler's Provision.
 func loadApp(ctx caddy.Context) (*App, error) {
+	app, err := optionalApp(ctx)
+	if app == nil && err == nil {
+		err = errors.New("needs the global option wechat { … } with the platforms and accounts")
+	}
+	return app, err
+}
+
+// optionalApp is loadApp for what can do without: it returns nil if the app is not configured.
+func optionalApp(ctx caddy.Context) (*App, error) {
 	v, err := ctx.AppIfConfigured("wechat")
 	if errors.Is(err, caddy.ErrNotConfigured) {
-		return nil, errors.New("needs the global option wechat { … } with the platforms and accounts")
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
