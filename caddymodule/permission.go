@@ -22,7 +22,8 @@ import (
 // block the whole domain.
 //
 // It is asked at TLS handshakes and never asks WeChat. Accounts in use are answered from memory, so that an account that
-// takes its authorization back gets no certificate from then on. Others cost one bounded read of the store per platform;
+// takes its authorization back gets no certificate from then on; one that Caddy has in memory serves until it has to be
+// renewed. Others cost one bounded read of the store per platform;
 // names that are not known are remembered for five seconds. A flood of them is held to 100 reads of the store a second:
 // beyond that, and when the store does not answer within 1.5 s, the answer is an error other than "not allowed", since it
 // cannot be told.
