@@ -263,6 +263,10 @@ func (a *App) Cleanup() error {
 // start in random order, and a site may be served before Start is called here.
 func (a *App) inForce() { a.activate.Do(func() { a.shared.use(a.env) }) }
 
+// wantConfirmFiles has the platforms' verification files fetched ahead. It is for Provision: an environment in force is
+// not changed any more.
+func (a *App) wantConfirmFiles() { a.env.ConfirmFiles = true }
+
 // manager is what keeps tickets and tokens.
 func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
 

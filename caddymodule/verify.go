@@ -98,7 +98,7 @@ func (v *Verify) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if v.Auto && v.app != nil {
-		v.app.env.ConfirmFiles = true
+		v.app.wantConfirmFiles()
 	}
 	for name, content := range v.Files {
 		v.warn(name, []byte(content))
