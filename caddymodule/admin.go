@@ -22,6 +22,14 @@ const maxLinks = 20
 // refresh token of them: each has to authorise again. With redirect, a page on the platform's authorization domain
 // (授权发起页域名), the first of them come with a link on which only that account can do so, once, within half an hour;
 // WeChat demands that the link be opened from a page on that domain.
+//
+//	GET /wechat/verify
+//	PUT /wechat/verify/<name>
+//	DELETE /wechat/verify/<name>
+//
+// list, add and remove the verification files that wechat_verify serves beside those of its configuration. The body of
+// PUT, or of POST, is the file, at most 4 KiB, byte for byte. They are kept in the store: they outlive restarts, and all
+// nodes that share the store serve them within a second, on every site that has wechat_verify and below its path.
 type Admin struct {
 	app    *App
 	logger *zap.Logger
@@ -48,7 +56,13 @@ func (a *Admin) Provision(ctx caddy.Context) error {
 
 // Routes implements caddy.AdminRouter.
 func (a *Admin) Routes() []caddy.AdminRoute {
-	return []caddy.AdminRoute{{Pattern: "GET /wechat/orphans", Handler: caddy.AdminHandlerFunc(a.orphans)}}
+	return []caddy.AdminRoute{
+		{Pattern: "GET /wechat/orphans", Handler: caddy.AdminHandlerFunc(a.orphans)},
+		{Pattern: "GET /wechat/verify", Handler: caddy.AdminHandlerFunc(a.verifyFiles)},
+		{Pattern: "PUT /wechat/verify/{name}", Handler: caddy.AdminHandlerFunc(a.addVerifyFile)},
+		{Pattern: "POST /wechat/verify/{name}", Handler: caddy.AdminHandlerFunc(a.addVerifyFile)},
+		{Pattern: "DELETE /wechat/verify/{name}", Handler: caddy.AdminHandlerFunc(a.deleteVerifyFile)},
+	}
 }
 
 // orphan is an account that has to authorise its platform again.

@@ -23,7 +23,8 @@ const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
 // tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
-// handlers wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk use it.
+// handlers wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk use it, and so do the verification files that are
+// added at run time and the permission wechat of on-demand TLS.
 //
 // What must last (tickets, refresh tokens, the intent to exchange an authorization code) is kept in Caddy's
 // configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
@@ -266,6 +267,10 @@ func (a *App) Cleanup() error {
 // start in random order, and a site may be served before Start is called here.
 func (a *App) inForce() { a.activate.Do(func() { a.shared.use(a.env) }) }
 
+// wantConfirmFiles has the platforms' verification files fetched ahead. It is for Provision: an environment in force is
+// not changed any more.
+func (a *App) wantConfirmFiles() { a.env.ConfirmFiles = true }
+
 // manager is what keeps tickets and tokens.
 func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
 
@@ -294,9 +299,18 @@ func (a *App) openOrigin() string { return a.open.String() }
 
 // loadApp gets the app for a handler's Provision.
 func loadApp(ctx caddy.Context) (*App, error) {
+	app, err := optionalApp(ctx)
+	if app == nil && err == nil {
+		err = errors.New("needs the global option wechat { … } with the platforms and accounts")
+	}
+	return app, err
+}
+
+// optionalApp is loadApp for what can do without: it returns nil if the app is not configured.
+func optionalApp(ctx caddy.Context) (*App, error) {
 	v, err := ctx.AppIfConfigured("wechat")
 	if errors.Is(err, caddy.ErrNotConfigured) {
-		return nil, errors.New("needs the global option wechat { … } with the platforms and accounts")
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
 // Package caddymodule holds the gateway's Caddy modules: the app behind the global option wechat, the handlers
 // wechat_verify, wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk, the matcher wechat_message, the
-// reverse_proxy transport wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
+// reverse_proxy transport wechat, the on-demand TLS permission wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
 package caddymodule
 
 import (
@@ -22,6 +22,7 @@ func init() {
 	caddy.RegisterModule(new(OAuth))
 	caddy.RegisterModule(new(JSSDK))
 	caddy.RegisterModule(new(Admin))
+	caddy.RegisterModule(new(Permission))
 
 	caddycmd.RegisterCommand(wechatCommand())
 

@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -19,23 +22,44 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // maxVerifyFile is the size above which a file is no verification file. Real ones have 16 or 32 bytes; some kilobytes
 // are the login page of a console session that had expired, saved under the file's name.
 const maxVerifyFile = 64 << 10
 
+// maxLookedThrough bounds the files of a folder that are looked at when the configuration is loaded.
+const maxLookedThrough = 256
+
+// autoWait bounds a request's wait for a file that is being fetched from WeChat, which has its own request waiting.
+const autoWait = 2 * time.Second
+
 // verifyName is the shape of every name that WeChat hands out: MP_verify_<16>.txt, WW_verify_<16>.txt, <10>.txt.
 var verifyName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}\.txt$`)
 
-// Verify serves the files by which WeChat checks who owns a domain, such as MP_verify_a1B2c3D4e5F6g7H8.txt: from
-// a folder, from the configuration, or both, where the configuration wins. A request whose path is one of those files
-// is answered with its exact bytes as text/plain, for GET and HEAD. Every other request goes on to the next handler.
-// Nothing is made up for a name: a server that answers any name lets strangers claim the domain.
+// Verify serves the files by which WeChat checks who owns a domain, such as MP_verify_a1B2c3D4e5F6g7H8.txt. A request
+// whose path is one of those files is answered with its exact bytes as text/plain, for GET and HEAD. Every other request
+// goes on to the next handler. Nothing is made up for a name: a server that answers any name lets strangers claim the
+// domain. A file comes from the first of these that has it:
 //
-// The folder is read at each request, so a file that is put there is served without a reload. Only plain files
-// directly in it are served, of at most 64 KiB, and only under names of the verification shape (letters, digits, - and
-// _, then .txt); a symbolic link that leads out of the folder is not followed.
+// The configuration (files).
+//
+// The folder, which is read at each request, so that a file that is put there is served without a reload. Only plain
+// files directly in it are served, of at most 64 KiB, and only under names of the verification shape (letters, digits, -
+// and _, then .txt); a symbolic link that leads out of the folder is not followed.
+//
+// The files that were added at run time, by PUT /wechat/verify/<name> on the admin endpoint; the app wechat has to be
+// configured. All nodes that share its store serve them, a second later at the latest.
+//
+// With auto, WeChat itself: the file of the web-view domain (业务域名) of each platform of the app, and, on a host whose
+// first label is the appid of an account that authorised a platform, as in wx3333333333333333.wx.example.com, that of the
+// account. A platform's is fetched ahead. For a name that is not known WeChat is asked at most once in five minutes for
+// each platform and account, whatever is requested, and the request waits for at most 2 s.
+//
+// A byte order mark is part of a file like all else, and WeChat then takes it for another one (86103): the log warns of
+// such a file, and of a web page under a file's name.
 //
 // WeChat fetches these files over plain HTTP as well, so an HTTPS site needs an http:// site beside it that has this
 // handler too.
@@ -49,11 +73,15 @@ type Verify struct {
 	// Path is the path below which the files are served, instead of at the root: with /mp, a file is at
 	// /mp/<name> and not at /<name>. For a domain that was registered with a path. Default: the root.
 	Path string `json:"path,omitempty"`
+	// Auto gets the files of web-view domains from WeChat. It needs the app wechat with a platform. Default: false.
+	Auto bool `json:"auto,omitempty"`
 
 	logger *zap.Logger
+	app    *App    // nil: not configured
 	folder string  // resolved
 	prefix string  // ends with a slash
 	unread *damper // of log lines about what cannot be read
+	doubts *damper // of log lines about what WeChat will not accept
 }
 
 // CaddyModule returns the Caddy module information.
@@ -61,28 +89,94 @@ func (Verify) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.wechat_verify", New: func() caddy.Module { return new(Verify) }}
 }
 
-// Provision resolves the folder's name.
+// Provision resolves the folder's name, and warns of files that WeChat will not accept.
 func (v *Verify) Provision(ctx caddy.Context) error {
-	v.logger, v.unread = ctx.Logger(), new(damper)
+	v.logger, v.unread, v.doubts = ctx.Logger(), new(damper), new(damper)
 	v.prefix = strings.TrimSuffix(v.Path, "/") + "/"
+	var err error
+	if v.app, err = optionalApp(ctx); err != nil {
+		return err
+	}
+	if v.Auto && v.app != nil {
+		v.app.wantConfirmFiles()
+	}
+	for name, content := range v.Files {
+		v.warn(name, []byte(content))
+	}
 	if v.Folder == "" {
 		return nil
 	}
-	var err error
 	if v.folder, err = (resolver{caddy.NewReplacer()}).required("folder", v.Folder); err != nil {
 		return err
 	}
 	if info, err := os.Stat(v.folder); err != nil || !info.IsDir() {
 		v.logger.Warn("the folder of verification files cannot be read yet: its files are served once it is there",
 			zap.String("folder", v.folder))
+		return nil
 	}
+	v.warnOfFolder()
 	return nil
 }
 
+// warnOfFolder looks through a folder for files that WeChat will not accept.
+func (v *Verify) warnOfFolder() {
+	folder, err := os.Open(v.folder)
+	if err != nil {
+		return // said at the first request
+	}
+	defer folder.Close()
+	names, _ := folder.Readdirnames(maxLookedThrough)
+	for _, name := range names {
+		if !verifyName.MatchString(name) {
+			continue
+		}
+		if content, err := readPlainFile(v.folder, name, maxVerifyFile); err == nil {
+			v.warn(name, content)
+		}
+	}
+}
+
+// warn tells the log of a file that WeChat will not accept.
+func (v *Verify) warn(name string, content []byte) {
+	if doubt := doubtOf(content); doubt != "" {
+		v.logger.Warn("WeChat will not accept a verification file: it "+doubt, zap.String("file", name))
+	}
+}
+
+// byteOrderMark is what some editors put before a text.
+var byteOrderMark = []byte("\ufeff")
+
+// isPage tells a web page from a verification file, which has no markup.
+func isPage(content []byte) bool {
+	return bytes.HasPrefix(bytes.TrimSpace(bytes.TrimPrefix(content, byteOrderMark)), []byte("<"))
+}
+
+// doubtOf says what is wrong with the content of a verification file; "": nothing.
+func doubtOf(content []byte) string {
+	switch {
+	case isPage(content):
+		return "is a web page, such as the login page of WeChat's console: log in there and download the file again"
+	case bytes.HasPrefix(content, byteOrderMark):
+		return "begins with a byte order mark, which an editor put there: save it without one"
+	}
+	return ""
+}
+
+const (
+	errNothingToServe = "nothing to serve: name a folder or a file, or configure the global option wechat, so that files can be added at run time"
+	errNoAuto         = "auto needs a platform in the global option wechat: WeChat hands these files to platforms alone"
+)
+
+// empty reports whether the configuration of this handler names nothing to serve.
+func (v *Verify) empty() bool { return v.Folder == "" && len(v.Files) == 0 && !v.Auto }
+
 // Validate refuses what could never be served.
 func (v *Verify) Validate() error {
-	if v.Folder == "" && len(v.Files) == 0 {
-		return errors.New("nothing to serve: name a folder or a file")
+	if v.empty() && v.app == nil {
+		return errors.New(errNothingToServe)
+	}
+	if v.Auto && (v.app == nil || len(v.app.Platforms) == 0) {
+		return errors.New(errNoAuto)
 	}
 	for name, content := range v.Files {
 		if err := checkVerifyFile(name, content); err != nil {
@@ -117,7 +211,7 @@ func (v *Verify) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	if !below || (r.Method != http.MethodGet && r.Method != http.MethodHead) || !verifyName.MatchString(name) {
 		return next.ServeHTTP(w, r)
 	}
-	content, ok := v.content(name)
+	content, ok := v.content(r, name)
 	if !ok {
 		return next.ServeHTTP(w, r)
 	}
@@ -134,24 +228,69 @@ func (v *Verify) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 }
 
 // content returns a file that is registered under that name, if there is one.
-func (v *Verify) content(name string) ([]byte, bool) {
+func (v *Verify) content(r *http.Request, name string) ([]byte, bool) {
 	if text, ok := v.Files[name]; ok {
 		return []byte(text), true
 	}
+	if content, ok := v.fromFolder(name); ok {
+		return content, true
+	}
+	if v.app == nil || !tokens.IsVerifyFileName(name) {
+		return nil, false
+	}
+	content, ok, err := v.app.manager().VerifyFile(r.Context(), name)
+	if err != nil {
+		v.notServed(name, err)
+	}
+	if ok || !v.Auto || accountsFile.MatchString(name) {
+		return content, ok
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), autoWait)
+	defer cancel()
+	if content, ok, err = v.app.manager().ConfirmFile(ctx, name, appIDOfHost(r.Host)); err != nil {
+		v.notServed(name, err)
+	}
+	return content, ok
+}
+
+// fromFolder returns a file of the folder.
+func (v *Verify) fromFolder(name string) ([]byte, bool) {
 	if v.folder == "" {
 		return nil, false
 	}
 	content, err := readPlainFile(v.folder, name, maxVerifyFile)
-	if err == nil {
-		return content, true
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			v.notServed(name, err)
+		}
+		return nil, false
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		// Anybody can ask, and for any name: what is wrong with the folder is wrong with all of them.
-		if ok, missed := v.unread.allow(); ok {
-			v.logger.Warn("a verification file is not served", zap.String("file", name), zap.Error(err), zap.Int("not_logged", missed))
+	if doubtOf(content) != "" {
+		if ok, _ := v.doubts.allow(); ok {
+			v.warn(name, content)
 		}
 	}
-	return nil, false
+	return content, true
+}
+
+// notServed tells the log, rarely: anybody can ask, and for any name, and what is wrong with the folder or the store is
+// wrong with all of them.
+func (v *Verify) notServed(name string, err error) {
+	if ok, missed := v.unread.allow(); ok {
+		v.logger.Warn("a verification file is not served", zap.String("file", name), zap.Error(err), zap.Int("not_logged", missed))
+	}
+}
+
+// accountsFile is a name that WeChat never gives to a web-view domain: an official account's, and WeCom's.
+var accountsFile = regexp.MustCompile(`^(MP|WW)_verify_`)
+
+// appIDOfHost is the appid that a host begins with, as in wx3333333333333333.wx.example.com; "" if it does not.
+func appIDOfHost(host string) string {
+	label, _, more := strings.Cut(strings.ToLower(host), ".")
+	if !more || !isAppID(label) {
+		return ""
+	}
+	return label
 }
 
 // readPlainFile reads a file of at most limit bytes that lies in folder, also if a symbolic link leads to it.
@@ -205,6 +344,7 @@ var plainPath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]*)+$`)
 //	wechat_verify [<matcher>] [<folder>] {
 //		file <name> <content>
 //		path <prefix>
+//		auto
 //	}
 //
 // One argument is the folder, even if it begins with a slash, as with root; only @name and * are taken as
@@ -245,15 +385,20 @@ func (v *Verify) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if err := checkVerifyPath(v.Path); err != nil {
 				return d.WrapErr(err)
 			}
+		case "auto":
+			if v.Auto {
+				return d.Err("auto is given twice")
+			}
+			if d.NextArg() {
+				return d.ArgErr()
+			}
+			v.Auto = true
 		default:
-			return d.Errf("unknown subdirective '%s': want file or path", option)
+			return d.Errf("unknown subdirective '%s': want file, path or auto", option)
 		}
 		if d.NextBlock(d.Nesting()) {
-			return d.Errf("file and path take no block")
+			return d.Errf("file, path and auto take no block")
 		}
-	}
-	if v.Folder == "" && len(v.Files) == 0 {
-		return d.Err("nothing to serve: name a folder or a file")
 	}
 	return nil
 }
@@ -278,6 +423,14 @@ func parseVerify(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	verify := new(Verify)
 	if err := verify.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
+	}
+	if h.Option("wechat") == nil {
+		switch {
+		case verify.empty():
+			return nil, h.Err(errNothingToServe)
+		case verify.Auto:
+			return nil, h.Err(errNoAuto)
+		}
 	}
 	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(verify, "handler", "wechat_verify", nil)}}
 	if matcher != nil {

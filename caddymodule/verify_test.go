@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -277,5 +278,42 @@ func TestVerifyFolderOfNothing(t *testing.T) {
 	err := (&Verify{Folder: "{env.WECHAT_NO_SUCH_VARIABLE}"}).Provision(ctx)
 	if err == nil || !strings.Contains(err.Error(), "folder: {env.WECHAT_NO_SUCH_VARIABLE} resolves to nothing") {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// What WeChat will not accept is served as it is, and said: when the configuration is loaded, and when it is asked for.
+func TestVerifyDoubts(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	writeFile(t, filepath.Join(folder, "marked.txt"), "\ufeffa1B2c3D4e5F6g7H8")
+	writeFile(t, filepath.Join(folder, "page.txt"), " <!DOCTYPE html>")
+	writeFile(t, filepath.Join(folder, "good.txt"), "a1B2c3D4e5F6g7H8\n")
+	writeFile(t, filepath.Join(folder, "other.html"), "<html>")
+	v := &Verify{Folder: folder, Files: map[string]string{"inline.txt": "\ufeffx", "fine.txt": "x"}}
+	logs := provisionVerify(t, v)
+	doubted := func() string {
+		var files []string
+		for _, e := range logs.TakeAll() {
+			files = append(files, e.ContextMap()["file"].(string))
+		}
+		slices.Sort(files)
+		return strings.Join(files, " ")
+	}
+	for name, content := range v.Files {
+		v.warn(name, []byte(content))
+	}
+	v.warnOfFolder()
+	if got := doubted(); got != "inline.txt marked.txt page.txt" {
+		t.Errorf("when loaded: %s", got)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, name := range []string{"good.txt", "marked.txt", "marked.txt", "page.txt"} {
+			if rec := serve(t, v, httptest.NewRequest(http.MethodGet, "/"+name, nil), nil); rec.Code != http.StatusOK {
+				t.Errorf("%s: %d", name, rec.Code)
+			}
+		}
+	})
+	if got := doubted(); got != "marked.txt" {
+		t.Errorf("when asked for, all in one minute: %s", got)
 	}
 }

@@ -564,6 +564,12 @@ func (s *sdkWorld) led(t *testing.T) *http.Client {
 // secondNode starts another process on the storage of the first, and returns its API address.
 func secondNode(t *testing.T, w *integration.World) string {
 	t.Helper()
+	return startNode(t, w)["api"]
+}
+
+// startNode starts another process on the storage of the first, and returns its addresses: admin, api, https, http.
+func startNode(t *testing.T, w *integration.World) map[string]string {
+	t.Helper()
 	ports := map[string]string{"admin": "", "api": "", "https": "", "http": ""}
 	for name := range ports {
 		addr, err := integration.FreeAddr("")
@@ -589,7 +595,7 @@ func secondNode(t *testing.T, w *integration.World) string {
 	if err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return ports["api"]
+	return ports
 }
 
 // upload is a multipart body with one file, and its Content-Type.

@@ -28,8 +28,9 @@ const (
 	VerifyName    = "MP_verify_abcdefgh12345678.txt"
 	VerifyContent = "abcdefgh12345678"
 
-	// Host is the gateway's name.
-	Host = "localhost"
+	// Host is the gateway's name, and Pages the domain below which each authorised account has its own.
+	Host  = "localhost"
+	Pages = "wx.example.com"
 )
 
 // World is a gateway with everything around it: the simulated WeChat, a legacy backend, and a folder that all of it
@@ -224,7 +225,7 @@ func (w *World) environment() []string {
 		"WECHAT_API_PORT=" + Port(w.API), "WECHAT_API_BIND=127.0.0.1",
 		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
 		"WECHAT_BACKEND=" + w.Backend.Addr(), "WECHAT_GPS_BACKEND=" + w.Backend.Addr(),
-		"WECHAT_WEB=http://" + w.Backend.Addr(),
+		"WECHAT_WEB=http://" + w.Backend.Addr(), "WECHAT_PAGES_BACKEND=" + w.Backend.Addr(),
 	}
 	for name, value := range w.secrets {
 		env = append(env, name+"="+value)

@@ -52,6 +52,8 @@ type Environment struct {
 	// RosterEvery is how often WeChat's list of a platform's authorizers is compared with the store. Default: a day.
 	// Negative: never, not even when the store is empty.
 	RosterEvery time.Duration
+	// ConfirmFiles: the verification file of each platform's web-view domain is fetched before anybody asks for it.
+	ConfirmFiles bool
 
 	serial    uint64       // of the Use that brought it
 	opens     *atomic.Bool // a sealed record has opened with its keys

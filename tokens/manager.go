@@ -47,6 +47,10 @@ type Manager struct {
 	forced   forcedRefreshes
 	opaque   opaqueKeys
 
+	strangers strangers
+	verify    [verifyShards]verifyShard
+	confirm   confirmFiles
+
 	mu       sync.Mutex // guards what follows, and the step from open to closed
 	started  bool
 	unread   bool // the spill folder holds what could not be read
@@ -58,7 +62,12 @@ type Manager struct {
 }
 
 // NewManager returns a manager that answers ErrNotConfigured until Use. It only allocates.
-func NewManager() *Manager { return &Manager{} }
+func NewManager() *Manager {
+	return &Manager{
+		strangers: newStrangers(),
+		confirm:   confirmFiles{accounts: NewWindow[Key, confirmState](confirmMemory, maxConfirmStates)},
+	}
+}
 
 // Use makes env current for every operation that starts from now on. The first call starts the background loop,
 // which resumes the intents in the store and asks WeChat for tickets where there is none. After Close it does nothing.
@@ -104,6 +113,9 @@ func (m *Manager) Use(env *Environment) {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
 		if env.RosterEvery > 0 {
 			m.queue.add(rosterJob(p.AppID), 0, m.watchRoster(p.AppID))
+		}
+		if env.ConfirmFiles {
+			m.queue.add(confirmJob(p.AppID), 0, m.watchConfirmFile(p.AppID))
 		}
 	}
 }

@@ -63,6 +63,16 @@ func userNameName(userName string) string {
 // rosterName is where it is kept how far a platform's list of authorizers was read.
 func rosterName(platform string) string { return path.Join(root, "roster", recordID(platform)) }
 
+// confirmName is where the verification file of a web-view domain is kept: a platform's, or that of an account.
+func confirmName(k Key) string {
+	folder := path.Join(root, "verify", string(k.Kind))
+	if k.Kind == KindComponent {
+		return path.Join(folder, recordID(k.Platform))
+	}
+	sum := sha256.Sum256([]byte(k.AppID))
+	return path.Join(folder, recordID(k.Platform), hex.EncodeToString(sum[:1]), recordID(k.AppID))
+}
+
 // pushAskedName is where it is kept when WeChat was last asked to push a platform's ticket.
 func pushAskedName(platform string) string { return path.Join(root, "push", recordID(platform)) }
 

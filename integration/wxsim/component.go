@@ -270,8 +270,3 @@ func (c *call) authorizerList() answer {
 	}
 	return c.ok(map[string]any{"total_count": total, "list": list})
 }
-
-func (c *call) confirmFile() answer {
-	sum := signSorted(c.cred.platform)
-	return c.ok(map[string]any{"errcode": 0, "errmsg": "ok", "file_name": sum[:10] + ".txt", "file_content": sum[:32]})
-}

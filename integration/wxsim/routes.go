@@ -58,7 +58,7 @@ func apiRoutes() map[string]route {
 		"/cgi-bin/component/api_authorizer_token":    exchange((*call).authorizerToken),
 		"/cgi-bin/component/api_get_authorizer_info": exchange((*call).authorizerInfo),
 		"/cgi-bin/component/api_get_authorizer_list": exchange((*call).authorizerList),
-		"/cgi-bin/component/get_domain_confirmfile":  {method: post, needs: needComponent, handle: (*call).confirmFile},
+		"/cgi-bin/component/get_domain_confirmfile":  {method: post, needs: needComponent, handle: (*call).platformConfirmFile},
 
 		"/cgi-bin/token":                 {method: get, needs: needNone, precious: true, handle: (*call).plainToken},
 		"/cgi-bin/stable_token":          secret((*call).stableToken),
@@ -90,6 +90,8 @@ func apiRoutes() map[string]route {
 		"/wxa/undocodeaudit":        reads((*call).undoAudit),
 		"/wxa/revertcoderelease":    reads((*call).revert),
 		"/wxa/getversioninfo":       writes((*call).versionInfo),
+
+		"/wxa/get_webviewdomain_confirmfile": writes((*call).accountConfirmFile),
 
 		"/sns/jscode2session":                 login(needNone, (*call).plainLogin),
 		"/sns/component/jscode2session":       login(needComponent, (*call).componentLogin),
