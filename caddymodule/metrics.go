@@ -25,6 +25,7 @@ type metrics struct {
 	apiErrors       *prometheus.CounterVec
 	apiToday        *dailyCalls
 	oauth           *prometheus.CounterVec
+	authorize       *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
 }
@@ -58,6 +59,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 		apiErrors:     counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
 		apiToday:      newDailyCalls(),
 		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
+		authorize:     counter("authorize_total", "Steps of authorizing a platform, by step and result.", "step", "result"),
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
 		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
 	}
@@ -66,7 +68,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
-		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
+		m.apiErrors, m.oauth, m.authorize, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
 	}
 }
 

@@ -30,6 +30,8 @@ type shared struct {
 	manager *tokens.Manager
 	users   *tokens.UserTable
 	metrics *metrics
+	// authorizations are the starts and ends of wechat_authorize.
+	authorizations *authorizations
 
 	work   sync.WaitGroup
 	ctx    context.Context // ends background work
@@ -45,7 +47,7 @@ func acquireShared(identity string) (*shared, error) {
 		manager := tokens.NewManager()
 		return &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), metrics: newMetrics(manager),
-			ctx: ctx, cancel: cancel,
+			authorizations: newAuthorizations(), ctx: ctx, cancel: cancel,
 		}, nil
 	})
 	if err != nil {
@@ -110,5 +112,6 @@ func (s *shared) Destruct() error {
 	s.cancel()
 	s.manager.Close()
 	s.users.Close()
+	s.authorizations.close()
 	return nil
 }
