@@ -9,6 +9,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // maxLinks bounds the links that one request makes: each costs a call to WeChat.
@@ -91,11 +93,12 @@ func (a *Admin) orphans(w http.ResponseWriter, r *http.Request) error {
 			break
 		}
 		o := &list[i]
-		var err error
-		if o.Link, err = a.app.manager().AuthorizationLink(r.Context(), o.Platform, o.AppID, redirect); err != nil {
+		link, err := a.app.manager().AuthorizationLink(r.Context(), tokens.AuthorizationLink{Platform: o.Platform, AppID: o.AppID, Redirect: redirect})
+		if err != nil {
 			a.logger.Error("no authorization link can be made", zap.String("platform", o.Platform), zap.Error(err))
 			return caddy.APIError{HTTPStatus: http.StatusBadGateway, Err: fmt.Errorf("platform %s: WeChat gives no pre-authorization code; the log says why", o.Platform)}
 		}
+		o.Link = link.Reveal()
 	}
 	body, err := json.Marshal(map[string]any{"orphans": list})
 	if err != nil {

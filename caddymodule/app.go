@@ -23,7 +23,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
 // tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
-// handlers wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk use it, and so do the verification files that are
+// handlers wechat_event, wechat_message, wechat_api, wechat_oauth, wechat_authorize and wechat_jssdk use it, and so do the verification files that are
 // added at run time and the permission wechat of on-demand TLS.
 //
 // What must last (tickets, refresh tokens, the intent to exchange an authorization code) is kept in Caddy's
@@ -38,7 +38,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 // caddy_wechat_replies_total, caddy_wechat_mirrors_total, caddy_wechat_token_refreshes_total,
 // caddy_wechat_token_refresh_duration_seconds, caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
-// caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total,
+// caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total, caddy_wechat_authorize_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
 type App struct {
 	// Platforms are the third-party platforms, in the order in which a push is tried against them.
@@ -114,6 +114,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if a.env.Spill, err = a.spillFolder(r, store.Identity()); err != nil {
 		return err
+	}
+	if open := a.openOrigin(); open != defaultOpen {
+		a.env.Pages = open
 	}
 	for _, p := range a.Platforms {
 		a.env.Platforms = append(a.env.Platforms, tokens.PlatformCredentials{AppID: p.AppID, Secret: p.secret})
@@ -276,6 +279,9 @@ func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
 
 // users keeps who came through OAuth.
 func (a *App) users() *tokens.UserTable { return a.shared.users }
+
+// authorizations are the starts and ends of authorizations.
+func (a *App) authorizations() *authorizations { return a.shared.authorizations }
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
 

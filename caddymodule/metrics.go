@@ -31,6 +31,7 @@ type metrics struct {
 	apiToday        *dailyCalls
 	oauth           *prometheus.CounterVec
 	jssdk           *prometheus.CounterVec
+	authorize       *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
 }
@@ -74,6 +75,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		apiToday:      newDailyCalls(),
 		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
 		jssdk:         counter("jssdk_total", "Pages to be signed for the JS-SDK, by result.", "result"),
+		authorize:     counter("authorize_total", "Steps of authorizing a platform, by step and result.", "step", "result"),
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
 		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
 	}
@@ -82,7 +84,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
-		m.apiErrors, m.oauth, m.jssdk, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
+		m.apiErrors, m.oauth, m.jssdk, m.authorize, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
 		m.joined, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }

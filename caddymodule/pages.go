@@ -17,6 +17,8 @@ type page struct {
 	status int
 	zh, en pageText
 	again  bool // with a link that loads the same address once more
+	// restart is the address where the visitor can begin anew; empty: the page has no such link.
+	restart string
 }
 
 type pageText struct{ Title, Text string }
@@ -62,9 +64,13 @@ var (
 	pageTemplate = template.Must(template.New("message").Parse(pageHTML))
 	pageStyle    = template.CSS(pageCSS) //nolint:gosec // our own file
 	// pageCSP lets a page of ours do nothing but show its own style.
-	pageCSP = "default-src 'none'; style-src 'sha256-" + styleHash(pageCSS) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	pageCSP = styleOnly(pageCSS)
 )
+
+// styleOnly is the policy of a page that shows this style and nothing else.
+func styleOnly(css string) string {
+	return "default-src 'none'; style-src 'sha256-" + styleHash(css) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
 
 func styleHash(css string) string {
 	sum := sha256.Sum256([]byte(css))
@@ -82,29 +88,38 @@ func setPrivate(h http.Header) {
 
 // write answers r with the page.
 func (p page) write(w http.ResponseWriter, r *http.Request) {
-	lang, text, again := "zh-CN", p.zh, "重试"
+	lang, text, again, restart := "zh-CN", p.zh, "重试", "重新开始"
 	if prefersEnglish(r.Header.Values("Accept-Language")) {
-		lang, text, again = "en", p.en, "Try again"
+		lang, text, again, restart = "en", p.en, "Try again", "Start again"
 	}
-	if !p.again {
-		again = ""
+	link := ""
+	switch {
+	case p.again:
+		link = again
+	case p.restart != "":
+		link = restart
 	}
-	var body bytes.Buffer
-	if err := pageTemplate.Execute(&body, struct {
+	setPrivate(w.Header())
+	writeHTML(w, r, p.status, lang, pageTemplate, struct {
 		Lang string
 		pageText
-		Again string
-		Style template.CSS
-	}{lang, text, again, pageStyle}); err != nil {
+		Link, Address string
+		Style         template.CSS
+	}{lang, text, link, p.restart, pageStyle})
+}
+
+// writeHTML answers r with what a template makes of data.
+func writeHTML(w http.ResponseWriter, r *http.Request, status int, lang string, t *template.Template, data any) {
+	var body bytes.Buffer
+	if err := t.Execute(&body, data); err != nil {
 		body.Reset() // the status alone still tells
 	}
 	h := w.Header()
-	setPrivate(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Language", lang)
 	h.Add("Vary", "Accept-Language")
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	w.WriteHeader(p.status)
+	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(body.Bytes())
 	}

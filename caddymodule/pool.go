@@ -37,6 +37,8 @@ type shared struct {
 	bodies *tokens.Window[pushID, pushID]
 
 	releaseChecks *releaseChecks
+	// authorizations are the starts and ends of wechat_authorize.
+	authorizations *authorizations
 
 	work   sync.WaitGroup
 	ctx    context.Context // ends background work
@@ -53,6 +55,7 @@ func acquireShared(identity string) (*shared, error) {
 		s := &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
 			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(),
+			authorizations: newAuthorizations(),
 		}
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
@@ -135,5 +138,6 @@ func (s *shared) Destruct() error {
 	s.users.Close()
 	s.bodies.Close()
 	s.releaseChecks.Close()
+	s.authorizations.close()
 	return nil
 }

@@ -166,6 +166,7 @@ func (w *World) simulate() {
 	if len(cfg.Platforms) == 0 {
 		cfg.Platforms = []wxsim.Platform{{
 			AppID: PlatformID, EventURL: w.URL("/wx/event"), MessageURL: w.URL("/wx/message/$APPID$"),
+			AuthorizeHost: w.HostPort(),
 		}}
 	}
 	for i := range cfg.Platforms {

@@ -46,6 +46,9 @@ type Environment struct {
 	Log       *slog.Logger // nil: nothing is logged
 	Observer  Observer     // nil: nobody listens
 
+	// Pages is the origin of WeChat's authorization pages in a simulator. Empty: they are WeChat's own.
+	Pages string
+
 	// Spill is a folder of this node alone. What the store does not take is kept there, sealed and synced, until it
 	// does. Empty: such records live in memory alone.
 	Spill string

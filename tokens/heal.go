@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -223,47 +222,4 @@ func (m *Manager) confirmGone(ctx context.Context, env *Environment, k Key) erro
 		env.Log.Warn("the account has not authorised the platform any more, by WeChat's list; no push had said so", "platform", k.Platform, "appid", k.AppID)
 	}
 	return err
-}
-
-// authorizationPage is WeChat's page on which an account's owner authorises a platform, for people at a computer.
-const authorizationPage = "https://mp.weixin.qq.com/cgi-bin/componentloginpage"
-
-// AuthorizationLink makes a link on which only the account appid (any, if it is empty) can authorise the platform. It
-// holds a pre-authorization code and so works once, for half an hour; WeChat demands that it be opened from a page on
-// the platform's authorization domain (授权发起页域名), to which redirect, an https URL, belongs too.
-func (m *Manager) AuthorizationLink(ctx context.Context, platform, appid, redirect string) (string, error) {
-	env, err := m.current()
-	if err != nil {
-		return "", err
-	}
-	if err := env.knows(ComponentKey(platform)); err != nil {
-		return "", err
-	}
-	code, err := m.preAuthCode(ctx, env, platform)
-	if err != nil {
-		return "", fmt.Errorf("authorization link: %w", err)
-	}
-	query := url.Values{"component_appid": {platform}, "pre_auth_code": {code.Reveal()}, "redirect_uri": {redirect}, "auth_type": {"3"}}
-	if appid != "" {
-		query.Set("biz_appid", appid)
-	}
-	return authorizationPage + "?" + query.Encode(), nil
-}
-
-const pathPreAuthCode = "/cgi-bin/component/api_create_preauthcode"
-
-func (m *Manager) preAuthCode(ctx context.Context, env *Environment, platform string) (secret.String, error) {
-	body := struct {
-		Platform string `json:"component_appid"`
-	}{platform}
-	var answer struct {
-		Code string `json:"pre_auth_code"`
-	}
-	if err := m.componentCall(ctx, env, platform, pathPreAuthCode, body, &answer); err != nil {
-		return secret.String{}, err
-	}
-	if answer.Code == "" {
-		return secret.String{}, fmt.Errorf("%s: %w: the answer has no code", pathPreAuthCode, ErrUnreachable)
-	}
-	return secret.New(answer.Code), nil
 }

@@ -339,14 +339,14 @@ func TestListIsComparedWithTheStore(t *testing.T) {
 			t.Error("the log does not name the account that has to authorise again")
 		}
 		// Its link, and the end of the trouble.
-		link, err := r.AuthorizationLink(t.Context(), testPlatform, appidOf(8), "https://wx.example.com/back?a=b")
+		link, err := r.AuthorizationLink(t.Context(), AuthorizationLink{Platform: testPlatform, AppID: appidOf(8), Redirect: "https://wx.example.com/back?a=b"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		u, err := url.Parse(link)
+		u, err := url.Parse(link.Reveal())
 		if err != nil || u.Host != "mp.weixin.qq.com" || u.Query().Get("pre_auth_code") == "" || u.Query().Get("biz_appid") != appidOf(8) ||
 			u.Query().Get("component_appid") != testPlatform || u.Query().Get("redirect_uri") != "https://wx.example.com/back?a=b" {
-			t.Errorf("link: %s", link)
+			t.Errorf("link: %s", link.Reveal())
 		}
 		r.authorize(t, testPlatform, appidOf(8))
 		r.get(t, key(8))

@@ -25,6 +25,8 @@ const (
 type accountInfo struct {
 	refresh            secret.String // empty if no code was ever exchanged
 	userName, nickName string
+	headImg, principal string
+	mini               bool
 	funcInfo           []int
 }
 
@@ -36,8 +38,11 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 	}{k.Platform, k.AppID}
 	var answer struct {
 		Account struct {
-			NickName string `json:"nick_name"`
-			UserName string `json:"user_name"`
+			NickName  string          `json:"nick_name"`
+			UserName  string          `json:"user_name"`
+			HeadImg   string          `json:"head_img"`
+			Principal string          `json:"principal_name"`
+			Mini      json.RawMessage `json:"MiniProgramInfo"`
 		} `json:"authorizer_info"`
 		Authorization struct {
 			AppID    string   `json:"authorizer_appid"` // the older forms name it otherwise
@@ -56,7 +61,43 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 	return accountInfo{
 		refresh:  secret.New(answer.Authorization.Refresh),
 		userName: printable(answer.Account.UserName, maxID), nickName: printable(answer.Account.NickName, maxNickName),
+		headImg: printable(answer.Account.HeadImg, maxProfileText), principal: printable(answer.Account.Principal, maxNickName),
+		mini:     len(answer.Account.Mini) > 0 && string(answer.Account.Mini) != "null",
 		funcInfo: answer.Authorization.FuncInfo,
+	}, nil
+}
+
+// AccountInfo is what an account that authorised a platform shows of itself.
+type AccountInfo struct {
+	AppID       string
+	NickName    string
+	Principal   string // the company or person behind it
+	UserName    string // the gh_ id
+	HeadImg     string // the address of its picture, as WeChat gives it
+	MiniProgram bool
+	FuncInfo    []int // ids of the permission sets that were granted
+}
+
+// FetchAccountInfo asks WeChat for an account that authorised a platform, and keeps what is of use later.
+func (m *Manager) FetchAccountInfo(ctx context.Context, platform, appid string) (AccountInfo, error) {
+	env, err := m.current()
+	if err != nil {
+		return AccountInfo{}, err
+	}
+	k := AuthorizerKey(platform, appid)
+	if err := env.knows(k); err != nil {
+		return AccountInfo{}, err
+	}
+	info, err := m.authorizerInfo(ctx, env, k)
+	if err != nil {
+		return AccountInfo{}, err
+	}
+	if err := m.keepInfo(ctx, env, k, info); err != nil {
+		env.Log.Debug("an account's name cannot be kept; it is fetched again when needed", "platform", platform, "appid", appid, "error", err)
+	}
+	return AccountInfo{
+		AppID: appid, NickName: info.nickName, Principal: info.principal, UserName: info.userName, HeadImg: info.headImg,
+		MiniProgram: info.mini, FuncInfo: info.funcInfo,
 	}, nil
 }
 

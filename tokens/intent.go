@@ -28,6 +28,8 @@ type Intent struct {
 	CreatedAt time.Time // CreateTime of the push; zero: now
 	ExpiresAt time.Time // when the code dies; zero: an hour after CreatedAt. What counts is the time between the two
 	InfoType  string    // of the push, for the log
+	// Redirected: the code came with a visitor, not by a push, so CreatedAt is by our clock and dates nothing.
+	Redirected bool
 }
 
 type intentWire struct {
@@ -37,18 +39,23 @@ type intentWire struct {
 	CreatedAt int64  `json:"created_at"`
 	ExpiresAt int64  `json:"expires_at"`
 	InfoType  string `json:"info_type,omitempty"`
+	Redirect  bool   `json:"redirect,omitempty"`
 }
 
 func (in Intent) wire() intentWire {
-	return intentWire{in.Platform, in.AppID, in.Code.Reveal(), unix(in.CreatedAt), unix(in.ExpiresAt), in.InfoType}
+	return intentWire{in.Platform, in.AppID, in.Code.Reveal(), unix(in.CreatedAt), unix(in.ExpiresAt), in.InfoType, in.Redirected}
 }
 
 func (w intentWire) intent() Intent {
-	return Intent{w.Platform, w.AppID, secret.New(w.Code), fromUnix(w.CreatedAt), fromUnix(w.ExpiresAt), w.InfoType}
+	return Intent{w.Platform, w.AppID, secret.New(w.Code), fromUnix(w.CreatedAt), fromUnix(w.ExpiresAt), w.InfoType, w.Redirect}
 }
 
 func (in Intent) authCode() authCode {
-	return authCode{platform: in.Platform, appid: in.AppID, code: in.Code, createdAt: in.CreatedAt}
+	c := authCode{platform: in.Platform, appid: in.AppID, code: in.Code, createdAt: in.CreatedAt}
+	if in.Redirected {
+		c.createdAt = time.Time{}
+	}
+	return c
 }
 
 // Accept takes the duty to exchange a code. It is durable when nil is returned: the exchange follows in the

@@ -26,7 +26,10 @@ const (
 	// that, and the rest as long as it gets, a token has 484 characters.
 	MaxOpaqueName = 255
 
-	opaqueVersion  = 2
+	// The first byte of what the keys seal says what it is. Keys authenticate it, so that none passes for another.
+	opaqueVersion = 2 // an opaque token
+	stateVersion  = 3 // a state: see SealState
+
 	opaqueKeyBytes = 32
 	opaqueKeyID    = 4 // bytes that name a key in a token
 	opaqueHeader   = 1 + opaqueKeyID
@@ -108,39 +111,36 @@ func (m *Manager) IssueOpaque(ctx context.Context, c OpaqueClaims) (secret.Strin
 	if err != nil {
 		return secret.String{}, err
 	}
-	key, err := m.issuingKey(ctx)
+	text, err := m.sealOpaque(ctx, opaqueVersion, plain)
 	if err != nil {
 		return secret.String{}, err
 	}
-	token := make([]byte, opaqueHeader, opaqueHeader+len(plain)+opaqueOverhead)
-	token[0] = opaqueVersion
-	copy(token[1:], key.id[:])
-	token = key.aead.Seal(token, nil, plain, token[:opaqueHeader])
-	text := base64.RawURLEncoding.EncodeToString(token)
 	if len(text) > MaxOpaqueLength {
 		return secret.String{}, fmt.Errorf("opaque token would have %d characters, more than %d: give the client a shorter name", len(text), MaxOpaqueLength)
 	}
 	return secret.New(text), nil
 }
 
+// sealOpaque seals plain with the newest key as characters of [A-Za-z0-9_-].
+func (m *Manager) sealOpaque(ctx context.Context, version byte, plain []byte) (string, error) {
+	key, err := m.issuingKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	sealed := make([]byte, opaqueHeader, opaqueHeader+len(plain)+opaqueOverhead)
+	sealed[0] = version
+	copy(sealed[1:], key.id[:])
+	sealed = key.aead.Seal(sealed, nil, plain, sealed[:opaqueHeader])
+	return base64.RawURLEncoding.EncodeToString(sealed), nil
+}
+
 // OpenOpaque returns what an opaque token says. The error is ErrOpaqueUnknown for anything that this gateway did not
 // make or that was altered, ErrOpaqueExpired (with the claims) past its life, and wraps ErrStore if that cannot be
 // told because the store fails.
 func (m *Manager) OpenOpaque(ctx context.Context, token string) (OpaqueClaims, error) {
-	if len(token) > MaxOpaqueLength || strings.ContainsAny(token, "\r\n") { // the decoder would skip these
-		return OpaqueClaims{}, ErrOpaqueUnknown
-	}
-	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(sealed) < opaqueHeader+opaqueOverhead || sealed[0] != opaqueVersion {
-		return OpaqueClaims{}, ErrOpaqueUnknown
-	}
-	key, err := m.openingKey(ctx, [opaqueKeyID]byte(sealed[1:opaqueHeader]))
+	plain, err := m.openOpaque(ctx, opaqueVersion, token)
 	if err != nil {
 		return OpaqueClaims{}, err
-	}
-	plain, err := key.aead.Open(nil, nil, sealed[opaqueHeader:], sealed[:opaqueHeader])
-	if err != nil {
-		return OpaqueClaims{}, ErrOpaqueUnknown
 	}
 	claims, ok := parseClaims(plain)
 	if !ok {
@@ -150,6 +150,26 @@ func (m *Manager) OpenOpaque(ctx context.Context, token string) (OpaqueClaims, e
 		return claims, ErrOpaqueExpired
 	}
 	return claims, nil
+}
+
+// openOpaque is the reverse of sealOpaque. The error is ErrOpaqueUnknown for what no key of ours sealed as this version.
+func (m *Manager) openOpaque(ctx context.Context, version byte, text string) ([]byte, error) {
+	if len(text) > MaxOpaqueLength || strings.ContainsAny(text, "\r\n") { // the decoder would skip these
+		return nil, ErrOpaqueUnknown
+	}
+	sealed, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(sealed) < opaqueHeader+opaqueOverhead || sealed[0] != version {
+		return nil, ErrOpaqueUnknown
+	}
+	key, err := m.openingKey(ctx, [opaqueKeyID]byte(sealed[1:opaqueHeader]))
+	if err != nil {
+		return nil, err
+	}
+	plain, err := key.aead.Open(nil, nil, sealed[opaqueHeader:], sealed[:opaqueHeader])
+	if err != nil {
+		return nil, ErrOpaqueUnknown
+	}
+	return plain, nil
 }
 
 // issuingKey is the newest key; one is made if there is none or the newest is old.

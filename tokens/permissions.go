@@ -84,6 +84,15 @@ func PermissionSet(id int) (name Text, ok bool) {
 	return Text{}, false
 }
 
+// PermissionSetsInUse are the permission sets that the gateway's own parts stand on: without them an account gets no
+// messages, no login and no replies through it.
+func PermissionSetsInUse(miniProgram bool) []int {
+	if miniProgram {
+		return []int{19, 20}
+	}
+	return []int{1, 4}
+}
+
 // DescribePermissionSets writes ids with their names, for a log.
 func DescribePermissionSets(ids []int) string {
 	var b strings.Builder

@@ -48,7 +48,12 @@ func (s *Server) grant(ctx context.Context, platformID, appID, infoType string, 
 	if err != nil {
 		return Authorization{}, err
 	}
-	a := Authorization{Platform: platformID, AppID: appID, Code: code.value, PreAuthCode: preAuth.value}
+	return s.pushGrant(ctx, platformID, appID, infoType, code, preAuth)
+}
+
+// pushGrant pushes what an account granted.
+func (s *Server) pushGrant(ctx context.Context, platformID, appID, infoType string, code, preAuth *credential) (a Authorization, err error) {
+	a = Authorization{Platform: platformID, AppID: appID, Code: code.value, PreAuthCode: preAuth.value}
 	a.Push, err = s.PushEvent(ctx, platformID, appID, infoType,
 		Field{Name: "AuthorizerAppid", Value: appID}, Field{Name: "AuthorizationCode", Value: a.Code},
 		// Documented as seconds, in fact the time at which the code ends.

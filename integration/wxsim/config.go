@@ -56,6 +56,9 @@ type Platform struct {
 	EventURL      string // 授权事件接收URL
 	TestEventURL  string // event URL of the test configuration; tickets go to it too, when set
 	MessageURL    string // 消息与事件接收URL; $APPID$ stands for the authorizer's appid
+	// AuthorizeHost is the domain of the page with the authorization link and of its redirect_uri (授权发起页域名). WeChat
+	// allows no port; here one stands for exactly that host and port. Default: no link is followed.
+	AuthorizeHost string
 }
 
 // Account is an official account or mini program used with its own secret.

@@ -102,6 +102,8 @@ func apiRoutes() map[string]route {
 		"/sns/userinfo":                       {method: get, needs: needUser, text: true, handle: (*call).snsUserInfo},
 		"/sns/auth":                           {method: get, needs: needUser, text: true, handle: (*call).snsAuth},
 
-		authorizePath: {page: true, handle: (*call).authorizePage},
+		authorizePath:   {page: true, handle: (*call).authorizePage},
+		desktopLinkPath: {page: true, handle: (*call).bindPage},
+		mobileLinkPath:  {page: true, handle: (*call).bindPage},
 	}
 }

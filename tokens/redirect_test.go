@@ -1,0 +1,252 @@
+package tokens
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+func TestExchangeRedirected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+		code := r.newCode(testAuthorizer)
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				a, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour)
+				if err != nil || a.AppID != testAuthorizer {
+					t.Errorf("ExchangeRedirected = %+v, %v", a, err)
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		if r.intents(t) != 1 {
+			t.Error("the duty is not durable before WeChat answers")
+		}
+		wg.Wait()
+		synctest.Wait()
+		if n := r.intents(t); n != 0 {
+			t.Errorf("%d duties are left", n)
+		}
+		if !r.stored(t, testAuthKey).AuthorizedHere {
+			t.Error("our time is taken for WeChat's")
+		}
+		if n := r.wx.count(pathQueryAuth); n != 1 {
+			t.Errorf("%d exchanges of one code", n)
+		}
+	})
+}
+
+// A code that WeChat does not know may be anybody's invention: it costs one call and leaves nothing behind.
+func TestExchangeRedirectedRefusesInventions(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.env.RosterEvery = 0
+		r.Use(r.env)
+		time.Sleep(10 * time.Minute)
+		lists := r.wx.count(pathAuthorizerList)
+		_, err := r.ExchangeRedirected(t.Context(), testPlatform, secret.New("queryauthcode@@@made-up"), 0)
+		if !hasCode(err, codeAuthCodeInvalid) {
+			t.Errorf("error %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		if n, l := r.wx.count(pathQueryAuth), r.wx.count(pathAuthorizerList)-lists; n != 1 || l != 0 || r.intents(t) != 0 {
+			t.Errorf("%d exchanges, %d pages of the list, %d duties", n, l, r.intents(t))
+		}
+		if _, err := r.ExchangeRedirected(t.Context(), "wx00000000000000ee", secret.New("x"), 0); !errors.Is(err, ErrNotConfigured) {
+			t.Errorf("unknown platform: %v", err)
+		}
+	})
+}
+
+// What WeChat does not answer goes on in the background, over a restart too, for as long as the code lives.
+func TestExchangeRedirectedGoesOn(t *testing.T) {
+	t.Parallel()
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.wx.set(func(f *fakeWeChat) {
+					f.hook = func(path string, _ map[string]any) (string, error) {
+						if path == pathQueryAuth {
+							return "", errors.New("connection refused")
+						}
+						return "", nil
+					}
+				})
+				code := r.newCode(testAuthorizer)
+				if _, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); !errors.Is(err, ErrUnreachable) {
+					t.Fatalf("error %v", err)
+				}
+				if r.intents(t) != 1 {
+					t.Fatal("the duty is gone")
+				}
+				if restart {
+					r.restart()
+				}
+				r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+				time.Sleep(5 * time.Minute)
+				r.get(t, testAuthKey)
+				if n := r.intents(t); n != 0 {
+					t.Errorf("%d duties are left", n)
+				}
+				if a, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); err != nil && !restart || err == nil && a.AppID != testAuthorizer {
+					t.Errorf("the code once more: %+v, %v", a, err)
+				}
+			})
+		})
+	}
+}
+
+// A push of the same code knows WeChat's time; the redirect does not take its place.
+func TestExchangeRedirectedLeavesThePushedDuty(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+		code := r.newCode(testAuthorizer)
+		if err := r.Accept(t.Context(), r.push(code)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if r.stored(t, testAuthKey).AuthorizedHere || r.intents(t) != 0 || r.wx.count(pathQueryAuth) != 1 {
+			t.Errorf("record %+v, %d duties", r.stored(t, testAuthKey), r.intents(t))
+		}
+	})
+}
+
+// A store that takes nothing keeps nobody from authorising.
+func TestExchangeRedirectedWithoutStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		code := r.newCode(testAuthorizer)
+		r.store.fail(func(op, _ string) error {
+			if op == "store" {
+				return errors.New("disk full")
+			}
+			return nil
+		})
+		if a, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); err != nil || a.AppID != testAuthorizer {
+			t.Errorf("ExchangeRedirected = %+v, %v", a, err)
+		}
+		r.store.fail(nil)
+		time.Sleep(10 * time.Minute)
+		if r.stored(t, testAuthKey).RefreshToken.IsZero() || r.intents(t) != 0 {
+			t.Error("the tokens did not reach the store")
+		}
+	})
+}
+
+func TestFetchAccountInfo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		if _, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer); !hasCode(err, codeNotAuthorized) {
+			t.Errorf("an account that has not authorised: %v", err)
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		info, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer)
+		if err != nil || info.AppID != testAuthorizer || info.NickName != "N" || info.UserName == "" || info.MiniProgram || len(info.FuncInfo) != 1 {
+			t.Errorf("FetchAccountInfo = %+v, %v", info, err)
+		}
+		if r.stored(t, testAuthKey).UserName != info.UserName {
+			t.Error("the gh_ id is not kept")
+		}
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path != pathAuthorizerInfo {
+					return "", nil
+				}
+				return `{"authorizer_info":{"nick_name":"M\u0000","user_name":"gh_1","head_img":"https://wx.qlogo.cn/0","principal_name":"P","MiniProgramInfo":{"network":{}}}}`, nil
+			}
+		})
+		info, err = r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer)
+		if err != nil || info.NickName != "M" || info.HeadImg != "https://wx.qlogo.cn/0" || info.Principal != "P" || !info.MiniProgram {
+			t.Errorf("a mini program: %+v, %v", info, err)
+		}
+	})
+}
+
+func TestAuthorizationLink(t *testing.T) {
+	t.Parallel()
+	const redirect = "https://wx.example.com/back?s=a_b"
+	for _, tt := range []struct {
+		name, pages string
+		link        AuthorizationLink
+		want        string
+	}{
+		{"computer", "", AuthorizationLink{}, "https://mp.weixin.qq.com/cgi-bin/componentloginpage?component_appid=P&pre_auth_code=c%40%401&redirect_uri=R&auth_type=3"},
+		{"phone", "", AuthorizationLink{Mobile: true, AuthType: 6}, "https://open.weixin.qq.com/wxaopen/safe/bindcomponent?action=bindcomponent&no_scan=1&component_appid=P&pre_auth_code=c%40%401&redirect_uri=R&auth_type=6#wechat_redirect"},
+		{"all", "http://127.0.0.1:1", AuthorizationLink{AppID: testAuthorizer, Categories: []int{1, 15}},
+			"http://127.0.0.1:1/cgi-bin/componentloginpage?component_appid=P&pre_auth_code=c%40%401&redirect_uri=R&auth_type=3&biz_appid=" + testAuthorizer + "&category_id_list=1%7C15"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.link.Platform, tt.link.Redirect = testPlatform, redirect
+			want := strings.NewReplacer("=P&", "="+testPlatform+"&", "=R&", "="+url.QueryEscape(redirect)+"&").Replace(tt.want)
+			if got := tt.link.text(tt.pages, secret.New("c@@1")); got != want {
+				t.Errorf("link %s\nwant %s", got, want)
+			}
+		})
+	}
+}
+
+func TestState(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := NewMemStore()
+		m, other := opaqueNode(t, store, nil), opaqueNode(t, store, nil)
+		seal := func(payload string) secret.String {
+			t.Helper()
+			s, err := m.SealState(t.Context(), []byte(payload), time.Now().Add(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		for _, payload := range []string{"", "x", strings.Repeat("p", MaxStatePayload)} {
+			s := seal(payload)
+			if len(s.Reveal()) > MaxOpaqueLength || strings.Contains(s.Reveal(), "ppp") {
+				t.Errorf("state %s", s.Reveal())
+			}
+			if got, err := other.OpenState(t.Context(), s); err != nil || string(got) != payload {
+				t.Errorf("on another node: %q, %v", got, err)
+			}
+		}
+		if _, err := m.SealState(t.Context(), make([]byte, MaxStatePayload+1), time.Now()); err == nil {
+			t.Error("a payload that is too long was sealed")
+		}
+		// Neither passes for the other.
+		s := seal("x")
+		if _, err := m.OpenOpaque(t.Context(), s.Reveal()); !errors.Is(err, ErrOpaqueUnknown) {
+			t.Errorf("a state is an opaque token: %v", err)
+		}
+		token := mustIssue(t, m, opaqueClaims())
+		swapped := []byte(s.Reveal())
+		copy(swapped, token[:1]+token[1:2]) // the version's characters
+		for _, text := range []string{token, string(swapped), "", "x", s.Reveal() + "A", s.Reveal()[:20]} {
+			if _, err := m.OpenState(t.Context(), secret.New(text)); !errors.Is(err, ErrOpaqueUnknown) {
+				t.Errorf("%q opens: %v", text, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		if _, err := m.OpenState(t.Context(), s); !errors.Is(err, ErrOpaqueExpired) {
+			t.Errorf("past its end: %v", err)
+		}
+	})
+}
