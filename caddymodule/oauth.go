@@ -33,7 +33,7 @@ import (
 // a restart. The cookie belongs to the name that WeChat sends the visitor back to: if that is Origin, and the visitor
 // starts at another name, they are sent to Origin first.
 //
-// A login that begins in a menu has the state that the menu gave it, and no cookie. Anybody can have a person's browser
+// A login that begins in a menu has the state that the menu gave it, which must not begin with wxTkFlow, and no cookie. Anybody can have a person's browser
 // open such a callback with a code of their own, and so sign that person in as somebody else. RequireStart refuses these.
 //
 // WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
@@ -99,6 +99,9 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 	}
 	if err := o.provisionPlatform(); err != nil {
 		return err
+	}
+	if o.RequireStart && o.Callback != "" {
+		o.logger.Warn("callback serves logins that begin in a menu, and require_start refuses all of them: leave out one of the two", zap.String("callback", o.Callback))
 	}
 	o.funcs = make(map[string]*Func, len(o.Funcs))
 	for _, f := range o.Funcs {

@@ -75,7 +75,7 @@ func (f *flow) seal(ctx context.Context, m *tokens.Manager) (string, error) {
 // parseFlow reads the value of a cookie; nothing in it is proven yet.
 func parseFlow(value string) (expires time.Time, signature []byte, state string, ok bool) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(value)
-	if err != nil || len(b) <= flowExpiry || len(b)-flowExpiry-1 < int(b[flowExpiry]) {
+	if err != nil || strings.ContainsAny(value, "\r\n") || len(b) <= flowExpiry || len(b)-flowExpiry-1 < int(b[flowExpiry]) {
 		return time.Time{}, nil, "", false
 	}
 	expires = time.Unix(int64(binary.BigEndian.Uint64(b)), 0)

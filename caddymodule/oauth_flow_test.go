@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"net/http"
 	"net/http/cookiejar"
@@ -529,4 +530,22 @@ func TestOAuthFlowWithoutTheStore(t *testing.T) {
 	assertLanded(t, v.get(menu), "scan")
 	v.h = f.OAuth
 	assertLanded(t, v.get(own), "mine")
+}
+
+// Whatever a cookie holds, it is read in one way or not at all, so that nothing can be added to one.
+func FuzzFlowCookie(f *testing.F) {
+	for _, seed := range []string{"", "AAAAAAAAAAAA", "AAAAAGkq3gAAbWluZQ", strings.Repeat("A", 300), "AAAAAGkq3gD_bWluZQ", "AAAAAGkq3gAAbWluZQ=="} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		expires, signature, state, ok := parseFlow(value)
+		if !ok {
+			return
+		}
+		b := binary.BigEndian.AppendUint64(nil, uint64(expires.Unix()))
+		b = append(append(append(b, byte(len(signature))), signature...), state...)
+		if again := base64.RawURLEncoding.EncodeToString(b); value != again || len(state) > maxState {
+			t.Errorf("%q was read as what is written %q", value, again)
+		}
+	})
 }

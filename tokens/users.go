@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -98,6 +99,9 @@ func (t *UserTable) Keep(u User, grant UserGrant, ttl time.Duration, once bool) 
 	var id [trackingIDBytes]byte
 	_, _ = rand.Read(id[:]) // never fails since Go 1.24
 	trackingID = base64.RawURLEncoding.EncodeToString(id[:])
+	for _, s := range []*string{&u.AppID, &u.Platform, &u.State} {
+		*s = strings.Clone(*s) // or they would keep the request that they are parts of
+	}
 	t.users.Set(trackingID, &userEntry{user: u, grant: grant, once: once, asking: make(chan struct{}, 1)}, ttl)
 	return trackingID
 }
@@ -213,18 +217,20 @@ type login struct {
 // A failed exchange is told to all who wait for it. Then it is forgotten, so that a reload tries again, unless the code
 // is in doubt (ErrCodeInDoubt, or a panic): that code counts as used.
 //
+// Of the callback nothing is kept but copies: its strings are parts of a request's.
+//
 // exchange runs on the caller's goroutine, detached from the caller's cancellation (the code would be lost), with
 // a deadline of its own.
 func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(context.Context) (location string, err error)) (string, error) {
 	key := sha256.Sum256([]byte(cb.Code.Reveal()))
 	if cb.Flow != "" {
-		if first, _ := t.flows.GetOrSet(cb.Flow, func() [sha256.Size]byte { return key }); first != key {
+		if first, _ := t.flows.GetOrSet(strings.Clone(cb.Flow), func() [sha256.Size]byte { return key }); first != key {
 			return "", ErrFlowUsed
 		}
 	}
 	l, found := t.logins.GetOrSet(key, func() *login {
 		return &login{
-			path: cb.Path, appID: cb.AppID, flow: cb.Flow, repeatUntil: time.Now().Add(loginWindow),
+			path: strings.Clone(cb.Path), appID: strings.Clone(cb.AppID), flow: strings.Clone(cb.Flow), repeatUntil: time.Now().Add(loginWindow),
 			done: make(chan struct{}), err: errUnfinished,
 		}
 	})
