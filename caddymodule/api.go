@@ -53,6 +53,9 @@ const (
 // gateway's own have WeChat's shape, {"errcode":…,"errmsg":"…"}: with HTTP 200 for SDKs, which read no other, and with
 // 401 or 403 for Bearer callers. 502, 503 and 504 mean that the gateway, WeChat or the way to it has a problem.
 //
+// GET /wechat/users/{wxTkId} tells a client who came through wechat_oauth under that tracking id, and
+// GET /wechat/users/{wxTkId}/userinfo asks WeChat for that user's profile, if the client may act for the account.
+//
 // Request and answer bodies stream, byte for byte. If WeChat says that the token is bad, it is renewed, once for all
 // calls that wait for it, and the call is repeated once; a request body larger than RepeatBuffer is not kept for that,
 // and the caller gets WeChat's answer. A path that refuses a token just renewed is not believed for ten minutes: WeChat

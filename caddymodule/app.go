@@ -39,6 +39,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 // caddy_wechat_token_refresh_duration_seconds, caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total, caddy_wechat_authorize_total,
+// caddy_wechat_oauth_users, caddy_wechat_oauth_forgotten_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
 type App struct {
 	// Platforms are the third-party platforms, in the order in which a push is tried against them.
@@ -124,7 +125,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	for _, acc := range a.Accounts {
 		a.env.Accounts = append(a.env.Accounts, tokens.AccountCredentials{AppID: acc.AppID, Secret: acc.secret})
 	}
-	if err := shared.metrics.register(ctx.GetMetricsRegistry()); err != nil {
+	if err := shared.metrics.register(ctx.GetMetricsRegistry(), usersCollector{shared.users}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil

@@ -31,7 +31,7 @@ const (
 type authorizations struct {
 	visitors *tokens.Window[netip.Prefix, *rate.Limiter]
 	all      *rate.Limiter
-	arrivals *tokens.Window[stateID, *arrival]
+	arrivals *tokens.Window[stateID, *callbackResult]
 }
 
 func newAuthorizations() *authorizations {
@@ -39,7 +39,7 @@ func newAuthorizations() *authorizations {
 		// A limiter is full again after this time, so nothing is lost when it is forgotten.
 		visitors: tokens.NewWindow[netip.Prefix, *rate.Limiter](visitorStarts*visitorStartEvery, maxVisitors),
 		all:      rate.NewLimiter(rate.Every(allStartsEvery), allStarts),
-		arrivals: tokens.NewWindow[stateID, *arrival](stateLife, maxArrivals),
+		arrivals: tokens.NewWindow[stateID, *callbackResult](stateLife, maxArrivals),
 	}
 }
 
@@ -83,8 +83,8 @@ func visitorOf(r *http.Request) netip.Prefix {
 	return prefix
 }
 
-// arrival is one callback. The fields below done are written before it is closed and read after.
-type arrival struct {
+// callbackResult is what one callback came to. The fields below done are written before it is closed and read after.
+type callbackResult struct {
 	code [sha256.Size]byte // of the authorization code
 
 	done    chan struct{}
@@ -100,8 +100,8 @@ type arrival struct {
 func (s *authorizations) once(ctx context.Context, id stateID, code secret.String,
 	exchange func(context.Context) (*authorized, *oauthFailure),
 ) (*authorized, *oauthFailure) {
-	mine := &arrival{code: sha256.Sum256([]byte(code.Reveal())), done: make(chan struct{}), failure: failUnfinished}
-	a, found := s.arrivals.GetOrSet(id, func() *arrival { return mine })
+	mine := &callbackResult{code: sha256.Sum256([]byte(code.Reveal())), done: make(chan struct{}), failure: failUnfinished}
+	a, found := s.arrivals.GetOrSet(id, func() *callbackResult { return mine })
 	if found {
 		if a.code != mine.code {
 			return nil, failStateUsed
@@ -115,7 +115,7 @@ func (s *authorizations) once(ctx context.Context, id stateID, code secret.Strin
 	}
 	defer func() {
 		if a.failure != nil && !isFinal(a.failure) {
-			s.arrivals.Take(id, func(now *arrival) bool { return now == a })
+			s.arrivals.Take(id, func(now *callbackResult) bool { return now == a })
 		}
 		close(a.done)
 	}()

@@ -90,8 +90,8 @@ func (m *metrics) collectors() []prometheus.Collector {
 }
 
 // register adds the collectors to a configuration's registry; the gateway may be mentioned there more than once.
-func (m *metrics) register(r *prometheus.Registry) error {
-	for _, c := range m.collectors() {
+func (m *metrics) register(r *prometheus.Registry, more ...prometheus.Collector) error {
+	for _, c := range append(m.collectors(), more...) {
 		if err := r.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
 				return err

@@ -15,7 +15,7 @@ import (
 // they arrive under an opaque tracking id. It serves, below Base:
 //
 //   - GET {base}/authorize/{appid}/{funcKey}[?scope=&state=] redirects to WeChat. appid is a configured account or an
-//     authorizer of the platform.
+//     authorizer of the platform; scope is snsapi_base, snsapi_userinfo, snsapi_privateinfo or several joined by commas.
 //   - GET {base}/authUserReceive/{platformAppid}/{funcKey}?code=&state=&appid= is where WeChat sends the user of an
 //     authorizer back. Menus may link to WeChat with this address themselves, so it need not have begun here.
 //   - GET {base}/authUserReceive/{accountAppid}/{funcKey}?code=&state= is the same for a plain account.
@@ -26,15 +26,30 @@ import (
 // the id at GET /wechat/users/{id} of a wechat_api listener. Where people are sent comes from Funcs alone, never from
 // the request.
 //
-// WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
-// same redirect, while the code is exchanged once. Later, or under another path, the code is used up. No code is sent
-// twice on the gateway's own account: where WeChat refused the platform's token before it looked at the code, the token
-// is renewed and the page asks the visitor to try again; where WeChat may or may not have taken the code, it counts as
-// used.
+// A login that begins at authorize is bound to the browser: a signed cookie, one for each login, lives half an hour and
+// has the link's state, up to 128 bytes of anything, in it. WeChat gets a random state of letters and digits instead. The
+// callback of such a login ends on a page, and WeChat is not asked, unless the browser has its cookie and the login has
+// not come back before with another code. All nodes on a store know the key of the cookies, and so does the gateway after
+// a restart. The cookie belongs to the name that WeChat sends the visitor back to: if that is Origin, and the visitor
+// starts at another name, they are sent to Origin first.
 //
-// A refusal by the user, a code that is used or not valid, an unknown funcKey and WeChat's errors each end on a small page in Chinese or
-// English and one log line with WeChat's errcode and what to do; neither holds a code, a token or a secret. The handler
-// writes these answers itself: an error returned to Caddy would be logged with the URI and the code in it.
+// A login that begins in a menu has the state that the menu gave it, which must not begin with wxTkFlow, and no cookie. Anybody can have a person's browser
+// open such a callback with a code of their own, and so sign that person in as somebody else. RequireStart refuses these.
+//
+// WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
+// same redirect, while the code is exchanged once; where the login began here, to the browser where it did. Later, or
+// under another path, the code is used up. No code is sent twice on the gateway's own account: where WeChat refused the
+// platform's token before it looked at the code, the token is renewed and the page asks the visitor to try again; where
+// WeChat may or may not have taken the code, it counts as used.
+//
+// A refusal by the user, a code that is used or not valid, a login of another browser, an unknown funcKey and WeChat's
+// errors each end on a small page in Chinese or English and one log line with WeChat's errcode and what to do; neither
+// holds a code, a token or a secret. The handler writes these answers itself: an error returned to Caddy would be logged
+// with the URI and the code in it.
+//
+// The users' own tokens never leave the gateway, which keeps at most 100,000 tracking ids at a time, in memory. When
+// there are more, the one that was not looked at for longest goes and is counted in
+// caddy_wechat_oauth_forgotten_total; caddy_wechat_oauth_users says how many there are.
 //
 // Requests for other paths go on to the next handler.
 type OAuth struct {
@@ -47,6 +62,9 @@ type OAuth struct {
 	Platform string `json:"platform,omitempty"`
 	// Callback is the path of one more callback address for authorizers, without its funcKey. Default: none.
 	Callback string `json:"callback,omitempty"`
+	// RequireStart refuses callbacks of logins that did not begin at {base}/authorize in the same browser: those that
+	// begin in a menu, and those that somebody puts into another person's browser. Default: false.
+	RequireStart bool `json:"require_start,omitempty"`
 	// Funcs are the landing places. At least one.
 	Funcs []*Func `json:"funcs,omitempty"`
 
@@ -81,6 +99,9 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 	}
 	if err := o.provisionPlatform(); err != nil {
 		return err
+	}
+	if o.RequireStart && o.Callback != "" {
+		o.logger.Warn("callback serves logins that begin in a menu, and require_start refuses all of them: leave out one of the two", zap.String("callback", o.Callback))
 	}
 	o.funcs = make(map[string]*Func, len(o.Funcs))
 	for _, f := range o.Funcs {

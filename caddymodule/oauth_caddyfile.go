@@ -18,6 +18,7 @@ import (
 //		origin   <url>
 //		platform <appid>
 //		callback <path>
+//		require_start
 //		func <key> <prefix> {
 //			scope           <scope>
 //			appids          <appid>...
@@ -45,10 +46,12 @@ func (o *OAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = argumentOnce(d, &o.Platform, literalAppID)
 		case "callback":
 			err = argumentOnce(d, &o.Callback, checkCallback)
+		case "require_start":
+			err = flagOnce(d, &o.RequireStart)
 		case "func":
 			err = o.unmarshalFunc(d)
 		default:
-			err = d.Errf("unknown subdirective '%s': want origin, platform, callback or func", option)
+			err = d.Errf("unknown subdirective '%s': want origin, platform, callback, require_start or func", option)
 		}
 		if err != nil {
 			return err
@@ -72,6 +75,19 @@ func argumentOnce(d *caddyfile.Dispenser, into *string, check func(string) error
 	if err := check(*into); err != nil {
 		return d.WrapErr(err)
 	}
+	return nil
+}
+
+// flagOnce parses a subdirective without arguments.
+func flagOnce(d *caddyfile.Dispenser, into *bool) error {
+	name := d.Val()
+	if *into {
+		return d.Errf("%s is given twice", name)
+	}
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	*into = true
 	return nil
 }
 
@@ -132,13 +148,7 @@ func (f *Func) unmarshalOption(d *caddyfile.Dispenser) error {
 	case "ttl":
 		return duration(d, &f.TTL)
 	case "once":
-		if f.Once {
-			return d.Err("once is given twice")
-		}
-		if d.NextArg() {
-			return d.ArgErr()
-		}
-		f.Once = true
+		return flagOnce(d, &f.Once)
 	case "redirect_status":
 		var text string
 		if f.RedirectStatus != 0 {

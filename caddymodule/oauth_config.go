@@ -17,6 +17,7 @@ import (
 // Defaults of a func.
 const (
 	defaultScope    = "snsapi_base"
+	scopeUserInfo   = "snsapi_userinfo" // with which WeChat tells a user's profile
 	defaultRedirect = http.StatusFound
 	// trackingIDParameter is the query parameter of the tracking id.
 	trackingIDParameter = "wxTkId"
@@ -99,7 +100,7 @@ func (f *Func) check() error {
 var (
 	errNoFunc        = errors.New("no func: add a landing place, as in: func scan https://shop.example.com/scan")
 	redirectStatuses = []int{301, 302, 303, 307, 308}
-	scopes           = []string{"snsapi_base", "snsapi_userinfo", "snsapi_privateinfo"}
+	scopes           = []string{defaultScope, scopeUserInfo, "snsapi_privateinfo"}
 	scopeNames       = "snsapi_base, snsapi_userinfo, snsapi_privateinfo, or several joined by commas"
 	funcKeyShape     = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
 	hostShape        = regexp.MustCompile(`^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)

@@ -35,11 +35,20 @@ var (
 	failNotAllowed = &oauthFailure{page: pageNotFound, result: "unknown", level: zapcore.InfoLevel,
 		reason: "the func is not for this account", remedy: "add the account to the func's appids if it should be"}
 	failQuery = &oauthFailure{page: pageBadRequest, result: "malformed", level: zapcore.InfoLevel,
-		reason: "the query or the host is malformed", remedy: "a link may have scope (" + scopeNames + ") and state (up to 128 letters and digits, through a platform also . _ ~ -), each once"}
+		reason: "the query or the host is malformed", remedy: "a link may have scope (" + scopeNames + ") and state (up to 128 bytes), each once"}
 	failCallbackAppID = &oauthFailure{page: pageBadRequest, result: "malformed", level: zapcore.InfoLevel,
 		reason: "the callback for a platform names no account in its query", remedy: "add component_appid to the link to WeChat: WeChat adds the account's appid only then"}
 	failDenied = &oauthFailure{page: pageDenied, result: "denied", level: zapcore.InfoLevel,
 		reason: "the callback has no code: the user did not agree", remedy: "none needed"}
+	failNotStarted = &oauthFailure{page: pageForeign, result: "foreign", level: zapcore.InfoLevel,
+		reason: "the login did not begin here, and require_start is set", remedy: "link to {base}/authorize/{appid}/{funcKey} instead of WeChat's page, or leave out require_start"}
+	failFlowState = &oauthFailure{page: pageBadRequest, result: "foreign", level: zapcore.WarnLevel,
+		reason: "the state looks like that of a login which began here, but is none", remedy: "none needed: somebody altered it"}
+	failForeignFlow = &oauthFailure{page: pageForeign, result: "foreign", level: zapcore.InfoLevel,
+		reason: "this browser has no cookie of the login: it began in another one, for another address, or more than half an hour ago",
+		remedy: "link to {base}/authorize/{appid}/{funcKey}, not to where that redirects; with several names for the site set origin"}
+	failUsedFlow = &oauthFailure{page: pageForeign, result: "foreign", level: zapcore.WarnLevel,
+		reason: "the login has come back before, with another code", remedy: "none needed: the visitor starts again"}
 )
 
 // Remedies that are a login's own. All others are those of the table of codes.
@@ -73,6 +82,8 @@ func loginFailure(err error) *oauthFailure {
 	var f oauthFailure
 	refusal, isRefusal := errors.AsType[*tokens.APIError](err)
 	switch {
+	case errors.Is(err, tokens.ErrFlowUsed):
+		return failUsedFlow
 	case errors.Is(err, tokens.ErrCodeUsed):
 		f = codeFailure(40163)
 	case errors.Is(err, tokens.ErrTokenRenewed):
@@ -96,6 +107,16 @@ func loginFailure(err error) *oauthFailure {
 	}
 	f.cause = err
 	return &f
+}
+
+// flowFailure says what it means that the key for flows is not to be had. Logins that begin in a menu need none.
+func flowFailure(err error) *oauthFailure {
+	f := &oauthFailure{page: pageUnavailable, result: "unavailable", level: zapcore.WarnLevel, cause: err,
+		reason: "the key that binds logins to browsers could not be read", remedy: "check the store"}
+	if errors.Is(err, context.Canceled) {
+		f.level, f.reason = zapcore.DebugLevel, "the visitor left"
+	}
+	return f
 }
 
 // causeFields are the log fields of an error. Of WeChat's refusals the text is left out: it may quote the request.

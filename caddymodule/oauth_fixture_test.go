@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -28,6 +30,7 @@ type loginWeChat struct {
 	scope    string            // that the user grants
 	failures map[string]string // by code: the answer instead of a grant
 	profile  string            // the answer to /sns/userinfo
+	refresh  string            // the answer to a refresh; empty: a new access token
 	used     map[string]bool
 	asked    []string       // path and code
 	issued   map[string]int // component tokens so far, by platform
@@ -37,13 +40,14 @@ type loginWeChat struct {
 const (
 	userToken   = "user-access-token"
 	userRefresh = "user-refresh-token"
+	goodProfile = `{"openid":"` + openID + `","nickname":"张三 <b>","headimgurl":"https://thirdwx.qlogo.cn/a?x=1&y=2","unionid":"u-profile","privilege":["p"]}`
 )
 
 func newLoginWeChat(t *testing.T) *loginWeChat {
 	t.Helper()
 	f := &loginWeChat{
 		scope: "snsapi_base", used: make(map[string]bool), failures: make(map[string]string), issued: make(map[string]int),
-		profile: `{"openid":"` + openID + `","nickname":"张三 <b>","headimgurl":"https://thirdwx.qlogo.cn/a?x=1&y=2","unionid":"u-profile","privilege":["p"]}`,
+		profile: goodProfile,
 	}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
@@ -70,8 +74,13 @@ func (f *loginWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.with = append(f.with, q.Get("component_access_token"))
 		answer = f.exchange(q)
 	case "/sns/userinfo":
-		f.asked = append(f.asked, r.URL.Path)
+		f.asked = append(f.asked, r.URL.Path+" "+q.Get("lang")+" "+q.Get("access_token"))
 		answer = f.profile
+	case "/sns/oauth2/refresh_token", "/sns/oauth2/component/refresh_token":
+		f.asked = append(f.asked, r.URL.Path+" "+q.Get("appid")+" "+q.Get("refresh_token"))
+		if answer = f.refresh; answer == "" {
+			answer = `{"access_token":"renewed-token","expires_in":7200,"refresh_token":"` + userRefresh + `","openid":"` + openID + `","scope":"snsapi_userinfo"}`
+		}
 	}
 	_, _ = w.Write([]byte(answer))
 }
@@ -111,6 +120,25 @@ func (f *loginWeChat) calls() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]string(nil), f.asked...)
+}
+
+// takeCalls is calls, which it forgets.
+func (f *loginWeChat) takeCalls() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	asked := f.asked
+	f.asked = nil
+	return asked
+}
+
+// say sets the answers about profiles and to refreshes; empty: good ones.
+func (f *loginWeChat) say(profile, refresh string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if profile == "" {
+		profile = goodProfile
+	}
+	f.profile, f.refresh = profile, refresh
 }
 
 // oauthFixture is a handler of wechat_oauth in front of that WeChat.
@@ -189,3 +217,15 @@ func (f *oauthFixture) assertNoSecrets(rec *httptest.ResponseRecorder, code stri
 }
 
 var landing = regexp.MustCompile(`^(.*[?&])wxTkId=([A-Za-z0-9_-]{22})#(.*)$`)
+
+// awayStore is a store that does not answer.
+type awayStore struct{ *tokens.MemStore }
+
+var errAway = errors.New("store is away")
+
+func (awayStore) Load(context.Context, string) ([]byte, error)   { return nil, errAway }
+func (awayStore) Store(context.Context, string, []byte) error    { return errAway }
+func (awayStore) Lock(context.Context, string) (func(), error)   { return nil, errAway }
+func (awayStore) List(context.Context, string) ([]string, error) { return nil, errAway }
+
+func zapRemedy(text string) zap.Field { return zap.String("remedy", text) }

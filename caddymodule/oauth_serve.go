@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
@@ -22,11 +21,11 @@ const (
 	maxCode       = 512                         // bytes; real ones have 32
 )
 
-// What a state may hold in a link to start with. WeChat's page for plain accounts takes letters and digits only; its
-// page for platforms takes any value, of which these need no escape anywhere on the way there and back.
-var (
-	accountState  = regexp.MustCompile(`^[A-Za-z0-9]*$`)
-	platformState = regexp.MustCompile(`^[A-Za-z0-9._~-]*$`)
+// atParameter says atOrigin in a start that the gateway has sent from another of its names to the one that WeChat will
+// send the visitor back to.
+const (
+	atParameter = "at"
+	atOrigin    = "origin"
 )
 
 // oauthStep is which of its addresses a request is for; the values are the metric's labels.
@@ -36,6 +35,7 @@ const (
 	stepAuthorize oauthStep = "authorize"
 	stepCallback  oauthStep = "callback"
 	stepRedeem    oauthStep = "redeem"
+	stepUserInfo  oauthStep = "userinfo"
 )
 
 // oauthRequest is a request for one of the addresses, taken apart.
@@ -74,7 +74,7 @@ func (o *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	if req == nil {
 		return next.ServeHTTP(w, r)
 	}
-	status, location, failure := o.serve(r, req)
+	answer, failure := o.serve(r, req)
 	if failure != nil {
 		if failure.page.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, HEAD")
@@ -86,40 +86,54 @@ func (o *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	}
 	o.count(req.step, "ok")
 	setPrivate(w.Header())
-	if location != "" {
-		w.Header().Set("Location", location)
+	for _, c := range answer.cookies {
+		http.SetCookie(w, c)
 	}
-	w.WriteHeader(status) // without a body: http.Redirect's would repeat the location
+	if answer.location != "" {
+		w.Header().Set("Location", answer.location)
+	}
+	w.WriteHeader(answer.status) // without a body: http.Redirect's would repeat the location
 	return nil
 }
 
-// serve finds out what to answer: a status with or without a location, or a failure.
-func (o *OAuth) serve(r *http.Request, req *oauthRequest) (status int, location string, failure *oauthFailure) {
+// oauthAnswer is an answer that is not a page.
+type oauthAnswer struct {
+	status   int
+	location string // empty: none
+	cookies  []*http.Cookie
+}
+
+// serve finds out what to answer.
+func (o *OAuth) serve(r *http.Request, req *oauthRequest) (oauthAnswer, *oauthFailure) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return 0, "", failMethod
+		return oauthAnswer{}, failMethod
 	}
 	if req.f = o.funcs[req.funcKey]; req.f == nil {
-		return 0, "", failUnknownFunc
+		return oauthAnswer{}, failUnknownFunc
 	}
 	query, ok := oauthQuery(r.URL.RawQuery)
 	if !ok || len(query.Get("state")) > maxState {
-		return 0, "", failQuery
+		return oauthAnswer{}, failQuery
 	}
 	if req.step == stepAuthorize {
-		location, failure = o.authorize(r, req, query)
-		return http.StatusFound, location, failure
+		return o.authorize(r, req, query)
 	}
-	if failure = o.whose(req, query); failure != nil {
-		return 0, "", failure
+	if failure := o.whose(req, query); failure != nil {
+		return oauthAnswer{}, failure
 	}
 	if r.Method == http.MethodHead {
-		return http.StatusNoContent, "", nil // whoever only looks must not use the code up
+		return oauthAnswer{status: http.StatusNoContent}, nil // whoever only looks must not use the code up
 	}
-	location, err := o.login(r, req, query)
+	f, failure := o.endOfFlow(r, req, query)
+	if failure != nil {
+		return oauthAnswer{}, failure
+	}
+	location, err := o.login(r, req, query.Get("code"), f)
 	if err != nil {
-		return 0, "", loginFailure(err)
+		return oauthAnswer{}, loginFailure(err)
 	}
-	return req.f.RedirectStatus, location, nil
+	// The flow's cookie stays until it ends: the browser may repeat this request.
+	return oauthAnswer{status: req.f.RedirectStatus, location: location}, nil
 }
 
 // oauthQuery reads a query, in which nothing that we look at may come twice. A semicolon is a character of a value, as
@@ -137,77 +151,102 @@ func oauthQuery(raw string) (url.Values, bool) {
 	return query, true
 }
 
-// authorize returns WeChat's page for a login that starts here. WeChat documents the order of the parameters, and
+// authorize begins a login and sends the visitor to WeChat's page. WeChat documents the order of the parameters, and
 // that they are compared, so the URL is built as text.
-func (o *OAuth) authorize(r *http.Request, req *oauthRequest, query url.Values) (location string, failure *oauthFailure) {
-	if !isAppID(req.named) {
-		return "", failUnknownAppID
-	}
-	req.appid = req.named
-	switch {
-	case o.app.account(req.appid) != nil:
-	case o.app.platform(req.appid) != nil:
-		return "", failPlatformLink
-	case o.platform == nil && len(o.app.Platforms) > 0:
-		return "", failWhichPlatform
-	case o.platform == nil:
-		return "", failUnknownAppID
-	default:
-		req.platform = o.platform.AppID
-	}
-	if !req.f.allows(req.appid) {
-		return "", failNotAllowed
+func (o *OAuth) authorize(r *http.Request, req *oauthRequest, query url.Values) (answer oauthAnswer, failure *oauthFailure) {
+	if failure = o.starts(req); failure != nil {
+		return answer, failure
 	}
 	scope, state := query.Get("scope"), query.Get("state")
 	if scope == "" {
 		scope = req.f.Scope
 	}
-	stateShape := accountState
-	if req.platform != "" {
-		stateShape = platformState
+	if !validScope(scope) {
+		return answer, failQuery
 	}
-	if !validScope(scope) || !stateShape.MatchString(state) {
-		return "", failQuery
-	}
-	redirectURI, ok := o.redirectURI(r, req)
+	to, ok := o.callbackFor(r, req)
 	if !ok {
-		return "", failQuery
+		return answer, failQuery
 	}
+	answer.status = http.StatusFound
+	if seen, ok := visitorOrigin(r); (!ok || !strings.EqualFold(seen, to.origin)) && query.Get(atParameter) != atOrigin {
+		// The cookie would stay behind at this name. Asked once: a proxy may show us another name than the browser sees.
+		start := callbackAddress{origin: to.origin, path: to.base + "/authorize/" + req.named + "/" + req.funcKey}
+		answer.location = start.url() + "?" + url.Values{"scope": {scope}, "state": {state}, atParameter: {atOrigin}}.Encode()
+		return answer, nil
+	}
+	wireState, cookies, err := o.beginFlow(r, to, req.appid, state)
+	if err != nil {
+		return answer, flowFailure(err)
+	}
+	answer.cookies = cookies
 
 	var b strings.Builder
 	b.WriteString(o.app.openOrigin() + authorizePath)
 	b.WriteString("?appid=" + req.appid)
-	b.WriteString("&redirect_uri=" + url.QueryEscape(redirectURI))
+	b.WriteString("&redirect_uri=" + url.QueryEscape(to.url()))
 	b.WriteString("&response_type=code&scope=" + scope)
-	if state != "" {
-		b.WriteString("&state=" + state)
-	}
+	b.WriteString("&state=" + wireState)
 	if req.platform != "" {
 		b.WriteString("&component_appid=" + req.platform)
 	}
 	b.WriteString("#wechat_redirect")
-	return b.String(), nil
+	answer.location = b.String()
+	return answer, nil
 }
 
-// redirectURI is the callback address to give to WeChat: what the visitor's browser must ask for, so the path is the
-// one of the original request, before handle_path or a rewrite took something away.
-func (o *OAuth) redirectURI(r *http.Request, req *oauthRequest) (string, bool) {
-	origin := o.origin
-	if origin == "" {
-		if !hostShape.MatchString(r.Host) {
-			return "", false
-		}
-		origin = visitorScheme(r) + "://" + r.Host
+// starts finds out which account a login is to begin for, and who acts for it.
+func (o *OAuth) starts(req *oauthRequest) *oauthFailure {
+	if !isAppID(req.named) {
+		return failUnknownAppID
 	}
-	base := o.base
+	req.appid = req.named
+	switch {
+	case o.app.account(req.appid) != nil:
+	case o.app.platform(req.appid) != nil:
+		return failPlatformLink
+	case o.platform == nil && len(o.app.Platforms) > 0:
+		return failWhichPlatform
+	case o.platform == nil:
+		return failUnknownAppID
+	default:
+		req.platform = o.platform.AppID
+	}
+	if !req.f.allows(req.appid) {
+		return failNotAllowed
+	}
+	return nil
+}
+
+// callbackFor is the callback address to give to WeChat: what the visitor's browser must ask for, so the path is the
+// one of the original request, before handle_path or a rewrite took something away.
+func (o *OAuth) callbackFor(r *http.Request, req *oauthRequest) (to callbackAddress, ok bool) {
+	if to.origin, ok = o.originOf(r); !ok {
+		return to, false
+	}
+	to.base = o.base
 	if outer, ok := strings.CutSuffix(originalPath(r), "/authorize/"+req.named+"/"+req.funcKey); ok {
-		base = (&url.URL{Path: outer}).EscapedPath()
+		to.base = outer
 	}
 	receiver := req.platform
 	if receiver == "" {
 		receiver = req.appid
 	}
-	return origin + base + "/authUserReceive/" + receiver + "/" + req.funcKey, true
+	to.path = to.base + "/authUserReceive/" + receiver + "/" + req.funcKey
+	return to, true
+}
+
+// originOf is the origin of callback addresses: the configured one, or else the visitor's.
+func (o *OAuth) originOf(r *http.Request) (origin string, ok bool) {
+	if o.origin != "" {
+		return o.origin, true
+	}
+	return visitorOrigin(r)
+}
+
+// visitorOrigin is the scheme and host that the visitor's browser sees, as far as can be told here.
+func visitorOrigin(r *http.Request) (origin string, ok bool) {
+	return visitorScheme(r) + "://" + r.Host, hostShape.MatchString(r.Host)
 }
 
 // originalPath is the path of the request as it came in.
@@ -257,29 +296,28 @@ func (o *OAuth) whose(req *oauthRequest, query url.Values) *oauthFailure {
 }
 
 // login exchanges the code of a callback, or joins the same callback's exchange, and returns where to send the visitor.
-func (o *OAuth) login(r *http.Request, req *oauthRequest, query url.Values) (location string, err error) {
-	code := secret.New(query.Get("code"))
-	callback := tokens.Callback{Code: code, Path: originalPath(r), AppID: req.appid}
+func (o *OAuth) login(r *http.Request, req *oauthRequest, code string, f *flow) (location string, err error) {
+	callback := tokens.Callback{Code: secret.New(code), Path: originalPath(r), AppID: req.appid, Flow: f.id}
 	return o.app.users().Login(r.Context(), callback, func(ctx context.Context) (string, error) {
-		grant, err := o.app.manager().ExchangeUserCode(ctx, tokens.UserCode{Platform: req.platform, AppID: req.appid, Code: code})
+		grant, err := o.app.manager().ExchangeUserCode(ctx, tokens.UserCode{Platform: req.platform, AppID: req.appid, Code: callback.Code})
 		if err != nil {
 			return "", err
 		}
 		user := tokens.User{
 			AppID: req.appid, Platform: req.platform, OpenID: grant.OpenID, UnionID: grant.UnionID, Scope: grant.Scope,
-			FuncKey: req.f.Key, State: query.Get("state"), Snapshot: grant.Snapshot,
+			FuncKey: req.f.Key, State: f.state, Snapshot: grant.Snapshot,
 		}
-		if hasScope(grant.Scope, "snsapi_userinfo") {
+		if hasScope(grant.Scope, scopeUserInfo) {
 			o.addProfile(ctx, req, grant, &user)
 		}
-		id := o.app.users().Keep(user, time.Duration(req.f.TTL), req.f.Once)
+		id := o.app.users().Keep(user, grant, time.Duration(req.f.TTL), req.f.Once)
 		return req.f.target(id, user.State), nil
 	})
 }
 
 // addProfile fetches what the user agreed to show. A login without it is still a login.
 func (o *OAuth) addProfile(ctx context.Context, req *oauthRequest, grant tokens.UserGrant, user *tokens.User) {
-	profile, err := o.app.manager().UserInfo(ctx, grant)
+	profile, err := o.app.manager().UserInfo(ctx, grant, tokens.DefaultUserLang)
 	if err != nil {
 		o.logger.Warn("the user's profile is missing: WeChat did not give it",
 			append(causeFields(err), zap.String("appid", req.appid), zap.String("func", req.f.Key))...)

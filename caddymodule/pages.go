@@ -34,6 +34,9 @@ var (
 	pageBadRequest = page{status: http.StatusBadRequest,
 		zh: pageText{"链接无效", "这个链接不完整或已损坏，请从公众号菜单或原链接重新进入。"},
 		en: pageText{"Invalid link", "This link is incomplete or damaged. Please start again from the menu or the original link."}}
+	pageForeign = page{status: http.StatusForbidden,
+		zh: pageText{"请重新登录", "这次登录不是从这个浏览器开始的，或等待太久了。请从公众号菜单或原链接重新进入。"},
+		en: pageText{"Please start again", "This sign-in did not begin in this browser, or took too long. Please start again from the menu or the original link."}}
 	pageInvalidCode = page{status: http.StatusBadRequest,
 		zh: pageText{"登录无效", "微信不接受这次登录，请从公众号菜单或原链接重新进入。"},
 		en: pageText{"Sign-in not valid", "WeChat does not accept this sign-in. Please start again from the menu or the original link."}}

@@ -126,7 +126,7 @@ func TestPageStyleIsTheOneAllowed(t *testing.T) {
 func TestPagesAreComplete(t *testing.T) {
 	t.Parallel()
 	for name, p := range map[string]page{
-		"denied": pageDenied, "not found": pageNotFound, "bad request": pageBadRequest, "invalid": pageInvalidCode,
+		"denied": pageDenied, "not found": pageNotFound, "bad request": pageBadRequest, "foreign": pageForeign, "invalid": pageInvalidCode,
 		"used": pageUsedCode, "method": pageMethod, "refused": pageRefused, "unavailable": pageUnavailable, "try again": pageTryAgain,
 	} {
 		if p.status < 400 || p.zh.Title == "" || p.zh.Text == "" || p.en.Title == "" || p.en.Text == "" {

@@ -14,10 +14,18 @@ import (
 
 // Calls of web authorization (网页授权).
 const (
-	pathUserCode          = "/sns/oauth2/access_token"
-	pathComponentUserCode = "/sns/oauth2/component/access_token"
-	pathUserInfo          = "/sns/userinfo"
+	pathUserCode             = "/sns/oauth2/access_token"
+	pathComponentUserCode    = "/sns/oauth2/component/access_token"
+	pathUserRefresh          = "/sns/oauth2/refresh_token"
+	pathComponentUserRefresh = "/sns/oauth2/component/refresh_token"
+	pathUserInfo             = "/sns/userinfo"
 )
+
+// DefaultUserLang is the language in which a profile names places unless another one is asked for.
+const DefaultUserLang = "zh_CN"
+
+// UserLangs are the languages that WeChat has for profiles.
+var UserLangs = []string{DefaultUserLang, "zh_TW", "en"}
 
 // maxProfileText bounds each text of a profile, in bytes. WeChat's are far shorter.
 const maxProfileText = 1024
@@ -151,8 +159,8 @@ func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
 }
 
 // UserInfo fetches the profile of a user who granted snsapi_userinfo, with the user's own token. The call is the same
-// for platforms and plain accounts.
-func (m *Manager) UserInfo(ctx context.Context, g UserGrant) (Profile, error) {
+// for platforms and plain accounts. lang is one of UserLangs.
+func (m *Manager) UserInfo(ctx context.Context, g UserGrant, lang string) (Profile, error) {
 	env, err := m.current()
 	if err != nil {
 		return Profile{}, err
@@ -172,7 +180,7 @@ func (m *Manager) UserInfo(ctx context.Context, g UserGrant) (Profile, error) {
 	query := url.Values{
 		"access_token": {g.AccessToken.Reveal()},
 		"openid":       {g.OpenID},
-		"lang":         {"zh_CN"},
+		"lang":         {lang},
 	}
 	if err := env.API.Get(ctx, pathUserInfo, query, &answer); err != nil {
 		return Profile{}, err
@@ -194,3 +202,82 @@ func (m *Manager) UserInfo(ctx context.Context, g UserGrant) (Profile, error) {
 
 // maxPrivileges bounds how many of a profile's privileges are kept.
 const maxPrivileges = 16
+
+// UserInfoLater is UserInfo for some time after the login of a user of u's account: the token is renewed first if it has
+// ended, and once if WeChat refuses it. The grant returned is the one to keep, also beside an error.
+func (m *Manager) UserInfoLater(ctx context.Context, u User, g UserGrant, lang string) (Profile, UserGrant, error) {
+	renewed := false
+	renew := func() (err error) {
+		renewed = true
+		g, err = m.renewUser(ctx, u, g)
+		return err
+	}
+	if !time.Now().Before(g.ExpiresAt) {
+		if err := renew(); err != nil {
+			return Profile{}, g, err
+		}
+	}
+	p, err := m.UserInfo(ctx, g, lang)
+	if !renewed && hasCode(err, codesOfUserToken...) {
+		if err := renew(); err != nil {
+			return Profile{}, g, err
+		}
+		p, err = m.UserInfo(ctx, g, lang)
+	}
+	return p, g, err
+}
+
+// codesOfUserToken are those with which WeChat refuses a user's own access token.
+var codesOfUserToken = []int64{40001, 40014, 42001}
+
+// renewUser gets a new access token for a user's refresh token, which lives 30 days. It goes the way that the code went.
+// A refresh token is good for any number of calls, so a refused component token is renewed and the call repeated once.
+// On an error the grant is the old one.
+func (m *Manager) renewUser(ctx context.Context, u User, g UserGrant) (UserGrant, error) {
+	env, err := m.current()
+	if err != nil {
+		return g, err
+	}
+	query := url.Values{
+		"appid":         {u.AppID},
+		"grant_type":    {"refresh_token"},
+		"refresh_token": {g.RefreshToken.Reveal()},
+	}
+	if u.Platform == "" {
+		return refreshUser(ctx, env.API, pathUserRefresh, query, g)
+	}
+	key := ComponentKey(u.Platform)
+	token, err := m.token(ctx, env, key)
+	if err != nil {
+		return g, fmt.Errorf("component token: %w", err)
+	}
+	query.Set("component_appid", u.Platform)
+	query.Set("component_access_token", token.Value.Reveal())
+	renewed, err := refreshUser(ctx, env.API, pathComponentUserRefresh, query, g)
+	refusal, ok := errors.AsType[*APIError](err)
+	if !ok || !IsTokenRefused(refusal.Code) {
+		return renewed, err
+	}
+	if token, err = m.renewRefused(ctx, env, key, token.Value); err != nil {
+		return g, fmt.Errorf("renewal of the component token that WeChat refused: %w", err)
+	}
+	query.Set("component_access_token", token.Value.Reveal())
+	return refreshUser(ctx, env.API, pathComponentUserRefresh, query, g)
+}
+
+func refreshUser(ctx context.Context, api *Client, path string, query url.Values, old UserGrant) (UserGrant, error) {
+	var answer userAnswer
+	asked := time.Now()
+	if err := api.Get(ctx, path, query, &answer); err != nil {
+		return old, err
+	}
+	if answer.AccessToken == "" || answer.OpenID != old.OpenID {
+		return old, fmt.Errorf("%s: %w: the answer has no access_token, or is about another openid", path, ErrUnreachable)
+	}
+	renewed := old
+	renewed.AccessToken, renewed.ExpiresAt = secret.New(answer.AccessToken), asked.Add(lifeOf(int64(answer.ExpiresIn)))
+	if answer.RefreshToken != "" {
+		renewed.RefreshToken = secret.New(answer.RefreshToken)
+	}
+	return renewed, nil
+}

@@ -348,7 +348,7 @@ func TestUserInfo(t *testing.T) {
 			t.Parallel()
 			wechat := &loginWeChat{answers: map[string][]string{pathUserInfo: {tt.answer}}}
 			m := loginManager(t, ClientOptions{Transport: wechat})
-			p, err := m.UserInfo(t.Context(), grant)
+			p, err := m.UserInfo(t.Context(), grant, DefaultUserLang)
 			if (err != nil) != tt.wantErr {
 				t.Fatalf("err = %v", err)
 			}
@@ -369,7 +369,118 @@ func TestWebAuthorizationWithoutAnEnvironment(t *testing.T) {
 		t.Errorf("ExchangeUserCode = %v", err)
 	}
 	m.Close()
-	if _, err := m.UserInfo(t.Context(), UserGrant{}); err == nil {
+	if _, err := m.UserInfo(t.Context(), UserGrant{}, DefaultUserLang); err == nil {
 		t.Error("UserInfo on a closed manager has no error")
+	}
+}
+
+// The user's token is renewed when it has ended or was refused, by the way that the code went, and never more than once.
+func TestUserInfoLater(t *testing.T) {
+	t.Parallel()
+	const (
+		profile = `{"openid":"o1","nickname":"n"}`
+		expired = `{"errcode":42001,"errmsg":"access_token expired"}`
+		renewed = `{"access_token":"renewed","expires_in":7200,"refresh_token":"user-refresh-2","openid":"o1","scope":"snsapi_userinfo"}`
+		another = `{"access_token":"renewed","expires_in":7200,"openid":"o2"}`
+	)
+	ofPlatform, ofAccount := User{AppID: loginUserOf, Platform: loginPlatform, OpenID: "o1"}, User{AppID: loginAccount, OpenID: "o1"}
+	tests := []struct {
+		name      string
+		user      User
+		ended     bool
+		info      []string
+		refresh   []string
+		want      string     // paths, in order
+		token     string     // kept at the end
+		wantError any        // errcode, error, or nil
+		refreshed url.Values // of the last refresh
+	}{
+		{"live", ofAccount, false, []string{profile}, nil, "info", "user-token", nil, nil},
+		{"ended, plain account", ofAccount, true, []string{profile}, []string{renewed}, "refresh info", "renewed", nil,
+			url.Values{"appid": {loginAccount}, "grant_type": {"refresh_token"}, "refresh_token": {"user-refresh"}}},
+		{"ended, authorizer", ofPlatform, true, []string{profile}, []string{renewed}, "component info", "renewed", nil,
+			url.Values{"appid": {loginUserOf}, "grant_type": {"refresh_token"}, "refresh_token": {"user-refresh"},
+				"component_appid": {loginPlatform}, "component_access_token": {"component-1"}}},
+		{"refused", ofAccount, false, []string{expired, profile}, []string{renewed}, "info refresh info", "renewed", nil, nil},
+		{"refused again", ofAccount, false, []string{expired}, []string{renewed}, "info refresh info", "renewed", int64(42001), nil},
+		{"ended and then refused", ofAccount, true, []string{expired}, []string{renewed}, "refresh info", "renewed", int64(42001), nil},
+		{"only snsapi_base", ofAccount, false, []string{`{"errcode":48001,"errmsg":"api unauthorized"}`}, nil, "info", "user-token", int64(48001), nil},
+		{"refresh token ended", ofAccount, true, nil, []string{`{"errcode":42002,"errmsg":"refresh_token expired"}`}, "refresh", "user-token", int64(42002), nil},
+		{"component token refused", ofPlatform, true, []string{profile}, []string{`{"errcode":40001,"errmsg":"not latest"}`, renewed}, "component component info", "renewed", nil,
+			url.Values{"appid": {loginUserOf}, "grant_type": {"refresh_token"}, "refresh_token": {"user-refresh"},
+				"component_appid": {loginPlatform}, "component_access_token": {"component-2"}}},
+		{"component token refused again", ofPlatform, true, nil, []string{`{"errcode":40001,"errmsg":"not latest"}`}, "component component", "user-token", int64(40001), nil},
+		{"about somebody else", ofAccount, true, nil, []string{another}, "refresh", "user-token", ErrUnreachable, nil},
+		{"no answer", ofAccount, true, nil, []string{"<html>"}, "refresh", "user-token", ErrUnreachable, nil},
+	}
+	names := map[string]string{pathUserInfo: "info", pathUserRefresh: "refresh", pathComponentUserRefresh: "component"}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			wechat := &loginWeChat{answers: map[string][]string{
+				pathUserInfo: tt.info, pathUserRefresh: tt.refresh, pathComponentUserRefresh: tt.refresh,
+			}}
+			m := loginManager(t, ClientOptions{Transport: wechat})
+			grant := UserGrant{OpenID: "o1", AccessToken: secret.New("user-token"), RefreshToken: secret.New("user-refresh"), ExpiresAt: time.Now().Add(time.Hour)}
+			if tt.ended {
+				grant.ExpiresAt = time.Now()
+			}
+			p, kept, err := m.UserInfoLater(t.Context(), tt.user, grant, "en")
+			var asked []string
+			for _, u := range wechat.calls() {
+				asked = append(asked, names[u.Path])
+				if q := u.Query(); names[u.Path] == "info" && (q.Get("lang") != "en" || q.Get("openid") != "o1") {
+					t.Errorf("asked %v", q)
+				} else if names[u.Path] != "info" && tt.refreshed != nil && len(asked) == len(strings.Fields(tt.want))-1 {
+					if diff := cmp.Diff(tt.refreshed, q); diff != "" {
+						t.Errorf("refresh (-want +got):\n%s", diff)
+					}
+				}
+			}
+			if got := strings.Join(asked, " "); got != tt.want || kept.AccessToken.Reveal() != tt.token {
+				t.Errorf("asked %q, kept %s; want %q, %s", got, kept.AccessToken.Reveal(), tt.want, tt.token)
+			}
+			switch want := tt.wantError.(type) {
+			case nil:
+				if err != nil || p.Nickname != "n" {
+					t.Errorf("%+v, %v", p, err)
+				}
+			case int64:
+				if !hasCode(err, want) {
+					t.Errorf("err = %v, want %d", err, want)
+				}
+			case error:
+				if !errors.Is(err, want) {
+					t.Errorf("err = %v, want %v", err, want)
+				}
+			}
+			if err != nil && (strings.Contains(err.Error(), "user-refresh") || strings.Contains(err.Error(), "user-token")) {
+				t.Errorf("the error tells a token: %v", err)
+			}
+		})
+	}
+}
+
+// A renewed grant is used on; a refresh token that WeChat changed takes the place of the old one.
+func TestUserInfoLaterKeepsTheNewRefreshToken(t *testing.T) {
+	t.Parallel()
+	wechat := &loginWeChat{answers: map[string][]string{
+		pathUserInfo: {`{"openid":"o1"}`},
+		pathUserRefresh: {
+			`{"access_token":"a2","expires_in":7200,"refresh_token":"r2","openid":"o1"}`,
+			`{"access_token":"a3","expires_in":7200,"openid":"o1"}`,
+		},
+	}}
+	m := loginManager(t, ClientOptions{Transport: wechat})
+	g := UserGrant{OpenID: "o1", RefreshToken: secret.New("r1")}
+	for _, want := range []string{"r2", "r2"} {
+		g.ExpiresAt = time.Now()
+		var err error
+		if _, g, err = m.UserInfoLater(t.Context(), User{AppID: loginAccount}, g, "zh_TW"); err != nil || g.RefreshToken.Reveal() != want {
+			t.Fatalf("refresh token %s, %v", g.RefreshToken.Reveal(), err)
+		}
+		if left := time.Until(g.ExpiresAt); left < time.Hour || left > 2*time.Hour {
+			t.Errorf("ends in %v", left)
+		}
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -74,6 +76,7 @@ type OpaqueClaims struct {
 type opaqueKey struct {
 	id      [opaqueKeyID]byte
 	aead    cipher.AEAD
+	signing []byte // derived from the key, for Sign
 	created time.Time
 }
 
@@ -384,7 +387,11 @@ func (k *opaqueKeys) take(kept opaqueRecord) error {
 		if err != nil {
 			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
 		}
-		known = append(known, opaqueKey{id: [opaqueKeyID]byte(r.ID), aead: aead, created: time.Unix(r.Created, 0)})
+		signing, err := hkdf.Key(sha256.New, r.Key, nil, signingLabel, sha256.Size)
+		if err != nil {
+			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
+		}
+		known = append(known, opaqueKey{id: [opaqueKeyID]byte(r.ID), aead: aead, signing: signing, created: time.Unix(r.Created, 0)})
 	}
 	k.known.Store(&known)
 	return nil

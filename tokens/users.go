@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -23,14 +25,26 @@ const (
 	// usedCodeMemory is for how long after its exchange began a code is known to be used. WeChat would say so too, but
 	// of an expired code it says that it is not valid, as of one that never was.
 	usedCodeMemory = time.Hour
-	// loginTimeout bounds all that one login asks of WeChat: a component token, the exchange, the profile.
+	// FlowLife is how long a login that began here may take: reading WeChat's page, agreeing, and the repetitions of
+	// its callback.
+	FlowLife = 30 * time.Minute
+	// loginTimeout bounds all that one login asks of WeChat: a component token, the exchange, the profile. It also
+	// bounds one question about a user later on.
 	loginTimeout = 25 * time.Second
 	// trackingIDBytes of randomness make an id that cannot be guessed: 128 bits.
 	trackingIDBytes = 16
 )
 
-// ErrCodeUsed says that a login code was already sent to WeChat from here, and is or may be used up.
-var ErrCodeUsed = errors.New("login code already used")
+var (
+	// ErrCodeUsed says that a login code was already sent to WeChat from here, and is or may be used up.
+	ErrCodeUsed = errors.New("login code already used")
+	// ErrFlowUsed says that a login that began here has come back before, with another code.
+	ErrFlowUsed = errors.New("login came back with another code")
+	// ErrUserUnknown says that a tracking id is unknown, expired, or was to be redeemed once and has been.
+	ErrUserUnknown = errors.New("tracking id is unknown, expired or redeemed")
+	// ErrUserForbidden says that who asks may not know the user of a tracking id.
+	ErrUserForbidden = errors.New("not allowed to know this user")
+)
 
 // User is who logged in through WeChat's web authorization, as kept under a tracking id.
 type User struct {
@@ -48,58 +62,129 @@ type User struct {
 // UserTable keeps logged-in users for the short time until an app redeems their tracking ids, and makes the callbacks
 // of one login share one exchange. It is bounded, lives in memory only and is safe for concurrent use.
 type UserTable struct {
-	users  *Window[string, userEntry]
+	users  *Window[string, *userEntry]
 	logins *Window[[sha256.Size]byte, *login]
+	flows  *Window[string, [sha256.Size]byte] // the code that each flow came back with
 }
 
 type userEntry struct {
 	user User
 	once bool
+
+	mu    sync.Mutex
+	taken bool   // with once: redeemed
+	by    string // whom
+
+	asking chan struct{} // holds one while WeChat is asked; who has put it there may use grant
+	grant  UserGrant     // the user's own tokens
 }
 
 // NewUserTable returns a table for at most limit users (0: DefaultMaxUsers). When it is full, the user who was
-// untouched for longest is dropped.
+// untouched for longest is dropped, and counted.
 func NewUserTable(limit int) *UserTable {
 	if limit <= 0 {
 		limit = DefaultMaxUsers
 	}
 	return &UserTable{
-		users:  NewWindow[string, userEntry](DefaultUserTTL, limit),
+		users:  NewWindow[string, *userEntry](DefaultUserTTL, limit),
 		logins: NewWindow[[sha256.Size]byte, *login](usedCodeMemory, limit),
+		flows:  NewWindow[string, [sha256.Size]byte](FlowLife, limit),
 	}
 }
 
 // Keep stores u for ttl (0: DefaultUserTTL) under a fresh tracking id: 128 random bits as 22 characters of
-// [A-Za-z0-9_-]. With once, the first redemption is the only one.
-func (t *UserTable) Keep(u User, ttl time.Duration, once bool) (trackingID string) {
+// [A-Za-z0-9_-]. With once, the first redemption is the only one. The grant has the user's own tokens, which nobody
+// gets to see: they serve AskProfile.
+func (t *UserTable) Keep(u User, grant UserGrant, ttl time.Duration, once bool) (trackingID string) {
 	var id [trackingIDBytes]byte
 	_, _ = rand.Read(id[:]) // never fails since Go 1.24
 	trackingID = base64.RawURLEncoding.EncodeToString(id[:])
-	t.users.Set(trackingID, userEntry{user: u, once: once}, ttl)
+	for _, s := range []*string{&u.AppID, &u.Platform, &u.State} {
+		*s = strings.Clone(*s) // or they would keep the request that they are parts of
+	}
+	t.users.Set(trackingID, &userEntry{user: u, grant: grant, once: once, asking: make(chan struct{}, 1)}, ttl)
 	return trackingID
 }
 
-// Redeem returns the user of a tracking id, if may allows it; a refusal uses nothing up. Of several who redeem a user
-// kept with once, exactly one gets it. may must only look at what it is given; nil allows everybody.
-func (t *UserTable) Redeem(id string, may func(User) bool) (User, bool) {
-	var kept userEntry
-	found := false
-	t.users.Take(id, func(e userEntry) bool {
-		if may == nil || may(e.user) {
-			kept, found = e, true
-		}
-		return found && e.once
-	})
-	return kept.user, found
+// Redeem returns the user of a tracking id to a client, named by, if may allows it; a refusal uses nothing up. Of
+// several who redeem a user kept with once, exactly one gets it. may must only look at what it is given; nil allows
+// everybody. The error is ErrUserUnknown or ErrUserForbidden.
+func (t *UserTable) Redeem(id, by string, may func(User) bool) (User, error) {
+	e, err := t.find(id, may)
+	if err != nil {
+		return User{}, err
+	}
+	if first, _ := e.claim(by); !first && e.once {
+		return User{}, ErrUserUnknown
+	}
+	return e.user, nil
 }
 
-// Len returns the number of users that can still be redeemed.
+// AskProfile has ask get the user's profile from WeChat with the user's own tokens, for a client as with Redeem, and
+// keeps the tokens that ask returns: it may have had to renew them. Users kept with once are told to one client: the
+// question redeems the tracking id, and who redeemed it may go on to ask until it ends.
+//
+// ask runs once at a time for a tracking id, detached from the caller's cancellation (renewed tokens would be lost),
+// with a deadline of its own.
+func (t *UserTable) AskProfile(ctx context.Context, id, by string, may func(User) bool, ask func(context.Context, User, UserGrant) (Profile, UserGrant, error)) (Profile, error) {
+	e, err := t.find(id, may)
+	if err != nil {
+		return Profile{}, err
+	}
+	if _, theirs := e.claim(by); !theirs && e.once {
+		return Profile{}, ErrUserUnknown
+	}
+	select {
+	case e.asking <- struct{}{}:
+		defer func() { <-e.asking }()
+	case <-ctx.Done():
+		return Profile{}, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginTimeout)
+	defer cancel()
+	var profile Profile
+	profile, e.grant, err = ask(ctx, e.user, e.grant)
+	return profile, err
+}
+
+func (t *UserTable) find(id string, may func(User) bool) (*userEntry, error) {
+	e, found := t.users.Get(id)
+	switch {
+	case !found:
+		return nil, ErrUserUnknown
+	case may != nil && !may(e.user):
+		return nil, ErrUserForbidden
+	}
+	return e, nil
+}
+
+// claim marks a user as redeemed, and reports whether that was the first time and whether it was by the same client.
+func (e *userEntry) claim(by string) (first, theirs bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.taken {
+		e.taken, e.by = true, by
+		return true, true
+	}
+	return false, e.by == by
+}
+
+// Len returns the number of users that are kept.
 func (t *UserTable) Len() int { return t.users.Len() }
+
+// Forgotten are what a UserTable dropped before its time because it was full.
+type Forgotten struct{ Users, Codes, Flows uint64 }
+
+// Forgotten counts what was dropped so far.
+func (t *UserTable) Forgotten() Forgotten {
+	return Forgotten{Users: t.users.Early(), Codes: t.logins.Early(), Flows: t.flows.Early()}
+}
 
 // Close forgets everybody. A closed table keeps nobody, so ids it hands out afterwards are unknown.
 func (t *UserTable) Close() {
 	t.users.Close()
 	t.logins.Close()
+	t.flows.Close()
 }
 
 // Callback names one login as WeChat calls it back.
@@ -107,11 +192,13 @@ type Callback struct {
 	Code  secret.String
 	Path  string // of the callback, so that a code cannot be moved to another func
 	AppID string
+	Flow  string // names the flow that began here and that this callback was shown to end; empty: it began elsewhere
 }
 
 // login is one exchange; the fields below done are written before it is closed and read after.
 type login struct {
 	path, appID string
+	flow        string
 	repeatUntil time.Time
 
 	done     chan struct{}
@@ -124,16 +211,26 @@ type login struct {
 // same location, waiting for it if need be. Later, or under another path or appid, the code gets ErrCodeUsed, without
 // a question to WeChat for the first hour.
 //
+// A flow that began here ends once, with one code: with another it gets ErrFlowUsed. Its code is no other flow's, nor
+// of a callback without one.
+//
 // A failed exchange is told to all who wait for it. Then it is forgotten, so that a reload tries again, unless the code
 // is in doubt (ErrCodeInDoubt, or a panic): that code counts as used.
+//
+// Of the callback nothing is kept but copies: its strings are parts of a request's.
 //
 // exchange runs on the caller's goroutine, detached from the caller's cancellation (the code would be lost), with
 // a deadline of its own.
 func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(context.Context) (location string, err error)) (string, error) {
 	key := sha256.Sum256([]byte(cb.Code.Reveal()))
+	if cb.Flow != "" {
+		if first, _ := t.flows.GetOrSet(strings.Clone(cb.Flow), func() [sha256.Size]byte { return key }); first != key {
+			return "", ErrFlowUsed
+		}
+	}
 	l, found := t.logins.GetOrSet(key, func() *login {
 		return &login{
-			path: cb.Path, appID: cb.AppID, repeatUntil: time.Now().Add(loginWindow),
+			path: strings.Clone(cb.Path), appID: strings.Clone(cb.AppID), flow: strings.Clone(cb.Flow), repeatUntil: time.Now().Add(loginWindow),
 			done: make(chan struct{}), err: errUnfinished,
 		}
 	})
@@ -158,7 +255,7 @@ var errUnfinished = fmt.Errorf("login did not finish: %w", ErrCodeInDoubt)
 
 // repeat answers a callback whose code has been here before.
 func (l *login) repeat(ctx context.Context, cb Callback) (string, error) {
-	if l.path != cb.Path || l.appID != cb.AppID {
+	if l.path != cb.Path || l.appID != cb.AppID || l.flow != cb.Flow {
 		return "", ErrCodeUsed
 	}
 	select {

@@ -18,15 +18,18 @@ type Window[K comparable, V any] struct {
 	// one. A lock around both makes every method a single step.
 	mu     sync.Mutex
 	values *ttlcache.Cache[K, V]
+	limit  int
 	closed bool
+	early  uint64
 }
 
 // NewWindow returns a window that keeps a value for ttl, unless Set says otherwise, and at most limit values (at
 // least one).
 func NewWindow[K comparable, V any](ttl time.Duration, limit int) *Window[K, V] {
-	return &Window[K, V]{values: ttlcache.New(
+	limit = max(limit, 1)
+	return &Window[K, V]{limit: limit, values: ttlcache.New(
 		ttlcache.WithTTL[K, V](ttl),
-		ttlcache.WithCapacity[K, V](uint64(max(limit, 1))),
+		ttlcache.WithCapacity[K, V](uint64(limit)),
 		ttlcache.WithDisableTouchOnHit[K, V](), // by default reading a value would prolong its life
 	)}
 }
@@ -75,6 +78,9 @@ func (w *Window[K, V]) set(key K, value V, ttl time.Duration) {
 		return
 	}
 	w.values.DeleteExpired() // first, so that at capacity the dead make room before the living
+	if !w.values.Has(key) && w.values.Len() >= w.limit {
+		w.early++
+	}
 	w.values.Set(key, value, ttl)
 }
 
@@ -104,6 +110,13 @@ func (w *Window[K, V]) Len() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.values.Len()
+}
+
+// Early returns how many values were dropped before their time, to make room.
+func (w *Window[K, V]) Early() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.early
 }
 
 // Close forgets all values; later ones are not kept.

@@ -108,6 +108,28 @@ func TestWindowExpiredMakeRoomFirst(t *testing.T) {
 	})
 }
 
+// Only what is dropped before its time counts: neither what has expired, nor what is replaced or taken.
+func TestWindowCountsWhatGoesEarly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWindow[int, string](time.Minute, 2)
+		w.Set(1, "a", 0)
+		w.Set(2, "b", time.Second)
+		w.Set(2, "again", time.Second)
+		time.Sleep(time.Second + 1)
+		w.Set(3, "in place of the expired", 0)
+		w.Take(3, nil)
+		w.Set(4, "in place of the taken", 0)
+		if got := w.Early(); got != 0 {
+			t.Errorf("Early = %d, want 0", got)
+		}
+		w.Set(5, "in place of 1", 0)
+		if _, found := w.Get(1); found || w.Early() != 1 {
+			t.Errorf("found %v, Early = %d, want 1", found, w.Early())
+		}
+	})
+}
+
 func TestWindowLimitIsAtLeastOne(t *testing.T) {
 	t.Parallel()
 	w := NewWindow[int, int](time.Minute, -5) // ttlcache would take 0 as unbounded

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/cookiejar"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,9 @@ type show struct {
 func (s *show) all(ctx context.Context) error {
 	var err error
 	if s.https, err = s.world.Client(); err != nil {
+		return err
+	}
+	if s.https.Jar, err = cookiejar.New(nil); err != nil { // a login is bound to the browser where it began
 		return err
 	}
 	s.api = &http.Client{Timeout: 30 * time.Second}

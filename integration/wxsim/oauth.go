@@ -17,6 +17,7 @@ const (
 	authorizePath  = "/connect/oauth2/authorize"
 	scopeBase      = "snsapi_base"
 	scopeUserInfo  = "snsapi_userinfo"
+	scopePrivate   = "snsapi_privateinfo"
 	wechatFragment = "wechat_redirect"
 	webServiceSet  = 4 // permission set of web authorization
 	maxState       = 128
@@ -185,7 +186,8 @@ func (s *Server) checkLink(link map[string]string, inComponent bool) *PageError 
 		return &PageError{0, "component_appid is missing"}
 	}
 	for scope := range strings.SplitSeq(link["scope"], ",") {
-		if scope != scopeBase && scope != scopeUserInfo || scope == scopeUserInfo && !slices.Contains(sets, webServiceSet) {
+		known := scope == scopeBase || slices.Contains(sets, webServiceSet) && (scope == scopeUserInfo || scope == scopePrivate)
+		if !known {
 			return &PageError{10005, "the account lacks scope " + scope}
 		}
 	}

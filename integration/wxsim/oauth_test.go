@@ -130,8 +130,10 @@ func TestScopeNeedsPermission(t *testing.T) {
 	if _, err := s.Authorize(t.Context(), testPlatform, testShop, 1); err != nil { // messages alone
 		t.Fatal(err)
 	}
-	if _, err := s.Visit(link(scopeBase, scopeUserInfo), User{}); err == nil {
-		t.Error("snsapi_userinfo without permission set 4")
+	for _, scope := range []string{scopeUserInfo, scopePrivate} {
+		if _, err := s.Visit(link(scopeBase, scope), User{}); err == nil {
+			t.Errorf("%s without permission set 4", scope)
+		}
 	}
 	if _, err := s.Visit(link(), User{}); err != nil {
 		t.Error(err)
