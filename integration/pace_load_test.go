@@ -93,6 +93,7 @@ type paceLoad struct {
 	w       *integration.World
 	backend *scripted
 	account string // default: loadAccount
+	name    string // tells loads of one test apart
 	n       int
 	spread  time.Duration // over which WeChat sends them
 	take    time.Duration // what the backend takes for each
@@ -129,7 +130,7 @@ func (l *paceLoad) run(t *testing.T) {
 	inFlight := 0
 	for i := range l.pushes {
 		p := &l.pushes[i]
-		p.script = script{fmt.Sprintf("%s/%s/%d", strings.ReplaceAll(t.Name(), " ", "_"), l.give, i), l.take, l.give}
+		p.script = script{fmt.Sprintf("%s/%s/%d", strings.ReplaceAll(t.Name(), " ", "_"), l.name, i), l.take, l.give}
 		wg.Go(func() {
 			time.Sleep(l.spread * time.Duration(i) / time.Duration(l.n))
 			mu.Lock()
