@@ -302,7 +302,7 @@ func (t *fuzzTarget) signsSealed(rawQuery string, body []byte) bool {
 	} else if xml.Unmarshal(body, &envelope) != nil {
 		return false
 	}
-	q := readQuery(rawQuery)
+	q := parseFuzzQuery(rawQuery)
 	return slices.ContainsFunc(t.tokens, func(token string) bool {
 		return q["msg_signature"] == sha1Of(token, q["timestamp"], q["nonce"], envelope.Encrypt)
 	})

@@ -210,7 +210,7 @@ func jobUpload(t *testing.T, w *integration.World) {
 }
 
 func jobOAuth(t *testing.T, w *integration.World) {
-	client := browser(t, w)
+	client := loginBrowser(t, w)
 	for _, tt := range []struct{ appid, funcKey, state, want string }{
 		{integration.AuthorizerID, "scan", "menu1", "/scan?from=wechat&wxTkId="},
 		{integration.AccountID, "verify", "", "/webVerify/?wxTkId="},
