@@ -3,6 +3,7 @@
 GO        ?= go
 FUZZTIME  ?= 60
 SOAK_FUZZTIME ?= 1800
+SOAK_PUSH_FUZZTIME ?= 1800
 BENCH     ?= .
 BENCHCOUNT ?= 6
 PKG       ?= ./...
@@ -23,6 +24,10 @@ help: ## list the targets
 .PHONY: run
 run: build ## build the gateway and show its jobs against a simulated WeChat; Ctrl-C ends it
 	@bin/demo
+
+.PHONY: release-check
+release-check: build ## rehearse WeChat's release check (全网发布接入检测) on the running example, or on one of its own
+	@bin/demo -release-check
 
 .PHONY: build
 build: ## build bin/caddy, and bin/demo, which `make run` runs
@@ -58,10 +63,11 @@ bench-micro: ## run the packages' benchmarks and sum them up; BENCH is a regular
 	@$(TOOL) benchstat $(RUN)/bench-micro.txt
 
 .PHONY: soak
-soak: ## run by hand what takes long: the tests with the build tag soak, and SOAK_FUZZTIME seconds of fuzzing
+soak: ## run by hand what takes long: the tests with the build tag soak, SOAK_FUZZTIME seconds of fuzzing, SOAK_PUSH_FUZZTIME more of the push handler
 	@sh scripts/install-test-needs.sh
 	@CGO_ENABLED=1 $(GO) run ./internal/testrun -soak -timeout 6h
 	@FUZZTIME=$(SOAK_FUZZTIME) sh scripts/fuzz.sh
+	@FUZZTIME=$(SOAK_PUSH_FUZZTIME) FUZZTARGET=FuzzPush sh scripts/fuzz.sh
 
 .PHONY: xcaddy
 xcaddy: ## build Caddy with this checkout through xcaddy, from xcaddy.json

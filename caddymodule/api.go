@@ -47,7 +47,9 @@ const (
 // without a client, because whoever holds such a token could as well ask WeChat; with an Authorization header, which
 // must then be right, the client's paths apply.
 //
-// Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused. Errors of the
+// Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused.
+// /cgi-bin/ticket/getticket gives the account's jsapi or card ticket, which the gateway keeps as it does tokens, with
+// the life that is left: all callers get the same one. Errors of the
 // gateway's own have WeChat's shape, {"errcode":…,"errmsg":"…"}: with HTTP 200 for SDKs, which read no other, and with
 // 401 or 403 for Bearer callers. 502, 503 and 504 mean that the gateway, WeChat or the way to it has a problem.
 //
@@ -166,6 +168,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	}
 	if isGrant(req.known.answer) {
 		return a.serveGrant(w, req)
+	}
+	if req.known.answer == answerJSTicket && req.asksForKeptTicket() {
+		return a.serveJSTicket(w, req)
 	}
 	call, refused := a.admit(req)
 	if refused != nil {
@@ -289,18 +294,21 @@ func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal
 	return nil
 }
 
-// damper lets one log line of a kind through per damperInterval and counts the others. The zero value is ready.
+// damper lets one log line of a kind through per interval and counts the others. The zero value is ready.
 type damper struct {
 	mu     sync.Mutex
 	last   time.Time
 	missed int
 }
 
-// allow reports whether to log, and how many lines were held back before.
-func (d *damper) allow() (ok bool, missed int) {
+// allow reports whether to log, once per damperInterval, and how many lines were held back before.
+func (d *damper) allow() (ok bool, missed int) { return d.allowEvery(damperInterval) }
+
+// allowEvery is allow with another interval.
+func (d *damper) allowEvery(interval time.Duration) (ok bool, missed int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now := time.Now(); d.last.IsZero() || now.Sub(d.last) >= damperInterval {
+	if now := time.Now(); d.last.IsZero() || now.Sub(d.last) >= interval {
 		missed, d.last, d.missed = d.missed, now, 0
 		return true, missed
 	}

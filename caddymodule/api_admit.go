@@ -124,24 +124,14 @@ func (a *API) holder(req *apiRequest, claims tokens.OpaqueClaims) *apiRefusal {
 
 // admit checks a call that is for WeChat and gathers what the transport needs.
 func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
-	if req.known.use == useLogin {
+	switch req.known.use {
+	case useLogin:
 		return a.admitLogin(req)
+	case useUser:
+		return a.admitUser(req)
 	}
-	query, err := splitQuery(req.URL.RawQuery)
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
-	}
-	credential, sole := query.sole()
-	if !sole {
-		return nil, refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has two different access_tokens")
-	}
-	if req.known.use == useUser {
-		return a.admitUser(req, query, credential)
-	}
-	if refused := a.authenticate(req, credential); refused != nil {
-		return nil, refused
-	}
-	if refused := a.mayCall(req); refused != nil {
+	query, refused := a.enter(req)
+	if refused != nil {
 		return nil, refused
 	}
 	call := &apiCall{query: query, param: req.known.param, singleUse: req.known.singleUse}
@@ -149,19 +139,49 @@ func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
 		return call, nil
 	}
 	if req.appid == "" {
-		return nil, refuse(http.StatusBadRequest, codeMissingAppID, "appid",
-			"appid missing: put it before the path, as in /wx0123456789abcdef%s, or into %s", req.path, headerAppID)
+		return nil, missingAppID(req)
 	}
 	key, refused := a.target(req, req.known.use)
 	if refused != nil {
 		return nil, refused
 	}
 	call.key = key
+	var err error
 	call.token, err = a.app.manager().Get(req.Context(), key)
 	if err != nil {
 		return nil, a.noToken(req, err)
 	}
 	return call, nil
+}
+
+// readQuery reads a call's query and the one credential in it.
+func readQuery(req *apiRequest) (query apiQuery, credential string, refused *apiRefusal) {
+	query, err := splitQuery(req.URL.RawQuery)
+	if err != nil {
+		return query, "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "%v", err)
+	}
+	credential, sole := query.sole()
+	if !sole {
+		return query, "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has two different access_tokens")
+	}
+	return query, credential, nil
+}
+
+// enter finds out who makes a call and whether the client may call the path.
+func (a *API) enter(req *apiRequest) (apiQuery, *apiRefusal) {
+	query, credential, refused := readQuery(req)
+	if refused != nil {
+		return query, refused
+	}
+	if refused := a.authenticate(req, credential); refused != nil {
+		return query, refused
+	}
+	return query, a.mayCall(req)
+}
+
+func missingAppID(req *apiRequest) *apiRefusal {
+	return refuse(http.StatusBadRequest, codeMissingAppID, "appid",
+		"appid missing: put it before the path, as in /wx0123456789abcdef%s, or into %s", req.path, headerAppID)
 }
 
 // mayCall checks the path against the client's rules.
@@ -186,7 +206,11 @@ func (a *API) noToken(req *apiRequest, err error) *apiRefusal {
 }
 
 // admitUser checks a call that brings the user's own token. It needs no client, but who names one must be it.
-func (a *API) admitUser(req *apiRequest, query apiQuery, userToken string) (*apiCall, *apiRefusal) {
+func (a *API) admitUser(req *apiRequest) (*apiCall, *apiRefusal) {
+	query, userToken, refused := readQuery(req)
+	if refused != nil {
+		return nil, refused
+	}
 	call := &apiCall{query: query}
 	if req.known.param == paramRefresh {
 		userToken, _ = soleOf(paramValues(req.URL.RawQuery, paramRefresh))

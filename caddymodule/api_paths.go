@@ -26,7 +26,8 @@ const (
 	answerStableToken
 	answerComponentToken
 	answerAuthorizerToken
-	answerNever // the gateway refuses
+	answerJSTicket // the gateway, with the ticket that it keeps
+	answerNever    // the gateway refuses
 )
 
 // Query parameters that carry a credential.
@@ -40,7 +41,8 @@ const (
 type apiPath struct {
 	use   tokenUse
 	param string // query parameter that carries the token
-	// answer is not answerForward for a path that reveals or burns a token of the gateway's: it never goes to WeChat.
+	// answer is not answerForward for a path that reveals or burns a token of the gateway's: it never goes to WeChat. Of
+	// answerJSTicket only the tickets are meant that the gateway keeps.
 	answer answerKind
 	// singleUse: WeChat takes the request's code only once, or the request undoes something each time. Nobody
 	// repeats it, not even with a renewed token.
@@ -55,6 +57,8 @@ const componentRoot = "/cgi-bin/component/"
 var exactPaths = map[string]apiPath{
 	"/cgi-bin/token":        {use: useNone, answer: answerToken},
 	"/cgi-bin/stable_token": {use: useNone, answer: answerStableToken},
+
+	"/cgi-bin/ticket/getticket": {use: useAccount, param: paramAccess, answer: answerJSTicket},
 
 	componentRoot + "api_component_token":     {use: useNone, answer: answerComponentToken},
 	componentRoot + "api_authorizer_token":    {use: useComponent, answer: answerAuthorizerToken},

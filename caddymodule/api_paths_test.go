@@ -17,7 +17,7 @@ func TestClassify(t *testing.T) {
 		"/card/create":                               {use: useAccount, param: paramAccess},
 		"/cgi-bin/open/create":                       {use: useAccount, param: paramAccess},
 		"/anything/new":                              {use: useAccount, param: paramAccess},
-		"/cgi-bin/ticket/getticket":                  {use: useAccount, param: paramAccess},
+		"/cgi-bin/ticket/getticket":                  {use: useAccount, param: paramAccess, answer: answerJSTicket},
 		"/cgi-bin/component/api_create_preauthcode":  {use: useComponent, param: paramComponent},
 		"/cgi-bin/component/fastregisterweapp":       {use: useComponent, param: paramComponent},
 		"/cgi-bin/component/get_domain_confirmfile":  {use: useComponent, param: paramComponent},

@@ -210,7 +210,7 @@ func TestAPIMisc(t *testing.T) {
 	if a := g.do(http.MethodHead, "/"+accountID+"/cgi-bin/media/get", nil, bearer(crmKey)); a.Status != http.StatusOK {
 		t.Errorf("HEAD: got %d", a.Status)
 	}
-	if a := g.post("/"+accountID+"/cgi-bin/ticket/getticket?type=jsapi", "", bearer(crmKey)); a.Status != http.StatusOK {
+	if a := g.post("/"+accountID+"/cgi-bin/media/get?media_id=m", "", bearer(crmKey)); a.Status != http.StatusOK {
 		t.Errorf("POST without a body: got %d", a.Status)
 	}
 	calls := wechat.seen()

@@ -122,7 +122,7 @@ func TestAPINeverSendsTwice(t *testing.T) {
 	g := newGateway(t, wechat, gatewayConfig(server.URL, backup.URL), "")
 	for _, c := range []struct{ name, method, target, body string }{
 		{"POST", "POST", "/cgi-bin/message/custom/send", "{}"},
-		{"POST without a body", "POST", "/cgi-bin/ticket/getticket", ""},
+		{"POST without a body", "POST", "/cgi-bin/menu/delete", ""},
 		{"PUT", "PUT", "/cgi-bin/x", "{}"},
 		{"js_code", "GET", "/sns/jscode2session?js_code=c1", ""},
 		{"code", "GET", "/sns/oauth2/access_token?code=c1", ""},

@@ -23,7 +23,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
 // tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
-// handlers wechat_event, wechat_message, wechat_api and wechat_oauth use it.
+// handlers wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk use it.
 //
 // What must last (tickets, refresh tokens, the intent to exchange an authorization code) is kept in Caddy's
 // configured storage, sealed with seal_keys when there are any. Access tokens are fetched on demand, renewed before
@@ -34,11 +34,11 @@ const defaultOpen = "https://open.weixin.qq.com"
 // accounts that authorised a platform is compared with the storage when that is new or was emptied, and once a day.
 //
 // Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_push_duration_seconds,
-// caddy_wechat_replies_total, caddy_wechat_token_refreshes_total, caddy_wechat_token_refresh_duration_seconds,
-// caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
+// caddy_wechat_replies_total, caddy_wechat_mirrors_total, caddy_wechat_token_refreshes_total,
+// caddy_wechat_token_refresh_duration_seconds, caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total,
-// caddy_wechat_oauth_users, caddy_wechat_oauth_forgotten_total,
+// caddy_wechat_oauth_users, caddy_wechat_oauth_forgotten_total, caddy_wechat_jssdk_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
 type App struct {
 	// Platforms are the third-party platforms, in the order in which a push is tried against them.
@@ -148,6 +148,10 @@ func (a *App) provisionNames(r resolver) error {
 			return fmt.Errorf("account %s: this appid is configured twice", acc.AppID)
 		}
 		a.byAppID[acc.AppID] = acc
+		if acc.mode == modePlain {
+			a.logger.Warn("pushes of this account are in 明文模式, in which WeChat signs no text and whoever has seen a push could forge others: choose 安全模式 in its server configuration and give the aes_key",
+				zap.String("appid", acc.AppID))
+		}
 	}
 	names := make(map[string]bool, len(a.Clients))
 	for _, c := range a.Clients {
@@ -270,6 +274,9 @@ func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
 func (a *App) users() *tokens.UserTable { return a.shared.users }
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
+
+// calls are the messages on their way.
+func (a *App) calls() *callTable { return a.shared.calls }
 
 // platform returns the configured platform of that appid, or nil.
 func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Platform); return p }

@@ -150,8 +150,10 @@ func (a *App) unmarshalAccount(d *caddyfile.Dispenser, named map[string]string) 
 			err = list(d, &acc.Tokens, once, nil)
 		case "aes_key":
 			err = list(d, &acc.AESKeys, once, literalAESKey)
+		case "mode":
+			err = value(d, &acc.Mode, nil)
 		default:
-			err = d.Errf("unknown subdirective '%s' of account: want secret, token or aes_key", d.Val())
+			err = d.Errf("unknown subdirective '%s' of account: want secret, token, aes_key or mode", d.Val())
 		}
 		if err != nil {
 			return err

@@ -48,8 +48,10 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 			[]string{"account wx1111111111111111", "configured twice"}},
 		{"account key without token", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s", "aes_keys": ["` + accountKey + `"]}]}`,
 			[]string{"account wx2222222222222222", "token is missing"}},
-		{"account token without key", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s", "tokens": ["t"]}]}`,
-			[]string{"account wx2222222222222222", "安全模式"}},
+		{"account mode without key", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s", "tokens": ["t"], "mode": "compat"}]}`,
+			[]string{"account wx2222222222222222", "aes_key is missing", "compat"}},
+		{"account mode without token", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s", "mode": "plain"}]}`,
+			[]string{"account wx2222222222222222", "token is missing"}},
 		{"client twice", `{"clients": [{"name": "a", "keys": ["k"], "appids": ["*"]}, {"name": "a", "keys": ["k"], "appids": ["*"]}]}`,
 			[]string{"client a", "configured twice"}},
 		{"client without a name", `{"clients": [{"keys": ["k"], "appids": ["*"]}]}`, []string{"name is missing"}},
@@ -242,7 +244,7 @@ func TestOpenOrigin(t *testing.T) {
 func TestMetricsLint(t *testing.T) {
 	t.Parallel()
 	r := prometheus.NewPedanticRegistry()
-	m := newMetrics(tokens.NewManager())
+	m := newMetrics(tokens.NewManager(), newCallTable(nil))
 	for range 2 { // a configuration may mention the gateway twice
 		if err := m.register(r); err != nil {
 			t.Fatal(err)

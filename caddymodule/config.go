@@ -45,13 +45,25 @@ type Account struct {
 	Secret string `json:"secret,omitempty"`
 	// Tokens are the server configuration's Token, newest first. Needed only to receive pushes.
 	Tokens []string `json:"tokens,omitempty"`
-	// AESKeys are the EncodingAESKey, newest first. Needed together with Tokens: pushes are accepted in 安全模式
-	// and 兼容模式, of which only the encrypted part is used.
+	// AESKeys are the EncodingAESKey, newest first. Needed in 安全模式 and 兼容模式.
 	AESKeys []string `json:"aes_keys,omitempty"`
+	// Mode is how WeChat's console says that pushes come: safe (安全模式), compat (兼容模式), of which only the encrypted
+	// part is used, or plain (明文模式). In safe and compat a push that is not encrypted is refused. In plain WeChat signs
+	// no body, so that loading warns; one that is encrypted is accepted there too, if there is a key that opens it.
+	// Default: safe with AESKeys, else plain.
+	Mode string `json:"mode,omitempty"`
 
 	codec  *crypto.Codec // nil: receives no pushes
 	secret secret.String
+	mode   string // Mode, or its default
 }
+
+// The modes of an account's pushes.
+const (
+	modePlain  = "plain"
+	modeCompat = "compat"
+	modeSafe   = "safe"
+)
 
 // Client is an app that may call WeChat's API through the gateway.
 type Client struct {
@@ -220,9 +232,11 @@ func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Cod
 	if err != nil {
 		return nil, err
 	}
-	keyTexts, err := r.newestFirst("aes_key", aesKeys)
-	if err != nil {
-		return nil, err
+	var keyTexts []string
+	if len(aesKeys) > 0 {
+		if keyTexts, err = r.newestFirst("aes_key", aesKeys); err != nil {
+			return nil, err
+		}
 	}
 	secrets := make([]secret.String, len(tokenTexts))
 	for i, t := range tokenTexts {
@@ -277,8 +291,12 @@ func (a *Account) complete() error {
 		return errors.New("secret is missing: add a line like: secret {env.SHOP_SECRET}")
 	case len(a.Tokens) == 0 && len(a.AESKeys) > 0:
 		return errors.New("token is missing: an aes_key needs the Token of the same server configuration page")
-	case len(a.Tokens) > 0 && len(a.AESKeys) == 0:
-		return errors.New("aes_key is missing: choose 安全模式 in the account's server configuration and give its EncodingAESKey")
+	case a.Mode != "" && a.Mode != modePlain && a.Mode != modeCompat && a.Mode != modeSafe:
+		return fmt.Errorf("mode: '%s' is none: want plain, compat or safe, as the account's server configuration says", a.Mode)
+	case a.Mode != "" && len(a.Tokens) == 0:
+		return errors.New("token is missing: mode is about pushes, which need the Token of the server configuration page")
+	case (a.Mode == modeSafe || a.Mode == modeCompat) && len(a.AESKeys) == 0:
+		return fmt.Errorf("aes_key is missing: mode %s needs the EncodingAESKey of the account's server configuration", a.Mode)
 	}
 	return nil
 }
@@ -297,6 +315,12 @@ func (a *Account) provision(r resolver) error {
 	a.secret = secret.New(s)
 	if len(a.Tokens) == 0 {
 		return nil
+	}
+	if a.mode = a.Mode; a.mode == "" {
+		a.mode = modeSafe
+		if len(a.AESKeys) == 0 {
+			a.mode = modePlain
+		}
 	}
 	a.codec, err = r.codec(a.AppID, a.Tokens, a.AESKeys)
 	return err

@@ -39,9 +39,16 @@ const (
 // reason and counted, never with its content. A ticket that opens is accepted even with a timestamp outside the
 // window, with an error that names the clock's offset: without tickets everything stops.
 //
+// A message that comes to this URL, because the platform's console has it as 消息与事件接收URL too, goes through the
+// wechat_message route of the same site, which answers it as if it had come there, and the log names the field to mend. The
+// route is found by the path matchers before it: an asterisk in one stands for the account's appid, which is known by the
+// gh_ id in the message. If there is no such route, or the account is not known, the answer is `success` and an entry in
+// the log.
+//
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
-// what it answers is ignored.
+// what it answers is ignored. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
+// unless the platform has release_check off.
 type Event struct {
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
@@ -50,6 +57,7 @@ type Event struct {
 
 	app      *App
 	forwards chan struct{} // a place for each forward under way
+	detours  map[*Platform]*damper
 }
 
 // CaddyModule returns the Caddy module information.
@@ -68,6 +76,10 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 	}
 	if len(e.app.Platforms) == 0 {
 		return errors.New("needs a platform in the global option wechat: only platforms have an authorization-event URL")
+	}
+	e.detours = make(map[*Platform]*damper, len(e.app.Platforms))
+	for _, platform := range e.app.Platforms {
+		e.detours[platform] = new(damper)
 	}
 	return nil
 }
@@ -137,6 +149,9 @@ func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 
 // ServeHTTP verifies, keeps and acknowledges an event.
 func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if onDetour(r) != nil {
+		return nil // a message that came here once already
+	}
 	started := time.Now()
 	p := newPush()
 	defer p.release()
@@ -172,9 +187,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		if err := p.inTime(window); err != nil {
 			return err
 		}
-		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, compare 授权事件接收URL with 消息与事件接收URL",
-			zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))
-		writePlain(w, success)
+		e.misdirected(w, r, p)
 		return nil
 	}
 	if err := e.app.keepEvent(r.Context(), p, window); err != nil {

@@ -34,12 +34,17 @@ func (t *Transport) explain(call *apiCall, code int64, answer []byte) {
 		fields := []zap.Field{
 			zap.String("client", call.client), zap.String("appid", call.appid), zap.String("platform", key.Platform), zap.String("meaning", r.Meaning.EN),
 		}
-		args := r.Args()
-		for i := 0; i+1 < len(args); i += 2 {
-			fields = append(fields, zap.Any(args[i].(string), args[i+1]))
-		}
-		c.Write(fields...)
+		c.Write(append(fields, refusalFields(r)...)...)
 	}
+}
+
+// refusalFields are the log fields of a refusal.
+func refusalFields(r tokens.Refusal) (fields []zap.Field) {
+	args := r.Args()
+	for i := 0; i+1 < len(args); i += 2 {
+		fields = append(fields, zap.Any(args[i].(string), args[i+1]))
+	}
+	return fields
 }
 
 // withRemedy adds to WeChat's text, where the gateway answers in its place, what would mend it.

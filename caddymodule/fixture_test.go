@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,10 +160,14 @@ var createTime = strconv.FormatInt(time.Now().Unix(), 10)
 
 // textMessage is a text from a user, as XML.
 func textMessage(content string) string {
+	id := strconv.FormatInt(6054768590064713728+msgIDs.Add(1), 10)
 	return "<xml><ToUserName><![CDATA[" + ghID + "]]></ToUserName><FromUserName><![CDATA[" + openID +
 		"]]></FromUserName><CreateTime>" + createTime + "</CreateTime><MsgType><![CDATA[text]]></MsgType><Content><![CDATA[" +
-		content + "]]></Content><MsgId>6054768590064713728</MsgId></xml>"
+		content + "]]></Content><MsgId>" + id + "</MsgId></xml>"
 }
+
+// msgIDs counts the messages made: each is another one.
+var msgIDs atomic.Int64
 
 // serve runs a handler as Caddy would.
 func serve(t *testing.T, h caddyhttp.MiddlewareHandler, r *http.Request, next caddyhttp.Handler) *httptest.ResponseRecorder {

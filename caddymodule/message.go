@@ -1,19 +1,18 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/dustin/go-humanize"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 )
 
 // Message is middleware for the message-and-event URL (消息与事件接收URL). It verifies and decrypts a push, hands it
@@ -45,23 +44,59 @@ import (
 // `success` go back as they are. Anything else (a status other than 2xx, HTML, half an answer, a panic) becomes
 // `success`, or the fallback text, at once, and is logged and counted: WeChat's users never see an error notice.
 //
+// WeChat waits 5 seconds for an answer and pushes a message up to three times, but only an unanswered push again. So a
+// push whose answer is not ready is held until WeChat drops it, and the next one joins the backend's work: the backend
+// runs once and has close to 15 seconds. Only the last push is answered come what may, ReplyTimeout after it came: the
+// Pushes-th, or one that comes 9 seconds or more after the first, or after the message was made by WeChat's clock. What
+// it gets then is SlowReply's to say. A push after the answer gets the same answer again, for a minute; after that
+// `success`, for as long as its timestamp is accepted. A backend that cannot be reached is tried again until the last
+// push. All of this is remembered in memory: it survives a reload, not the process, so that a push that comes again after
+// a crash is a new one.
+//
 // A push that opens under a platform is taken for the account that the path names, whether or not that is known to have
-// authorised the platform; once its gh_ id is known, a push with another ToUserName is refused.
+// authorised the platform; once its gh_ id is known, a push with another ToUserName is refused. For a plain account in
+// 明文模式, whose pushes have no signature over the text, a timestamp and nonce that came before with another text are refused.
 //
 // A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
 // handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
 // would. WeChat's acceptance check (全网发布) is answered without the next handler.
+//
+// Each mirror gets a copy of every message that the next handler gets, as that gets it: one account, several environments.
+// Copies are sent in the background, once however often WeChat pushes the message, at most 256 at a time to one mirror and
+// for at most 15 s each; what a mirror answers, or that it does not, is counted and changes nothing. WeChat's acceptance
+// check, and a text that begins with QUERY_AUTH_CODE:, are never mirrored.
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
 	AppID string `json:"appid,omitempty"`
+	// Pushes is how often WeChat pushes a message that is not answered. Default: 3.
+	Pushes int `json:"pushes,omitempty"`
+	// ReplyTimeout is the time from the last push to its answer, below WeChat's 5 s. Default: 4.5s.
+	ReplyTimeout caddy.Duration `json:"reply_timeout,omitempty"`
+	// SlowReply is what the last push gets when the backend's answer is still not there: success; text, which is
+	// SlowReplyText; or customer_service: success, and the answer is sent through the customer-service API when it comes,
+	// once. Default: success.
+	SlowReply string `json:"slow_reply,omitempty"`
+	// SlowReplyText is the text of the slow reply text.
+	SlowReplyText string `json:"slow_reply_text,omitempty"`
+	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
+	FallbackText string `json:"fallback_text,omitempty"`
+	// BackendTimeout ends the backend's work on a message, answered or not. Default: 1m.
+	BackendTimeout caddy.Duration `json:"backend_timeout,omitempty"`
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
 	// MaxBody is the largest push accepted, in bytes; the next handler's answer may be as large. Default: 1 MiB.
 	MaxBody int64 `json:"max_body,omitempty"`
-	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
-	FallbackText string `json:"fallback_text,omitempty"`
+	// MaxInFlight is how many messages may be at the next handler at once. As many again wait for a place, and as many
+	// again are held until WeChat drops them and pushes them again; of what comes then the connection is closed. Default: 10000.
+	MaxInFlight int `json:"max_in_flight,omitempty"`
+	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message. Default: none.
+	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
 
-	app *App
+	app     *App
+	mirrors []*mirror
+	places  chan struct{} // one for each message at the next handler
+	waiting atomic.Int64  // messages that wait for a place
+	crowd   atomic.Int64  // pushes that are held because too many wait
 }
 
 // CaddyModule returns the Caddy module information.
@@ -77,7 +112,28 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	if m.MaxBody == 0 {
 		m.MaxBody = defaultMaxBody
 	}
+	if m.Pushes == 0 {
+		m.Pushes = defaultPushes
+	}
+	if m.ReplyTimeout == 0 {
+		m.ReplyTimeout = caddy.Duration(defaultReplyTimeout)
+	}
+	if m.BackendTimeout == 0 {
+		m.BackendTimeout = caddy.Duration(defaultBackendTimeout)
+	}
+	if m.SlowReply == "" {
+		m.SlowReply = slowSuccess
+	}
+	if m.MaxInFlight == 0 {
+		m.MaxInFlight = defaultMaxInFlight
+	}
+	if m.MaxInFlight > 0 && m.MaxInFlight <= maxMaxInFlight {
+		m.places = make(chan struct{}, m.MaxInFlight)
+	}
 	if m.app, err = loadApp(ctx); err != nil {
+		return err
+	}
+	if err := m.provisionMirrors(ctx); err != nil {
 		return err
 	}
 	if m.AppID == "" {
@@ -100,76 +156,30 @@ func (m *Message) Validate() error {
 	if m.MaxBody < 0 || m.MaxBody > maxSize {
 		return errors.New("max_body: want a number of bytes up to 1 GiB")
 	}
-	return nil
-}
-
-func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	m := new(Message)
-	return m, m.UnmarshalCaddyfile(h.Dispenser)
-}
-
-// UnmarshalCaddyfile sets up the handler:
-//
-//	wechat_message [<matcher>] [<appid>] {
-//		timestamp_window <duration>
-//		max_body         <size>
-//		fallback         text <text>
-//	}
-func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	if d.NextArg() {
-		m.AppID = d.Val()
-		if err := literalAppID(m.AppID); err != nil {
-			return d.WrapErr(err)
+	if err := literalPushes(m.Pushes); err != nil {
+		return err
+	}
+	if err := literalReplyTimeout(m.ReplyTimeout); err != nil {
+		return err
+	}
+	if m.BackendTimeout < m.ReplyTimeout || m.BackendTimeout > caddy.Duration(maxBackendTimeout) {
+		return fmt.Errorf("backend_timeout: want at least reply_timeout and at most %s", maxBackendTimeout)
+	}
+	if m.MaxInFlight < 0 || m.MaxInFlight > maxMaxInFlight {
+		return fmt.Errorf("max_in_flight: want a number from 1 to %d", maxMaxInFlight)
+	}
+	switch m.SlowReply {
+	case slowSuccess, slowCustomerService:
+		if m.SlowReplyText != "" {
+			return errors.New("slow_reply_text is there without slow_reply text")
 		}
-		if d.NextArg() {
-			return d.ArgErr()
+	case slowText:
+		if m.SlowReplyText == "" {
+			return errors.New("slow_reply text: the text is missing")
 		}
+	default:
+		return fmt.Errorf("slow_reply: '%s' is none: %s", m.SlowReply, wantSlowReply)
 	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch d.Val() {
-		case "timestamp_window":
-			if err := duration(d, &m.TimestampWindow); err != nil {
-				return err
-			}
-		case "max_body":
-			if err := size(d, &m.MaxBody); err != nil {
-				return err
-			}
-		case "fallback":
-			if m.FallbackText != "" {
-				return d.Err("fallback is given twice")
-			}
-			var kind, text string
-			if !d.AllArgs(&kind, &text) {
-				return d.ArgErr()
-			}
-			if kind != "text" || text == "" {
-				return d.Errf("fallback: want text and a text, such as: fallback text \"稍后回复您\"")
-			}
-			m.FallbackText = text
-		default:
-			return d.Errf("unknown subdirective '%s': want timestamp_window, max_body or fallback", d.Val())
-		}
-	}
-	return nil
-}
-
-// size parses a subdirective that is a number of bytes.
-func size(d *caddyfile.Dispenser, into *int64) error {
-	name := d.Val()
-	if *into != 0 {
-		return d.Errf("%s is given twice", name)
-	}
-	var arg string
-	if !d.AllArgs(&arg) {
-		return d.ArgErr()
-	}
-	n, err := humanize.ParseBytes(arg)
-	if err != nil || n == 0 || n > maxSize {
-		return d.Errf("%s: '%s' is not a size from 1 B to 1 GiB: write it like 1MiB", name, arg)
-	}
-	*into = int64(n)
 	return nil
 }
 
@@ -178,10 +188,20 @@ const maxSize = 1 << 30
 
 // ServeHTTP verifies and opens a push, has it answered, and seals the answer.
 func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !m.admit(r) {
+		return nil
+	}
 	started := time.Now()
 	p := newPush()
 	defer p.release()
-	if err := m.serve(w, r, next, p); err != nil {
+	switch err := m.serve(w, r, next, p, started); {
+	case errors.Is(err, errHeld), errors.Is(err, errDropped):
+		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()
+		if errors.Is(err, errHeld) && r.Context().Err() == nil {
+			panic(http.ErrAbortHandler) // closes the connection without an answer
+		}
+		return nil
+	case err != nil:
 		m.app.refuse(w, r, "message", err)
 		return nil
 	}
@@ -190,7 +210,13 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return nil
 }
 
-func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push) error {
+// Why a push goes unanswered, so that WeChat pushes it again.
+var (
+	errHeld    = errors.New("not answered")
+	errDropped = errors.New("not answered, and its connection is closed already")
+)
+
+func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, started time.Time) error {
 	if err := p.query.parse(r.URL.RawQuery); err != nil {
 		return err
 	}
@@ -224,14 +250,16 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if err := p.inTime(window); err != nil {
 		return err
 	}
+	if m.app.answerReleaseCheck(w, p, appid) { // for the account that it names, whatever the path says
+		return nil
+	}
 	if p.platform != nil && m.app.isForAnother(p, appid) {
 		return errAddressee
 	}
-	if m.app.answerReleaseCheck(w, p, appid) {
-		return nil
+	if p.plain && !m.app.shared.firstBody(p, window) {
+		return errReplayed
 	}
-	m.pass(w, r, next, p, newFacts(p, appid))
-	return nil
+	return m.pass(w, r, next, p, newFacts(p, appid), started)
 }
 
 // isForAnother reports whether a platform's push names another account than the path does. The path is not signed, so
@@ -267,96 +295,6 @@ func (m *Message) candidates(path string) (appid string, list []candidate) {
 		list = append([]candidate{own}, list...)
 	}
 	return appid, list
-}
-
-// pass has the next handler answer the push.
-func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts) {
-	reply := newReplyWriter(m.MaxBody)
-	defer reply.release()
-	text := &plaintext{data: p.opened.Message}
-	f.content = p.fields.Content
-	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
-	// copy would leave them with what the caller sent.
-	outer := *r
-	makePlaintext(r, p, f, text)
-	err := runNext(next, reply, r)
-	r.URL, r.RequestURI, r.Header = outer.URL, outer.RequestURI, outer.Header
-	r.Body, r.ContentLength, r.TransferEncoding, r.GetBody = outer.Body, outer.ContentLength, outer.TransferEncoding, outer.GetBody
-	// Not the Trailer: a transport that is still sending the body reads that field.
-	text.detach()
-	f.content = nil // its buffer will be another push's
-	if err != nil && r.Context().Err() != nil {
-		err = errHungUp
-	}
-	m.answer(w, p, f, reply, err)
-}
-
-// errHungUp is an answer that nobody waits for any more.
-var errHungUp = errors.New("WeChat hung up before the backend answered")
-
-// runNext runs the rest of the chain. A backend that breaks off in the middle of its answer makes reverse_proxy panic;
-// that is an answer that cannot be used, and no more.
-func runNext(next caddyhttp.Handler, w http.ResponseWriter, r *http.Request) (err error) {
-	defer func() {
-		switch v := recover(); v {
-		case nil:
-		case http.ErrAbortHandler:
-			err = errors.New("backend broke off in the middle of its answer")
-		default:
-			err = &panicError{value: v, stack: zap.Stack("").String}
-		}
-	}()
-	return next.ServeHTTP(w, r)
-}
-
-// panicError is a panic below us. Its value may hold anything, so only its kind is told.
-type panicError struct {
-	value any
-	stack string
-}
-
-func (e *panicError) Error() string { return fmt.Sprintf("a handler panicked with a %T", e.value) }
-
-// whyFields are an error's fields in the log.
-func whyFields(err error) []zap.Field {
-	fields := []zap.Field{zap.Error(err)}
-	if pe, ok := errors.AsType[*panicError](err); ok {
-		fields = append(fields, zap.String("stack", pe.stack))
-	}
-	return fields
-}
-
-// answer judges what the next handler answered and sends WeChat something legal.
-func (m *Message) answer(w http.ResponseWriter, p *push, f *facts, reply *replyWriter, err error) {
-	body, outcome, why := reply.judge(p.fields.Format, err)
-	switch outcome {
-	case outcomePlain:
-		writePlain(w, body)
-	case outcomeSealed:
-		if err := m.app.writeSealed(w, p, body); err != nil {
-			outcome, why = outcomeUnusable, err
-			writePlain(w, success)
-		}
-	case outcomeUnusable:
-		if m.FallbackText == "" || m.app.writeSealed(w, p, textReply(p, m.FallbackText)) != nil {
-			writePlain(w, success)
-		}
-	}
-	m.app.metrics().replies.WithLabelValues(outcome).Inc()
-	if outcome == outcomeUnusable {
-		fields := append(whyFields(why), zap.String("appid", f.appid), zap.ByteString("msg_id", p.fields.MsgID),
-			zap.String("msg_type", f.msgType), zap.String("event", f.event))
-		if errors.Is(why, errHungUp) {
-			m.app.logger.Warn("WeChat hung up before the backend answered; it pushes the message again", fields...)
-			return
-		}
-		m.app.logger.Error("the backend's answer to a push cannot be used; the sender sees the fallback or nothing", fields...)
-		return
-	}
-	if c := m.app.logger.Check(zapcore.DebugLevel, "push answered"); c != nil {
-		c.Write(zap.String("appid", f.appid), zap.String("msg_type", f.msgType), zap.String("event", f.event),
-			zap.String("outcome", outcome))
-	}
 }
 
 var (

@@ -62,8 +62,8 @@ func TestMessageThroughReverseProxy(t *testing.T) {
 	}))
 	defer backend.Close()
 	b := newBehindProxy(t, backend.Listener.Addr().String())
-	s := platformSender(t)
-	r := s.push("/"+authorizerID, textMessage("x"))
+	s, message := platformSender(t), textMessage("x")
+	r := s.push("/"+authorizerID, message)
 	r.Header.Set("Connection", "X-Wechat-Appid, Content-Type, X-Wechat-Openid")
 	r.Header.Set("Te", "trailers")
 	r.Header.Set("Accept-Encoding", "gzip")
@@ -79,7 +79,7 @@ func TestMessageThroughReverseProxy(t *testing.T) {
 	if got.Get("Accept-Encoding") != "" || got.Get("Content-Length") == "" {
 		t.Errorf("headers %v", got)
 	}
-	if body != textMessage("x") || !strings.Contains(query, "openid="+openID) || strings.Contains(query, "VICTIM") {
+	if body != message || !strings.Contains(query, "openid="+openID) || strings.Contains(query, "VICTIM") {
 		t.Errorf("body %q, query %s", body, query)
 	}
 }
@@ -89,7 +89,8 @@ func TestMessageThroughReverseProxy(t *testing.T) {
 func TestMessagePlaceholdersOfCaddy(t *testing.T) {
 	t.Parallel()
 	m, _ := newMessage(t, nil)
-	r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+	message := textMessage("x")
+	r := platformSender(t).push("/"+authorizerID, message)
 	r.Header.Set("X-Wechat-Openid", "forged")
 	rec := httptest.NewRecorder()
 	repl := caddy.NewReplacer()
@@ -101,7 +102,7 @@ func TestMessagePlaceholdersOfCaddy(t *testing.T) {
 		if strings.Contains(inside, "msg_signature") || strings.Contains(inside, "forged") || !strings.Contains(inside, openID+" "+xmlType) {
 			t.Errorf("inside: %s", inside)
 		}
-		if body := repl.ReplaceAll("{http.request.body}", ""); body != textMessage("x") {
+		if body := repl.ReplaceAll("{http.request.body}", ""); body != message {
 			t.Errorf("body %q", body)
 		}
 		return nil

@@ -18,6 +18,8 @@ const (
 	outcomePlain        = "plain"    // empty or success: nothing to encrypt
 	outcomeSealed       = "sealed"   // encrypted
 	outcomeUnusable     = "unusable" // replaced by success or the fallback
+	outcomeLost         = "lost"     // no backend could be reached; replaced like an unusable one
+	outcomeLate         = "late"     // it came after the last push had been answered without it
 	outcomeReleaseCheck = "release_check"
 )
 
@@ -170,8 +172,16 @@ func kindOfText(text []byte) string {
 
 var sealedPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
-// writeSealed encrypts an answer with the key that opened the push, and sends it.
-func (a *App) writeSealed(w http.ResponseWriter, p *push, reply []byte) error {
+// writeReply encrypts an answer with the key that opened the push, and sends it. In plaintext mode it goes as it is.
+func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
+	if p.plain {
+		h := w.Header()
+		h["Content-Type"] = []string{contentType(p.format)}
+		h["Content-Length"] = []string{strconv.Itoa(len(reply))}
+		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write(reply)
+		return nil
+	}
 	buf := sealedPool.Get().(*[]byte)
 	defer sealedPool.Put(buf)
 	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, time.Now().Unix(), p.query.nonce, reply)

@@ -74,6 +74,9 @@ func (f *facts) placeholder(key string) (any, bool) {
 
 // announce puts the facts where matchers and placeholders find them.
 func (f *facts) announce(r *http.Request) {
+	if factsOf(r.Context()) == f {
+		return // a backend is tried again
+	}
 	caddyhttp.SetVar(r.Context(), factsVar, f)
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(f.placeholder)

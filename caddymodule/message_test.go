@@ -500,8 +500,8 @@ func TestMessageJSON(t *testing.T) {
 	m, _ := newMessage(t, func(m *Message) { m.FallbackText = "later" })
 	s := accountSender(t)
 	s.format = crypto.FormatJSON
-	message := `{"ToUserName":"` + ghID + `","FromUserName":"` + openID + `","CreateTime":1,"MsgType":"text","Content":"a","MsgId":9007199254740993}`
-	for _, reply := range []string{`{"MsgType":"text","Content":"b"}`, "<xml></xml>"} {
+	for i, reply := range []string{`{"MsgType":"text","Content":"b"}`, "<xml></xml>"} {
+		message := fmt.Sprintf(`{"ToUserName":"%s","FromUserName":"%s","CreateTime":1,"MsgType":"text","Content":"a","MsgId":%d}`, ghID, openID, 9007199254740993+i)
 		b := &answering{text: reply}
 		rec := serve(t, m, s.push("/"+accountID, message), b)
 		if b.body != message || b.got.Header.Get("Content-Type") != "application/json; charset=utf-8" {
@@ -671,14 +671,15 @@ func TestPlaintextIsReadableOnlyDuringTheCall(t *testing.T) {
 	m, _ := newMessage(t, nil)
 	var body io.Reader
 	var again func() (io.ReadCloser, error)
-	serve(t, m, platformSender(t).push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+	message := textMessage("x")
+	serve(t, m, platformSender(t).push("/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
 		body, again = r.Body, r.GetBody
 		first := make([]byte, 4)
 		if n, err := r.Body.Read(first); n != 4 || err != nil {
 			t.Errorf("read %d, %v", n, err)
 		}
 		anew, _ := r.GetBody()
-		if all, _ := io.ReadAll(anew); string(all) != textMessage("x") {
+		if all, _ := io.ReadAll(anew); string(all) != message {
 			t.Errorf("second reading %q", all)
 		}
 		return nil

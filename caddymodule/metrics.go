@@ -15,6 +15,11 @@ type metrics struct {
 	pushes          *prometheus.CounterVec
 	pushDuration    *prometheus.HistogramVec
 	replies         *prometheus.CounterVec
+	joined          prometheus.Counter
+	lateReplies     *prometheus.CounterVec
+	forgotten       *prometheus.CounterVec
+	inFlight        prometheus.GaugeFunc
+	mirrors         *prometheus.CounterVec
 	tokenRefreshes  *prometheus.CounterVec
 	refreshDuration *prometheus.HistogramVec
 	tokenWaiters    prometheus.Gauge
@@ -25,11 +30,12 @@ type metrics struct {
 	apiErrors       *prometheus.CounterVec
 	apiToday        *dailyCalls
 	oauth           *prometheus.CounterVec
+	jssdk           *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
 }
 
-func newMetrics(manager *tokens.Manager) *metrics {
+func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: name, Help: help,
@@ -43,9 +49,18 @@ func newMetrics(manager *tokens.Manager) *metrics {
 	// WeChat gives up after 5 s, so the buckets are dense below that.
 	pushBuckets := []float64{.005, .025, .1, .25, .5, 1, 2, 3, 4, 4.5, 5, 10}
 	return &metrics{
-		pushes:          counter("pushes_total", "Pushes received, by endpoint and what became of them.", "endpoint", "result"),
-		pushDuration:    histogram("push_duration_seconds", "Time from a push to its answer.", pushBuckets, "endpoint"),
-		replies:         counter("replies_total", "Answers to messages, by outcome.", "outcome"),
+		pushes:       counter("pushes_total", "Pushes received, by endpoint and what became of them.", "endpoint", "result"),
+		pushDuration: histogram("push_duration_seconds", "Time from a push to its answer.", pushBuckets, "endpoint"),
+		replies:      counter("replies_total", "Answers to messages, by outcome: one for each message, however often it was pushed.", "outcome"),
+		joined: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "push_retries_joined_total", Help: "Pushes that joined an earlier push of the same message.",
+		}),
+		lateReplies: counter("late_replies_total", "Answers that came after WeChat's last push and were sent by the customer-service API, by result.", "result"),
+		forgotten:   counter("pushes_forgotten_total", "What was remembered of answered pushes and forgotten early, for lack of room: the answer or the identity.", "what"),
+		inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "pushes_in_flight", Help: "Messages that wait for a backend's answer.",
+		}, func() float64 { return float64(calls.inFlight()) }),
+		mirrors:         counter("mirrors_total", "Copies of messages to mirrors, by result.", "result"),
 		tokenRefreshes:  counter("token_refreshes_total", "Renewals of credentials at WeChat, by kind and result.", "kind", "result"),
 		refreshDuration: histogram("token_refresh_duration_seconds", "Time to renew a credential at WeChat.", prometheus.DefBuckets, "kind"),
 		tokenWaiters: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -58,6 +73,7 @@ func newMetrics(manager *tokens.Manager) *metrics {
 		apiErrors:     counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
 		apiToday:      newDailyCalls(),
 		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
+		jssdk:         counter("jssdk_total", "Pages to be signed for the JS-SDK, by result.", "result"),
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
 		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
 	}
@@ -66,7 +82,8 @@ func newMetrics(manager *tokens.Manager) *metrics {
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
-		m.apiErrors, m.oauth, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
+		m.apiErrors, m.oauth, m.jssdk, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
+		m.joined, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }
 

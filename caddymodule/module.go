@@ -1,5 +1,5 @@
 // Package caddymodule holds the gateway's Caddy modules: the app behind the global option wechat, the handlers
-// wechat_verify, wechat_event, wechat_message, wechat_api and wechat_oauth, the matcher wechat_message, the
+// wechat_verify, wechat_event, wechat_message, wechat_api, wechat_oauth and wechat_jssdk, the matcher wechat_message, the
 // reverse_proxy transport wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
 package caddymodule
 
@@ -20,6 +20,7 @@ func init() {
 	caddy.RegisterModule(new(API))
 	caddy.RegisterModule(new(Transport))
 	caddy.RegisterModule(new(OAuth))
+	caddy.RegisterModule(new(JSSDK))
 	caddy.RegisterModule(new(Admin))
 
 	caddycmd.RegisterCommand(wechatCommand())
@@ -28,11 +29,12 @@ func init() {
 	httpcaddyfile.RegisterDirective("wechat_verify", parseVerify)
 	httpcaddyfile.RegisterHandlerDirective("wechat_event", parseEvent)
 	httpcaddyfile.RegisterDirective("wechat_oauth", parseOAuth)
+	httpcaddyfile.RegisterDirective("wechat_jssdk", parseJSSDK)
 	httpcaddyfile.RegisterHandlerDirective("wechat_message", parseMessage)
 	httpcaddyfile.RegisterHandlerDirective("wechat_api", parseAPI)
 
 	// Before redir: no login, rewrite, redirect or catch-all may hide what WeChat itself calls.
-	for _, directive := range []string{"wechat_verify", "wechat_event", "wechat_oauth"} {
+	for _, directive := range []string{"wechat_verify", "wechat_event", "wechat_oauth", "wechat_jssdk"} {
 		httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "redir")
 	}
 	for _, directive := range []string{"wechat_message", "wechat_api"} {

@@ -336,7 +336,7 @@ caddy_wechat_oauth_users 2
 	}
 	r := prometheus.NewPedanticRegistry()
 	for range 2 { // a configuration may mention the gateway twice
-		if err := newMetrics(tokens.NewManager()).register(r, usersCollector{users}); err != nil {
+		if err := newMetrics(tokens.NewManager(), newCallTable(nil)).register(r, usersCollector{users}); err != nil {
 			t.Fatal(err)
 		}
 	}

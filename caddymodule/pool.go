@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -15,7 +16,8 @@ import (
 
 // Limits of what reloads share.
 const (
-	maxUsers = 100_000 // tracking ids remembered at once
+	maxUsers  = 100_000 // tracking ids remembered at once
+	maxBodies = 200_000 // pushes in plaintext mode remembered at once
 
 	backgroundTimeout = 30 * time.Second // one piece of work begun for a push that was already answered
 	drainTimeout      = 5 * time.Second  // for such work when the last configuration goes
@@ -30,6 +32,11 @@ type shared struct {
 	manager *tokens.Manager
 	users   *tokens.UserTable
 	metrics *metrics
+	calls   *callTable
+	// bodies has the text that came with each timestamp and nonce in plaintext mode.
+	bodies *tokens.Window[pushID, pushID]
+
+	releaseChecks *releaseChecks
 
 	work   sync.WaitGroup
 	ctx    context.Context // ends background work
@@ -43,10 +50,13 @@ func acquireShared(identity string) (*shared, error) {
 	v, _, err := sharedPool.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		manager := tokens.NewManager()
-		return &shared{
-			manager: manager, users: tokens.NewUserTable(maxUsers), metrics: newMetrics(manager),
-			ctx: ctx, cancel: cancel,
-		}, nil
+		s := &shared{
+			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
+			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(),
+		}
+		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
+		s.metrics = newMetrics(manager, s.calls)
+		return s, nil
 	})
 	if err != nil {
 		return nil, err
@@ -83,6 +93,19 @@ func (s *shared) retire(env *tokens.Environment) {
 	}
 }
 
+// firstBody reports whether a push in plaintext mode is the first with its timestamp and nonce, or the same as that: its
+// signature covers these alone, and whoever saw it could put it on a text of their own.
+func (s *shared) firstBody(p *push, window time.Duration) bool {
+	b := p.scratch[:0]
+	for _, part := range [...]string{p.codec.ReceiveID(), p.query.timestamp, p.query.nonce} {
+		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
+	}
+	p.scratch = b
+	id, text := shortSum(b), shortSum(p.body)
+	known, found := s.bodies.GetOrSetFor(id, 2*window, func() pushID { return text })
+	return !found || known == text
+}
+
 // background runs work that a push began and whose answer does not wait for it. It survives reloads, has a
 // deadline, and is waited for when the process ends in good order.
 func (s *shared) background(work func(context.Context)) {
@@ -110,5 +133,7 @@ func (s *shared) Destruct() error {
 	s.cancel()
 	s.manager.Close()
 	s.users.Close()
+	s.bodies.Close()
+	s.releaseChecks.Close()
 	return nil
 }

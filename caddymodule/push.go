@@ -30,12 +30,14 @@ type push struct {
 	query    pushQuery
 	body     []byte // as received
 	buffers  crypto.Buffers
+	scratch  []byte        // of identity
 	format   crypto.Format // of the envelope, and so of the reply's
 	opened   crypto.Opened
 	codec    *crypto.Codec
 	platform *Platform // of the two, the one under which it opened
 	account  *Account
 	fields   crypto.Fields // of the decrypted text
+	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
 }
 
 var pushPool = sync.Pool{New: func() any { return &push{body: make([]byte, 0, 4<<10)} }}
@@ -48,7 +50,7 @@ func (p *push) release() {
 	if cap(body) > maxPooledBuffer || p.buffers.Cap() > maxPooledBuffer {
 		return
 	}
-	*p = push{body: body, buffers: p.buffers}
+	*p = push{body: body, buffers: p.buffers, scratch: p.scratch}
 	pushPool.Put(p)
 }
 
@@ -82,7 +84,9 @@ var (
 	errStale     = &refusal{http.StatusForbidden, "timestamp", "timestamp is outside timestamp_window: compare this machine's clock"}
 	errUnknown   = &refusal{http.StatusForbidden, "unknown", "path names no account that is configured to receive pushes, and there is no platform"}
 	errNotKept   = &refusal{http.StatusServiceUnavailable, "store", "what arrived could not be made durable"}
-	errPlainPush = &refusal{http.StatusForbidden, "not_encrypted", "push is not encrypted: choose 安全模式 in WeChat's console"}
+	errPlainPush = &refusal{http.StatusForbidden, "not_encrypted", "push is not encrypted: choose 安全模式 in WeChat's console, or give the account mode plain"}
+	errSealed    = &refusal{http.StatusForbidden, "no_key", "push is encrypted and the account has no aes_key: give the EncodingAESKey, or choose 明文模式 in WeChat's console"}
+	errReplayed  = &refusal{http.StatusForbidden, "replay", "its timestamp and nonce came before with another body"}
 )
 
 // parse reads the query. The parameters that the signatures cover must not come twice.
@@ -227,7 +231,7 @@ func (p *push) open(candidates []candidate) error {
 	}
 	env, err := crypto.ScanEnvelope(p.body)
 	if err != nil {
-		return p.notAnEnvelope()
+		return p.openPlain(candidates)
 	}
 	if p.query.msgSignature == "" {
 		return errPlainPush
@@ -239,7 +243,6 @@ func (p *push) open(candidates []candidate) error {
 		opened, err := c.codec.Open(&p.buffers, params, env.Encrypt)
 		switch {
 		case err == nil:
-			// The body is right; the query's own signature must be too, because a backend may rely on it.
 			if q := &p.query; q.signature != "" && !c.codec.VerifySignature(q.signature, q.timestamp, q.nonce) {
 				return errSignature
 			}
@@ -250,6 +253,8 @@ func (p *push) open(candidates []candidate) error {
 			return nil
 		case errors.Is(err, crypto.ErrReceiveID):
 			worst = errReceiveID
+		case errors.Is(err, crypto.ErrDecrypt) && c.account != nil && len(c.account.AESKeys) == 0:
+			worst = errSealed
 		case errors.Is(err, crypto.ErrDecrypt) && worst == errSignature:
 			worst = errDecrypt
 		}
@@ -257,8 +262,34 @@ func (p *push) open(candidates []candidate) error {
 	return worst
 }
 
+// openPlain accepts a push in plaintext, whose signature covers timestamp and nonce alone, for an account in plaintext
+// mode. No other account takes one, or whoever saw one signature could have us believe any text.
+func (p *push) openPlain(candidates []candidate) error {
+	err := p.notAnEnvelope()
+	if err != errPlainPush || p.query.msgSignature != "" {
+		return err
+	}
+	q := &p.query
+	for _, c := range candidates {
+		if c.account == nil || c.account.mode != modePlain {
+			continue
+		}
+		if !c.codec.VerifySignature(q.signature, q.timestamp, q.nonce) {
+			return errSignature
+		}
+		p.plain, p.codec, p.account = true, c.codec, c.account
+		p.opened = crypto.Opened{Message: p.body}
+		if crypto.ScanFields(p.body, &p.fields) != nil {
+			return errPlaintext
+		}
+		p.format = p.fields.Format
+		return nil
+	}
+	return errPlainPush
+}
+
 // notAnEnvelope tells a push in plaintext from garbage, because the remedy is another one.
-func (p *push) notAnEnvelope() error {
+func (p *push) notAnEnvelope() *refusal {
 	var f crypto.Fields
 	if crypto.ScanFields(p.body, &f) == nil && (len(f.MsgType) > 0 || len(f.InfoType) > 0) && len(f.Encrypt) == 0 {
 		return errPlainPush

@@ -3,10 +3,14 @@ package caddymodule
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -26,14 +30,48 @@ var releaseCheckAccounts = map[string]string{
 }
 
 const (
-	releaseCheckText      = "TESTCOMPONENT_MSG_TYPE_TEXT"
-	releaseCheckAuthCode  = "QUERY_AUTH_CODE:"
-	releaseCheckCustomAPI = "/cgi-bin/message/custom/send"
+	releaseCheckText     = "TESTCOMPONENT_MSG_TYPE_TEXT"
+	releaseCheckAuthCode = "QUERY_AUTH_CODE:"
 )
+
+// Limits of the acceptance check.
+const (
+	releaseCheckMemory   = time.Hour              // as long as a code lives, a push that comes again is known
+	maxReleaseChecks     = 1024                   // pushes remembered; one run of the check has four
+	releaseCheckRetry    = 200 * time.Millisecond // before the second attempt at the message; doubled from then on
+	releaseCheckMaxRetry = 3 * time.Second        // WeChat waits for seconds; backgroundTimeout ends it all
+)
+
+// releaseChecks remembers the pushes of acceptance checks and how they were answered: nil for QUERY_AUTH_CODE.
+type releaseChecks = tokens.Window[[sha256.Size]byte, []byte]
+
+func newReleaseChecks() *releaseChecks {
+	return tokens.NewWindow[[sha256.Size]byte, []byte](releaseCheckMemory, maxReleaseChecks)
+}
+
+// releaseCheckKey is what a push is remembered by. No part can hold a zero byte.
+func releaseCheckKey(parts ...string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+}
+
+// isReleaseCheckAccount reports whether an appid is one of WeChat's test accounts.
+func isReleaseCheckAccount(appid string) bool {
+	if appid == "" {
+		return false
+	}
+	for _, known := range releaseCheckAccounts {
+		if known == appid {
+			return true
+		}
+	}
+	return false
+}
 
 // answerReleaseCheck answers a message of WeChat's acceptance check and reports whether it was one: the text is
 // echoed with _callback; QUERY_AUTH_CODE is answered with nothing at once, and then, with the code exchanged, by a
-// customer-service message; an event, as the check of former years sent it, by its name.
+// customer-service message; an event, as the check of former years sent it, by its name. Which account it is for is
+// read from the push, because the path is not signed and may name none; only the historic account's appid is nowhere
+// else. A push that comes again gets the same answer, and no second message.
 func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) bool {
 	if p.platform == nil || !p.platform.releaseCheck() {
 		return false
@@ -43,52 +81,118 @@ func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) b
 		return false
 	}
 	if known != "" {
-		appid = known // the path is not signed
+		appid = known
 	}
-	content := string(p.fields.Content)
-	if !bytes.Equal(p.fields.MsgType, []byte("text")) {
-		content = ""
+	content := ""
+	if bytes.Equal(p.fields.MsgType, []byte("text")) {
+		content = string(p.fields.Content)
 	}
+	item := "other"
 	switch code, isCode := strings.CutPrefix(content, releaseCheckAuthCode); {
 	case isCode && code != "":
+		item = "api text"
 		writePlain(w, nil)
-		platform, openID := p.platform.AppID, string(p.fields.FromUserName)
-		a.shared.background(func(ctx context.Context) { a.finishReleaseCheck(ctx, platform, appid, openID, code) })
+		_ = http.NewResponseController(w).Flush() // before the message; what cannot flush sends it when we return
+		a.beginReleaseMessage(releaseMessage{
+			platform: p.platform.AppID, appid: appid, account: string(p.fields.ToUserName), openID: string(p.fields.FromUserName), code: code,
+		})
 	case bytes.Equal(p.fields.MsgType, []byte("event")):
+		item = "event"
 		a.writeReleaseReply(w, p, string(p.fields.Event)+"from_callback")
 	case content == releaseCheckText:
+		item = "text"
 		a.writeReleaseReply(w, p, releaseCheckText+"_callback")
 	default:
 		writePlain(w, success)
 	}
 	a.metrics().replies.WithLabelValues(outcomeReleaseCheck).Inc()
-	a.logger.Info("release check answered", zap.String("platform", p.platform.AppID), zap.String("appid", appid))
+	a.logger.Info("release check answered", zap.String("platform", p.platform.AppID), zap.String("appid", appid), zap.String("item", item))
 	return true
 }
 
+// writeReleaseReply answers a push with a text: the same one, to its CreateTime, when the push comes again.
 func (a *App) writeReleaseReply(w http.ResponseWriter, p *push, text string) {
-	if err := a.writeSealed(w, p, textReply(p, text)); err != nil {
+	key := releaseCheckKey(p.platform.AppID, string(p.opened.Message))
+	reply, _ := a.shared.releaseChecks.GetOrSet(key, func() []byte { return textReply(p, text) })
+	if err := a.writeReply(w, p, reply); err != nil {
 		writePlain(w, success)
 	}
 }
 
-// finishReleaseCheck exchanges the code and sends the message that the check waits for. The code is the one that
-// also came with the authorized event, so it may have been exchanged already: then the token held serves.
-func (a *App) finishReleaseCheck(ctx context.Context, platform, appid, openID, code string) {
-	authorizer, err := a.manager().ExchangeAuthCode(ctx, platform, appid, secret.New(code))
-	if err == nil {
-		appid = authorizer.AppID
-	} else if _, held := a.manager().Authorizer(ctx, platform, appid); held != nil {
-		a.logger.Error("release check: the authorization code could not be exchanged", zap.String("platform", platform),
-			zap.String("appid", appid), zap.Error(err))
+// releaseMessage is the customer-service message that a QUERY_AUTH_CODE asks for.
+type releaseMessage struct {
+	platform, appid string
+	account         string // the gh_ id it was pushed for
+	openID, code    string
+}
+
+// beginReleaseMessage has the message sent, unless it was for an earlier push of the same.
+func (a *App) beginReleaseMessage(m releaseMessage) {
+	key := releaseCheckKey(m.platform, m.account, m.openID, m.code)
+	if _, again := a.shared.releaseChecks.GetOrSet(key, func() []byte { return nil }); again {
 		return
 	}
-	message := map[string]any{"touser": openID, "msgtype": "text", "text": map[string]string{"content": code + "_from_api"}}
-	err = a.manager().Call(ctx, tokens.AuthorizerKey(platform, appid), http.MethodPost, releaseCheckCustomAPI, url.Values{}, message, nil)
-	if err != nil {
-		a.logger.Error("release check: the customer-service message could not be sent", zap.String("platform", platform),
-			zap.String("appid", appid), zap.Error(err))
+	a.shared.background(func(ctx context.Context) {
+		if !a.finishReleaseCheck(ctx, m) {
+			a.shared.releaseChecks.Delete(key) // should WeChat ask again, it is tried again
+		}
+	})
+}
+
+// finishReleaseCheck gets the message sent and reports false only if it is certain that it was not. The code may be in
+// exchange at this moment, on this node or on another, WeChat may be busy or out of reach: so it is tried until ctx ends,
+// but never again once a message may have gone out.
+func (a *App) finishReleaseCheck(ctx context.Context, m releaseMessage) (maybeSent bool) {
+	for wait := releaseCheckRetry; ; wait = min(2*wait, releaseCheckMaxRetry) {
+		again, err := a.sendReleaseMessage(ctx, &m)
+		if err == nil {
+			a.logger.Info("release check: customer-service message sent", zap.String("platform", m.platform), zap.String("appid", m.appid))
+			return true
+		}
+		if again {
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+				continue
+			case <-ctx.Done():
+				timer.Stop()
+			}
+		}
+		a.logger.Error("release check: the customer-service message could not be sent", zap.String("platform", m.platform),
+			zap.String("appid", m.appid), zap.Error(err))
+		_, refused := errors.AsType[*tokens.APIError](err)
+		return !again && !refused
 	}
+}
+
+// sendReleaseMessage is one attempt: it exchanges the code and sends the message. The code is the one that also came
+// with the authorized event, so it may be used up already: then the token held serves. Again is true if nothing was
+// sent and another attempt may help.
+func (a *App) sendReleaseMessage(ctx context.Context, m *releaseMessage) (again bool, err error) {
+	authorizer, err := a.manager().ExchangeAuthCode(ctx, m.platform, m.appid, secret.New(m.code))
+	switch {
+	case err == nil:
+		m.appid = authorizer.AppID
+	case m.appid == "": // of the historic account, whose appid only the path says
+		return true, err
+	}
+	key := tokens.AuthorizerKey(m.platform, m.appid)
+	if _, missing := a.manager().Get(ctx, key); missing != nil {
+		return true, errors.Join(err, missing)
+	}
+	message := map[string]any{"touser": m.openID, "msgtype": "text", "text": map[string]string{"content": m.code + "_from_api"}}
+	err = a.manager().Call(ctx, key, http.MethodPost, customServiceAPI, url.Values{}, message, nil)
+	return err != nil && sentNothing(err), err
+}
+
+// sentNothing reports whether a call for the message did not reach WeChat, or was refused for a reason that may pass.
+func sentNothing(err error) bool {
+	if api, ok := errors.AsType[*tokens.APIError](err); ok {
+		const systemBusy = -1
+		return api.API != customServiceAPI || api.Code == systemBusy || tokens.IsTokenRefused(api.Code)
+	}
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
 }
 
 // cdata writes text as CDATA sections; the end mark cannot stand in one, so it is split over two.

@@ -28,6 +28,7 @@ var (
 	errSyntax        = envelopeError("syntax error or cut short")
 	errEncoding      = envelopeError("invalid UTF-8 or a control character")
 	errUnknown       = envelopeError("neither XML nor a JSON object")
+	errFormat        = envelopeError("not of the expected format")
 	errRoot          = envelopeError("root element is not <xml>")
 	errMarkup        = envelopeError("DOCTYPE, processing instruction or other declaration")
 	errAttribute     = envelopeError("element with attributes or a prefix")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -210,6 +211,148 @@ func FuzzScanJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		checkEnvelope(t, body)
 		checkFields(t, body)
+	})
+}
+
+// oracleNode is an element as the standard library has it, in order.
+type oracleNode struct {
+	name, text string
+	children   []*oracleNode
+	array      bool // JSON: the children are its items
+}
+
+// treeXML reads the whole of a message with encoding/xml.
+func treeXML(body []byte) (*oracleNode, error) {
+	d := xml.NewDecoder(bytes.NewReader(body))
+	root := &oracleNode{}
+	path := []*oracleNode{root}
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return root.children[0], nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		top := path[len(path)-1]
+		switch token := token.(type) {
+		case xml.StartElement:
+			child := &oracleNode{name: token.Name.Local}
+			top.children = append(top.children, child)
+			path = append(path, child)
+		case xml.EndElement:
+			path = path[:len(path)-1]
+		case xml.CharData:
+			top.text += string(token)
+		}
+	}
+}
+
+// treeJSON reads the next value with encoding/json, members in order.
+func treeJSON(d *json.Decoder, name string) (*oracleNode, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
+	}
+	n := &oracleNode{name: name}
+	switch token := token.(type) {
+	case string:
+		n.text = token
+	case bool, json.Number:
+		n.text = fmt.Sprint(token)
+	case json.Delim:
+		n.array = token == '['
+		for d.More() {
+			name := ""
+			if !n.array {
+				key, err := d.Token()
+				if err != nil {
+					return nil, err
+				}
+				name = key.(string)
+			}
+			child, err := treeJSON(d, name)
+			if err != nil {
+				return nil, err
+			}
+			n.children = append(n.children, child)
+		}
+		_, err = d.Token()
+	}
+	return n, err
+}
+
+// at returns the values at a path: of the elements around them the first counts.
+func (n *oracleNode) at(path string) (values []string) {
+	for n.array {
+		if len(n.children) == 0 {
+			return nil
+		}
+		n = n.children[0]
+	}
+	first, rest, goesOn := strings.Cut(path, "/")
+	for _, child := range n.children {
+		switch {
+		case child.name != first:
+		case goesOn:
+			return child.at(rest)
+		default:
+			values = append(values, child.text)
+		}
+	}
+	return values
+}
+
+func FuzzScanElements(f *testing.F) {
+	seedBodies(f, "<")
+	seedBodies(f, "{")
+	for _, message := range []string{
+		"<xml><MsgType><![CDATA[image]]></MsgType><Image>\n<MediaId><![CDATA[id]]></MediaId></Image></xml>",
+		"<xml><Articles><item><Title>1</Title><Title/></item><item><Title>&lt;</Title></item><Title>t</Title></Articles><a><b/><b><c><d/></c></b></a></xml>",
+		`{"MsgType":"news","Articles":[{"Title":"1"},{"Title":"2"}],"Image":null,"a":{"b":{"c":[[{"d":-1e5}],0]}}}`,
+		`{"Articles":{"item":[{"Title":true},[]],"item":{"Title":"x"}},"a":{"b":[],"b":{"c":{"d":1}}},"Image":{"MediaId":"\ud83d\ude00"}}`,
+	} {
+		f.Add([]byte(message))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		before := bytes.Clone(body)
+		for _, format := range []Format{FormatXML, FormatJSON} {
+			values, err := ScanElements(body, format, testPaths...)
+			if !bytes.Equal(body, before) {
+				t.Fatalf("%q was changed", before)
+			}
+			if err != nil {
+				if !errors.Is(err, ErrEnvelope) {
+					t.Errorf("%q: error %v", body, err)
+				}
+				continue
+			}
+			// What has elements is a message.
+			var f Fields
+			if err := ScanFields(body, &f); err != nil && !errors.Is(err, errNested) && !errors.Is(err, errDuplicate) {
+				t.Errorf("%q: no message: %v", body, err)
+			}
+			var tree *oracleNode
+			if format == FormatJSON {
+				d := json.NewDecoder(bytes.NewReader(body))
+				d.UseNumber()
+				tree, err = treeJSON(d, "")
+			} else {
+				tree, err = treeXML(body)
+			}
+			if err != nil {
+				t.Fatalf("%q: accepted, the standard library says %v", body, err)
+			}
+			for i, path := range testPaths {
+				want := tree.at(path)
+				if len(want) > 1 {
+					t.Errorf("%q: %s stands there %d times", body, path, len(want))
+				}
+				if (values[i] != nil) != (len(want) == 1) || values[i] != nil && string(values[i]) != want[0] {
+					t.Errorf("%q: %s is %q, the standard library has %q", body, path, []byte(values[i]), want)
+				}
+			}
+		}
 	})
 }
 

@@ -244,7 +244,7 @@ func scanTop(body []byte, index func(name []byte) int, values [][]byte, envelope
 		i := index(s.name)
 		switch {
 		case i < 0:
-			err = s.skip()
+			err = s.skip(1)
 		case values[i] != nil:
 			err = errDuplicate
 		default:
@@ -283,7 +283,7 @@ func (s *scanner) next() (bool, error) {
 	return s.nextXML()
 }
 
-// value reads the content of the field that next found; it is not nil.
+// value reads the content of the field that was found; it is not nil.
 func (s *scanner) value() ([]byte, error) {
 	if s.format == FormatJSON {
 		return s.valueJSON()
@@ -294,15 +294,16 @@ func (s *scanner) value() ([]byte, error) {
 	return s.contentXML(s.name, 1, true)
 }
 
-// skip reads over the content of the field that next found, checking its form.
-func (s *scanner) skip() error {
+// skip reads over the content of the field that was found, checking its form; depth is how many elements lie around
+// the content.
+func (s *scanner) skip(depth int) error {
 	if s.format == FormatJSON {
-		return s.skipJSON(1)
+		return s.skipJSON(depth)
 	}
 	if s.closed {
 		return nil
 	}
-	_, err := s.contentXML(s.name, 1, false)
+	_, err := s.contentXML(s.name, depth, false)
 	return err
 }
 

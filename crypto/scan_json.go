@@ -115,27 +115,32 @@ func (s *scanner) skipObject(depth int) error {
 
 func (s *scanner) skipArray(depth int) error {
 	s.pos++
-	s.skipSpace()
-	if s.peek() == ']' {
-		s.pos++
-		return nil
-	}
-	for {
-		s.skipSpace()
+	for first := true; ; first = false {
+		more, err := s.itemJSON(first)
+		if err != nil || !more {
+			return err
+		}
 		if err := s.skipJSON(depth + 1); err != nil {
 			return err
 		}
-		s.skipSpace()
-		switch s.peek() {
-		case ',':
-			s.pos++
-		case ']':
-			s.pos++
-			return nil
-		default:
-			return errSyntax
-		}
 	}
+}
+
+// itemJSON goes to the next item of an array, or reads the array's end.
+func (s *scanner) itemJSON(first bool) (more bool, err error) {
+	s.skipSpace()
+	switch c := s.peek(); {
+	case c == ']':
+		s.pos++
+		return false, nil
+	case first:
+		return true, nil
+	case c != ',':
+		return false, errSyntax
+	}
+	s.pos++
+	s.skipSpace()
+	return true, nil
 }
 
 // scalarJSON reads over true, false, null or a number.

@@ -117,14 +117,20 @@ func (s *scanner) nextXML() (bool, error) {
 	if s.rootClosed {
 		return false, s.endXML()
 	}
+	more, err := s.memberXML([]byte("xml"))
+	if err != nil || more {
+		return more, err
+	}
+	return false, s.endXML()
+}
+
+// memberXML goes to the next element within parent and sets s.name, or reads parent's end tag.
+func (s *scanner) memberXML(parent []byte) (bool, error) {
 	if err := s.skipMisc(); err != nil {
 		return false, err
 	}
 	if s.markup() == '/' {
-		if err := s.endTag([]byte("xml")); err != nil {
-			return false, err
-		}
-		return false, s.endXML()
+		return false, s.endTag(parent)
 	}
 	if s.peek() != '<' || s.markup() == '!' && s.has(cdataOpen) {
 		if s.pos == len(s.src) {

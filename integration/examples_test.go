@@ -255,6 +255,7 @@ func TestDemo(t *testing.T) {
 			}
 		}
 	}
+	demoReleaseCheck(t, demo, dir)
 	other := t.TempDir()
 	if err := os.WriteFile(filepath.Join(other, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)

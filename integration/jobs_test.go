@@ -244,10 +244,10 @@ func jobReleaseCheck(t *testing.T, w *integration.World) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	before := len(w.Backend.Received())
-	for group := 1; group <= 5; group += 2 {
-		report, err := w.WeChat.ReleaseCheck(ctx, integration.PlatformID, group)
+	for group := range wxsim.ReleaseGroups {
+		report, err := w.WeChat.ReleaseCheck(ctx, integration.PlatformID, group+1)
 		if err != nil || !report.Passed() {
-			t.Errorf("group %d: %v\n%s", group, err, report)
+			t.Errorf("group %d: %v\n%s", group+1, err, report)
 		}
 	}
 	if got := len(w.Backend.Received()); got != before {

@@ -337,6 +337,16 @@ func TestSDKDemands(t *testing.T) {
 		if status != 200 || !strings.Contains(body, `"errcode":0`) || field(t, body, "errmsg") != "ok" || field(t, body, "ticket") == nil || field(t, body, "expires_in") == nil {
 			t.Errorf("getticket by POST: %d %s", status, body)
 		}
+		// Whoever asks gets the ticket that the gateway keeps, as long as it lives.
+		ticket, asked := field(t, body, "ticket"), s.WeChat.Journal().Count("/cgi-bin/ticket/getticket")
+		for _, form := range []string{"/cgi-bin/ticket/getticket?access_token=" + token + "&type=jsapi", "/cgi-bin/ticket/getticket?type=jsapi&access_token=" + token} {
+			if _, body := call(t, s.World, http.MethodGet, form, nil, ""); field(t, body, "ticket") != ticket {
+				t.Error("getticket by GET: another ticket")
+			}
+		}
+		if n := s.WeChat.Journal().Count("/cgi-bin/ticket/getticket"); n != asked {
+			t.Errorf("WeChat was asked for %d tickets more", n-asked)
+		}
 		form, kind := upload(t, []byte("\xff\xd8 small"))
 		_, body = call(t, s.World, http.MethodPost, "/cgi-bin/media/upload?type=image&access_token="+token, http.Header{"Content-Type": {kind}}, string(form))
 		media, _ = field(t, body, "media_id").(string)

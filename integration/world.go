@@ -179,8 +179,12 @@ func (w *World) simulate() {
 	cfg.Authorizers = append(cfg.Authorizers, wxsim.Authorizer{AppID: AuthorizerID, NickName: "授权方"})
 	w.roots = x509.NewCertPool()
 	cfg.PushRoots = w.roots
-	cfg.PushDial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, w.HTTPS)
+	cfg.PushDial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		to := w.HTTPS
+		if Port(address) == Port(w.HTTP) {
+			to = w.HTTP
+		}
+		return new(net.Dialer).DialContext(ctx, network, to)
 	}
 	w.WeChat = wxsim.New(cfg)
 }
@@ -190,6 +194,9 @@ func (w *World) HostPort() string { return Host + ":" + Port(w.HTTPS) }
 
 // URL is an address on the gateway's https site.
 func (w *World) URL(path string) string { return "https://" + w.HostPort() + path }
+
+// HTTPURL is an address on the gateway's plain http site.
+func (w *World) HTTPURL(path string) string { return "http://" + Host + ":" + Port(w.HTTP) + path }
 
 // APIURL is an address on the gateway's wechat_api listener.
 func (w *World) APIURL(path string) string { return "http://" + w.API + path }

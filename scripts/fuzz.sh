@@ -1,10 +1,11 @@
 #!/bin/sh
-# Fuzzes every fuzz target of the module, one after the other. They share FUZZTIME seconds (60).
+# Fuzzes every fuzz target of the module, or FUZZTARGET alone, one after the other. They share FUZZTIME seconds (60).
 # An input that fails is kept below the package's testdata/fuzz: commit it with the fix.
 set -eu
 
 total=${FUZZTIME:-60}
 total=${total%s}
+wanted=${FUZZTARGET:-Fuzz.*}
 work=.run/fuzz
 mkdir -p "$work"
 : >"$work/targets"
@@ -13,7 +14,7 @@ mkdir -p "$work"
 grep -rl --include='*_test.go' '^func Fuzz' . | grep -v -e '/testdata/' -e '^\./\.' | xargs -r -n 1 dirname | sort -u >"$work/packages"
 while read -r package; do
 	go test -list '^Fuzz' "$package" >"$work/list"
-	sed -n "s|^\(Fuzz.*\)|$package \1|p" "$work/list" >>"$work/targets"
+	sed -n "s|^\($wanted\)\$|$package \1|p" "$work/list" >>"$work/targets"
 done <"$work/packages"
 
 count=$(wc -l <"$work/targets")

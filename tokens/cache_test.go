@@ -163,6 +163,12 @@ func TestMarginsAreSpreadAndSteady(t *testing.T) {
 	if len(seen) < 90 {
 		t.Errorf("%d different margins for 100 accounts", len(seen))
 	}
+	// Within a quarter of a ticket's life the margin is what it says.
+	for _, k := range []Key{JSAPIKey("", testAccount), CardKey(testPlatform, testAuthorizer)} {
+		if m := k.margin(); m < JSTicketMargin || m >= 2*time.Hour/4 {
+			t.Errorf("margin of a ticket: %v", m)
+		}
+	}
 }
 
 // hotRig is a manager whose cache holds fresh tokens of so many authorizers.

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -574,6 +575,123 @@ func TestJSTickets(t *testing.T) {
 			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNotConfigured) {
 				t.Errorf("%v: %v, want ErrNotConfigured", k, err)
 			}
+		}
+	})
+}
+
+// Who passes a ticket on gets one with enough life left, for one renewal, and while WeChat gives none the one at hand.
+func TestGetLasting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		k := JSAPIKey("", testAccount)
+		lasting := func() Token {
+			t.Helper()
+			got, err := r.GetLasting(t.Context(), k, JSTicketMargin)
+			if err != nil {
+				t.Fatalf("GetLasting: %v", err)
+			}
+			return got
+		}
+		first := lasting()
+		time.Sleep(2*time.Hour - JSTicketMargin - jsTicketJitter - time.Minute)
+		if got := lasting(); !got.Value.Same(first.Value) || r.wx.count(pathGetTicket) != 1 {
+			t.Error("a fresh ticket was renewed")
+		}
+		time.Sleep(jsTicketJitter + 10*time.Minute)
+		r.wx.set(func(f *fakeWeChat) { f.latency = 100 * time.Millisecond })
+		calls := r.wx.count(pathGetTicket)
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				if got, err := r.GetLasting(t.Context(), k, JSTicketMargin); err != nil || time.Until(got.ExpiresAt) < JSTicketMargin {
+					t.Errorf("a ticket with %v left, %v", time.Until(got.ExpiresAt), err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := r.wx.count(pathGetTicket) - calls; n != 1 {
+			t.Errorf("%d tickets were fetched", n)
+		}
+		// Nothing better is to be had, or not in time.
+		second := lasting()
+		time.Sleep(2*time.Hour - JSTicketMargin + time.Minute)
+		r.get(t, AccountKey(testAccount))
+		r.wx.set(func(f *fakeWeChat) { f.latency = 20 * time.Second })
+		began := time.Now()
+		if got := lasting(); !got.Value.Same(second.Value) || time.Since(began) != lastingWait {
+			t.Errorf("another ticket after %v", time.Since(began))
+		}
+		synctest.Wait()
+		time.Sleep(30 * time.Second)
+		r.wx.set(func(f *fakeWeChat) { f.latency = 0 })
+		third := lasting()
+		if third.Value.Same(second.Value) {
+			t.Error("the renewal that took long is lost")
+		}
+		time.Sleep(2*time.Hour - JSTicketMargin + time.Minute)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathGetTicket {
+					return wxError(48001, "api unauthorized"), nil
+				}
+				return "", nil
+			}
+		})
+		for range 5 {
+			if got := lasting(); !got.Value.Same(third.Value) {
+				t.Error("not the ticket at hand")
+			}
+		}
+		time.Sleep(JSTicketMargin)
+		if _, err := r.GetLasting(t.Context(), k, JSTicketMargin); !hasCode(err, 48001) {
+			t.Errorf("a dead ticket: %v", err)
+		}
+	})
+}
+
+// An appid that anybody may have made up is looked up, and WeChat is not asked; what the store may have lost is not denied.
+func TestStoredPlatformOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		if platform, err := r.StoredPlatformOf(t.Context(), testAuthorizer); platform != testPlatform || err != nil {
+			t.Errorf("%q, %v", platform, err)
+		}
+		infos := func() int { return r.wx.count(pathAuthorizerInfo) }
+		before := infos()
+		if _, err := r.StoredPlatformOf(t.Context(), appidOf(1)); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("a stranger: %v, want ErrNotAuthorized", err)
+		}
+		time.Sleep(time.Minute)
+		r.store.empty()
+		r.wx.set(func(f *fakeWeChat) { f.latency = 10 * time.Second })
+		r.restart()
+		for range 3 {
+			if _, err := r.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrUnsure) {
+				t.Errorf("lost: %v, want ErrUnsure", err)
+			}
+			if _, err := r.StoredPlatformOf(t.Context(), appidOf(1)); !errors.Is(err, ErrUnsure) {
+				t.Errorf("a stranger to a new store: %v, want ErrUnsure", err)
+			}
+		}
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Minute) // the list is read
+		if platform, err := r.StoredPlatformOf(t.Context(), testAuthorizer); platform != testPlatform || err != nil {
+			t.Errorf("found again: %q, %v", platform, err)
+		}
+		if _, err := r.StoredPlatformOf(t.Context(), appidOf(1)); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("a stranger: %v, want ErrNotAuthorized", err)
+		}
+		if n := infos() - before; n != 0 {
+			t.Errorf("WeChat was asked about %d accounts", n)
+		}
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("revoked: %v, want ErrNotAuthorized", err)
 		}
 	})
 }

@@ -90,8 +90,13 @@ const (
 	authorizerMargin = 10 * time.Minute
 	// componentJitter spreads the renewals of platforms.
 	componentJitter = 2 * time.Minute
-	// authorizerJitter spreads the renewals of accounts that were authorised together, and of their JS tickets.
+	// authorizerJitter spreads the renewals of accounts that were authorised together.
 	authorizerJitter = 5 * time.Minute
+	// JSTicketMargin is the remaining life at which a JS ticket turns stale, at the latest. SDKs get tickets with the life
+	// that is left and take up to 1500 seconds off it; with nothing left, silenceper/wechat cannot sign.
+	JSTicketMargin = 26 * time.Minute
+	// jsTicketJitter spreads the renewals of JS tickets. Beyond the margin it goes as far as a quarter of their life.
+	jsTicketJitter = 4 * time.Minute
 	// accountMargin: stable_token gives the same token until its last five minutes. Asking a little later than that
 	// spares the call that would bring nothing.
 	accountMargin = 5*time.Minute - 10*time.Second
@@ -118,6 +123,8 @@ func (k Key) margin() time.Duration {
 		return componentMargin + spread%componentJitter
 	case KindAccount:
 		return accountMargin - spread%accountJitter
+	case KindJSAPI, KindCard:
+		return JSTicketMargin + spread%jsTicketJitter
 	default:
 		return authorizerMargin + spread%authorizerJitter
 	}

@@ -231,6 +231,29 @@ func (m *Manager) Get(ctx context.Context, k Key) (Token, error) {
 	return m.token(ctx, env, k)
 }
 
+// lastingWait is for how long GetLasting waits while there is a token at hand: SDKs give up after 3 seconds.
+const lastingWait = 2 * time.Second
+
+// GetLasting is Get for who passes the token on, or what is made with it, and wants it to live for a while yet: a token
+// with less than least left is renewed first, and is returned all the same if that does not succeed soon. Least is not
+// more than the margin at which the kind of token turns stale.
+func (m *Manager) GetLasting(ctx context.Context, k Key, least time.Duration) (Token, error) {
+	env, err := m.current()
+	if err != nil {
+		return Token{}, err
+	}
+	held, err := m.token(ctx, env, k)
+	if err != nil || time.Until(held.ExpiresAt) >= least {
+		return held, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastingWait)
+	defer cancel()
+	if renewed, err := m.awaitRenewal(ctx, env, k, secret.String{}); err == nil {
+		return renewed, nil
+	}
+	return held, nil
+}
+
 func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, error) {
 	if err := env.knows(k); err != nil {
 		return Token{}, err

@@ -51,13 +51,18 @@ func (w *Window[K, V]) get(key K) (value V, found bool) {
 // GetOrSet returns the live value of key, or else keeps and returns what create makes. Of any number of callers
 // with one key exactly one has found == false. create runs under the window's lock: it must only allocate.
 func (w *Window[K, V]) GetOrSet(key K, create func() V) (value V, found bool) {
+	return w.GetOrSetFor(key, ttlcache.DefaultTTL, create)
+}
+
+// GetOrSetFor is GetOrSet with a time of its own for a value that is new.
+func (w *Window[K, V]) GetOrSetFor(key K, ttl time.Duration, create func() V) (value V, found bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if value, found = w.get(key); found {
 		return value, true
 	}
 	value = create()
-	w.set(key, value, ttlcache.DefaultTTL)
+	w.set(key, value, ttl)
 	return value, false
 }
 

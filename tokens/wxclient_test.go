@@ -420,21 +420,25 @@ func TestEchoedSecretsAreTakenOut(t *testing.T) {
 		token   = "abcdefgh+ijkl/0123456789"
 		ticket  = "ticket@@@0123456789abcdef"
 		account = "wx00000000000000aa"
+		words   = "words of a message to a user"
 	)
 	for _, echo := range []string{
-		"invalid ticket " + ticket, "token=" + url.QueryEscape(token), "split " + ticket[:9] + "\x00" + ticket[9:],
+		"invalid ticket " + ticket, "bad content: " + words, "token=" + url.QueryEscape(token), "split " + ticket[:9] + "\x00" + ticket[9:],
 		strings.Repeat("x", maxErrorText-len(ticket)/2) + ticket, // capped in the middle
 	} {
 		c := newTestClient(t, ClientOptions{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 			answer, err := json.Marshal(map[string]any{"errcode": 61006, "errmsg": echo + " of " + account})
 			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(answer))}, err
 		})})
-		body := map[string]any{"component_verify_ticket": ticket, "component_appid": account, "n": 1}
+		body := map[string]any{
+			"component_verify_ticket": ticket, "component_appid": account, "n": 1,
+			"news": map[string]any{"articles": []map[string]string{{"title": words}}},
+		}
 		err := c.Post(t.Context(), "/x", url.Values{"access_token": {token}}, body, nil)
 		if !hasCode(err, 61006) {
 			t.Fatalf("err = %v", err)
 		}
-		for _, secret := range []string{ticket, ticket[:12], token, url.QueryEscape(token)} {
+		for _, secret := range []string{ticket, ticket[:12], token, url.QueryEscape(token), words} {
 			if strings.Contains(err.Error(), secret) {
 				t.Errorf("%q: the error repeats the request: %v", echo, err)
 			}

@@ -21,6 +21,8 @@ var (
 	ErrNoTicket = errors.New("no component_verify_ticket yet: WeChat pushes one every ten minutes to the authorization event URL")
 	// ErrNotAuthorized: the account has not authorised the platform, or has revoked it.
 	ErrNotAuthorized = errors.New("the account has not authorised the platform")
+	// ErrUnsure: the store does not know the account and may have lost it.
+	ErrUnsure = errors.New("WeChat's list of authorizers is not compared with the store yet")
 	// ErrStore: the store failed, timed out, or holds a record that cannot be read.
 	ErrStore = errors.New("token store")
 	// ErrUnreachable: WeChat was not reached, did not answer in time, or answered something other than JSON.
@@ -108,11 +110,23 @@ func newAPIError(api string, code int64, msg string, secrets ...string) *APIErro
 const shortestSecret = 8
 
 // secretsOf are the values of a request that must not come back in an error, the longest first: all of the query and
-// all texts at the top of the body, but for appids, which say what an error is about.
+// all texts of the body, but for appids, which say what an error is about.
 func secretsOf(query url.Values, payload []byte) (secrets []string) {
-	add := func(name, value string) {
-		if len(value) >= shortestSecret && !strings.HasSuffix(strings.ToLower(name), "appid") {
-			secrets = append(secrets, value)
+	var add func(name string, value any)
+	add = func(name string, value any) {
+		switch value := value.(type) {
+		case string:
+			if len(value) >= shortestSecret && !strings.HasSuffix(strings.ToLower(name), "appid") {
+				secrets = append(secrets, value)
+			}
+		case map[string]any:
+			for name, v := range value {
+				add(name, v)
+			}
+		case []any:
+			for _, v := range value {
+				add(name, v)
+			}
 		}
 	}
 	for name, values := range query {
@@ -122,11 +136,7 @@ func secretsOf(query url.Values, payload []byte) (secrets []string) {
 	}
 	var body map[string]any
 	if json.Unmarshal(payload, &body) == nil {
-		for name, value := range body {
-			if text, ok := value.(string); ok {
-				add(name, text)
-			}
-		}
+		add("", body)
 	}
 	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
 	return secrets

@@ -1,6 +1,7 @@
 // Command demo shows the gateway at work without a WeChat account: it starts a simulated WeChat, a legacy backend that
 // only knows plaintext XML, and the real gateway from Caddyfile.example, shows each job as it happens, and stays up
-// for trying it by hand. `make run` builds and runs it.
+// for trying it by hand. `make run` builds and runs it. With -release-check it rehearses WeChat's acceptance check
+// instead, which `make release-check` runs.
 package main
 
 import (
@@ -23,9 +24,18 @@ func main() {
 	config := flag.String("config", "Caddyfile.example", "its configuration")
 	dir := flag.String("dir", ".run/demo", "the folder to which everything is written; emptied first")
 	once := flag.Bool("once", false, "end after the show")
+	check := flag.Bool("release-check", false, "go through WeChat's release check, with the demo that runs in -dir or else with a gateway of its own")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *check {
+		if err := rehearse(ctx, *binary, *config, *dir, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "release-check:", err)
+			stop()
+			os.Exit(1) //nolint:gocritic // stopped above
+		}
+		return
+	}
 	if err := run(ctx, *binary, *config, *dir, *once); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
 		os.Exit(1)
@@ -65,6 +75,11 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 	if once {
 		return nil
 	}
+	uncontrol, err := control(w, dir)
+	if err != nil {
+		return err
+	}
+	defer uncontrol()
 	s.invite()
 	select {
 	case <-ctx.Done():

@@ -254,6 +254,7 @@ func (s *show) invite() {
 	s.line("   curl -H 'Authorization: Bearer %s' '%s'", w.ClientKey, w.APIURL("/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+s.user.OpenID))
 	s.line("   curl '%s'", w.APIURL("/cgi-bin/token?grant_type=client_credential&appid="+integration.AccountID+"&secret="+w.ClientKey))
 	s.line("   curl -s http://%s/metrics | grep caddy_wechat", w.Admin)
+	s.line("   make release-check   # in another terminal: WeChat's acceptance check (全网发布接入检测)")
 	s.line("The gateway's log is %s, its storage is beside it. Ctrl-C ends it.", filepath.Join(w.Dir, "gateway.log"))
 }
 

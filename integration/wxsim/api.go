@@ -19,7 +19,7 @@ type Sent struct {
 	AppID, Platform string // whose token the call had; Platform is "" for a plain account
 	OpenID          string
 	Type            string // msgtype, or "template"
-	Content         string // of a text
+	Content         string // what the user sees, as PushResult.UserSaw has it for replies
 	Body            []byte // the whole call's body
 	At              time.Time
 }
@@ -121,24 +121,6 @@ func (c *call) userList() answer {
 	return c.ok(map[string]any{"total": total, "count": len(ids), "data": map[string]any{"openid": ids}, "next_openid": last})
 }
 
-func (c *call) customSend() answer {
-	u, code := c.recipient(c.text("touser"))
-	if code != 0 {
-		return c.fail(code)
-	}
-	kind := c.text("msgtype")
-	part, ok := c.fields[kind].(map[string]any)
-	if kind == "" || !ok {
-		return c.fail(40097)
-	}
-	content, _ := part["content"].(string)
-	if kind == "text" && content == "" {
-		return c.fail(40097)
-	}
-	c.remember(Sent{OpenID: u.OpenID, Type: kind, Content: content})
-	return c.done()
-}
-
 func (c *call) templateSend() answer {
 	u, code := c.recipient(c.text("touser"))
 	if code != 0 {
@@ -183,8 +165,8 @@ func (c *call) qrcodeCreate() answer {
 
 // medium is an uploaded file.
 type medium struct {
-	appID, name, contentType string
-	data                     []byte
+	appID, kind, name, contentType string
+	data                           []byte
 }
 
 // maxMedia bounds the number of files kept; later uploads are answered but cannot be fetched.
@@ -199,12 +181,25 @@ func (c *call) mediaUpload() answer {
 	if code != 0 {
 		return c.fail(code)
 	}
-	id := newValue(KindJSTicket)[:64] // a media_id has the alphabet of a ticket
-	file.appID = c.cred.appID
-	if len(c.s.media) < maxMedia {
-		c.s.media[id] = file
-	}
+	file.appID, file.kind = c.cred.appID, kind
+	id := c.s.addMedia(file)
 	return c.ok(map[string]any{"type": kind, "media_id": id, "created_at": time.Now().Unix()})
+}
+
+// addMedia keeps a file, for callers that hold mu.
+func (s *Server) addMedia(file medium) (id string) {
+	id = newValue(KindJSTicket)[:64] // a media_id has the alphabet of a ticket
+	if len(s.media) < maxMedia {
+		s.media[id] = file
+	}
+	return id
+}
+
+// NewMedia is the media_id of a file that an account has uploaded: an image, voice, video or thumb.
+func (s *Server) NewMedia(appID, kind string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addMedia(medium{appID: appID, kind: kind, name: kind, contentType: "application/octet-stream", data: []byte(kind)})
 }
 
 // uploaded reads the file part of a multipart body as strictly as WeChat does.

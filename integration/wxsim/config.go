@@ -163,12 +163,15 @@ type Pace struct {
 	RetryWrong bool
 	// ReleaseWait is how long the release check waits for the customer-service message: 5 s.
 	ReleaseWait time.Duration
+	// ReleaseWatch is for how long it then looks out for a second one: 300 ms.
+	ReleaseWatch time.Duration
 }
 
 const (
 	pushTimeout  = 5 * time.Second
 	pushAttempts = 3
 	releaseWait  = 5 * time.Second
+	releaseWatch = 300 * time.Millisecond
 )
 
 func (p Pace) withDefaults() Pace {
@@ -180,6 +183,9 @@ func (p Pace) withDefaults() Pace {
 	}
 	if p.ReleaseWait <= 0 {
 		p.ReleaseWait = releaseWait
+	}
+	if p.ReleaseWatch <= 0 {
+		p.ReleaseWatch = releaseWatch
 	}
 	return p
 }

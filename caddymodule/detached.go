@@ -1,0 +1,76 @@
+package caddymodule
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// detached is a push as handlers in the background may have it, after it was answered. Caddy goes on using the replacer
+// and the variables of the request for its access log, and the buffers will be another push's, so it has its own.
+type detached struct {
+	request *http.Request // as it came in
+	server  *caddyhttp.Server
+	facts   *facts
+	format  crypto.Format // of the message
+	message []byte
+}
+
+// detach makes a copy of a request that came with a push. The facts and the message become the copy's.
+func detach(r *http.Request, format crypto.Format, f *facts, message []byte) *detached {
+	server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		server = new(caddyhttp.Server)
+	}
+	return &detached{
+		request: r.Clone(context.WithoutCancel(r.Context())), server: server, facts: f, format: format, message: message,
+	}
+}
+
+// serve gives a handler the push in plaintext and returns what went wrong: its error, a panic, or a status other than
+// 2xx. What else it answers is ignored. Several may run at the same time.
+func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
+	text := &plaintext{data: d.message}
+	defer text.detach()
+	answer := &ignoredAnswer{header: make(http.Header)}
+	r := caddyhttp.PrepareRequest(d.request.WithContext(ctx), caddy.NewReplacer(), answer, d.server)
+	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, text)
+	err := runNext(h, answer, r)
+	if err == nil && answer.status >= http.StatusMultipleChoices {
+		err = fmt.Errorf("status %d", answer.status)
+	}
+	return err
+}
+
+// ignoredAnswer takes an answer of which only the status is of interest.
+type ignoredAnswer struct {
+	header http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (a *ignoredAnswer) Header() http.Header { return a.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (a *ignoredAnswer) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (a *ignoredAnswer) Write(b []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return len(b), nil
+}
+
+// FlushError lets handlers flush, which means nothing here.
+func (*ignoredAnswer) FlushError() error { return nil }
+
+// nothing stands at the end of a chain and answers nothing.
+var nothing = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })

@@ -1,0 +1,204 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// Limits of messages that come to the authorization-event URL.
+const (
+	userNameTimeout     = time.Second      // to look up whose message it is, of the 5 s that WeChat waits
+	misdirectedLogEvery = 10 * time.Minute // between two log lines about a platform whose messages are handled all the same
+)
+
+// Why a message that came to the authorization-event URL was not delivered.
+var (
+	errNoMessageRoute = errors.New("this site has no wechat_message that is reached by a path with the account's appid")
+	errWhichAccount   = errors.New("the account's gh_ id is not known yet, so that the path of its messages is not either")
+	errRouteNotTaken  = errors.New("a handler before the site's wechat_message did not let it through")
+)
+
+// misdirected has a message that came to the authorization-event URL handled by the site's wechat_message, as if it had
+// come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success.
+func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) {
+	found, err := e.messageRoute(r, p)
+	if err == nil {
+		err = found.run(w, r, p)
+	}
+	if err != nil {
+		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, 消息与事件接收URL must be the URL of the wechat_message route; compare it with 授权事件接收URL",
+			append(whyFields(err), zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))...)
+		writePlain(w, success)
+		return
+	}
+	if ok, missed := e.detours[p.platform].allowEvery(misdirectedLogEvery); ok {
+		e.app.logger.Warn("messages come to the authorization-event URL and are handled by the site's wechat_message: in the platform's console, mend 消息与事件接收URL; 授权事件接收URL is right",
+			zap.String("platform", p.platform.AppID), zap.String("message_path", found.pattern()), zap.Int("missed", missed))
+	}
+}
+
+// detour is the way of a message from the authorization-event URL to the site's wechat_message.
+type detour struct {
+	server *caddyhttp.Server
+	path   string // on which the message would have come
+	appid  string // the account, as wechat_message reads it from that path
+	body   []byte
+	taken  atomic.Bool // by wechat_message: only now the body can be read and an answer be given
+}
+
+// pattern is the path as it is entered in the platform's console.
+func (d *detour) pattern() string {
+	if d.appid == "" {
+		return d.path
+	}
+	return strings.ReplaceAll(d.path, d.appid, "$APPID$")
+}
+
+type detourKey struct{}
+
+// onDetour returns the detour that a request is on, or nil.
+func onDetour(r *http.Request) *detour { d, _ := r.Context().Value(detourKey{}).(*detour); return d }
+
+// admit reports whether a request is for this handler, which it is unless it is on a detour to another account's.
+func (m *Message) admit(r *http.Request) bool {
+	d := onDetour(r)
+	if d == nil || d.taken.Load() {
+		return true
+	}
+	appid, _ := m.candidates(r.URL.Path)
+	return appid == d.appid && d.taken.CompareAndSwap(false, true)
+}
+
+// run sends the push, sealed as it came, through the site's routes. Until a wechat_message has taken it, its context is
+// done and its body cannot be read, so that no backend gets it, and nothing is answered.
+func (d *detour) run(w http.ResponseWriter, r *http.Request, p *push) error {
+	d.body = bytes.Clone(p.body)
+	before := w.Header().Clone()
+	answer := &detourAnswer{w, d}
+	ctx := detourContext{context.WithValue(r.Context(), detourKey{}, d), d}
+	err := d.serve(answer, d.request(r, answer, ctx))
+	if d.taken.Load() {
+		return nil // it is answered, or held
+	}
+	clear(w.Header())
+	maps.Copy(w.Header(), before)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRouteNotTaken, err)
+	}
+	return errRouteNotTaken
+}
+
+// serve runs the site's routes. A panic is a misfortune of the handlers before wechat_message, or wechat_message's way to
+// leave a push unanswered.
+func (d *detour) serve(w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			if d.taken.Load() {
+				panic(v)
+			}
+			err = &panicError{value: v, stack: zap.Stack("").String}
+		}
+	}()
+	return d.server.Routes.Compile(nothing).ServeHTTP(w, r)
+}
+
+// request is the request that the push would have been.
+func (d *detour) request(r *http.Request, w http.ResponseWriter, ctx context.Context) *http.Request {
+	c := r.Clone(ctx)
+	c.URL.Path, c.URL.RawPath = d.path, ""
+	c.RequestURI = c.URL.RequestURI()
+	c.Body, c.ContentLength, c.TransferEncoding, c.GetBody = &detourBody{detour: d}, int64(len(d.body)), nil, nil
+	return caddyhttp.PrepareRequest(c, caddy.NewReplacer(), w, d.server)
+}
+
+// detourContext is done until wechat_message has the push: a handler before it that would send it on cannot.
+type detourContext struct {
+	context.Context
+	detour *detour
+}
+
+// Done implements context.Context.
+func (c detourContext) Done() <-chan struct{} {
+	if c.detour.taken.Load() {
+		return c.Context.Done()
+	}
+	return alwaysDone
+}
+
+// Err implements context.Context.
+func (c detourContext) Err() error {
+	if c.detour.taken.Load() {
+		return c.Context.Err()
+	}
+	return context.Canceled
+}
+
+var alwaysDone = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// detourBody is the push's body, for wechat_message alone.
+type detourBody struct {
+	detour *detour
+	offset int
+}
+
+var errNotForYou = errors.New("an encrypted push is for wechat_message alone")
+
+// Read implements io.Reader.
+func (b *detourBody) Read(into []byte) (int, error) {
+	if !b.detour.taken.Load() {
+		return 0, errNotForYou
+	}
+	if b.offset == len(b.detour.body) {
+		return 0, io.EOF
+	}
+	n := copy(into, b.detour.body[b.offset:])
+	b.offset += n
+	return n, nil
+}
+
+// Close implements io.Closer.
+func (*detourBody) Close() error { return nil }
+
+// detourAnswer is the answer to the push, for wechat_message alone. What others write is dropped.
+type detourAnswer struct {
+	w      http.ResponseWriter
+	detour *detour
+}
+
+// Header implements http.ResponseWriter.
+func (a *detourAnswer) Header() http.Header { return a.w.Header() }
+
+// WriteHeader implements http.ResponseWriter.
+func (a *detourAnswer) WriteHeader(status int) {
+	if a.detour.taken.Load() {
+		a.w.WriteHeader(status)
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (a *detourAnswer) Write(b []byte) (int, error) {
+	if !a.detour.taken.Load() {
+		return len(b), nil
+	}
+	return a.w.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (a *detourAnswer) Unwrap() http.ResponseWriter {
+	if !a.detour.taken.Load() {
+		return nil
+	}
+	return a.w
+}

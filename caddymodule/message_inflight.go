@@ -1,0 +1,320 @@
+package caddymodule
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// WeChat's pace, as the protocol has it, and how much of the past is remembered.
+const (
+	// wechatWait is how long WeChat waits for an answer before it drops the connection and pushes again.
+	wechatWait = 5 * time.Second
+	// maxHold is how long a push that is not to be answered is held: something between WeChat and us may keep a
+	// connection that WeChat has dropped.
+	maxHold = 6 * time.Second
+	// lastSlack is by how much a push may be early and still be told by its time to be the last.
+	lastSlack = time.Second
+	// lostMargin is how long before the last push must be answered the waiting for a backend ends.
+	lostMargin = 250 * time.Millisecond
+
+	answerLife     = time.Minute // how long an answer is kept for a push that comes again
+	maxAnswerBytes = 64 << 20    // of all kept answers together
+	answerOverhead = 256         // bytes that a kept answer costs besides its text
+	maxIdentities  = 1_000_000   // of answered pushes whose answers are gone
+	identityBucket = 16          // seconds; identities are forgotten by the bucket
+)
+
+// pushID tells one push from another: 128 bits of SHA-256.
+type pushID [16]byte
+
+// identity is by what a push is known when WeChat pushes it again: receive id, account, route and MsgId, or, for
+// events and what else has none, the text itself. WeChat makes timestamp and nonce anew for each push.
+func (p *push) identity(appid, route string) pushID {
+	b := p.scratch[:0]
+	for _, part := range [...]string{p.codec.ReceiveID(), appid, route} {
+		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
+	}
+	// The MsgID that events have is another matter's, such as a template message's.
+	if id := p.fields.MsgID; len(id) > 0 && string(p.fields.MsgType) != "event" {
+		b = append(append(b, 'm'), id...)
+	} else {
+		sum := sha256.Sum256(p.opened.Message)
+		b = append(append(b, 'h'), sum[:]...)
+	}
+	p.scratch = b
+	return shortSum(b)
+}
+
+func shortSum(b []byte) pushID {
+	sum := sha256.Sum256(b)
+	return pushID(sum[:len(pushID{})])
+}
+
+// routeOf names the address that a push came to: WeChat pushes again to the same one, and the same message on another one
+// is another application's. It is the path before handlers such as handle_path cut it.
+func routeOf(r *http.Request) string {
+	path := r.URL.Path
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		path = original.URL.Path
+	}
+	return r.Host + path
+}
+
+// passiveReply is what becomes of a push (被动回复).
+type passiveReply struct {
+	outcome string
+	body    []byte // of outcomePlain and outcomeSealed; a copy
+}
+
+// call is one message on its way to a backend and back, however often WeChat pushes it. Its fields belong to the table
+// that it is in.
+type call struct {
+	id         pushID
+	first      time.Time // when it first came
+	arrivals   int
+	lastBy     time.Time     // when the last push must be answered; zero until it came
+	validUntil int64         // Unix seconds: the last of its pushes could be replayed until then
+	ready      chan struct{} // closed once done; nil until somebody waits
+	claimed    chan struct{} // closed once an arrival got the answer; nil unless the first push's handler waits for that
+	delivered  bool          // an arrival got the answer
+	done       bool
+	late       bool // the last push was answered without it
+	abandoned  bool // it was never begun
+	answer     passiveReply
+	answeredAt time.Time
+}
+
+// arrival is one push of a call.
+type arrival struct {
+	call  *call // nil: it was answered, and the answer is no longer kept
+	first bool  // this handler has the message answered; others wait
+	last  bool  // WeChat will not push it again
+	by    time.Time
+	at    time.Time
+}
+
+// pace is how a route treats WeChat's pushes.
+type pace struct {
+	pushes       int           // how often WeChat pushes a message
+	replyTimeout time.Duration // from the last push to its answer
+}
+
+// lastAfter is how long after the message was made only its last push can come.
+func (p pace) lastAfter() time.Duration { return time.Duration(p.pushes-1)*wechatWait - lastSlack }
+
+// callTable joins the pushes of one message. It is exact: nothing is forgotten early, but for the two limits, and what those
+// drop is counted. It lives in memory and survives reloads, not the process.
+type callTable struct {
+	dropped func(what string) // told of what the limits drop; called under the lock
+
+	mu       sync.Mutex
+	calls    map[pushID]*call // running, or answered and the answer kept
+	running  int
+	answered []*call // those whose answers are kept, oldest first, from head on
+	head     int
+	bytes    int // of the kept answers
+	// Answered pushes whose answers are gone, and which of them are forgotten when.
+	known    map[pushID]struct{}
+	expiring map[int64][]pushID
+	swept    int64 // the bucket before which all are forgotten
+}
+
+func newCallTable(dropped func(what string)) *callTable {
+	return &callTable{
+		dropped: dropped, calls: map[pushID]*call{}, known: map[pushID]struct{}{}, expiring: map[int64][]pushID{},
+	}
+}
+
+// arrive notes a push that came at a time, age after its message was made by WeChat's own clock.
+func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUntil int64, p pace) arrival {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sweep(at)
+	c := t.calls[id]
+	if c == nil {
+		if _, answered := t.known[id]; answered {
+			return arrival{at: at}
+		}
+		c = &call{id: id, first: at}
+		t.calls[id] = c
+		t.running++
+	}
+	c.arrivals++
+	c.validUntil = max(c.validUntil, validUntil)
+	a := arrival{call: c, first: c.arrivals == 1, at: at, by: at.Add(maxHold)}
+	if c.arrivals >= p.pushes || at.Sub(c.first) >= p.lastAfter() || age >= p.lastAfter() {
+		a.last, a.by = true, at.Add(p.replyTimeout)
+		c.lastBy = a.by
+	}
+	return a
+}
+
+// wait returns what is closed once the call is done, and whether it is already.
+func (t *callTable) wait(c *call) (ready <-chan struct{}, done bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.ready == nil {
+		c.ready = make(chan struct{})
+		if c.done {
+			close(c.ready)
+		}
+	}
+	return c.ready, c.done
+}
+
+// giveUp says that the last push is being answered without the backend's answer, unless that has come meanwhile.
+func (t *callTable) giveUp(c *call) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.done {
+		return false
+	}
+	c.late = true
+	return true
+}
+
+// outcome returns a done call's answer, and whether the last push was answered without it.
+func (t *callTable) outcome(c *call) (a passiveReply, late, abandoned bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return c.answer, c.late, c.abandoned
+}
+
+// worthTrying is until when a backend that was not reached may still be tried.
+func (t *callTable) worthTrying(c *call, p pace) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	by := c.lastBy
+	if by.IsZero() {
+		by = c.first.Add(time.Duration(p.pushes-1)*wechatWait + p.replyTimeout)
+	}
+	return by.Add(-lostMargin)
+}
+
+// finish keeps a call's answer, wakes those who wait, and reports whether the last push was answered without it.
+func (t *callTable) finish(c *call, a passiveReply, at time.Time) (late bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.done, c.answer, c.answeredAt = true, a, at
+	t.running--
+	if c.ready != nil {
+		close(c.ready)
+	}
+	t.answered = append(t.answered, c)
+	t.bytes += answerOverhead + len(a.body)
+	t.sweep(at)
+	return c.late
+}
+
+// abandon forgets a call that was never begun. The next push of the message is its first.
+func (t *callTable) abandon(c *call) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.done, c.abandoned = true, true
+	t.running--
+	delete(t.calls, c.id)
+	if c.ready != nil {
+		close(c.ready)
+	}
+}
+
+// deliver says that an arrival got the call's answer.
+func (t *callTable) deliver(c *call) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.delivered {
+		return
+	}
+	c.delivered = true
+	if c.claimed != nil {
+		close(c.claimed)
+	}
+}
+
+// delivery returns what is closed once an arrival got the answer, nil when one has.
+func (t *callTable) delivery(c *call) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.delivered {
+		return nil
+	}
+	if c.claimed == nil {
+		c.claimed = make(chan struct{})
+	}
+	return c.claimed
+}
+
+// inFlight is how many messages wait for a backend's answer.
+func (t *callTable) inFlight() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.running
+}
+
+// sweep lets go of what is over. The caller holds mu.
+func (t *callTable) sweep(now time.Time) {
+	for t.head < len(t.answered) {
+		c := t.answered[t.head]
+		full := t.bytes > maxAnswerBytes
+		if !full && now.Sub(c.answeredAt) < answerLife {
+			break
+		}
+		if full && now.Sub(c.answeredAt) < answerLife {
+			t.dropped("answer")
+		}
+		t.answered[t.head] = nil
+		t.head++
+		t.bytes -= answerOverhead + len(c.answer.body)
+		delete(t.calls, c.id)
+		t.remember(c, now)
+	}
+	if t.head > 1024 && t.head > len(t.answered)/2 {
+		t.answered = append(t.answered[:0], t.answered[t.head:]...)
+		clear(t.answered[len(t.answered):cap(t.answered)])
+		t.head = 0
+	}
+	for bucket := now.Unix() / identityBucket; t.swept < bucket; t.swept++ {
+		if bucket-t.swept > 1<<16 {
+			t.swept = bucket - 1<<16 // the first time, or the clock jumped
+		}
+		t.forget(t.swept)
+	}
+}
+
+// remember keeps the identity of a call whose answer goes. The caller holds mu.
+func (t *callTable) remember(c *call, now time.Time) {
+	if c.validUntil < now.Unix() {
+		return
+	}
+	if len(t.known) >= maxIdentities {
+		t.forgetOldest()
+	}
+	bucket := c.validUntil/identityBucket + 1
+	t.known[c.id] = struct{}{}
+	t.expiring[bucket] = append(t.expiring[bucket], c.id)
+}
+
+func (t *callTable) forgetOldest() {
+	oldest, found := int64(0), false
+	for bucket := range t.expiring {
+		if !found || bucket < oldest {
+			oldest, found = bucket, true
+		}
+	}
+	for range t.expiring[oldest] {
+		t.dropped("identity")
+	}
+	t.forget(oldest)
+}
+
+func (t *callTable) forget(bucket int64) {
+	for _, id := range t.expiring[bucket] {
+		delete(t.known, id)
+	}
+	delete(t.expiring, bucket)
+}

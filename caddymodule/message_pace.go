@@ -1,0 +1,450 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// redialEvery is the pause before a backend that could not be reached is tried again.
+const redialEvery = 500 * time.Millisecond
+
+func (m *Message) pace() pace {
+	return pace{pushes: m.Pushes, replyTimeout: time.Duration(m.ReplyTimeout)}
+}
+
+// pass has the next handler answer a push, or joins it to the earlier push that did.
+func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, at time.Time) error {
+	a := m.app.calls().arrive(p.identity(f.appid, routeOf(r)), at, p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second), m.pace())
+	switch {
+	case a.call == nil: // the last push got its answer long ago
+		writePlain(w, success)
+		return nil
+	case a.first:
+		return m.lead(w, r, next, p, f, a)
+	}
+	m.app.metrics().joined.Inc()
+	return m.join(w, r, p, f, a)
+}
+
+// age is how long before this push its message was made, by WeChat's own clock: 0 where that cannot be told.
+func (p *push) age() time.Duration {
+	created, err := strconv.ParseInt(string(p.fields.CreateTime), 10, 64)
+	if err != nil || len(p.fields.CreateTime) != len("1700000000") {
+		return 0
+	}
+	return time.Duration(p.query.unix()-created) * time.Second
+}
+
+// unix is the timestamp, which has been found to be of the right form.
+func (q *pushQuery) unix() int64 {
+	sec, _ := strconv.ParseInt(q.timestamp, 10, 64)
+	return sec
+}
+
+// join waits for the answer that an earlier push's handler gets.
+func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, f *facts, a arrival) error {
+	calls := m.app.calls()
+	ready, done := calls.wait(a.call)
+	if !done {
+		timer := time.NewTimer(time.Until(a.by))
+		defer timer.Stop()
+		select {
+		case <-ready:
+		case <-r.Context().Done():
+			return errHeld
+		case <-timer.C:
+			if !a.last {
+				return errHeld
+			}
+			if calls.giveUp(a.call) {
+				m.writeSlow(w, p)
+				return nil
+			}
+		}
+	}
+	answer, late, abandoned := calls.outcome(a.call)
+	switch {
+	case abandoned && !a.last:
+		return errHeld
+	case abandoned:
+		answer = passiveReply{outcome: outcomeLost}
+		m.note(p, f, answer, errCrowded)
+	case late:
+		m.writeSlow(w, p)
+		return nil
+	}
+	return m.give(w, r, p, answer, a)
+}
+
+// give answers a push and notes that it was, unless WeChat has hung up.
+func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer passiveReply, a arrival) error {
+	if r.Context().Err() != nil {
+		return errHeld
+	}
+	m.writeAnswer(w, p, answer)
+	// If WeChat has dropped this push and something in between kept the connection, the next push gets the same answer.
+	m.app.calls().deliver(a.call)
+	return nil
+}
+
+// lead has the next handler answer a message that came for the first time. It ends when that is done, however long
+// WeChat has hung up by then: others wait for the answer.
+func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
+	calls, c := m.app.calls(), a.call
+	own := m.endBy(w, r.ProtoMajor, p, a)
+	answer, why := m.takePlace(c)
+	switch {
+	case why == nil:
+		m.sendMirrors(r, p, f)
+		answer, why = m.ask(r, next, p, f, c, own)
+		<-m.places
+	case why == errCrowded && !a.last:
+		calls.abandon(c)
+		if own.take() {
+			m.hold(r, a)
+			return errHeld
+		}
+		return errDropped
+	}
+	late := m.finish(p, f, c, answer, why)
+	if !own.take() {
+		m.settle(p, f, c, answer, late)
+		if a.last {
+			return nil
+		}
+		return errDropped
+	}
+	err := m.give(w, r, p, answer, a)
+	m.settle(p, f, c, answer, late)
+	return err
+}
+
+// hold waits until WeChat drops a push for which there is no room, unless too many are held already.
+func (m *Message) hold(r *http.Request, a arrival) {
+	defer m.crowd.Add(-1)
+	if m.crowd.Add(1) > int64(m.MaxInFlight) {
+		return
+	}
+	timer := time.NewTimer(time.Until(a.by))
+	defer timer.Stop()
+	select {
+	case <-r.Context().Done():
+	case <-timer.C:
+	}
+}
+
+// takePlace waits for a place among the messages in flight, as long as that makes sense, and not at all when too many
+// wait already. It returns an error without one, and what becomes of the message then.
+func (m *Message) takePlace(c *call) (passiveReply, error) {
+	select {
+	case m.places <- struct{}{}:
+		return passiveReply{}, nil
+	default:
+	}
+	defer m.waiting.Add(-1)
+	if m.waiting.Add(1) > int64(m.MaxInFlight) {
+		return passiveReply{outcome: outcomeLost}, errCrowded
+	}
+	for {
+		left := time.Until(m.app.calls().worthTrying(c, m.pace()))
+		if left <= 0 {
+			return passiveReply{outcome: outcomeLost}, errBusy
+		}
+		timer := time.NewTimer(min(left, redialEvery)) // the last push may come, and move the end
+		select {
+		case m.places <- struct{}{}:
+			timer.Stop()
+			return passiveReply{}, nil
+		case <-timer.C:
+		}
+	}
+}
+
+var (
+	errBusy      = errors.New("max_in_flight messages are at the backend already")
+	errCrowded   = errors.New("max_in_flight messages are at the backend already, and as many wait")
+	errTooSlow   = errors.New("the backend took longer than backend_timeout")
+	errBrokenOff = errors.New("the backend broke off in the middle of its answer")
+)
+
+// ask runs the next handler, again and again while no backend can be reached, and judges its answer.
+func (m *Message) ask(r *http.Request, next caddyhttp.Handler, p *push, f *facts, c *call, own *ending) (passiveReply, error) {
+	for {
+		a, err := m.askOnce(r, next, p, f, own)
+		if !notReached(err) {
+			return a, err
+		}
+		left := time.Until(m.app.calls().worthTrying(c, m.pace()))
+		if left <= 0 {
+			return passiveReply{outcome: outcomeLost}, err
+		}
+		timer := time.NewTimer(min(left, redialEvery))
+		<-timer.C
+	}
+}
+
+// notReached reports whether no backend has seen the request: it could not be dialled, or there is none that could be.
+func notReached(err error) bool {
+	if err == nil {
+		return false
+	}
+	if _, ok := errors.AsType[reverseproxy.DialError](err); ok {
+		return true
+	}
+	he, ok := errors.AsType[caddyhttp.HandlerError](err)
+	return ok && he.StatusCode == http.StatusServiceUnavailable
+}
+
+// askOnce runs the next handler, in memory, detached from WeChat's connection.
+func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *facts, own *ending) (passiveReply, error) {
+	reply := newReplyWriter(m.MaxBody)
+	defer reply.release()
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), time.Duration(m.BackendTimeout), errTooSlow)
+	defer cancel()
+	text := &plaintext{data: p.opened.Message}
+	f.content = p.fields.Content
+	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
+	// copy alone would leave them with what the caller sent. The handlers get a copy with the same URL and headers,
+	// because the server reads r when the last push is answered while they run.
+	outer := *r
+	own.exclude(func() { makePlaintext(r, p, f, text) })
+	err := runNext(next, reply, r.WithContext(ctx))
+	own.exclude(func() {
+		r.URL, r.RequestURI, r.Header = outer.URL, outer.RequestURI, outer.Header
+		r.Body, r.ContentLength, r.TransferEncoding, r.GetBody = outer.Body, outer.ContentLength, outer.TransferEncoding, outer.GetBody
+		// Not the Trailer: a transport that is still sending the body reads that field.
+	})
+	text.detach()
+	f.content = nil // its buffer will be another push's
+	if err != nil && errors.Is(context.Cause(ctx), errTooSlow) {
+		err = errTooSlow
+	}
+	body, outcome, err := reply.judge(p.fields.Format, err)
+	return passiveReply{outcome: outcome, body: append([]byte(nil), body...)}, err
+}
+
+// runNext runs the rest of the chain. A backend that breaks off in the middle of its answer makes reverse_proxy panic;
+// that is an answer that cannot be used, and no more.
+func runNext(next caddyhttp.Handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
+			err = errBrokenOff
+		default:
+			err = &panicError{value: v, stack: zap.Stack("").String}
+		}
+	}()
+	return next.ServeHTTP(w, r)
+}
+
+// panicError is a panic below us. Its value may hold anything, so only its kind is told.
+type panicError struct {
+	value any
+	stack string
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("a handler panicked with a %T", e.value) }
+
+// whyFields are an error's fields in the log.
+func whyFields(err error) []zap.Field {
+	fields := []zap.Field{zap.Error(err)}
+	if pe, ok := errors.AsType[*panicError](err); ok {
+		fields = append(fields, zap.String("stack", pe.stack))
+	}
+	return fields
+}
+
+// ending is the end of a push whose handler is busy with the backend: a timer answers it, or drops it.
+type ending struct {
+	mu    sync.Mutex
+	taken bool
+	timer *time.Timer
+}
+
+// endBy sees to it that the first push ends in time: the last one with an answer, any other without. No handler uses w
+// meanwhile, for the chain writes to memory.
+func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *ending {
+	own := new(ending)
+	own.timer = time.AfterFunc(time.Until(a.by), func() {
+		own.mu.Lock()
+		defer own.mu.Unlock()
+		switch {
+		case own.taken:
+		case !a.last:
+			own.taken = true
+			drop(w)
+		case m.app.calls().giveUp(a.call):
+			own.taken = true
+			closeAfter(w, proto)
+			m.writeSlow(w, p)
+			_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
+		}
+	})
+	return own
+}
+
+// closeAfter asks WeChat not to use the connection again: the handler that has it will be busy for a while.
+func closeAfter(w http.ResponseWriter, proto int) {
+	if proto == 1 {
+		w.Header()["Connection"] = []string{"close"}
+	}
+}
+
+// drop ends a connection whose handler is still running: over HTTP/1.1 it is closed, over h2 the stream is reset.
+func drop(w http.ResponseWriter) {
+	c := http.NewResponseController(w)
+	if conn, _, err := c.Hijack(); err == nil {
+		_ = conn.Close()
+		return
+	}
+	_ = c.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// take reports whether the handler itself is to answer. Afterwards the timer does not touch the response.
+func (own *ending) take() bool {
+	own.timer.Stop()
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	taken := own.taken
+	own.taken = true
+	return !taken
+}
+
+// exclude runs change while the timer does nothing.
+func (own *ending) exclude(change func()) {
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	change()
+}
+
+// finish makes an answer known to all pushes of a message.
+func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) (late bool) {
+	m.note(p, f, a, why)
+	return m.app.calls().finish(c, a, time.Now())
+}
+
+// note counts what became of a message and says what is wrong with it. Sealed answers are counted once it is known whether
+// they are in time.
+func (m *Message) note(p *push, f *facts, a passiveReply, why error) {
+	if a.outcome != outcomeSealed {
+		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
+	}
+	switch a.outcome {
+	case outcomeLost:
+		m.app.logger.Error("a push is lost: no backend could be reached before WeChat's last push; the sender sees the fallback or nothing",
+			append(m.fields(p, f), whyFields(why)...)...)
+	case outcomeUnusable:
+		m.app.logger.Error("the backend's answer to a push cannot be used; the sender sees the fallback or nothing",
+			append(m.fields(p, f), whyFields(why)...)...)
+	default:
+		if log := m.app.logger.Check(zapcore.DebugLevel, "push answered"); log != nil {
+			log.Write(append(m.fields(p, f), zap.String("outcome", a.outcome), zap.Strings("odd", oddities(p, a)))...)
+		}
+	}
+}
+
+// fields name a push in the log.
+func (m *Message) fields(p *push, f *facts) []zap.Field {
+	return []zap.Field{
+		zap.String("appid", f.appid), zap.String("platform", f.platform), zap.ByteString("msg_id", p.fields.MsgID),
+		zap.String("msg_type", f.msgType), zap.String("event", f.event),
+	}
+}
+
+// oddities are what WeChat may dislike about an answer that is passed on all the same.
+func oddities(p *push, a passiveReply) []string {
+	var reply crypto.Fields
+	if a.outcome != outcomeSealed || crypto.ScanFields(a.body, &reply) != nil {
+		return nil
+	}
+	var odd []string
+	if string(reply.ToUserName) != string(p.fields.FromUserName) {
+		odd = append(odd, "its ToUserName is not the sender")
+	}
+	if string(reply.FromUserName) != string(p.fields.ToUserName) {
+		odd = append(odd, "its FromUserName is not the account")
+	}
+	if len(reply.CreateTime) > len("1700000000") {
+		odd = append(odd, "its CreateTime is not in seconds")
+	}
+	return odd
+}
+
+// settle sees to an answer that the first push did not get. If none of the later ones does either, it is delivered
+// otherwise, or said to be late.
+func (m *Message) settle(p *push, f *facts, c *call, a passiveReply, late bool) {
+	if a.outcome != outcomeSealed {
+		return // there is nothing to deliver
+	}
+	if !late && m.delivered(c) {
+		m.app.metrics().replies.WithLabelValues(outcomeSealed).Inc()
+		return
+	}
+	m.app.metrics().replies.WithLabelValues(outcomeLate).Inc()
+	if m.SlowReply != slowCustomerService {
+		m.app.logger.Warn("the backend's answer came too late for WeChat's last push and is not delivered: have the backend answer within 14 seconds, or choose slow_reply customer_service",
+			m.fields(p, f)...)
+		return
+	}
+	key := tokens.AccountKey(f.appid)
+	if f.platform != "" {
+		key = tokens.AuthorizerKey(f.platform, f.appid)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), backgroundTimeout)
+	defer cancel()
+	err := m.app.sendLate(ctx, key, f.openID, p.fields.Format, a.body)
+	m.app.metrics().lateReplies.WithLabelValues(result(err)).Inc()
+	if err != nil {
+		m.app.logger.Error("the backend's answer came too late for WeChat's last push and could not be sent by the customer-service API",
+			append(m.fields(p, f), zap.Error(err))...)
+	}
+}
+
+// delivered waits until one of the pushes got the answer, or can no longer come.
+func (m *Message) delivered(c *call) bool {
+	delivered := m.app.calls().delivery(c)
+	if delivered == nil {
+		return true
+	}
+	timer := time.NewTimer(maxHold) // the next push comes before that, if one does
+	defer timer.Stop()
+	select {
+	case <-delivered:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// writeAnswer answers a push.
+func (m *Message) writeAnswer(w http.ResponseWriter, p *push, a passiveReply) {
+	switch {
+	case a.outcome == outcomePlain:
+		writePlain(w, a.body)
+	case a.outcome == outcomeSealed && m.app.writeReply(w, p, a.body) == nil:
+	case a.outcome != outcomeSealed && m.FallbackText != "" && m.app.writeReply(w, p, textReply(p, m.FallbackText)) == nil:
+	default:
+		writePlain(w, success)
+	}
+}
+
+// writeSlow answers the last push without the backend's answer.
+func (m *Message) writeSlow(w http.ResponseWriter, p *push) {
+	if m.SlowReply != slowText || m.app.writeReply(w, p, textReply(p, m.SlowReplyText)) != nil {
+		writePlain(w, success)
+	}
+}
