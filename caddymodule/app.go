@@ -35,7 +35,8 @@ const defaultOpen = "https://open.weixin.qq.com"
 // accounts that authorised a platform is compared with the storage when that is new or was emptied, and once a day.
 //
 // Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_push_duration_seconds,
-// caddy_wechat_replies_total, caddy_wechat_mirrors_total, caddy_wechat_token_refreshes_total,
+// caddy_wechat_replies_total, caddy_wechat_push_retries_joined_total, caddy_wechat_late_replies_total,
+// caddy_wechat_pushes_in_flight, caddy_wechat_pushes_forgotten_total, caddy_wechat_mirrors_total, caddy_wechat_token_refreshes_total,
 // caddy_wechat_token_refresh_duration_seconds, caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total, caddy_wechat_authorize_total,
