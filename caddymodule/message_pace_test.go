@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -247,7 +249,15 @@ func TestPaceClockSkew(t *testing.T) {
 				rec := httptest.NewRecorder()
 				r := caddyhttp.PrepareRequest(s.push(p.path, message).WithContext(ctx), caddy.NewReplacer(), rec, &caddyhttp.Server{})
 				done := make(chan struct{})
-				go func() { defer close(done); _ = p.m.ServeHTTP(rec, r, p.next) }()
+				go func() {
+					defer close(done)
+					defer func() {
+						if v := recover(); v != nil && v != http.ErrAbortHandler {
+							panic(v)
+						}
+					}()
+					_ = p.m.ServeHTTP(rec, r, p.next)
+				}()
 				<-ctx.Done()
 				cancel()
 				synctest.Wait()
@@ -526,6 +536,34 @@ func TestPaceFirstIsDroppedAfterSixSeconds(t *testing.T) {
 	answer, _ := io.ReadAll(resp.Body)
 	if reply, err := s.codec.OpenReply(answer); err != nil || string(reply) != replyXML {
 		t.Errorf("the next push got %q, %v", answer, err)
+	}
+}
+
+// TestPaceUnansweredIsSilent: net/http takes a client that closed its half of the connection for one that hung up. It may
+// still listen, and an empty 200 would tell WeChat not to push again.
+func TestPaceUnansweredIsSilent(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = m.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{}),
+			caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+				<-r.Context().Done()
+				return nil
+			}))
+	}))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := accountSender(t).push("/"+accountID, paceMessage(1)).Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(conn); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
