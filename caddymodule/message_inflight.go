@@ -223,17 +223,29 @@ func (t *callTable) abandon(c *call) {
 	}
 }
 
-// deliver says that an arrival got the call's answer.
-func (t *callTable) deliver(c *call) {
+// deliver says that an arrival gets the call's answer, and reports whether that is late.
+func (t *callTable) deliver(c *call) (late bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c.delivered {
-		return
+	if c.delivered || c.late {
+		return c.late
 	}
 	c.delivered = true
 	if c.claimed != nil {
 		close(c.claimed)
 	}
+	return false
+}
+
+// forsake says that the call's answer is delivered otherwise from now on, unless an arrival got it.
+func (t *callTable) forsake(c *call) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.delivered {
+		return false
+	}
+	c.late = true
+	return true
 }
 
 // delivery returns what is closed once an arrival got the answer, nil when one has.

@@ -539,6 +539,51 @@ func TestPaceFirstIsDroppedAfterSixSeconds(t *testing.T) {
 	}
 }
 
+// TestPaceLateIsLateForAll: once the last push was answered without the backend's answer, which then goes out by the
+// customer-service API, no other push gets it.
+func TestPaceLateIsLateForAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{after: 4800 * time.Millisecond, text: replyXML}
+		p := newPacer(t, func(m *Message) { m.SlowReply = slowCustomerService }, b.ServeHTTP)
+		message := paceMessage(1)
+		var wg sync.WaitGroup
+		began := time.Now()
+		for i := range 3 { // at once, as through something that sends twice
+			wg.Go(func() {
+				if answer, ok := p.push(message); !ok || answer != "success" {
+					t.Errorf("push %d got %q after %s", i+1, answer, time.Since(began))
+				}
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		if n := counted(t, p.m.app.metrics().lateReplies, "error"); n != 1 { // there is no WeChat here
+			t.Errorf("%v sent late", n)
+		}
+	})
+}
+
+// TestPaceDeliveredOtherwise: an answer that waited for a push in vain goes out by the customer-service API, and a push that
+// comes after all does not get it again.
+func TestPaceDeliveredOtherwise(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{after: 5100 * time.Millisecond, text: replyXML}
+		p := newPacer(t, func(m *Message) { m.SlowReply = slowCustomerService }, b.ServeHTTP)
+		message := paceMessage(1)
+		p.push(message)
+		time.Sleep(7 * time.Second)
+		if n := counted(t, p.m.app.metrics().lateReplies, "error"); n != 1 { // there is no WeChat here
+			t.Errorf("%v sent late", n)
+		}
+		if answer, ok := p.push(message); !ok || answer != "success" {
+			t.Errorf("got %q", answer)
+		}
+	})
+}
+
 // TestPaceUnansweredIsSilent: net/http takes a client that closed its half of the connection for one that hung up. It may
 // still listen, and an empty 200 would tell WeChat not to push again.
 func TestPaceUnansweredIsSilent(t *testing.T) {
