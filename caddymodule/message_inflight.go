@@ -290,10 +290,16 @@ func (t *callTable) sweep(now time.Time) {
 		clear(t.answered[len(t.answered):cap(t.answered)])
 		t.head = 0
 	}
-	for bucket := now.Unix() / identityBucket; t.swept < bucket; t.swept++ {
-		if bucket-t.swept > 1<<16 {
-			t.swept = bucket - 1<<16 // the first time, or the clock jumped
+	bucket := now.Unix() / identityBucket
+	if t.swept > bucket || bucket-t.swept > 1<<10 { // the clock jumped, or nothing came for hours
+		for b := range t.expiring {
+			if b < bucket {
+				t.forget(b)
+			}
 		}
+		t.swept = bucket
+	}
+	for ; t.swept < bucket; t.swept++ {
 		t.forget(t.swept)
 	}
 }

@@ -736,3 +736,33 @@ func TestCallTableBounds(t *testing.T) {
 		t.Errorf("%d identities in %d buckets", len(table.known), len(table.expiring))
 	}
 }
+
+// TestCallTableClockJumps: identities go when their time is over, however the clock got there.
+func TestCallTableClockJumps(t *testing.T) {
+	t.Parallel()
+	for name, jumps := range map[string][]time.Duration{
+		"idle for weeks":   {30 * 24 * time.Hour},
+		"ahead and back":   {time.Hour, -time.Hour},
+		"back and forward": {-time.Hour, time.Hour},
+	} {
+		table := newCallTable(func(what string) { t.Errorf("%s: dropped an %s", name, what) })
+		n, now := 0, time.Now().Round(0)
+		add := func() {
+			n++
+			a := table.arrive(shortSum([]byte(fmt.Sprint(n))), now, 0, now.Unix()+300, pace{3, defaultReplyTimeout})
+			table.finish(a.call, passiveReply{}, now)
+			now = now.Add(2 * answerLife)
+			table.arrive(pushID{}, now, 0, 0, pace{3, defaultReplyTimeout}) // sweeps
+		}
+		add()
+		for _, jump := range jumps {
+			now = now.Add(jump)
+			add()
+		}
+		now = now.Add(2 * time.Hour)
+		add()
+		if len(table.known) != 1 || len(table.expiring) != 1 {
+			t.Errorf("%s: %d identities in %d buckets, want the last one", name, len(table.known), len(table.expiring))
+		}
+	}
+}
