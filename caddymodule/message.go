@@ -206,7 +206,10 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	m.app.metrics().pushes.WithLabelValues("message", "ok").Inc()
-	m.app.metrics().pushDuration.WithLabelValues("message").Observe(time.Since(started).Seconds())
+	if p.answered.IsZero() {
+		p.answered = time.Now()
+	}
+	m.app.metrics().pushDuration.WithLabelValues("message").Observe(p.answered.Sub(started).Seconds())
 	return nil
 }
 

@@ -301,6 +301,7 @@ func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *e
 
 // finishSlow answers a push without the backend's answer while its handler has other things to do.
 func (m *Message) finishSlow(w http.ResponseWriter, proto int, p *push) {
+	p.answered = time.Now()
 	closeAfter(w, proto)
 	m.writeSlow(w, p)
 	_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all

@@ -584,6 +584,40 @@ func TestPaceDeliveredOtherwise(t *testing.T) {
 	})
 }
 
+// TestPaceDuration: what is measured is the time to the answer, not to the backend's.
+func TestPaceDuration(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{after: 30 * time.Second, text: replyXML}
+		p := newPacer(t, func(m *Message) { m.Pushes = 1 }, b.ServeHTTP)
+		if got := p.send(paceMessage(1)); got.after != defaultReplyTimeout {
+			t.Errorf("%+v", got)
+		}
+		time.Sleep(time.Minute)
+		if err := testutil.CollectAndCompare(p.m.app.metrics().pushDuration, strings.NewReader(`
+# HELP caddy_wechat_push_duration_seconds Time from a push to its answer.
+# TYPE caddy_wechat_push_duration_seconds histogram
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="0.005"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="0.025"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="0.1"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="0.25"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="0.5"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="1"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="2"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="3"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="4"} 0
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="4.5"} 1
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="5"} 1
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="10"} 1
+caddy_wechat_push_duration_seconds_bucket{endpoint="message",le="+Inf"} 1
+caddy_wechat_push_duration_seconds_sum{endpoint="message"} 4.5
+caddy_wechat_push_duration_seconds_count{endpoint="message"} 1
+`)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestPaceUnansweredIsSilent: net/http takes a client that closed its half of the connection for one that hung up. It may
 // still listen, and an empty 200 would tell WeChat not to push again.
 func TestPaceUnansweredIsSilent(t *testing.T) {

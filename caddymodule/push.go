@@ -38,6 +38,7 @@ type push struct {
 	account  *Account
 	fields   crypto.Fields // of the decrypted text
 	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
+	answered time.Time     // if its handler was busy for longer
 }
 
 var pushPool = sync.Pool{New: func() any { return &push{body: make([]byte, 0, 4<<10)} }}
