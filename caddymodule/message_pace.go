@@ -116,7 +116,7 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		answer, why = m.ask(r, next, p, f, c, own)
 		<-m.places
 	case why == errCrowded && !a.last:
-		calls.abandon(c)
+		calls.abandon(c, time.Now())
 		if own.take() {
 			m.hold(r, a)
 			return errHeld
