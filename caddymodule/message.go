@@ -197,8 +197,8 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	switch err := m.serve(w, r, next, p, started); {
 	case errors.Is(err, errHeld), errors.Is(err, errDropped):
 		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()
-		if errors.Is(err, errHeld) && r.Context().Err() == nil {
-			panic(http.ErrAbortHandler) // closes the connection without an answer
+		if errors.Is(err, errHeld) {
+			panic(http.ErrAbortHandler) // ends without an answer: who seems to have hung up may listen all the same
 		}
 		return nil
 	case err != nil:
@@ -206,7 +206,10 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	m.app.metrics().pushes.WithLabelValues("message", "ok").Inc()
-	m.app.metrics().pushDuration.WithLabelValues("message").Observe(time.Since(started).Seconds())
+	if p.answered.IsZero() {
+		p.answered = time.Now()
+	}
+	m.app.metrics().pushDuration.WithLabelValues("message").Observe(p.answered.Sub(started).Seconds())
 	return nil
 }
 

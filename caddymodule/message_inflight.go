@@ -84,7 +84,7 @@ type call struct {
 	delivered  bool          // an arrival got the answer
 	done       bool
 	late       bool // the last push was answered without it
-	abandoned  bool // it was never begun
+	abandoned  bool // it was never begun, and is kept for the count of its arrivals
 	answer     passiveReply
 	answeredAt time.Time
 }
@@ -113,9 +113,9 @@ type callTable struct {
 	dropped func(what string) // told of what the limits drop; called under the lock
 
 	mu       sync.Mutex
-	calls    map[pushID]*call // running, or answered and the answer kept
+	calls    map[pushID]*call // running, or answered and the answer kept, or abandoned
 	running  int
-	answered []*call // those whose answers are kept, oldest first, from head on
+	answered []*call // those that are answered or abandoned, oldest first, from head on
 	head     int
 	bytes    int // of the kept answers
 	// Answered pushes whose answers are gone, and which of them are forgotten when.
@@ -135,18 +135,22 @@ func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUnti
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sweep(at)
-	c := t.calls[id]
-	if c == nil {
-		if _, answered := t.known[id]; answered {
-			return arrival{at: at}
-		}
+	before := t.calls[id]
+	if _, answered := t.known[id]; answered && before == nil {
+		return arrival{at: at}
+	}
+	c, first := before, before == nil || before.abandoned
+	if first {
 		c = &call{id: id, first: at}
+		if before != nil {
+			c.first, c.arrivals, c.validUntil = before.first, before.arrivals, before.validUntil
+		}
 		t.calls[id] = c
 		t.running++
 	}
 	c.arrivals++
 	c.validUntil = max(c.validUntil, validUntil)
-	a := arrival{call: c, first: c.arrivals == 1, at: at, by: at.Add(maxHold)}
+	a := arrival{call: c, first: first, at: at, by: at.Add(maxHold)}
 	if c.arrivals >= p.pushes || at.Sub(c.first) >= p.lastAfter() || age >= p.lastAfter() {
 		a.last, a.by = true, at.Add(p.replyTimeout)
 		c.lastBy = a.by
@@ -211,29 +215,43 @@ func (t *callTable) finish(c *call, a passiveReply, at time.Time) (late bool) {
 	return c.late
 }
 
-// abandon forgets a call that was never begun. The next push of the message is its first.
-func (t *callTable) abandon(c *call) {
+// abandon ends a call that was never begun. The next push of the message begins another one, which goes on counting: WeChat
+// may push again at once what was closed.
+func (t *callTable) abandon(c *call, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c.done, c.abandoned = true, true
+	c.done, c.abandoned, c.answeredAt = true, true, at
 	t.running--
-	delete(t.calls, c.id)
+	t.answered = append(t.answered, c)
+	t.bytes += answerOverhead
 	if c.ready != nil {
 		close(c.ready)
 	}
 }
 
-// deliver says that an arrival got the call's answer.
-func (t *callTable) deliver(c *call) {
+// deliver says that an arrival gets the call's answer, and reports whether that is late.
+func (t *callTable) deliver(c *call) (late bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c.delivered {
-		return
+	if c.delivered || c.late {
+		return c.late
 	}
 	c.delivered = true
 	if c.claimed != nil {
 		close(c.claimed)
 	}
+	return false
+}
+
+// forsake says that the call's answer is delivered otherwise from now on, unless an arrival got it.
+func (t *callTable) forsake(c *call) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.delivered {
+		return false
+	}
+	c.late = true
+	return true
 }
 
 // delivery returns what is closed once an arrival got the answer, nil when one has.
@@ -264,24 +282,34 @@ func (t *callTable) sweep(now time.Time) {
 		if !full && now.Sub(c.answeredAt) < answerLife {
 			break
 		}
-		if full && now.Sub(c.answeredAt) < answerLife {
+		if full && now.Sub(c.answeredAt) < answerLife && !c.abandoned {
 			t.dropped("answer")
 		}
 		t.answered[t.head] = nil
 		t.head++
 		t.bytes -= answerOverhead + len(c.answer.body)
-		delete(t.calls, c.id)
-		t.remember(c, now)
+		if t.calls[c.id] == c { // and not the one that followed on it
+			delete(t.calls, c.id)
+		}
+		if !c.abandoned {
+			t.remember(c, now)
+		}
 	}
 	if t.head > 1024 && t.head > len(t.answered)/2 {
 		t.answered = append(t.answered[:0], t.answered[t.head:]...)
 		clear(t.answered[len(t.answered):cap(t.answered)])
 		t.head = 0
 	}
-	for bucket := now.Unix() / identityBucket; t.swept < bucket; t.swept++ {
-		if bucket-t.swept > 1<<16 {
-			t.swept = bucket - 1<<16 // the first time, or the clock jumped
+	bucket := now.Unix() / identityBucket
+	if t.swept > bucket || bucket-t.swept > 1<<10 { // the clock jumped, or nothing came for hours
+		for b := range t.expiring {
+			if b < bucket {
+				t.forget(b)
+			}
 		}
+		t.swept = bucket
+	}
+	for ; t.swept < bucket; t.swept++ {
 		t.forget(t.swept)
 	}
 }

@@ -313,7 +313,14 @@ func TestMirrorsHaveADeadline(t *testing.T) {
 	})
 	ctx, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	serve(t, m, platformSender(t).push("/"+authorizerID, textMessage("x")).WithContext(ctx), &answering{text: "success"})
+	func() {
+		defer func() {
+			if v := recover(); v != http.ErrAbortHandler {
+				t.Errorf("ended with %v", v)
+			}
+		}()
+		serve(t, m, platformSender(t).push("/"+authorizerID, textMessage("x")).WithContext(ctx), &answering{text: "success"})
+	}()
 	app.shared.work.Wait()
 	if got := counted(t, app.metrics().mirrors, mirrorOK); got != 1 {
 		t.Errorf("ok counted %v times", got)

@@ -94,9 +94,13 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 	if r.Context().Err() != nil {
 		return errHeld
 	}
+	// If WeChat has dropped this push and something in between kept the connection, the next push gets the same answer. What
+	// goes out by the customer-service API is not given as well.
+	if m.app.calls().deliver(a.call) && m.SlowReply == slowCustomerService {
+		m.finishSlow(w, r.ProtoMajor, p)
+		return nil
+	}
 	m.writeAnswer(w, p, answer)
-	// If WeChat has dropped this push and something in between kept the connection, the next push gets the same answer.
-	m.app.calls().deliver(a.call)
 	return nil
 }
 
@@ -112,7 +116,7 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		answer, why = m.ask(r, next, p, f, c, own)
 		<-m.places
 	case why == errCrowded && !a.last:
-		calls.abandon(c)
+		calls.abandon(c, time.Now())
 		if own.take() {
 			m.hold(r, a)
 			return errHeld
@@ -289,12 +293,18 @@ func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *e
 			drop(w)
 		case m.app.calls().giveUp(a.call):
 			own.taken = true
-			closeAfter(w, proto)
-			m.writeSlow(w, p)
-			_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
+			m.finishSlow(w, proto, p)
 		}
 	})
 	return own
+}
+
+// finishSlow answers a push without the backend's answer while its handler has other things to do.
+func (m *Message) finishSlow(w http.ResponseWriter, proto int, p *push) {
+	p.answered = time.Now()
+	closeAfter(w, proto)
+	m.writeSlow(w, p)
+	_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
 }
 
 // closeAfter asks WeChat not to use the connection again: the handler that has it will be busy for a while.
@@ -426,7 +436,7 @@ func (m *Message) delivered(c *call) bool {
 	case <-delivered:
 		return true
 	case <-timer.C:
-		return false
+		return m.SlowReply == slowCustomerService && !m.app.calls().forsake(c)
 	}
 }
 

@@ -577,6 +577,28 @@ func TestMessageHandshakeEncrypted(t *testing.T) {
 	}
 }
 
+// TestHandshakeOpensNoPush: the signature of a push fits a handshake too. Whoever has seen one must not have it decrypted.
+func TestHandshakeOpensNoPush(t *testing.T) {
+	t.Parallel()
+	m, app := newMessage(t, nil)
+	for name, h := range map[string]caddyhttp.MiddlewareHandler{"message URL": m, "event URL": &Event{app: app, TimestampWindow: m.TimestampWindow}} {
+		for _, text := range []string{textMessage("secret"), `{"MsgType":"text","Content":"secret"}`, "<xml><InfoType>component_verify_ticket</InfoType></xml>", "secret!"} {
+			push := platformSender(t).push("/"+authorizerID, text)
+			body, _ := io.ReadAll(push.Body)
+			env, err := crypto.ScanEnvelope(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			q := push.URL.Query()
+			q.Set("echostr", string(env.Encrypt))
+			rec := serve(t, h, httptest.NewRequest(http.MethodGet, "/"+authorizerID+"?"+q.Encode(), nil), nil)
+			if rec.Code != http.StatusForbidden || strings.Contains(rec.Body.String(), "secret") {
+				t.Errorf("%s: %d %q", name, rec.Code, rec.Body)
+			}
+		}
+	}
+}
+
 func TestMessagePlaceholdersAndMatcher(t *testing.T) {
 	t.Parallel()
 	m, _ := newMessage(t, nil)

@@ -38,6 +38,7 @@ type push struct {
 	account  *Account
 	fields   crypto.Fields // of the decrypted text
 	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
+	answered time.Time     // if its handler was busy for longer
 }
 
 var pushPool = sync.Pool{New: func() any { return &push{body: make([]byte, 0, 4<<10)} }}
@@ -298,7 +299,8 @@ func (p *push) notAnEnvelope() *refusal {
 }
 
 // handshake answers WeChat's check of a URL (服务器配置校验): the echostr, byte for byte, to a right signature. With
-// msg_signature the echostr itself is encrypted and signed.
+// msg_signature the echostr itself is encrypted and signed. So is a push, by the same signature: only what cannot be one is
+// answered, or whoever has seen a push could have it decrypted.
 func (p *push) handshake(w http.ResponseWriter, candidates []candidate, window time.Duration) error {
 	q := &p.query
 	if !q.hasEcho {
@@ -313,7 +315,7 @@ func (p *push) handshake(w http.ResponseWriter, candidates []candidate, window t
 	for _, c := range candidates {
 		if q.msgSignature != "" {
 			params := crypto.Params{MsgSignature: q.msgSignature, Timestamp: q.timestamp, Nonce: q.nonce}
-			if opened, err := c.codec.Open(&p.buffers, params, []byte(q.echoStr)); err == nil {
+			if opened, err := c.codec.Open(&p.buffers, params, []byte(q.echoStr)); err == nil && isNonce(string(opened.Message)) {
 				writePlain(w, opened.Message)
 				return nil
 			}
