@@ -15,7 +15,7 @@ import (
 const (
 	// loadSpread is the time over which a load's messages are sent, so that making the connections and sealing the pushes, which the
 	// simulator does on the same processors, is not what is measured. It is shorter than what the backend takes.
-	loadSpread = 9 * time.Second
+	loadSpread = 11 * time.Second
 	// maxMemoryAPush is what a held push may cost the gateway in KiB of RSS: two connections' buffers, six goroutines' stacks, the
 	// message, and as much again that the garbage collector lets lie. maxMemoryTLS comes to it for a TLS connection.
 	maxMemoryAPush = 160
