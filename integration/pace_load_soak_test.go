@@ -41,8 +41,8 @@ const (
 func TestPaceLoadTable(t *testing.T) {
 	file := plainBinary(t)
 	var b strings.Builder
-	b.WriteString("| messages in flight | over | backend | RSS before | RSS | a message | goroutines | a message | heap before | after | later | RSS later | answered after: median | p99 | slowest |\n")
-	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("| messages in flight | over | backend | RSS before | RSS | a message | goroutines | a message | heap before | after | later | RSS later | answered after: median | p99 | slowest | late |\n")
+	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, tt := range []struct {
 		n     int
 		tls   bool
@@ -99,12 +99,12 @@ func (l *paceLoad) row(t *testing.T, b *strings.Builder, over string) (later pro
 	// Answers that are over go when the next push comes.
 	pushed(t, l.w, wxsim.Message{AppID: loadAccount, Content: script{strings.ReplaceAll(t.Name(), " ", "_") + l.name, 0, giveSuccess}.String()})
 	later = l.cost(t, 0, true)
-	fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %.0f KiB | %d | %.1f | %s | %s | %s | %s | %.2f s | %.2f s | %.2f s |\n",
+	fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %.0f KiB | %d | %.1f | %s | %s | %s | %s | %.2f s | %.2f s | %.2f s | %d |\n",
 		l.peak.inFlight, over, map[string]string{giveText: "takes 12 s", giveNever: "never answers"}[l.give],
 		mib(l.before.rss<<10), mib(l.peak.rss<<10), float64(l.peak.rss-l.before.rss)/float64(l.peak.inFlight),
 		l.peak.goroutines, float64(l.peak.goroutines-l.before.goroutines)/float64(l.peak.inFlight),
 		mib(l.before.heap), mib(l.after.heap), mib(later.heap), mib(later.rss<<10),
-		median.Seconds(), p99.Seconds(), slowest.Seconds())
+		median.Seconds(), p99.Seconds(), slowest.Seconds(), l.late)
 	return later
 }
 

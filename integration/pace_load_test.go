@@ -100,6 +100,7 @@ type paceLoad struct {
 	give    string
 
 	pushes        []loadPush
+	late          int // messages that came too late to the backend for it to be in time
 	before, after processCost
 	peak          processCost
 }
@@ -175,18 +176,30 @@ func (l *paceLoad) check(t *testing.T) {
 	t.Helper()
 	for i, p := range l.pushes {
 		want := ""
-		if l.give == giveText && l.take < lastAnswer {
+		if l.give == giveText {
 			want = p.script.repliesWith()
 		}
 		if p.result.UserSaw != want {
-			t.Errorf("message %d: the user saw %q, want %q", i, p.result.UserSaw, want)
+			// A busy machine, or one whose queue of new connections was full, can bring a message to the backend so late that
+			// the last push cannot wait for it.
+			late := l.backend.began(p.script).Sub(p.result.Attempts[0].At)
+			if p.result.Kind != wxsim.ReplySuccess || late+l.take < lastAnswer-unsure {
+				t.Errorf("message %d: the user saw %q, want %q; the backend was given it after %v", i, p.result.UserSaw, want, late)
+			}
+			l.late++
 		}
 		if ran := l.backend.ran(p.script); ran != 1 && l.account != limitAccount {
 			t.Errorf("message %d: the backend was given it %d times", i, ran)
 		}
 		heldUntilDropped(t, p.result)
 	}
+	if l.late*100 > l.n {
+		t.Errorf("%d of %d messages came late to the backend: the machine is too busy for this test", l.late, l.n)
+	}
 }
+
+// unsure is how near to the last push's end a reply may come or not.
+const unsure = 250 * time.Millisecond
 
 // latencies are those of the pushes that were answered.
 func (l *paceLoad) latencies() (median, p99, slowest time.Duration) {
