@@ -395,6 +395,7 @@ func FuzzPush(f *testing.F) {
 		f.Add(1|i<<5, "", []byte(textMessage("backend "+strconv.Itoa(int(i)))), reply)
 	}
 	for _, text := range []string{
+		strings.Replace(textMessage("这个不会过期"), "<CreateTime>"+createTime+"</CreateTime>", "", 1), // what the fuzzer makes of it stays fresh
 		"<xml><AppId>" + platformID + "</AppId><CreateTime>" + createTime + "</CreateTime><InfoType>component_verify_ticket</InfoType><ComponentVerifyTicket>ticket@@@1</ComponentVerifyTicket></xml>",
 		"<xml><AppId>" + platformID + "</AppId><CreateTime>" + createTime + "</CreateTime><InfoType>unauthorized</InfoType><AuthorizerAppid>" + authorizerID + "</AuthorizerAppid></xml>",
 		"<xml><ToUserName>" + ghID + "</ToUserName><FromUserName>o</FromUserName><CreateTime>" + createTime + "</CreateTime><MsgType>event</MsgType><Event>CLICK</Event><EventKey>k</EventKey></xml>",

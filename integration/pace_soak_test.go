@@ -22,8 +22,6 @@ const (
 	paceSpread = 8 * time.Second
 	// lateSlack is how long after the slowest backend a customer-service message may come.
 	lateSlack = 5 * time.Second
-	// unsure is how near to the last push's end a reply may come or not.
-	unsure = 250 * time.Millisecond
 )
 
 var paceLatencies = []time.Duration{

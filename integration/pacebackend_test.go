@@ -56,12 +56,13 @@ func parseScript(text string) (script, bool) {
 type scripted struct {
 	mu   sync.Mutex
 	runs map[string]int
-	came chan struct{} // closed and replaced with each message
-	over chan struct{} // closed when the test is over
+	from map[string]time.Time // when it was first given each
+	came chan struct{}        // closed and replaced with each message
+	over chan struct{}        // closed when the test is over
 }
 
 func newScripted() *scripted {
-	return &scripted{runs: make(map[string]int), came: make(chan struct{}), over: make(chan struct{})}
+	return &scripted{runs: make(map[string]int), from: make(map[string]time.Time), came: make(chan struct{}), over: make(chan struct{})}
 }
 
 // ran is how often the backend was given a message.
@@ -69,6 +70,13 @@ func (b *scripted) ran(s script) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.runs[s.String()]
+}
+
+// began is when the backend was first given a message.
+func (b *scripted) began(s script) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.from[s.String()]
 }
 
 // wait waits until the backend has been given a message.
@@ -111,7 +119,9 @@ func (b *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.mu.Lock()
-	b.runs[s.String()]++
+	if b.runs[s.String()]++; b.runs[s.String()] == 1 {
+		b.from[s.String()] = time.Now()
+	}
 	close(b.came)
 	b.came = make(chan struct{})
 	b.mu.Unlock()
