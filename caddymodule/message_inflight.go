@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
+	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -56,13 +58,18 @@ func shortSum(b []byte) pushID {
 }
 
 // routeOf names the address that a push came to: WeChat pushes again to the same one, and the same message on another one
-// is another application's. It is the path before handlers such as handle_path cut it.
+// is another application's. It is the path before handlers such as handle_path cut it. Spellings that Caddy's matchers take for
+// one are one: nothing signs the address, and somebody could send a push again under each.
 func routeOf(r *http.Request) string {
-	path := r.URL.Path
+	p := r.URL.Path
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
-		path = original.URL.Path
+		p = original.URL.Path
 	}
-	return r.Host + path
+	host := r.Host
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		host = host[:i]
+	}
+	return strings.ToLower(strings.TrimSuffix(host, ".") + path.Clean(p))
 }
 
 // passiveReply is what becomes of a push (被动回复).

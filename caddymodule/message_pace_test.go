@@ -395,6 +395,13 @@ func TestPaceIdentity(t *testing.T) {
 		if !slices.Equal(got, messages) {
 			t.Errorf("backend got %d: %q", len(got), got)
 		}
+		// However the address is spelled, as matchers take it.
+		for _, address := range []string{"//" + accountID, "/./" + accountID, "http://EXAMPLE.com:8443/" + accountID, "http://example.com./" + accountID} {
+			p.path = address
+			if _, ok := p.push(messages[0]); !ok || len(got) != len(messages) {
+				t.Errorf("%s: backend got %d", address, len(got))
+			}
+		}
 		// Another route is another application's.
 		p.path = "/other/" + accountID
 		if _, ok := p.push(messages[0]); !ok || len(got) != len(messages)+1 {
