@@ -300,12 +300,20 @@ func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *e
 }
 
 // finishSlow answers a push without the backend's answer while its handler has other things to do.
+// What handlers outside of us have put around the response is passed by: a header rule there reads the request's variables,
+// which the chain is writing, and an encoder ends its stream only when the handler returns.
 func (m *Message) finishSlow(w http.ResponseWriter, proto int, p *push) {
 	p.answered = time.Now()
+	for outer, ok := w.(unwrapper); ok; outer, ok = w.(unwrapper) {
+		w = outer.Unwrap()
+	}
 	closeAfter(w, proto)
 	m.writeSlow(w, p)
 	_ = http.NewResponseController(w).Flush() // the handler returns later; the length is known, so WeChat has it all
 }
+
+// unwrapper is a response around another one, as http.ResponseController knows them.
+type unwrapper interface{ Unwrap() http.ResponseWriter }
 
 // closeAfter asks WeChat not to use the connection again: the handler that has it will be busy for a while.
 func closeAfter(w http.ResponseWriter, proto int) {

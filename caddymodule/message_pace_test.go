@@ -663,6 +663,39 @@ func TestPaceUnansweredIsSilent(t *testing.T) {
 	}
 }
 
+// outerWriter stands for what a handler outside of ours puts around the response.
+type outerWriter struct {
+	http.ResponseWriter
+	used *atomic.Bool
+}
+
+func (w outerWriter) WriteHeader(int)             { w.used.Store(true) }
+func (w outerWriter) Write(b []byte) (int, error) { w.used.Store(true); return len(b), nil }
+func (w outerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// TestPaceTimedAnswerPassesOuterHandlers: they belong to the goroutine that is busy with the backend.
+func TestPaceTimedAnswerPassesOuterHandlers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{after: 20 * time.Second, text: replyXML}
+		p := newPacer(t, func(m *Message) { m.Pushes = 1 }, b.ServeHTTP)
+		inner := &paceWriter{ResponseRecorder: httptest.NewRecorder(), flushed: make(chan struct{})}
+		var used atomic.Bool
+		w := outerWriter{outerWriter{inner, &used}, &used}
+		r := caddyhttp.PrepareRequest(accountSender(t).push(p.path, paceMessage(1)), caddy.NewReplacer(), w, &caddyhttp.Server{})
+		began := time.Now()
+		done := make(chan error, 1)
+		go func() { done <- p.m.ServeHTTP(w, r, p.next) }()
+		<-inner.flushed
+		if after := time.Since(began); after != defaultReplyTimeout || inner.Body.String() != "success" || used.Load() {
+			t.Errorf("%q after %s, outer handlers used: %v", inner.Body, after, used.Load())
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestPlainMode: 明文模式, and the account's other modes, which take no plaintext.
 func TestPlainMode(t *testing.T) {
 	t.Parallel()
