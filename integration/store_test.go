@@ -263,7 +263,7 @@ func TestOrphan(t *testing.T) {
 		t.Fatalf("%d %s %v", status, body, err)
 	}
 	link, err := url.Parse(answer.Orphans[0].Link)
-	if err != nil || link.Host != "mp.weixin.qq.com" || link.Query().Get("biz_appid") != integration.AuthorizerID ||
+	if err != nil || "http://"+link.Host != w.WeChat.URL() || link.Query().Get("biz_appid") != integration.AuthorizerID ||
 		!slices.Contains(w.WeChat.Secrets(), link.Query().Get("pre_auth_code")) {
 		t.Errorf("link: %s", link)
 	}
