@@ -69,9 +69,6 @@ func TestAuthorizeCallbackThen(t *testing.T) {
 	}
 	assertPrivate(t, rec.Header())
 	f.assertNoSecrets(rec, b.state())
-	if n := f.wechat.count(infoPath); n != 0 {
-		t.Errorf("WeChat was asked about the account %d times, which nobody sees", n)
-	}
 }
 
 // The permission sets that the link asked for are those that can be missing.
