@@ -193,12 +193,9 @@ func (a *Authorize) readOptions(query url.Values) (o linkOptions, ok bool) {
 // whereabouts is where the handler is: the path is the one of the original request, before handle_path or a rewrite took
 // something away.
 func (a *Authorize) whereabouts(r *http.Request, below string) (at place, ok bool) {
-	at = place{origin: a.origin, base: a.base}
-	if at.origin == "" {
-		if !hostShape.MatchString(r.Host) {
-			return at, false
-		}
-		at.origin = visitorScheme(r) + "://" + r.Host
+	at.base = a.base
+	if at.origin, ok = originOf(a.origin, r); !ok {
+		return at, false
 	}
 	if original := originalPath(r); strings.HasSuffix(original, a.base+below) {
 		// Two slashes at the beginning would make a host of what follows, in links of ours.

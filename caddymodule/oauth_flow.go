@@ -111,7 +111,7 @@ func (o *OAuth) endOfFlow(r *http.Request, req *oauthRequest, query url.Values) 
 	case !flowIDShape.MatchString(id):
 		return nil, failFlowState
 	}
-	origin, ok := o.originOf(r)
+	origin, ok := originOf(o.origin, r)
 	if !ok {
 		return nil, failQuery
 	}
