@@ -69,9 +69,6 @@ func TestAuthorizeCallbackThen(t *testing.T) {
 	}
 	assertPrivate(t, rec.Header())
 	f.assertNoSecrets(rec, b.state())
-	if n := f.wechat.count(infoPath); n != 0 {
-		t.Errorf("WeChat was asked about the account %d times, which nobody sees", n)
-	}
 }
 
 // The permission sets that the link asked for are those that can be missing.
@@ -135,12 +132,16 @@ func TestAuthorizeCallbackRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	payload := authorizeState{browser: browserOf(strings.TrimPrefix(mine.cookie, browserCookie+"=")), platform: platformID}
-	expired, err := f.app.manager().SealState(t.Context(), payload.payload(), time.Now())
+	bound := []string{statePurpose, platformID, strings.TrimPrefix(mine.cookie, browserCookie+"=")}
+	expired, err := f.app.manager().SealState(t.Context(), new(authorizeState).payload(), time.Now(), bound...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	short, err := f.app.manager().SealState(t.Context(), []byte("x"), time.Now().Add(time.Hour))
+	short, err := f.app.manager().SealState(t.Context(), []byte("x"), time.Now().Add(time.Hour), bound...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := f.app.manager().SealState(t.Context(), new(authorizeState).payload(), time.Now().Add(time.Hour), append([]string{flowPurpose}, bound[1:]...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +157,8 @@ func TestAuthorizeCallbackRefuses(t *testing.T) {
 		{"made up", with("made-up"), mine.cookie, 400},
 		{"altered", with(flip(mine.state())), mine.cookie, 400},
 		{"an opaque token of ours", with(opaque.Reveal()), mine.cookie, 400},
-		{"a state of something else", with(short.Reveal()), mine.cookie, 400},
+		{"a state of a login", with(foreign.Reveal()), mine.cookie, 400},
+		{"a state of another form", with(short.Reveal()), mine.cookie, 400},
 		{"expired", with(expired.Reveal()), mine.cookie, 400},
 		{"too long", with(strings.Repeat("A", 600)), mine.cookie, 400},
 		{"state twice", mine.back(code) + "&s=x", mine.cookie, 400},

@@ -70,7 +70,7 @@ func authorizeFailure(err error, unavailable page) *oauthFailure {
 	case isRefusal:
 		code = refusal.Code
 	case errors.Is(err, tokens.ErrNoTicket):
-		code = codeTicketMissing
+		code = codeNoTicket
 	}
 	known, _ := tokens.Explain(code)
 	switch {
@@ -87,9 +87,6 @@ func authorizeFailure(err error, unavailable page) *oauthFailure {
 	}
 	return f
 }
-
-// codeTicketMissing is what WeChat would say if it were asked without a ticket.
-const codeTicketMissing = 61005
 
 // startFailure says what an error before the visitor leaves for WeChat means.
 func startFailure(err error) *oauthFailure { return authorizeFailure(err, pageAuthorizeUnavailable) }

@@ -135,9 +135,11 @@ func (a *Authorize) serve(w http.ResponseWriter, r *http.Request, req *authorize
 	if req.step == authorizeCallback {
 		return a.arrive(w, r, req)
 	}
-	if req.options, ok = a.readOptions(req.query); !ok {
+	options, ok := a.readOptions(req.query)
+	if !ok { // nothing of them goes into the page's link to start again
 		return "", failAuthorizeQuery
 	}
+	req.options = options
 	if req.step == authorizePage {
 		return a.show(w, r, req)
 	}
@@ -191,15 +193,14 @@ func (a *Authorize) readOptions(query url.Values) (o linkOptions, ok bool) {
 // whereabouts is where the handler is: the path is the one of the original request, before handle_path or a rewrite took
 // something away.
 func (a *Authorize) whereabouts(r *http.Request, below string) (at place, ok bool) {
-	at = place{origin: a.origin, base: a.base}
-	if at.origin == "" {
-		if !hostShape.MatchString(r.Host) {
-			return at, false
-		}
-		at.origin = visitorScheme(r) + "://" + r.Host
+	at.base = a.base
+	if at.origin, ok = originOf(a.origin, r); !ok {
+		return at, false
 	}
 	if original := originalPath(r); strings.HasSuffix(original, a.base+below) {
-		at.base = (&url.URL{Path: strings.TrimSuffix(original, below)}).EscapedPath()
+		// Two slashes at the beginning would make a host of what follows, in links of ours.
+		base := "/" + strings.TrimLeft(strings.TrimSuffix(original, below), "/")
+		at.base = (&url.URL{Path: strings.TrimSuffix(base, "/")}).EscapedPath()
 	}
 	return at, true
 }

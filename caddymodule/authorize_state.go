@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -19,29 +18,27 @@ const (
 	stateLife      = 30 * time.Minute // as long as a pre-authorization code
 	stateParameter = "s"
 	stateIDBytes   = 12
-	browserBytes   = 16
-	appIDLength    = 18
+	cookieBytes    = 16
 	// maxCategories bounds the permission sets that a link may ask for, so that a state stays short.
 	maxCategories = 100
 
 	browserCookie = "wechat_authorize"
+	statePurpose  = "wechat_authorize start"
 )
 
 // stateID tells one start from all others.
 type stateID [stateIDBytes]byte
 
-// authorizeState is what a callback must bring back of its start.
+// authorizeState is what a callback must bring back of its start. The text of one is bound to the platform and to the
+// browser's cookie.
 type authorizeState struct {
 	id         stateID
-	browser    [browserBytes]byte // of the cookie's hash
-	platform   string
 	categories []int // permission sets that were asked for; none: those that the platform published
 }
 
-// payload writes a state as id, browser, platform, and two bytes for each category.
+// payload writes a state as its id, and two bytes for each category.
 func (s *authorizeState) payload() []byte {
-	b := append(s.id[:], s.browser[:]...)
-	b = append(b, s.platform...)
+	b := s.id[:]
 	for _, id := range s.categories {
 		b = binary.BigEndian.AppendUint16(b, uint16(id)) //nolint:gosec // categoryShape has four digits
 	}
@@ -49,14 +46,11 @@ func (s *authorizeState) payload() []byte {
 }
 
 func parseState(b []byte) (s authorizeState, ok bool) {
-	const fixed = stateIDBytes + browserBytes + appIDLength
-	if len(b) < fixed || (len(b)-fixed)%2 != 0 {
+	if len(b) < stateIDBytes || (len(b)-stateIDBytes)%2 != 0 {
 		return s, false
 	}
 	copy(s.id[:], b)
-	copy(s.browser[:], b[stateIDBytes:])
-	s.platform = string(b[stateIDBytes+browserBytes : fixed])
-	for b = b[fixed:]; len(b) > 0; b = b[2:] {
+	for b = b[stateIDBytes:]; len(b) > 0; b = b[2:] {
 		s.categories = append(s.categories, int(binary.BigEndian.Uint16(b)))
 	}
 	return s, true
@@ -64,18 +58,18 @@ func parseState(b []byte) (s authorizeState, ok bool) {
 
 // newState makes the state of a start, for the browser with that cookie.
 func (a *Authorize) newState(ctx context.Context, cookie string, req *authorizeRequest) (secret.String, error) {
-	s := authorizeState{browser: browserOf(cookie), platform: req.platform.AppID, categories: req.options.categories}
+	s := authorizeState{categories: req.options.categories}
 	_, _ = rand.Read(s.id[:]) // never fails since Go 1.24
-	return a.app.manager().SealState(ctx, s.payload(), time.Now().Add(stateLife))
+	return a.app.manager().SealState(ctx, s.payload(), time.Now().Add(stateLife), statePurpose, req.platform.AppID, cookie)
 }
 
-// readState opens the state of a callback and holds it against the browser that brings it.
+// readState opens the state of a callback, for the browser that brings it.
 func (a *Authorize) readState(r *http.Request, platform string, text secret.String) (authorizeState, *oauthFailure) {
 	cookie := readBrowser(r)
 	if text.IsZero() || cookie == "" {
 		return authorizeState{}, failState
 	}
-	payload, err := a.app.manager().OpenState(r.Context(), text)
+	payload, err := a.app.manager().OpenState(r.Context(), text, statePurpose, platform, cookie)
 	switch {
 	case errors.Is(err, tokens.ErrOpaqueExpired):
 		return authorizeState{}, failStateExpired
@@ -85,17 +79,10 @@ func (a *Authorize) readState(r *http.Request, platform string, text secret.Stri
 		return authorizeState{}, startFailure(err)
 	}
 	s, ok := parseState(payload)
-	if !ok || s.platform != platform || s.browser != browserOf(cookie) {
+	if !ok {
 		return authorizeState{}, failState
 	}
 	return s, nil
-}
-
-// browserOf is what a state knows of a cookie.
-func browserOf(cookie string) (b [browserBytes]byte) {
-	sum := sha256.Sum256([]byte(cookie))
-	copy(b[:], sum[:])
-	return b
 }
 
 // cookieShape is 128 bits as base64.
@@ -113,7 +100,7 @@ func readBrowser(r *http.Request) string {
 // markBrowser gives the browser its cookie, or prolongs the one it has: authorizations may be under way in several tabs.
 func markBrowser(w http.ResponseWriter, r *http.Request, at place) (cookie string) {
 	if cookie = readBrowser(r); cookie == "" {
-		var b [browserBytes]byte
+		var b [cookieBytes]byte
 		_, _ = rand.Read(b[:]) // never fails since Go 1.24
 		cookie = base64.RawURLEncoding.EncodeToString(b[:])
 	}

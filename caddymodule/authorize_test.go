@@ -444,3 +444,21 @@ func TestPictureOf(t *testing.T) {
 		}
 	}
 }
+
+// The page's links stay on this host, and lead to a start that works, whatever the request was like.
+func TestAuthorizeLinksBack(t *testing.T) {
+	f := newAuthorize(t, &Authorize{})
+	h := middleware(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		r.URL.Path, r.URL.RawPath = strings.TrimPrefix(r.URL.Path, "//evil.example"), "" // as handle_path may
+		return f.ServeHTTP(w, r, next)
+	})
+	r := visit(http.MethodGet, "/", "Sec-Fetch-Site", "none")
+	r.URL.Path, r.URL.RawQuery = "//evil.example"+authorizeBase+"/go", "kind=pc"
+	if location := serve(t, h, r, nil).Header().Get("Location"); location != "/evil.example"+authorizeBase+"?kind=pc" {
+		t.Errorf("led to %q", location)
+	}
+	rec := f.get(authorizeBase + "?biz_appid=wxbad&auth_type=1")
+	if body := rec.Body.String(); rec.Code != http.StatusBadRequest || !strings.Contains(body, `<a href="/wx/authorize">`) {
+		t.Errorf("a malformed link: %d\n%s", rec.Code, body)
+	}
+}

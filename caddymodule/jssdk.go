@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -169,13 +168,11 @@ func (j *JSSDK) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		if failure == jssdkMethod {
 			h.Set("Allow", "GET, HEAD, OPTIONS")
 		}
-		body, _ := json.Marshal(map[string]string{"error": failure.text}) // strings can be encoded
-		writeJSON(w, failure.status, body)
+		writeJSON(w, failure.status, jsonBody(map[string]string{"error": failure.text}))
 		return nil
 	}
 	j.count("ok")
-	body, _ := json.Marshal(signed) // strings and a number can be encoded
-	writeJSON(w, http.StatusOK, body)
+	writeJSON(w, http.StatusOK, jsonBody(signed))
 	return nil
 }
 

@@ -30,6 +30,7 @@ const (
 	remedyHosts   = "add the host to hosts of wechat_jssdk if its pages should be signed"
 	remedyReach   = "check the way to api.weixin.qq.com and the store"
 	remedyUnsure  = "none needed: WeChat's list of authorizers is read as soon as there is a ticket"
+	remedyFlood   = "look in the access log for who asks for appids that nobody knows"
 	remedyUnknown = "compare the appid in the path with the global option wechat, or have the account authorise the platform"
 )
 
@@ -77,6 +78,8 @@ func ticketFailure(err error) *jssdkFailure {
 		f.remedy = known.Remedy.EN
 	case errors.Is(err, tokens.ErrUnsure):
 		f.level, f.remedy = zapcore.InfoLevel, remedyUnsure
+	case errors.Is(err, tokens.ErrTooMany):
+		f.remedy = remedyFlood
 	case isTimeout(err):
 		f.status = http.StatusGatewayTimeout
 	case errors.Is(err, tokens.ErrUnreachable):

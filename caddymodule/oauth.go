@@ -26,7 +26,7 @@ import (
 // the id at GET /wechat/users/{id} of a wechat_api listener. Where people are sent comes from Funcs alone, never from
 // the request.
 //
-// A login that begins at authorize is bound to the browser: a signed cookie, one for each login, lives half an hour and
+// A login that begins at authorize is bound to the browser: a sealed cookie, one for each login, lives half an hour and
 // has the link's state, up to 128 bytes of anything, in it. WeChat gets a random state of letters and digits instead. The
 // callback of such a login ends on a page, and WeChat is not asked, unless the browser has its cookie and the login has
 // not come back before with another code. All nodes on a store know the key of the cookies, and so does the gateway after

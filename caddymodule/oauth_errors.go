@@ -95,7 +95,7 @@ func loginFailure(err error) *oauthFailure {
 	case isRefusal:
 		f = codeFailure(refusal.Code)
 	case errors.Is(err, tokens.ErrNoTicket):
-		f = codeFailure(61005)
+		f = codeFailure(codeNoTicket)
 	case errors.Is(err, tokens.ErrNotAuthorized):
 		f = codeFailure(61003)
 	default:

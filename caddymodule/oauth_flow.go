@@ -1,25 +1,22 @@
 package caddymodule
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"net/http"
 	"net/url"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // A flow is a login that began here: at {base}/authorize. Its state on the way to WeChat and back is flowMark and the
 // flow's id, letters and digits alone, which WeChat's pages for platforms and for plain accounts both take. What the
-// link gave as its state, whatever it is, stays in a signed cookie of that browser, and so comes back exactly. Each flow
+// link gave as its state, whatever it is, stays in a sealed cookie of that browser, and so comes back exactly. Each flow
 // has a cookie of its own, so that logins in two tabs do not disturb each other; nothing is kept on the server.
 const (
 	flowMark = "wxTkFlow"
@@ -33,7 +30,6 @@ const (
 	maxFlows = 8
 	// maxFlowCopies of one cookie are looked at: a browser sends those of other paths and of the parent domain too.
 	maxFlowCopies = 4
-	flowExpiry    = 8 // bytes, Unix seconds
 )
 
 var (
@@ -43,45 +39,18 @@ var (
 
 // flow is a login that began here.
 type flow struct {
-	id      string
-	path    string // of the callback
-	appid   string
-	state   string // of the link
-	expires time.Time
+	id    string
+	path  string // of the callback
+	appid string
+	state string // of the link
 }
 
-// message is what a flow's cookie signs.
-func (f *flow) message() []byte {
-	b := binary.BigEndian.AppendUint64(nil, uint64(f.expires.Unix()))
-	for _, s := range [...]string{f.id, f.path, f.appid, f.state} {
-		b = binary.BigEndian.AppendUint64(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	return b
-}
+// bound is what a flow's cookie is bound to: what it does not hold itself, the callback says.
+func (f *flow) bound() []string { return []string{flowPurpose, f.id, f.path, f.appid} }
 
-// seal makes the value of a flow's cookie: its end, the signature and the state. What else is signed, the callback says.
-func (f *flow) seal(ctx context.Context, m *tokens.Manager) (string, error) {
-	signature, err := m.Sign(ctx, flowPurpose, f.message())
-	if err != nil {
-		return "", err
-	}
-	b := binary.BigEndian.AppendUint64(nil, uint64(f.expires.Unix()))
-	b = append(b, byte(len(signature)))
-	b = append(b, signature...)
-	return base64.RawURLEncoding.EncodeToString(append(b, f.state...)), nil
-}
-
-// parseFlow reads the value of a cookie; nothing in it is proven yet.
-func parseFlow(value string) (expires time.Time, signature []byte, state string, ok bool) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(value)
-	if err != nil || strings.ContainsAny(value, "\r\n") || len(b) <= flowExpiry || len(b)-flowExpiry-1 < int(b[flowExpiry]) {
-		return time.Time{}, nil, "", false
-	}
-	expires = time.Unix(int64(binary.BigEndian.Uint64(b)), 0)
-	rest := b[flowExpiry+1:]
-	signature, rest = rest[:b[flowExpiry]], rest[b[flowExpiry]:]
-	return expires, signature, string(rest), len(rest) <= maxState
+// seal makes the value of a flow's cookie.
+func (f *flow) seal(ctx context.Context, m *tokens.Manager, until time.Time) (secret.String, error) {
+	return m.SealState(ctx, []byte(f.state), until, f.bound()...)
 }
 
 // errNoFlow: the browser has not begun this login, or too long ago.
@@ -90,17 +59,12 @@ var errNoFlow = errors.New("no cookie of this flow")
 // open checks the values that a browser has for a flow's cookie, and fills in the state of the one that is right.
 func (f *flow) open(ctx context.Context, m *tokens.Manager, values []string) error {
 	for _, value := range values[:min(len(values), maxFlowCopies)] {
-		expires, signature, state, ok := parseFlow(value)
-		if !ok || !time.Now().Before(expires) {
-			continue
-		}
-		candidate := *f
-		candidate.expires, candidate.state = expires, state
-		switch err := m.Verify(ctx, flowPurpose, candidate.message(), signature); {
+		state, err := m.OpenState(ctx, secret.New(value), f.bound()...)
+		switch {
 		case err == nil:
-			*f = candidate
+			f.state = string(state)
 			return nil
-		case !errors.Is(err, tokens.ErrNotSigned):
+		case !errors.Is(err, tokens.ErrOpaqueUnknown) && !errors.Is(err, tokens.ErrOpaqueExpired):
 			return err
 		}
 	}
@@ -109,45 +73,29 @@ func (f *flow) open(ctx context.Context, m *tokens.Manager, values []string) err
 
 // beginFlow begins a login here: the state for WeChat, and the cookies for the browser.
 func (o *OAuth) beginFlow(r *http.Request, to callbackAddress, appid, state string) (wireState string, cookies []*http.Cookie, err error) {
-	f := &flow{id: rand.Text(), path: to.path, appid: appid, state: state, expires: time.Now().Add(tokens.FlowLife)}
-	value, err := f.seal(r.Context(), o.app.manager())
+	f := &flow{id: rand.Text(), path: to.path, appid: appid, state: state}
+	value, err := f.seal(r.Context(), o.app.manager(), time.Now().Add(tokens.FlowLife))
 	if err != nil {
 		return "", nil, err
 	}
 	prefix := to.cookiePrefix()
 	cookies = endFlows(r.Cookies(), prefix)
-	cookies = append(cookies, &http.Cookie{Name: prefix + f.id, Value: value, MaxAge: int(tokens.FlowLife / time.Second)})
+	cookies = append(cookies, &http.Cookie{Name: prefix + f.id, Value: value.Reveal(), MaxAge: int(tokens.FlowLife / time.Second)})
 	for _, c := range cookies {
 		c.Path, c.Secure, c.HttpOnly, c.SameSite = to.cookiePath(), to.secure(), true, http.SameSiteLaxMode
 	}
 	return flowMark + f.id, cookies, nil
 }
 
-// endFlows makes room for one flow more among a browser's cookies: what is over goes, and the oldest beyond maxFlows.
+// endFlows makes room for one flow more among a browser's cookies: the oldest beyond maxFlows end. Browsers send the
+// oldest first, and none that is over.
 func endFlows(sent []*http.Cookie, prefix string) (ended []*http.Cookie) {
-	type running struct {
-		name    string
-		expires time.Time
-	}
-	var live []running
 	for _, c := range sent {
-		if id, ok := strings.CutPrefix(c.Name, prefix); !ok || !flowIDShape.MatchString(id) {
-			continue
-		}
-		expires, _, _, ok := parseFlow(c.Value)
-		if !ok || !time.Now().Before(expires) {
-			expires = time.Time{}
-		}
-		live = append(live, running{c.Name, expires})
-	}
-	slices.Reverse(live) // browsers send the oldest first
-	slices.SortStableFunc(live, func(a, b running) int { return cmp.Compare(b.expires.Unix(), a.expires.Unix()) })
-	for i, one := range live {
-		if i >= maxFlows-1 || one.expires.IsZero() {
-			ended = append(ended, &http.Cookie{Name: one.name, MaxAge: -1})
+		if id, ok := strings.CutPrefix(c.Name, prefix); ok && flowIDShape.MatchString(id) {
+			ended = append(ended, &http.Cookie{Name: c.Name, MaxAge: -1})
 		}
 	}
-	return ended
+	return ended[:max(0, len(ended)-(maxFlows-1))]
 }
 
 // endOfFlow finds out which flow a callback ends: one that the browser can show to have begun here, or none, if the
@@ -163,7 +111,7 @@ func (o *OAuth) endOfFlow(r *http.Request, req *oauthRequest, query url.Values) 
 	case !flowIDShape.MatchString(id):
 		return nil, failFlowState
 	}
-	origin, ok := o.originOf(r)
+	origin, ok := originOf(o.origin, r)
 	if !ok {
 		return nil, failQuery
 	}

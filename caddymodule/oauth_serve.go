@@ -221,7 +221,7 @@ func (o *OAuth) starts(req *oauthRequest) *oauthFailure {
 // callbackFor is the callback address to give to WeChat: what the visitor's browser must ask for, so the path is the
 // one of the original request, before handle_path or a rewrite took something away.
 func (o *OAuth) callbackFor(r *http.Request, req *oauthRequest) (to callbackAddress, ok bool) {
-	if to.origin, ok = o.originOf(r); !ok {
+	if to.origin, ok = originOf(o.origin, r); !ok {
 		return to, false
 	}
 	to.base = o.base
@@ -237,9 +237,9 @@ func (o *OAuth) callbackFor(r *http.Request, req *oauthRequest) (to callbackAddr
 }
 
 // originOf is the origin of callback addresses: the configured one, or else the visitor's.
-func (o *OAuth) originOf(r *http.Request) (origin string, ok bool) {
-	if o.origin != "" {
-		return o.origin, true
+func originOf(configured string, r *http.Request) (origin string, ok bool) {
+	if configured != "" {
+		return configured, true
 	}
 	return visitorOrigin(r)
 }

@@ -101,7 +101,13 @@ func (m *Manager) holder(ctx context.Context, env *Environment, appid string) (*
 func (m *Manager) findHolder(ctx context.Context, env *Environment, appid string) (*entry, error) {
 	var failed error
 	for i := range env.Platforms {
-		e, err := m.peek(ctx, env, AuthorizerKey(env.Platforms[i].AppID, appid))
+		k := AuthorizerKey(env.Platforms[i].AppID, appid)
+		e, err := m.peek(ctx, env, k)
+		if errors.Is(err, errDamaged) { // so nobody made the account up: the record is set aside, and had from WeChat's list
+			if e, err = m.lookup(ctx, env, k); err == nil && e.rec == nil {
+				err = fmt.Errorf("%s: %w", k.AppID, ErrUnsure)
+			}
+		}
 		switch {
 		case errors.Is(err, ErrTooMany):
 			return nil, err

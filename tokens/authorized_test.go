@@ -155,6 +155,59 @@ func TestAuthorizedFlood(t *testing.T) {
 	})
 }
 
+// Pages are signed for whoever asks: made-up accounts cost no more here either, and take no account's place in memory.
+func TestStoredPlatformOfFlood(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		reads, began, refused := r.store.count("load"), time.Now(), 0
+		for n := range 10_000 {
+			_, err := r.StoredPlatformOf(t.Context(), strangerID(n))
+			switch {
+			case errors.Is(err, ErrTooMany):
+				refused++
+			case !errors.Is(err, ErrNotAuthorized) && !errors.Is(err, ErrUnsure):
+				t.Fatal(err)
+			}
+			if e := r.cache.Load().get(AuthorizerKey(testPlatform, strangerID(n))); e != nil {
+				t.Fatal("an account that nobody knows has a place in memory")
+			}
+			if n%200 == 0 {
+				time.Sleep(100 * time.Millisecond)
+				if platform, err := r.StoredPlatformOf(t.Context(), testAuthorizer); platform != testPlatform {
+					t.Fatalf("an account in use during a flood: %v", err)
+				}
+			}
+		}
+		bound := coldReads + int(time.Since(began).Seconds()*coldReadsPerSecond) + 1
+		if n := r.store.count("load") - reads; n > bound || refused == 0 {
+			t.Errorf("%d reads, the bound is %d; %d were refused", n, bound, refused)
+		}
+	})
+}
+
+// A damaged record is no sign that the account is made up: it is set aside, and WeChat's list brings the account back.
+func TestStoredPlatformOfDamaged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.restart()
+		if err := r.store.Store(t.Context(), testAuthKey.recordName(), []byte("torn")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrUnsure) {
+			t.Errorf("damaged: %v, want ErrUnsure", err)
+		}
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Hour)
+		if platform, err := r.StoredPlatformOf(t.Context(), testAuthorizer); platform != testPlatform || err != nil {
+			t.Errorf("after the list was read: %q, %v", platform, err)
+		}
+	})
+}
+
 // The same name again and again, from everywhere at once, costs one read for each platform in five seconds.
 func TestAuthorizedSameNameAtOnce(t *testing.T) {
 	t.Parallel()

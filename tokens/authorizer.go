@@ -73,31 +73,6 @@ func (e *entry) unrenewable() error {
 // PlatformOf returns the first configured platform, in the order of the configuration, that holds an authorization of
 // the account. It is ErrNotAuthorized if none does. For an account in use it costs no access to the store.
 func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) {
-	return m.platformOf(ctx, appid, m.authorization)
-}
-
-// StoredPlatformOf is PlatformOf for those whom anybody can have ask: an appid that may be made up costs a look into the
-// store and no call to WeChat. It is ErrUnsure where PlatformOf would ask WeChat, because the store may have lost the
-// account; WeChat's list, which is read soon then, settles it.
-func (m *Manager) StoredPlatformOf(ctx context.Context, appid string) (string, error) {
-	return m.platformOf(ctx, appid, m.storedAuthorization)
-}
-
-func (m *Manager) storedAuthorization(ctx context.Context, env *Environment, k Key) (*entry, error) {
-	e, err := m.lookup(ctx, env, k)
-	if err != nil || e.rec != nil || env.RosterEvery < 0 || !m.rosters.lost(k) {
-		return e, err
-	}
-	if held := m.cache.Load().get(k); held != nil && held.rec != nil {
-		return held, nil // the reading of the list brought it
-	}
-	m.hastenRoster(k.Platform)
-	return nil, fmt.Errorf("%s: %w", k.AppID, ErrUnsure)
-}
-
-func (m *Manager) platformOf(ctx context.Context, appid string,
-	authorization func(context.Context, *Environment, Key) (*entry, error),
-) (string, error) {
 	env, err := m.current()
 	if err != nil {
 		return "", err
@@ -108,7 +83,7 @@ func (m *Manager) platformOf(ctx context.Context, appid string,
 		if err := env.knows(k); err != nil {
 			return "", err
 		}
-		e, err := authorization(ctx, env, k)
+		e, err := m.authorization(ctx, env, k)
 		switch {
 		case err != nil:
 			failed = err
@@ -118,6 +93,33 @@ func (m *Manager) platformOf(ctx context.Context, appid string,
 	}
 	if failed != nil {
 		return "", failed
+	}
+	return "", fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
+}
+
+// StoredPlatformOf is PlatformOf for those whom anybody can have ask: an appid that may be made up costs no call to
+// WeChat, no place in memory, and of the store what Authorized costs it, with the same errors. It is ErrUnsure where
+// PlatformOf would ask WeChat, because the store may have lost the account; WeChat's list, which is read soon then,
+// settles it.
+func (m *Manager) StoredPlatformOf(ctx context.Context, appid string) (string, error) {
+	env, err := m.current()
+	if err != nil {
+		return "", err
+	}
+	e, err := m.holder(ctx, env, appid)
+	switch {
+	case err != nil:
+		return "", err
+	case e != nil:
+		return e.key.Platform, nil
+	}
+	for i := range env.Platforms {
+		k := AuthorizerKey(env.Platforms[i].AppID, appid)
+		held := m.cache.Load().get(k) // a revocation is there, and not lost
+		if env.RosterEvery >= 0 && m.rosters.lost(k) && (held == nil || held.rec == nil) {
+			m.hastenRoster(k.Platform)
+			return "", fmt.Errorf("%s: %w", printable(appid, maxID), ErrUnsure)
+		}
 	}
 	return "", fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
 }

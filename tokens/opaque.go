@@ -76,7 +76,7 @@ type OpaqueClaims struct {
 type opaqueKey struct {
 	id      [opaqueKeyID]byte
 	aead    cipher.AEAD
-	signing []byte // derived from the key, for Sign
+	states  cipher.AEAD // of a key derived from this one
 	created time.Time
 }
 
@@ -114,7 +114,7 @@ func (m *Manager) IssueOpaque(ctx context.Context, c OpaqueClaims) (secret.Strin
 	if err != nil {
 		return secret.String{}, err
 	}
-	text, err := m.sealOpaque(ctx, opaqueVersion, plain)
+	text, err := m.sealOpaque(ctx, opaqueVersion, plain, nil)
 	if err != nil {
 		return secret.String{}, err
 	}
@@ -124,8 +124,17 @@ func (m *Manager) IssueOpaque(ctx context.Context, c OpaqueClaims) (secret.Strin
 	return secret.New(text), nil
 }
 
-// sealOpaque seals plain with the newest key as characters of [A-Za-z0-9_-].
-func (m *Manager) sealOpaque(ctx context.Context, version byte, plain []byte) (string, error) {
+// of is what seals that version.
+func (k *opaqueKey) of(version byte) cipher.AEAD {
+	if version == stateVersion {
+		return k.states
+	}
+	return k.aead
+}
+
+// sealOpaque seals plain with the newest key as characters of [A-Za-z0-9_-]. Bound is what must be there again when it
+// is opened.
+func (m *Manager) sealOpaque(ctx context.Context, version byte, plain, bound []byte) (string, error) {
 	key, err := m.issuingKey(ctx)
 	if err != nil {
 		return "", err
@@ -133,7 +142,7 @@ func (m *Manager) sealOpaque(ctx context.Context, version byte, plain []byte) (s
 	sealed := make([]byte, opaqueHeader, opaqueHeader+len(plain)+opaqueOverhead)
 	sealed[0] = version
 	copy(sealed[1:], key.id[:])
-	sealed = key.aead.Seal(sealed, nil, plain, sealed[:opaqueHeader])
+	sealed = key.of(version).Seal(sealed, nil, plain, append(sealed[:opaqueHeader:opaqueHeader], bound...))
 	return base64.RawURLEncoding.EncodeToString(sealed), nil
 }
 
@@ -141,7 +150,7 @@ func (m *Manager) sealOpaque(ctx context.Context, version byte, plain []byte) (s
 // make or that was altered, ErrOpaqueExpired (with the claims) past its life, and wraps ErrStore if that cannot be
 // told because the store fails.
 func (m *Manager) OpenOpaque(ctx context.Context, token string) (OpaqueClaims, error) {
-	plain, err := m.openOpaque(ctx, opaqueVersion, token)
+	plain, err := m.openOpaque(ctx, opaqueVersion, token, nil)
 	if err != nil {
 		return OpaqueClaims{}, err
 	}
@@ -155,8 +164,9 @@ func (m *Manager) OpenOpaque(ctx context.Context, token string) (OpaqueClaims, e
 	return claims, nil
 }
 
-// openOpaque is the reverse of sealOpaque. The error is ErrOpaqueUnknown for what no key of ours sealed as this version.
-func (m *Manager) openOpaque(ctx context.Context, version byte, text string) ([]byte, error) {
+// openOpaque is the reverse of sealOpaque. The error is ErrOpaqueUnknown for what no key of ours sealed as this version
+// and bound so.
+func (m *Manager) openOpaque(ctx context.Context, version byte, text string, bound []byte) ([]byte, error) {
 	if len(text) > MaxOpaqueLength || strings.ContainsAny(text, "\r\n") { // the decoder would skip these
 		return nil, ErrOpaqueUnknown
 	}
@@ -168,7 +178,7 @@ func (m *Manager) openOpaque(ctx context.Context, version byte, text string) ([]
 	if err != nil {
 		return nil, err
 	}
-	plain, err := key.aead.Open(nil, nil, sealed[opaqueHeader:], sealed[:opaqueHeader])
+	plain, err := key.of(version).Open(nil, nil, sealed[opaqueHeader:], append(sealed[:opaqueHeader:opaqueHeader], bound...))
 	if err != nil {
 		return nil, ErrOpaqueUnknown
 	}
@@ -379,22 +389,38 @@ func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept op
 func (k *opaqueKeys) take(kept opaqueRecord) error {
 	known := make([]opaqueKey, 0, len(kept.Keys))
 	for _, r := range kept.Keys {
-		block, err := aes.NewCipher(r.Key)
-		if err != nil || len(r.Key) != opaqueKeyBytes || len(r.ID) != opaqueKeyID {
-			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
-		}
-		aead, err := cipher.NewGCMWithRandomNonce(block)
+		key, err := newOpaqueKey(r)
 		if err != nil {
 			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
 		}
-		signing, err := hkdf.Key(sha256.New, r.Key, nil, signingLabel, sha256.Size)
-		if err != nil {
-			return fmt.Errorf("%w: %s holds no usable key", errUnreadable, opaqueName)
-		}
-		known = append(known, opaqueKey{id: [opaqueKeyID]byte(r.ID), aead: aead, signing: signing, created: time.Unix(r.Created, 0)})
+		known = append(known, key)
 	}
 	k.known.Store(&known)
 	return nil
+}
+
+func newOpaqueKey(r opaqueKeyRecord) (opaqueKey, error) {
+	if len(r.Key) != opaqueKeyBytes || len(r.ID) != opaqueKeyID {
+		return opaqueKey{}, errUnreadable
+	}
+	derived, err := hkdf.Key(sha256.New, r.Key, nil, stateLabel, opaqueKeyBytes)
+	if err != nil {
+		return opaqueKey{}, err
+	}
+	key := opaqueKey{id: [opaqueKeyID]byte(r.ID), created: time.Unix(r.Created, 0)}
+	if key.aead, err = newAEAD(r.Key); err != nil {
+		return opaqueKey{}, err
+	}
+	key.states, err = newAEAD(derived)
+	return key, err
+}
+
+func newAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // appendClaims writes claims as an expiry in Unix seconds and five strings, each behind a byte with its length.
