@@ -229,6 +229,7 @@ func TestConfirmFileOfManyAccounts(t *testing.T) {
 		const accounts = 100
 		for n := range accounts {
 			r.authorize(t, testPlatform, strangerID(n))
+			synctest.Wait() // WeChat tells the permission sets once more
 			_, err := r.commit(t.Context(), r.Manager.env.Load(), AuthorizerKey(testPlatform, strangerID(n)), false, func(cur *record) *record {
 				next := *cur
 				next.FuncInfo = []int{confirmSet}
