@@ -88,8 +88,14 @@ func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	Echo(w, r)
 }
 
-// Echo answers a text with 收到：and the text, anything else with success, and calls its XML text/html, as old servlets do.
+// Echo answers a text with 收到：and the text, any other message with success, and calls its XML text/html, as old servlets
+// do. Whoever comes with a browser, as from a login, is told where that is.
 func Echo(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintln(w, "the web application, at", r.RequestURI)
+		return
+	}
 	var m struct {
 		ToUserName, FromUserName, MsgType, Content string
 	}

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"io/fs"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,12 +231,14 @@ func TestAccessLogFilter(t *testing.T) {
 	call(t, w, "GET", "/cgi-bin/user/info?access_token="+opaque+"&openid="+user.OpenID, nil, "")
 	call(t, w, "GET", "/sns/jscode2session?appid="+integration.AccountID+"&secret="+w.ClientKey+"&js_code=js-code-secret&grant_type=authorization_code", nil, "")
 	call(t, w, "GET", "/wechat/users/tracking-id-12345678901", bearer(w), "")
+	const page = "https://shop.example.com/cart"
+	fetch(t, httpsClient(t, w), "GET", w.URL("/wx/jssdk/"+integration.AccountID+"?url="+url.QueryEscape(page+"?code=login-code-of-a-page")), nil, "")
 	log := w.Gateway.Log()
 	if n := strings.Count(log, `"handled request"`); n < 40 {
 		t.Fatalf("%d lines of access log", n)
 	}
 	checkNoSecrets(t, w, "access log", log)
-	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret", "tracking-id-12345678901"} {
+	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret", "tracking-id-12345678901", "login-code-of-a-page", url.QueryEscape(page)} {
 		if strings.Contains(log, hidden) {
 			t.Errorf("the access log shows %.8s…", hidden)
 		}

@@ -47,6 +47,8 @@ type World struct {
 	Env []string
 	// Log receives what the gateway prints. Default: only Gateway.Log has it.
 	Log io.Writer
+	// TLS has the gateway and browsers reach WeChat over TLS, with certificates of a CA that is in WeChatCA.
+	TLS bool
 	// Ports are wanted addresses by name (https, http, api, admin); taken or absent ones are replaced by free ones.
 	Ports map[string]string
 
@@ -58,6 +60,8 @@ type World struct {
 	HTTPS, HTTP, API, Admin string
 	// ClientKey is the key of the client crm.
 	ClientKey string
+	// WeChatCA is the certificate of WeChat's CA as PEM, with TLS.
+	WeChatCA []byte
 
 	roots   *x509.CertPool
 	secrets map[string]string
@@ -75,7 +79,7 @@ func (w *World) Start(ctx context.Context) error {
 		return err
 	}
 	w.simulate()
-	if err := w.WeChat.Start("127.0.0.1:0"); err != nil {
+	if err := w.startWeChat(); err != nil {
 		return err
 	}
 	w.WeChat.SetOAuthHosts(w.HostPort())
@@ -94,6 +98,19 @@ func (w *World) Start(ctx context.Context) error {
 	}
 	return w.awaitCertificate(ctx)
 }
+
+// startWeChat has the simulator listen.
+func (w *World) startWeChat() (err error) {
+	if !w.TLS {
+		return w.WeChat.Start("127.0.0.1:0")
+	}
+	if w.WeChatCA, err = w.WeChat.StartTLS("127.0.0.1:0"); err != nil {
+		return err
+	}
+	return os.WriteFile(w.wechatCAFile(), w.WeChatCA, 0o600)
+}
+
+func (w *World) wechatCAFile() string { return filepath.Join(w.Dir, "wechat-ca.pem") }
 
 // awaitCertificate waits for the site's certificate, which Caddy obtains in the background.
 func (w *World) awaitCertificate(ctx context.Context) error {
@@ -227,6 +244,10 @@ func (w *World) environment() []string {
 		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
 		"WECHAT_BACKEND=" + w.Backend.Addr(), "WECHAT_GPS_BACKEND=" + w.Backend.Addr(),
 		"WECHAT_WEB=http://" + w.Backend.Addr(), "WECHAT_PAGES_BACKEND=" + w.Backend.Addr(),
+		"WECHAT_JSSDK_HOSTS=" + w.HostPort() + " *." + Pages + ":" + Port(w.HTTPS),
+	}
+	if w.TLS {
+		env = append(env, "SSL_CERT_FILE="+w.wechatCAFile())
 	}
 	for name, value := range w.secrets {
 		env = append(env, name+"="+value)

@@ -19,6 +19,11 @@ need "printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $compiler -
 # The SDKs for Node.
 need 'node --version && npm --version' nodejs npm
 
+# The browser that goes through the pages, and a font with Chinese characters, for whoever looks at its pictures. Fonts are
+# no reason to bother who has a browser and no fontconfig's tools.
+need 'chromium --version || chromium-browser --version || google-chrome --version || google-chrome-stable --version' chromium
+need '! command -v fc-list || fc-list :lang=zh | grep .' fonts-wqy-zenhei
+
 install_packages() {
 	if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 		echo "The tests need what these Debian packages hold:$packages" >&2

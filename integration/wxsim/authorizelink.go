@@ -55,12 +55,21 @@ func (c *call) bindPage() answer {
 	if c.r.Method != http.MethodGet {
 		return answer{status: http.StatusMethodNotAllowed, contentType: "text/plain"}
 	}
-	callback, err := c.s.bind(c.r.URL.Path, c.r.URL.RawQuery, c.r.Referer(), "")
-	if err != nil {
-		c.note("%s", err.Error())
-		return answer{contentType: "text/html; charset=utf-8", body: fmt.Appendf(nil, "<!doctype html><title>WeChat</title><p>%s</p>\n", err.Text)}
+	s, path, query, referer := c.s, c.r.URL.Path, c.r.URL.RawQuery, c.r.Referer()
+	agree := func() (string, *PageError) { return s.bind(path, query, referer, "") }
+	if !s.cfg.Ask {
+		return c.sendOn(agree())
 	}
-	return answer{status: http.StatusFound, location: callback, contentType: "text/html; charset=utf-8"}
+	return c.ask(func() *PageError {
+		link, err := url.ParseQuery(query)
+		if err != nil {
+			return &PageError{0, "the query cannot be parsed"}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, _, pageErr := s.checkBindLink(path, link, referer)
+		return pageErr
+	}, choice{"授权", agree}) // who does not want to closes the page: WeChat sends nobody back
 }
 
 // bind checks a link, has the account authorize and returns where to redirect.

@@ -42,6 +42,9 @@ type Config struct {
 	// PushDial connects to push URLs, so that a public name can lead to a local port.
 	// Default: the system's dialer.
 	PushDial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Ask has WeChat's pages ask whoever opens them in a browser, who agrees or refuses by a click. Default: a browser is
+	// sent on at once, as one whose owner agrees. [Server.Visit] and [Server.FollowAuthorizationLink] ask nobody.
+	Ask bool
 	// JournalSize is the number of entries that the journal keeps. Default 10000.
 	JournalSize int
 	// Observe is called with each journal entry, in order, while it is being written down; it

@@ -49,7 +49,7 @@ func (s *Server) Visit(link string, u User) (callback string, err error) {
 	if origin != "https://open.weixin.qq.com" && origin != s.URL() && origin != s.TLSURL() || parsed.Path != authorizePath {
 		return "", &PageError{0, "not a link to https://open.weixin.qq.com" + authorizePath}
 	}
-	callback, pageErr := s.authorize(parsed.RawQuery, u)
+	callback, pageErr := s.authorize(parsed.RawQuery, u, false)
 	if pageErr != nil {
 		return "", pageErr
 	}
@@ -69,12 +69,17 @@ func (c *call) authorizePage() answer {
 	if c.r.Method != http.MethodGet {
 		return answer{status: http.StatusMethodNotAllowed, contentType: "text/plain"}
 	}
-	callback, err := c.s.authorize(c.r.URL.RawQuery, User{})
-	if err != nil {
-		c.note("%s", err.Error())
-		return answer{contentType: "text/html; charset=utf-8", body: fmt.Appendf(nil, "<!doctype html><title>WeChat</title><p>%d %s</p>\n", err.Code, err.Text)}
+	s, query := c.s, c.r.URL.RawQuery
+	if s.cfg.Ask {
+		return c.ask(func() *PageError {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			_, err := s.checkedLink(query)
+			return err
+		}, choice{"同意", func() (string, *PageError) { return s.authorize(query, User{}, false) }},
+			choice{"拒绝", func() (string, *PageError) { return s.authorize(query, User{}, true) }})
 	}
-	return answer{status: http.StatusFound, location: callback, contentType: "text/html; charset=utf-8"}
+	return c.sendOn(s.authorize(query, User{}, false))
 }
 
 // linkParameters are the parameters of a link in the only order that is documented.
@@ -102,18 +107,15 @@ func readLink(rawQuery string) (map[string]string, *PageError) {
 	return values, nil
 }
 
-// authorize checks a link and returns where to redirect.
-func (s *Server) authorize(rawQuery string, u User) (string, *PageError) {
-	link, err := readLink(rawQuery)
+// authorize checks a link and returns where to redirect whoever agrees, or refuses.
+func (s *Server) authorize(rawQuery string, u User, refused bool) (string, *PageError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	link, err := s.checkedLink(rawQuery)
 	if err != nil {
 		return "", err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	platformID, inComponent := link["component_appid"]
-	if err := s.checkLink(link, inComponent); err != nil {
-		return "", err
-	}
 	if u.OpenID == "" {
 		u = s.visitor(link["appid"])
 	}
@@ -121,7 +123,7 @@ func (s *Server) authorize(rawQuery string, u User) (string, *PageError) {
 		return "", &PageError{0, "the user is one of another account"}
 	}
 	var params []string
-	refused := s.refuseNext
+	refused = refused || s.refuseNext
 	s.refuseNext = false
 	if !refused {
 		params = append(params, "code="+s.userCode(u, platformID, link["scope"]).value)
@@ -133,6 +135,19 @@ func (s *Server) authorize(rawQuery string, u User) (string, *PageError) {
 		params = append(params, "appid="+link["appid"])
 	}
 	return withParameters(link["redirect_uri"], params), nil
+}
+
+// checkedLink reads a link and applies the page's rules. The caller holds mu.
+func (s *Server) checkedLink(rawQuery string) (map[string]string, *PageError) {
+	link, err := readLink(rawQuery)
+	if err != nil {
+		return nil, err
+	}
+	_, inComponent := link["component_appid"]
+	if err := s.checkLink(link, inComponent); err != nil {
+		return nil, err
+	}
+	return link, nil
 }
 
 // withParameters puts parameters behind the query of a URL and before its fragment.

@@ -105,5 +105,6 @@ func apiRoutes() map[string]route {
 		authorizePath:   {page: true, handle: (*call).authorizePage},
 		desktopLinkPath: {page: true, handle: (*call).bindPage},
 		mobileLinkPath:  {page: true, handle: (*call).bindPage},
+		choicePath:      {page: true, handle: (*call).choose},
 	}
 }

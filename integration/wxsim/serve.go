@@ -45,6 +45,7 @@ const (
 	maxBody         = 32 << 20
 	jsonContentType = "application/json; encoding=utf-8" // sic
 	textContentType = "text/plain"
+	htmlContentType = "text/html; charset=utf-8"
 )
 
 // ServeHTTP answers as api.weixin.qq.com or open.weixin.qq.com would, by path alone.

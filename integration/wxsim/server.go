@@ -45,8 +45,9 @@ type Server struct {
 	users          map[string]User        // by openid
 	visitors       map[string]User        // by appid: who opens the OAuth page
 	refuseNext     bool
-	renewing       map[holder]int // renewals in flight
-	forgiven       map[whose]bool // Server.AllowRefresh
+	choices        map[string]choice // buttons of pages that ask
+	renewing       map[holder]int    // renewals in flight
+	forgiven       map[whose]bool    // Server.AllowRefresh
 	used           map[[2]string]int
 	forced         map[string]*forcing
 	media          map[string]medium
@@ -96,7 +97,7 @@ func New(cfg Config) *Server {
 		cfg: cfg, routes: apiRoutes(), journal: newJournal(cfg.JournalSize, cfg.Observe), dice: newDice(cfg.Seed),
 		prepared: map[string][]*Fault{}, platforms: map[string]*platform{}, accounts: map[string]*account{},
 		authorizations: map[pair]*authorization{}, creds: map[string]*credential{}, current: map[holder]*credential{},
-		users: map[string]User{}, visitors: map[string]User{}, renewing: map[holder]int{}, forgiven: map[whose]bool{}, used: map[[2]string]int{},
+		users: map[string]User{}, visitors: map[string]User{}, choices: map[string]choice{}, renewing: map[holder]int{}, forgiven: map[whose]bool{}, used: map[[2]string]int{},
 		forced: map[string]*forcing{}, media: map[string]medium{}, menus: map[string][]byte{}, wxa: map[string]*codeFlow{},
 		sentChanged: make(chan struct{}), configured: map[string]bool{},
 		msgID: time.Now().UnixNano(),
