@@ -56,6 +56,7 @@ func TestNothingIsLostWithTheProcess(t *testing.T) {
 		r := started(t)
 		r.wx.set(func(f *fakeWeChat) { f.rotate, f.strict = true, true })
 		r.authorize(t, testPlatform, testAuthorizer)
+		synctest.Wait() // what the account shows of itself is kept too
 		for range 10 {
 			// A refresh, and the process dies: its successor has only the store.
 			token, err := r.Renew(t.Context(), testAuthKey, secret.String{})
