@@ -52,7 +52,6 @@ type fakeWeChat struct {
 	refuseBy int64             // errcode for a token that is not in force
 	grantErr string            // in the place of each answer to a request for a token
 	api      http.HandlerFunc  // what an API call with a good token gets
-	infos    int               // how often an account was asked for
 }
 
 func newFakeWeChat(t testing.TB) *fakeWeChat {
@@ -154,18 +153,10 @@ func (f *fakeWeChat) call(w http.ResponseWriter, r *http.Request) {
 		return // the caller of the gateway left
 	}
 	f.mu.Lock()
-	if r.URL.Path == infoPath { // the gateway's own, at some time after an authorization
-		defer func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.infos++
-		}()
-	} else {
-		f.calls = append(f.calls, seenCall{
-			Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Header: r.Header.Clone(), Body: string(body),
-			Length: r.ContentLength, Chunked: len(r.TransferEncoding) > 0,
-		})
-	}
+	f.calls = append(f.calls, seenCall{
+		Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Header: r.Header.Clone(), Body: string(body),
+		Length: r.ContentLength, Chunked: len(r.TransferEncoding) > 0,
+	})
 	api, refuseBy := f.api, f.refuseBy
 	f.mu.Unlock()
 	q := r.URL.Query()
@@ -211,7 +202,6 @@ func (f *fakeWeChat) one(t *testing.T) seenCall {
 
 // gateway is wechat_api on a socket, in front of a fake WeChat.
 type gateway struct {
-	wechat *fakeWeChat // if newGateway was given one
 	*httptest.Server
 	t    testing.TB
 	app  *App
@@ -243,9 +233,7 @@ func newGateway(t testing.TB, wechat *fakeWeChat, config, handler string) *gatew
 	if config == "" {
 		config = gatewayConfig(wechat.URL)
 	}
-	g := newGatewayAt(t, t.TempDir(), config, handler)
-	g.wechat = wechat
-	return g
+	return newGatewayAt(t, t.TempDir(), config, handler)
 }
 
 // newGatewayAt is newGateway with its storage in a folder, which several gateways may share.
@@ -310,30 +298,6 @@ func (g *gateway) authorizeAt(platform string) {
 	}
 	if _, err := m.ExchangeAuthCode(g.t.Context(), platform, authorizerID, secret.New("queryauthcode@@@1")); err != nil {
 		g.t.Fatal(err)
-	}
-	if g.wechat != nil {
-		g.wechat.awaitInfo(g.t)
-	}
-}
-
-// awaitInfo waits until an account was asked for, which the gateway does in the background after the first authorization:
-// what a test has WeChat answer from now on is for its own calls.
-func (f *fakeWeChat) awaitInfo(t testing.TB) {
-	t.Helper()
-	tick, deadline := time.NewTicker(time.Millisecond), time.After(10*time.Second)
-	defer tick.Stop()
-	for {
-		f.mu.Lock()
-		asked := f.infos > 0
-		f.mu.Unlock()
-		if asked {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("WeChat was not asked for the account")
-		}
 	}
 }
 

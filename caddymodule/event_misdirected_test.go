@@ -100,7 +100,7 @@ func newSites(t *testing.T, root, caddyfile string) *sites {
 	return s
 }
 
-// know makes the gateway learn the authorizer's gh_ id, for which the exchange is enough.
+// know makes the gateway learn the authorizer's gh_ id.
 func (s *sites) know() {
 	s.t.Helper()
 	m := s.app.manager()
@@ -111,7 +111,7 @@ func (s *sites) know() {
 		s.t.Fatal(err)
 	}
 	for tick := time.NewTicker(5 * time.Millisecond); ; {
-		if _, _, err := m.ByUserName(s.t.Context(), ghID); err == nil {
+		if _, ok := m.UserName(platformID, authorizerID); ok {
 			tick.Stop()
 			return
 		}

@@ -130,9 +130,6 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 		return Authorizer{}, err
 	}
 	m.done.put(c.hash(), g.appid)
-	if a.UserName == "" { // a message that comes to the wrong URL is known by nothing else
-		m.wantInfo(e.key)
-	}
 	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
 	return a, nil
 }

@@ -149,11 +149,6 @@ func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accou
 	if taken {
 		m.troubles.over(k, secret.String{})
 		env.Log.Warn("an authorization was taken over from WeChat, which the store did not have", "platform", k.Platform, "appid", k.AppID)
-		if info.userName != "" { // as the record has it now, nobody asks for it again
-			if err := m.keepUserName(ctx, env, k, info.userName); err != nil {
-				env.Log.Warn("the way from a gh_ id to its account cannot be kept", "platform", k.Platform, "appid", k.AppID, "error", err)
-			}
-		}
 	}
 	return e, nil
 }

@@ -660,7 +660,6 @@ func TestStoredPlatformOf(t *testing.T) {
 			t.Errorf("%q, %v", platform, err)
 		}
 		infos := func() int { return r.wx.count(pathAuthorizerInfo) }
-		synctest.Wait()
 		before := infos()
 		if _, err := r.StoredPlatformOf(t.Context(), appidOf(1)); !errors.Is(err, ErrNotAuthorized) {
 			t.Errorf("a stranger: %v, want ErrNotAuthorized", err)
@@ -752,83 +751,6 @@ func TestUserNameIsLearned(t *testing.T) {
 		}
 		if n := r.wx.count(pathAuthorizerInfo); n != 1 {
 			t.Errorf("asked %d times", n)
-		}
-	})
-}
-
-// A message that comes to the wrong URL names its account by the gh_ id alone, so that is known from the start.
-func TestUserNameIsLearnedByTheExchange(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		r := healing(t)
-		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
-		r.authorize(t, testPlatform, testAuthorizer)
-		info, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer) // as a page that shows it, at once
-		if err != nil || info.UserName == "" {
-			t.Fatalf("%+v, %v", info, err)
-		}
-		synctest.Wait()
-		if platform, appid, err := r.ByUserName(t.Context(), info.UserName); platform != testPlatform || appid != testAuthorizer {
-			t.Errorf("%s %s %v", platform, appid, err)
-		}
-		r.authorize(t, testPlatform, testAuthorizer)
-		time.Sleep(time.Minute)
-		if n := r.wx.count(pathAuthorizerInfo); n != 1 {
-			t.Errorf("asked %d times", n)
-		}
-		// Nobody waits for it, and an answer that does not come is no failure.
-		r.wx.set(func(f *fakeWeChat) {
-			f.hook = func(path string, _ map[string]any) (string, error) {
-				if path == pathAuthorizerInfo {
-					return wxError(45009, "reach max api daily quota limit"), nil
-				}
-				return "", nil
-			}
-		})
-		r.authorize(t, testPlatform, appidOf(1))
-		time.Sleep(time.Hour)
-		if n := r.wx.count(pathAuthorizerInfo); n != 2 {
-			t.Errorf("asked %d times", n)
-		}
-		// However many authorise, a bounded number of questions waits.
-		r.wx.set(func(f *fakeWeChat) { f.hook, f.latency = nil, 0 })
-		for i := range 3 * maxLight {
-			r.wantInfo(AuthorizerKey(testPlatform, appidOf(100+i)))
-		}
-		r.queue.mu.Lock()
-		waiting := r.queue.light
-		r.queue.mu.Unlock()
-		if waiting > maxLight {
-			t.Errorf("%d questions wait", waiting)
-		}
-	})
-}
-
-// The way from a gh_ id to its account is kept too when an account is taken over from WeChat.
-func TestUserNameOfAnAdoptedAccount(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		r := healing(t)
-		r.authorize(t, testPlatform, testAuthorizer)
-		time.Sleep(time.Minute)
-		r.store.empty()
-		r.restart()
-		r.wx.set(func(f *fakeWeChat) {
-			f.hook = func(path string, _ map[string]any) (string, error) {
-				if path == pathAuthorizerList {
-					return wxError(-1, "system error"), nil
-				}
-				return "", nil
-			}
-		})
-		r.ticket(t, testPlatform)
-		r.get(t, testAuthKey) // by asking for this account
-		want := "gh_" + testAuthorizer[2:]
-		if got := r.stored(t, testAuthKey).UserName; got != want {
-			t.Fatalf("kept %q", got)
-		}
-		if platform, appid, err := r.ByUserName(t.Context(), want); platform != testPlatform || appid != testAuthorizer {
-			t.Errorf("%s %s %v", platform, appid, err)
 		}
 	})
 }

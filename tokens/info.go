@@ -88,28 +88,17 @@ func (m *Manager) FetchAccountInfo(ctx context.Context, platform, appid string) 
 	if err := env.knows(k); err != nil {
 		return AccountInfo{}, err
 	}
-	info, err := m.fetchInfo(ctx, env, k)
+	info, err := m.authorizerInfo(ctx, env, k)
 	if err != nil {
 		return AccountInfo{}, err
+	}
+	if err := m.keepInfo(ctx, env, k, info); err != nil {
+		env.Log.Debug("an account's name cannot be kept; it is fetched again when needed", "platform", platform, "appid", appid, "error", err)
 	}
 	return AccountInfo{
 		AppID: appid, NickName: info.nickName, Principal: info.principal, UserName: info.userName, HeadImg: info.headImg,
 		MiniProgram: info.mini, FuncInfo: info.funcInfo,
 	}, nil
-}
-
-// fetchInfo asks WeChat for an account, once for all who do so at the same time, and keeps what is of use later.
-func (m *Manager) fetchInfo(ctx context.Context, env *Environment, k Key) (accountInfo, error) {
-	return share(ctx, m, env.flight("info", k), renewTimeout, func(ctx context.Context) (accountInfo, error) {
-		info, err := m.authorizerInfo(ctx, env, k)
-		if err != nil {
-			return accountInfo{}, err
-		}
-		if err := m.keepInfo(ctx, env, k, info); err != nil {
-			env.Log.Debug("an account's name cannot be kept; it is fetched again when needed", "platform", k.Platform, "appid", k.AppID, "error", err)
-		}
-		return info, nil
-	})
 }
 
 // maxNickName bounds an account's name, in bytes. WeChat's have at most 30 characters.
@@ -151,22 +140,17 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	switch {
 	case e == nil || !e.believed(now):
 		if env.knows(k) == nil {
-			m.wantInfo(k)
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
 		}
 		return "", false
 	case e.rec == nil:
 		return "", false
 	case e.rec.UserName == "" && e.renewable():
 		if due := e.infoAt.Load(); now >= due && e.infoAt.CompareAndSwap(due, now+int64(infoRetry)) {
-			m.wantInfo(k)
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
 		}
 	}
 	return e.rec.UserName, e.rec.UserName != ""
-}
-
-// wantInfo has the gh_ id of an account learned in the background, unless too much is under way there.
-func (m *Manager) wantInfo(k Key) {
-	m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
 }
 
 // learn asks WeChat about an account, unless the store knows about it.
@@ -180,7 +164,11 @@ func (m *Manager) learn(ctx context.Context, k Key) {
 		return
 	}
 	e.infoAt.Store(time.Now().Add(infoEvery).UnixNano())
-	if _, err := m.fetchInfo(ctx, env, k); err != nil {
+	info, err := m.authorizerInfo(ctx, env, k)
+	if err == nil {
+		err = m.keepInfo(ctx, env, k, info)
+	}
+	if err != nil {
 		env.Log.Debug("an account's name cannot be fetched; tried again in an hour", "platform", k.Platform, "appid", k.AppID, "error", err)
 	}
 }
@@ -190,10 +178,11 @@ func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info ac
 	if info.userName == "" {
 		return fmt.Errorf("%s: %w: the answer has no user_name", pathAuthorizerInfo, ErrUnreachable)
 	}
-	if err := m.keepUserName(ctx, env, k, info.userName); err != nil {
+	err := m.storeRecord(ctx, env, userNameName(info.userName), userNameWire{Platform: k.Platform, AppID: k.AppID})
+	if err != nil {
 		return err
 	}
-	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
+	_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
 		if cur == nil || cur.revoked() {
 			return nil
 		}
@@ -205,11 +194,6 @@ func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info ac
 		return &next
 	})
 	return err
-}
-
-// keepUserName keeps the way from a gh_ id to its account.
-func (m *Manager) keepUserName(ctx context.Context, env *Environment, k Key, userName string) error {
-	return m.storeRecord(ctx, env, userNameName(userName), userNameWire{Platform: k.Platform, AppID: k.AppID})
 }
 
 // learn takes over what WeChat says of the account, but for its refresh token.

@@ -70,7 +70,6 @@ func TestRecordThatCannotBeReadIsNotWrittenOver(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		synctest.Wait() // what the account shows of itself is kept too
 		before := r.stored(t, testAuthKey)
 		r.restart() // nothing in the cache
 		synctest.Wait()
