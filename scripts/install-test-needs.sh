@@ -16,6 +16,9 @@ need() {
 compiler=$(go env CC)
 need "printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $compiler -x c -o /dev/null -" gcc libc6-dev
 
+# The store redis is tested against real servers, which the tests start themselves.
+need 'redis-server --version' redis-server
+
 # The SDKs for Node.
 need 'node --version && npm --version' nodejs npm
 

@@ -1,0 +1,250 @@
+// Package redistest starts real Redis servers for tests: one, one with a replica and Sentinels, or a Cluster of three.
+// They are processes of the test's own, on loopback, and end with it.
+package redistest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// patience is how long a server gets to start, and a group of them to agree.
+const patience = 30 * time.Second
+
+// Server is a process of redis-server.
+type Server struct {
+	Addr string
+	Dir  string
+
+	t      testing.TB
+	args   []string
+	client *redis.Client
+
+	mu  sync.Mutex
+	cmd *exec.Cmd
+}
+
+// Start starts a server with further options, as redis-server takes them on its command line. Nothing is kept on disk
+// unless they say so.
+func Start(t testing.TB, options ...string) *Server {
+	t.Helper()
+	return start(t, nil, options)
+}
+
+func start(t testing.TB, mode, options []string) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Fatal("redis-server is missing: scripts/install-test-needs.sh installs it")
+	}
+	s := &Server{t: t, Dir: t.TempDir()}
+	t.Cleanup(s.Kill)
+	var said string
+	for range 5 { // somebody else may take the port first
+		s.Addr = FreeAddr(t)
+		_, port, _ := net.SplitHostPort(s.Addr)
+		s.args = append(append([]string{}, mode...), append([]string{
+			"--port", port, "--bind", "127.0.0.1", "--dir", s.Dir, "--save", "", "--daemonize", "no",
+			"--logfile", "redis.log", "--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0",
+		}, options...)...)
+		if said = s.run(); said == "" {
+			return s
+		}
+	}
+	t.Fatalf("redis-server does not start: %s", said)
+	return nil
+}
+
+// run starts the process and waits until it answers; said is what it said if it does not.
+func (s *Server) run() (said string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out bytes.Buffer
+	s.cmd = exec.Command("redis-server", s.args...) //nolint:gosec // a test's own arguments
+	s.cmd.Stdout, s.cmd.Stderr = &out, &out
+	if err := s.cmd.Start(); err != nil {
+		return err.Error()
+	}
+	exited := make(chan struct{})
+	cmd := s.cmd
+	go func() { _ = cmd.Wait(); close(exited) }()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		conn, err := net.DialTimeout("tcp", s.Addr, time.Second)
+		if err == nil {
+			_ = conn.SetDeadline(time.Now().Add(time.Second))
+			_, _ = conn.Write([]byte("PING\r\n"))
+			buf := make([]byte, 64)
+			n, _ := conn.Read(buf)
+			_ = conn.Close()
+			if answer := string(buf[:n]); strings.HasPrefix(answer, "+PONG") || strings.HasPrefix(answer, "-NOAUTH") {
+				return ""
+			}
+		}
+		select {
+		case <-exited:
+			log, _ := os.ReadFile(filepath.Join(s.Dir, "redis.log"))
+			return out.String() + string(log)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return "no answer"
+}
+
+// FreeAddr is an address on loopback that nobody listens on.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		_ = l.Close()
+		if port < 55_000 { // a Cluster's nodes take the port 10000 above, too
+			return "127.0.0.1:" + strconv.Itoa(port)
+		}
+	}
+}
+
+// Client is a client of the server's own, as its administrator.
+func (s *Server) Client() *redis.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client == nil {
+		s.client = redis.NewClient(&redis.Options{Addr: s.Addr, Protocol: 2, DisableIdentity: true, PipelinePoolSize: -1})
+		client := s.client
+		s.t.Cleanup(func() { _ = client.Close() })
+	}
+	return s.client
+}
+
+// Do sends a command and returns its answer; the test ends if it fails.
+func (s *Server) Do(args ...any) any {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	answer, err := s.Client().Do(ctx, args...).Result()
+	if err != nil {
+		s.t.Fatalf("redis %v: %v", args, err)
+	}
+	return answer
+}
+
+// Kill ends the process as kill -9 does.
+func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
+
+// Pause stops the process without ending it: connections stay, and nothing answers. Resume lets it go on.
+func (s *Server) Pause()  { s.signal(syscall.SIGSTOP) }
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+// Restart starts the process again after Kill, at its address.
+func (s *Server) Restart() {
+	s.t.Helper()
+	for range 50 {
+		if s.run() == "" {
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // until the port is free
+	}
+	s.t.Fatal("redis-server does not start again")
+}
+
+func (s *Server) signal(sig syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd != nil && s.cmd.Process != nil {
+		_ = s.cmd.Process.Signal(sig)
+	}
+}
+
+// Replica starts a replica of a server, which it reaches at addr, and waits until it is in step.
+func Replica(t testing.TB, addr string, options ...string) *Server {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(addr)
+	r := Start(t, append([]string{"--replicaof", host + " " + port}, options...)...)
+	Eventually(t, "the replica is in step", func() error {
+		if info, _ := r.Do("INFO", "replication").(string); !strings.Contains(info, "master_link_status:up") {
+			return fmt.Errorf("%s", info)
+		}
+		return nil
+	})
+	return r
+}
+
+// Sentinels starts three Sentinels that watch over a master by a name, and waits until they know each other and its
+// replicas.
+func Sentinels(t testing.TB, name string, master *Server, replicas int) (addrs []string) {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(master.Addr)
+	for range 3 {
+		conf := filepath.Join(t.TempDir(), "sentinel.conf")
+		text := fmt.Sprintf("sentinel monitor %s %s %s 2\nsentinel down-after-milliseconds %s 1000\nsentinel failover-timeout %s 10000\n", name, host, port, name, name)
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := start(t, []string{conf, "--sentinel"}, nil)
+		addrs = append(addrs, s.Addr)
+		Eventually(t, "the Sentinel knows its master", func() error {
+			if info, _ := s.Do("INFO", "sentinel").(string); !strings.Contains(info, "status=ok") || !strings.Contains(info, "slaves="+strconv.Itoa(replicas)) {
+				return fmt.Errorf("%s", info)
+			}
+			return nil
+		})
+		if len(addrs) == 3 {
+			Eventually(t, "the Sentinels know each other", func() error {
+				if info, _ := s.Do("INFO", "sentinel").(string); !strings.Contains(info, "sentinels=3") {
+					return fmt.Errorf("%s", info)
+				}
+				return nil
+			})
+		}
+	}
+	return addrs
+}
+
+// Cluster starts a Cluster of three nodes.
+func Cluster(t testing.TB) []*Server {
+	t.Helper()
+	const slots = 16384
+	nodes := make([]*Server, 3)
+	for i := range nodes {
+		nodes[i] = Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+		nodes[i].Do("CLUSTER", "ADDSLOTSRANGE", i*slots/len(nodes), (i+1)*slots/len(nodes)-1)
+		if i > 0 {
+			host, port, _ := net.SplitHostPort(nodes[0].Addr)
+			nodes[i].Do("CLUSTER", "MEET", host, port)
+		}
+	}
+	for _, n := range nodes {
+		Eventually(t, "the node sees a whole Cluster", func() error {
+			if info, _ := n.Do("CLUSTER", "INFO").(string); !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:3") {
+				return fmt.Errorf("%s", info)
+			}
+			return nil
+		})
+	}
+	return nodes
+}
+
+// Eventually waits until try succeeds.
+func Eventually(t testing.TB, what string, try func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("%s: %v", what, err)
+}

@@ -1,0 +1,148 @@
+package redistest
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// Relay is a TCP relay to a server: what stands between a gateway and its Redis, and can fail.
+type Relay struct {
+	Addr string
+
+	listener net.Listener
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	target string
+	gate   chan struct{} // closed while bytes may pass
+	closed bool          // no connection is made
+	conns  map[net.Conn]bool
+}
+
+// NewRelay starts a relay to target.
+func NewRelay(t testing.TB, target string) *Relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Relay{Addr: l.Addr().String(), listener: l, target: target, gate: make(chan struct{}), conns: make(map[net.Conn]bool)}
+	close(r.gate)
+	r.wg.Go(r.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		r.Pass()
+		r.Cut()
+		r.wg.Wait()
+	})
+	return r
+}
+
+// Cut breaks all connections, and those that are made from now on.
+func (r *Relay) Cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	r.breakAll()
+}
+
+// Break breaks all connections; new ones are made.
+func (r *Relay) Break() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.breakAll()
+}
+
+func (r *Relay) breakAll() {
+	for c := range r.conns {
+		_ = c.Close()
+	}
+}
+
+// Hang lets connections be made and nothing pass on any, until Pass.
+func (r *Relay) Hang() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.gate:
+		r.gate = make(chan struct{})
+	default:
+	}
+}
+
+// Pass ends Hang and Cut.
+func (r *Relay) Pass() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = false
+	select {
+	case <-r.gate:
+	default:
+		close(r.gate)
+	}
+}
+
+// Retarget leads new connections to another server, and breaks those that there are.
+func (r *Relay) Retarget(target string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.target = target
+	r.breakAll()
+}
+
+func (r *Relay) accept() {
+	for {
+		near, err := r.listener.Accept()
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		target, closed := r.target, r.closed
+		r.conns[near] = true
+		r.mu.Unlock()
+		r.wg.Go(func() {
+			defer r.end(near)
+			if closed {
+				return
+			}
+			far, err := net.Dial("tcp", target)
+			if err != nil {
+				return
+			}
+			r.mu.Lock()
+			r.conns[far] = true
+			r.mu.Unlock()
+			defer r.end(far)
+			r.wg.Go(func() { r.copy(far, near); _ = far.Close(); _ = near.Close() })
+			r.copy(near, far)
+		})
+	}
+}
+
+func (r *Relay) end(c net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = c.Close()
+	delete(r.conns, c)
+}
+
+func (r *Relay) copy(to io.Writer, from io.Reader) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			r.mu.Lock()
+			gate := r.gate
+			r.mu.Unlock()
+			<-gate
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
