@@ -37,6 +37,7 @@ type strangers struct {
 // absentAccount is an account that no platform of a configuration knows.
 type absentAccount struct {
 	serial uint64 // of the configuration
+	since  uint64 // as of when changes on other nodes are heard
 	appid  string
 }
 
@@ -72,14 +73,16 @@ func (m *Manager) holder(ctx context.Context, env *Environment, appid string) (*
 		switch {
 		case e == nil || !e.believed(now):
 			cold = true
-		case e.authorized():
-			return e, nil
+		default:
+			if e = m.upToDate(ctx, env, e); e.authorized() {
+				return e, nil
+			}
 		}
 	}
 	if !cold {
 		return nil, nil
 	}
-	absent := absentAccount{env.serial, appid}
+	absent := absentAccount{env.serial, m.hearingSince(), appid}
 	if _, known := m.strangers.absent.Get(absent); known {
 		return nil, nil
 	}
@@ -89,9 +92,14 @@ func (m *Manager) holder(ctx context.Context, env *Environment, appid string) (*
 		if _, known := m.strangers.absent.Get(absent); known {
 			return nil, nil // found out between the look and the turn
 		}
+		beat := m.beat.Load()
 		e, err := m.findHolder(ctx, env, appid)
 		if e == nil && err == nil {
-			m.strangers.absent.Set(absent, struct{}{}, 0)
+			ttl := absentRecheck
+			if absent.since == deaf || m.beat.Load() != beat { // another node may have been told about it meanwhile
+				ttl = checkEvery
+			}
+			m.strangers.absent.Set(absent, struct{}{}, ttl)
 		}
 		return e, err
 	})
@@ -137,11 +145,11 @@ func (m *Manager) peek(ctx context.Context, env *Environment, k Key) (*entry, er
 		return nil, fmt.Errorf("%w: read of %s: %w", ErrStore, k.recordName(), err)
 	}
 	defer unlock()
-	rec, err := m.readRecord(ctx, env, k)
-	if rec == nil {
+	r, err := m.readRecord(ctx, env, k)
+	if r.rec == nil {
 		return nil, err
 	}
-	return m.publish(k, rec), nil
+	return m.publish(k, r.rec, r.beat), nil
 }
 
 // budget lets a burst through at once, and then so many a second.

@@ -213,10 +213,9 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 	}
 	dropped := false
 	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-		if cur != nil && (at.Before(cur.AuthorizedAt) || cur.revoked() && !at.After(cur.RevokedAt)) {
+		if dropped = cur == nil || !at.Before(cur.AuthorizedAt) && !(cur.revoked() && !at.After(cur.RevokedAt)); !dropped {
 			return nil
 		}
-		dropped = true
 		next := &record{RevokedAt: at}
 		if cur != nil {
 			next.AuthorizedAt, next.UserName, next.NickName = cur.AuthorizedAt, cur.UserName, cur.NickName

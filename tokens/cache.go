@@ -28,6 +28,7 @@ const (
 // entry is what the cache holds of one key. It is immutable but for its atomics.
 type entry struct {
 	key   Key
+	place uint16  // of the key's mark; see hearing
 	rec   *record // nil: the store has no record
 	token Token   // zero if the record has no access token
 	// Unix nanoseconds. Before staleAt the token is fresh, before deadAt it still works.
@@ -40,6 +41,10 @@ type entry struct {
 	renewAt atomic.Int64
 	// infoAt is when WeChat may be asked next for the account's gh_ id: Unix nanoseconds.
 	infoAt atomic.Int64
+	// readAt is the manager's beat when the record was read or written here, and checkAt when it may be looked at next
+	// after that could not be done: Unix nanoseconds. See hearing.
+	readAt  atomic.Uint64
+	checkAt atomic.Int64
 }
 
 // newEntry works out the states of a record; rec is nil if there is none.
@@ -82,6 +87,16 @@ func (e *entry) fresh(now int64) bool { return now < e.staleAt && !e.refused.Loa
 // renewable reports whether there is something to ask WeChat for a new token with.
 func (e *entry) renewable() bool {
 	return e.key.Kind != KindAuthorizer || e.authorized() && !e.rec.RefreshToken.IsZero()
+}
+
+// read notes that the entry's record counted as of that beat.
+func (e *entry) read(beat uint64) {
+	for {
+		held := e.readAt.Load()
+		if held >= beat || e.readAt.CompareAndSwap(held, beat) {
+			return
+		}
+	}
 }
 
 // believed reports whether an entry may be believed without another look into the store.

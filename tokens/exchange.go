@@ -260,6 +260,7 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 	k := AuthorizerKey(c.platform, g.appid)
 	taken := false
 	e, err := m.commit(ctx, env, k, true, func(cur *record) *record {
+		taken = false // an earlier attempt may have been for nothing
 		next := &record{}
 		if cur != nil {
 			*next = *cur

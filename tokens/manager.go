@@ -47,6 +47,12 @@ type Manager struct {
 	forced   forcedRefreshes
 	opaque   opaqueKeys
 
+	// beat counts what is heard from other nodes, and orders it with what is read here; hearing is nil where the store
+	// has no Bus.
+	beat    atomic.Uint64
+	hearing atomic.Pointer[hearing]
+	written recentWrites
+
 	strangers strangers
 	verify    [verifyShards]verifyShard
 	confirm   confirmFiles
@@ -58,6 +64,7 @@ type Manager struct {
 	work     sync.WaitGroup
 	workCtx  context.Context
 	stopWork context.CancelFunc
+	loopCtx  context.Context
 	stopLoop context.CancelFunc
 }
 
@@ -87,10 +94,9 @@ func (m *Manager) Use(env *Environment) {
 		m.started = true
 		m.cache.Store(c)
 		m.workCtx, m.stopWork = context.WithCancel(context.Background())
-		var loop context.Context
-		loop, m.stopLoop = context.WithCancel(m.workCtx)
+		m.loopCtx, m.stopLoop = context.WithCancel(m.workCtx)
 		m.queue.init()
-		m.work.Go(func() { m.runQueue(loop) })
+		m.work.Go(func() { m.runQueue(m.loopCtx) })
 	}
 	if env.Sealer == nil && (m.env.Load() == nil || m.env.Load().Sealer != nil) {
 		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
@@ -101,6 +107,7 @@ func (m *Manager) Use(env *Environment) {
 	if old == nil || old.Spill != env.Spill || m.unread {
 		m.unread = !m.loadSpill(env) // before anybody reads an older record from the store
 	}
+	m.listen(old, env)
 	if old == nil {
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
@@ -275,10 +282,17 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 	if e == nil || !e.live(now) {
 		return m.awaitToken(ctx, env, k, e)
 	}
-	if k.isJSTicket() {
+	if m.outOfDate(e) {
+		if e = m.upToDate(ctx, env, e); !e.live(now) {
+			return m.awaitToken(ctx, env, k, e)
+		}
+	}
+	if k.isJSTicket() && k.Platform != "" {
 		// The ticket of an account that took its authorization back is worth nothing.
-		if a := m.cache.Load().get(k.account()); a != nil && k.Platform != "" && !a.authorized() {
-			return Token{}, a.unrenewable()
+		if a := m.cache.Load().get(k.account()); a != nil {
+			if a = m.upToDate(ctx, env, a); !a.authorized() {
+				return Token{}, a.unrenewable()
+			}
 		}
 	}
 	m.renewIfStale(env, e, now)
@@ -356,7 +370,7 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 // time; its token may have ended.
 func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, error) {
 	if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) {
-		return e, nil
+		return m.upToDate(ctx, env, e), nil
 	}
 	e, err := share(ctx, m, env.flight("load", k), loadTimeout, func(ctx context.Context) (*entry, error) {
 		return m.reload(ctx, env, k)

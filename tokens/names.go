@@ -41,6 +41,39 @@ func (k Key) recordName() string {
 	}
 }
 
+// keyOf is the key whose record has a name; false if none has.
+func keyOf(name string) (k Key, ok bool) {
+	below, ok := strings.CutPrefix(name, root+"/")
+	if !ok {
+		return Key{}, false
+	}
+	parts := strings.Split(below, "/")
+	for i := range parts {
+		if i > 0 {
+			parts[i] = idOf(parts[i])
+		}
+	}
+	k = Key{Kind: Kind(parts[0])}
+	switch {
+	case k.Kind == KindComponent && len(parts) == 2:
+		k.Platform = parts[1]
+	case k.Kind == KindAccount && len(parts) == 2:
+		k.AppID = parts[1]
+	case (k.Kind == KindAuthorizer || k.isJSTicket()) && len(parts) == 4:
+		k.Platform, k.AppID = parts[1], parts[3]
+		if k.isJSTicket() && k.Platform == "account" {
+			k.Platform = ""
+		}
+	}
+	return k, k.recordName() == name
+}
+
+// ticketPlatform is the platform whose ticket is kept under a name; false if none is.
+func ticketPlatform(name string) (platform string, ok bool) {
+	platform = idOf(path.Base(name))
+	return platform, ticketName(platform) == name
+}
+
 // ticketName is where a platform's ticket is kept.
 func ticketName(platform string) string { return path.Join(root, "ticket", recordID(platform)) }
 
@@ -85,6 +118,15 @@ func asideName(name string, at time.Time) string {
 func isCodeHash(name string) bool {
 	b, err := hex.DecodeString(name)
 	return err == nil && len(b) == 16
+}
+
+// idOf undoes recordID for the ids that can be had back. For others it gives one whose recordID is another.
+func idOf(segment string) string {
+	if coded, ok := strings.CutPrefix(segment, "x-"); ok {
+		id, _ := hex.DecodeString(coded)
+		return string(id)
+	}
+	return segment
 }
 
 // recordID makes one path segment of an id. An appid stays readable; anything with characters that a store may not

@@ -346,6 +346,28 @@ func encodeRecord(env *Environment, name string, in any) ([]byte, error) {
 	return data, nil
 }
 
+// swapRecord is storeRecord if the store still holds old, which was read before; nil: it held nothing. A store that cannot
+// tell writes it in any case.
+func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string, old []byte, in any) error {
+	data, err := encodeRecord(env, name, in)
+	if err != nil {
+		return err
+	}
+	swapper, ok := env.Store.(Swapper)
+	if !ok {
+		return m.storeRaw(ctx, env, name, data)
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	err = swapper.Swap(ctx, name, old, data)
+	env.observe("store", start, ignoreIf(err, errors.Is(err, ErrSwapped)))
+	if err != nil {
+		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
+	}
+	return nil
+}
+
 func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

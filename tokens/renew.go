@@ -21,6 +21,8 @@ const (
 	keepTimeout = writeLockWait + 2*storeTimeout
 	// sameTokenPause is the wait after WeChat gave back the token that we have, which is not near enough to its end.
 	sameTokenPause = 30 * time.Second
+	// maxSwaps bounds the attempts to change a record that others change at the same time, in spite of its lock.
+	maxSwaps = 5
 )
 
 // grant is what WeChat handed out.
@@ -296,14 +298,14 @@ func (m *Manager) reload(ctx context.Context, env *Environment, k Key) (*entry, 
 		return nil, fmt.Errorf("%w: read of %s: %w", ErrStore, k.recordName(), err)
 	}
 	defer unlock()
-	rec, err := m.readSound(ctx, env, k, false)
-	if err != nil && rec == nil {
+	r, err := m.readSound(ctx, env, k, false)
+	if err != nil && r.rec == nil {
 		return nil, err
 	}
-	if rec != nil && rec.reseal {
+	if r.rec != nil && r.rec.reseal {
 		m.queue.add("reseal "+k.recordName(), 0, m.reseal(k))
 	}
-	return m.publish(k, rec), nil
+	return m.publish(k, r.rec, r.beat), nil
 }
 
 // reseal is the job that seals a record with the newest key. It is tried once: the next read finds it again.
@@ -330,14 +332,14 @@ func (m *Manager) reseal(k Key) func(context.Context) error {
 // readSound is readRecord that sets a damaged record aside. What this node still knows of it takes its place; an
 // authorizer of which it knows nothing is had from WeChat, by whoever asks for it next or by the next reading of the list.
 // Locked says that the caller has the store's lock on the record.
-func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked bool) (*record, error) {
-	rec, err := m.readRecord(ctx, env, k)
+func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked bool) (reading, error) {
+	r, err := m.readRecord(ctx, env, k)
 	if !errors.Is(err, errDamaged) {
-		return rec, err
+		return r, err
 	}
 	if aside := m.setAside(ctx, env, k.recordName(), new(recordWire), locked); aside != nil {
 		env.Log.Error("a damaged record cannot be set aside; tried again", "kind", k.Kind, "appid", k.owner(), "error", aside)
-		return rec, err
+		return r, err
 	}
 	if held := m.cache.Load().get(k); held != nil && held.rec != nil {
 		m.pending.put(k, held.rec)
@@ -350,23 +352,34 @@ func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked
 	return m.readRecord(ctx, env, k)
 }
 
-// readRecord returns a key's record as it stands by the store and by what waits to be written; nil if there is none.
-// An error beside a record says that the store was not read, and that the record is the one that waits. The caller
-// holds the key's lock.
-func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (*record, error) {
+// reading is a record, what the store has of it, and the manager's beat when that was asked for.
+type reading struct {
+	rec  *record // nil: there is none
+	raw  []byte  // nil: the store has none
+	beat uint64
+}
+
+// readRecord returns a key's record as it stands by the store and by what waits to be written. An error beside a record
+// says that the store was not read, and that the record is the one that waits. The caller holds the key's lock.
+func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (reading, error) {
 	var wire recordWire
-	reseal, err := m.openRecord(ctx, env, k.recordName(), &wire)
+	beat := m.beat.Load()
+	raw, err := m.loadRaw(ctx, env, k.recordName())
+	reseal := false
+	if err == nil {
+		reseal, err = m.decode(env, k.recordName(), raw, &wire)
+	}
 	waiting := m.pending.get(k)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return waiting, nil
+		return reading{waiting, nil, beat}, nil
 	case err != nil:
-		return waiting, err
+		return reading{waiting, nil, beat}, err
 	}
 	stored := wire.record()
 	stored.reseal = reseal
 	if waiting == nil {
-		return stored, nil
+		return reading{stored, raw, beat}, nil
 	}
 	rec := m.pending.settle(k, waiting, stored)
 	m.unspill(env, k)
@@ -374,21 +387,25 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (*rec
 		env.Log.Warn("a record that waited to be written is dropped: another node's is newer",
 			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform)
 	}
-	return rec, nil
+	return reading{rec, raw, beat}, nil
 }
 
-// publish puts a record into the cache, unless the one there supersedes it: the store was put back to an older state
-// then. The caller holds the key's lock.
-func (m *Manager) publish(k Key, rec *record) *entry {
+// publish puts a record, which was read at that beat, into the cache, unless the one there supersedes it: the store was
+// put back to an older state then. The caller holds the key's lock.
+func (m *Manager) publish(k Key, rec *record, beat uint64) *entry {
 	c := m.cache.Load()
 	held := c.get(k)
 	if held != nil && held.rec.supersedes(rec) {
+		held.read(beat)
 		return held
 	}
 	e := newEntry(k, rec, time.Now())
 	if held != nil && held.rec != nil && held.gen() == e.gen() && held.rec.same(rec) && e.recheckAt == 0 {
+		held.read(beat)
 		return held // it knows what WeChat refused
 	}
+	e.place = c.place(k)
+	e.readAt.Store(beat)
 	m.troubles.adopt(e)
 	c.put(e)
 	return e
@@ -424,6 +441,18 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 		return newEntry(k, next, time.Now()), err // not published: that needs the lock
 	}
 	defer unlock()
+	for attempt := 1; ; attempt++ {
+		e, again, err := m.commitOnce(ctx, env, k, must, attempt == maxSwaps, change)
+		if !again {
+			return e, err
+		}
+	}
+}
+
+// commitOnce is one attempt of commit; again: the record changed under it, or the lock was lost. The last attempt takes
+// that for a failure of the store. The caller holds the key's lock.
+func (m *Manager) commitOnce(ctx context.Context, env *Environment, k Key, must, last bool, change func(cur *record) *record) (e *entry, again bool, err error) {
+	name := k.recordName()
 	// What is read below and what is written are one step for all nodes: compare and swap.
 	release, err := m.lockStore(ctx, env, name, writeLockWait)
 	held := err == nil
@@ -431,36 +460,39 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 	case held:
 		defer release()
 	case !must:
-		return nil, err
+		return nil, false, err
 	default:
 		env.Log.Error("the store gives no lock; writing a record without it", "kind", k.Kind, "appid", k.owner(), "error", err)
 	}
-	cur, err := m.readSound(ctx, env, k, held)
+	r, err := m.readSound(ctx, env, k, held)
 	if err != nil && !must {
-		return nil, err
+		return nil, false, err
 	}
-	cached, read := m.cache.Load().get(k), cur
-	cur = newest(cur, cached)
+	cached, read := m.cache.Load().get(k), r.rec
+	cur := newest(read, cached)
 	next := following(cur, cached, change)
 	if next == nil && cur != read && err == nil {
 		next = cur // the store was emptied, or put back to an older state
 	}
 	if next == nil {
-		return m.publish(k, cur), nil
+		return m.publish(k, cur, r.beat), false, nil
 	}
 	if err == nil {
-		err = m.storeRecord(ctx, env, name, next.wire())
+		err = m.swapRecord(ctx, env, name, r.raw, next.wire())
 	}
 	switch {
 	case err == nil:
 		m.pending.stored(k, next)
 		m.unspill(env, k)
+		m.written.note(k, next)
+	case !last && (errors.Is(err, ErrSwapped) || errors.Is(err, ErrLockLost)):
+		return nil, true, nil
 	case must:
 		m.keepWaiting(env, k, next, err)
 	default:
-		return nil, err
+		return nil, false, err
 	}
-	return m.publish(k, next), err
+	return m.publish(k, next, r.beat), false, err
 }
 
 // newest is the record that counts of one that was read and the one in the cache.

@@ -1,6 +1,10 @@
 package tokens
 
-import "context"
+import (
+	"context"
+	"errors"
+	"time"
+)
 
 // Store is where what must last is kept. Names are paths of segments joined by slashes; record bytes are opaque
 // (and sealed, if the configuration has a seal key). Implementations are safe for concurrent use. Package storetest
@@ -19,4 +23,52 @@ type Store interface {
 	// fence: its holder reads again what it is about to change. Unlock must be called once, works after ctx ended,
 	// and does not block for long.
 	Lock(ctx context.Context, name string) (unlock func(), err error)
+}
+
+var (
+	// ErrSwapped: the record is not what the writer took it for.
+	ErrSwapped = errors.New("another node has changed the record meanwhile")
+	// ErrLockLost: the write was refused because the lock that it was made under is another's by now.
+	ErrLockLost = errors.New("the lock was lost before the write")
+)
+
+// Swapper is what a Store may do beside, so that no write undoes one that its maker did not know of, be there a lock or
+// not. A store without it relies on its locks.
+type Swapper interface {
+	// Swap writes a record if it is still what it was when it was read: old, or absent if that is nil. Otherwise nothing
+	// changes, and the error wraps ErrSwapped. A record that has the next value already counts as written. It is durable
+	// when nil is returned.
+	Swap(ctx context.Context, name string, old, next []byte) error
+}
+
+// Bus is what a Store may do beside, so that nodes hear of each other's changes.
+type Bus interface {
+	// Watch tells l of what other nodes change, until ctx ends. Its calls of l come one after the other, and it returns
+	// when the last has ended.
+	Watch(ctx context.Context, l Listener)
+}
+
+// Listener is told by a Bus. Its methods must be quick.
+type Listener interface {
+	// Listening says on once every change from then on will be heard, also when that was so before and some may have
+	// been missed in between; and off as soon as changes may go by unheard. At first it is off.
+	Listening(on bool)
+	// Changed names a record that another node has stored or deleted. It can be read as it is by now.
+	Changed(name string)
+}
+
+// Ephemeral is what a Store may do beside: values that all nodes share for an exact time. They are gone when the store
+// is emptied; no List names them, and no record has their names. Each method is one atomic step for all nodes. A ttl is
+// more than zero.
+type Ephemeral interface {
+	// Claim keeps a value under a name for ttl, unless there is one. Of any number of callers with one name exactly one is
+	// first; the others get its value.
+	Claim(ctx context.Context, name string, value []byte, ttl time.Duration) (held []byte, first bool, err error)
+	// Put keeps a value for ttl, in place of any earlier one.
+	Put(ctx context.Context, name string, value []byte, ttl time.Duration) error
+	// Peek returns a value; the error is fs.ErrNotExist if there is none.
+	Peek(ctx context.Context, name string) ([]byte, error)
+	// Take removes a value and returns it: of any number of callers one gets it, the others get fs.ErrNotExist. If the
+	// error is another one, the value may be gone.
+	Take(ctx context.Context, name string) ([]byte, error)
 }

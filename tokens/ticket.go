@@ -310,12 +310,25 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 		return fmt.Errorf("%w: write of %s: %w", ErrStore, name, err)
 	}
 	defer unlock()
+	for range maxSwaps {
+		if err = m.saveTicketOnce(ctx, env, platform); !errors.Is(err, ErrSwapped) {
+			break // else another node was told at the same time
+		}
+	}
+	return err
+}
+
+func (m *Manager) saveTicketOnce(ctx context.Context, env *Environment, platform string) error {
+	name := ticketName(platform)
 	held := m.tickets.get(platform)
 	var stored ticketWire
-	err = m.loadRecord(ctx, env, name, &stored)
+	raw, err := m.loadRaw(ctx, env, name)
+	if err == nil {
+		_, err = m.decode(env, name, raw, &stored)
+	}
 	if errors.Is(err, errDamaged) {
 		if err = m.setAside(ctx, env, name, new(ticketWire), false); err == nil {
-			stored, err = ticketWire{}, fs.ErrNotExist
+			stored, raw, err = ticketWire{}, nil, fs.ErrNotExist
 		}
 	}
 	switch {
@@ -330,7 +343,7 @@ func (m *Manager) saveTicket(ctx context.Context, env *Environment, platform str
 		m.tickets.replace(platform, held)
 		return nil
 	}
-	err = m.storeRecord(ctx, env, name, held.wire())
+	err = m.swapRecord(ctx, env, name, raw, held.wire())
 	if err == nil {
 		m.tickets.saved(platform, held.Ticket)
 	}

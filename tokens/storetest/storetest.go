@@ -20,13 +20,11 @@ import (
 // contention is how long a test waits for a lock that somebody else holds.
 const contention = 50 * time.Millisecond
 
-// Run tests the stores that open makes. Each call of open returns a new, empty store.
+// Run tests the stores that open makes, also as a tokens.Swapper and a tokens.Ephemeral if they are. Each call of open
+// returns a new, empty store.
 func Run(t *testing.T, open func() tokens.Store) {
 	t.Helper()
-	tests := []struct {
-		name string
-		run  func(*testing.T, tokens.Store)
-	}{
+	tests := []test{
 		{"absent record", absentRecord},
 		{"values come back as they were", values},
 		{"a value is the store's own", ownership},
@@ -44,12 +42,24 @@ func Run(t *testing.T, open func() tokens.Store) {
 		{"unlock after the context ended", unlockLate},
 		{"unlock twice", unlockTwice},
 	}
+	s := open()
+	if _, ok := s.(tokens.Swapper); ok {
+		tests = append(tests, swapping...)
+	}
+	if _, ok := s.(tokens.Ephemeral); ok {
+		tests = append(tests, ephemeral...)
+	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			test.run(t, open())
 		})
 	}
+}
+
+type test struct {
+	name string
+	run  func(*testing.T, tokens.Store)
 }
 
 func absentRecord(t *testing.T, s tokens.Store) {
