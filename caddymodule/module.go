@@ -13,6 +13,7 @@ import (
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(CaddyStore))
+	caddy.RegisterModule(new(RedisStore))
 	caddy.RegisterModule(new(Verify))
 	caddy.RegisterModule(new(Event))
 	caddy.RegisterModule(new(Message))

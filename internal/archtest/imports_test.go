@@ -49,7 +49,14 @@ var rooms = []room{
 			"github.com/dgraph-io/ristretto/v2", "github.com/jellydator/ttlcache/v3", "golang.org/x/sync",
 		},
 		mayNot:  []string{"github.com/caddyserver", "go.uber.org/zap", "github.com/prometheus"},
-		without: []string{"tokens/storetest"},
+		without: []string{"tokens/storetest", "tokens/redisstore"},
+	},
+	{
+		path: "tokens/redisstore",
+		may: []string{
+			module + "/internal/secret", module + "/tokens", "github.com/redis/go-redis/v9",
+		},
+		mayNot: []string{"github.com/caddyserver", "go.uber.org/zap", "github.com/prometheus"},
 	},
 	{
 		// The conformance suite of the stores: called by tests, so it may use what tests use.
@@ -79,7 +86,7 @@ var testOnly = []string{
 // tooling are our own programs that build and test.
 var tooling = []string{
 	module + "/internal/archtest", module + "/internal/covercheck",
-	module + "/internal/testrun", module + "/internal/xcaddybuild",
+	module + "/internal/testrun", module + "/internal/xcaddybuild", module + "/internal/redistest",
 }
 
 func TestImports(t *testing.T) {
@@ -206,6 +213,8 @@ func TestViolations(t *testing.T) {
 			module + "/crypto":                {"fmt", module + "/internal/secret"},
 			module + "/tokens":                {module + "/crypto", "golang.org/x/sync/singleflight"},
 			module + "/tokens/kvstore":        {module + "/tokens"},
+			module + "/tokens/redisstore":     {module + "/tokens", "github.com/redis/go-redis/v9"},
+			"github.com/redis/go-redis/v9":    {"fmt"},
 			module + "/tokens/storetest":      {module + "/tokens", "testing"},
 			module + "/caddymodule":           {module + "/tokens/kvstore", "github.com/caddyserver/caddy/v2"},
 			module + "/integration/wxsim":     {"fmt"},
@@ -235,6 +244,8 @@ func TestViolations(t *testing.T) {
 		{name: "crypto imports a library", from: "/crypto", to: "golang.org/x/sync/singleflight", says: "which crypto may not"},
 		{name: "tokens imports zap", from: "/tokens", to: "go.uber.org/zap", says: "which tokens may not"},
 		{name: "kvstore imports caddy", from: "/tokens/kvstore", to: "github.com/caddyserver/caddy/v2", says: "which tokens may not"},
+		{name: "tokens imports Redis", from: "/tokens", to: "github.com/redis/go-redis/v9", says: "which tokens may not"},
+		{name: "redisstore imports a library", from: "/tokens/redisstore", to: "golang.org/x/sync/singleflight", says: "which tokens/redisstore may not"},
 		{name: "tokens imports a library unasked", from: "/tokens", to: "example.test/helper", says: "→ example.test/helper → go.uber.org/zap: forbidden"},
 		{name: "tokens imports caddymodule", from: "/tokens", to: module + "/caddymodule", says: "which tokens may not"},
 		{name: "caddymodule imports integration", from: "/caddymodule", to: module + "/integration/wxsim", says: "which only integration may"},

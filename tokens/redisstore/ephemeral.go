@@ -1,0 +1,88 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const (
+	// tokenLength is that of rand.Text.
+	tokenLength = 26
+	// takenLife is how long a value that was taken is kept for the same call, whose answer may have got lost.
+	takenLife = 2 * operationLimit
+)
+
+// Claim implements tokens.Ephemeral.
+func (s *Store) Claim(ctx context.Context, name string, value []byte, ttl time.Duration) (held []byte, first bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	defer cancel()
+	answer, err := s.run(ctx, claimScript, []string{s.onceKey(name)}, rand.Text(), value, milliseconds(ttl)).Slice()
+	if err != nil {
+		return nil, false, failure(ctx, err)
+	}
+	if len(answer) == 2 {
+		n, isNumber := answer[0].(int64)
+		text, isText := answer[1].(string)
+		if isNumber && isText {
+			return []byte(text), n == 1, nil
+		}
+	}
+	return nil, false, errors.New("redis: the answer to a claim is none")
+}
+
+// Put implements tokens.Ephemeral.
+func (s *Store) Put(ctx context.Context, name string, value []byte, ttl time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return failure(ctx, err)
+	}
+	ttl = time.Duration(milliseconds(ttl)) * time.Millisecond
+	return failure(ctx, s.client.Set(ctx, s.onceKey(name), rand.Text()+string(value), ttl).Err())
+}
+
+// Peek implements tokens.Ephemeral.
+func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	defer cancel()
+	held, err := s.client.Get(ctx, s.onceKey(name)).Bytes()
+	switch {
+	case errors.Is(err, redis.Nil):
+		return nil, fs.ErrNotExist
+	case err != nil:
+		return nil, failure(ctx, err)
+	case len(held) < tokenLength:
+		return nil, fmt.Errorf("redis: the value of %q is not one of ours", name)
+	}
+	return held[tokenLength:], nil
+}
+
+// Take implements tokens.Ephemeral.
+func (s *Store) Take(ctx context.Context, name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	defer cancel()
+	key := s.onceKey(name)
+	value, err := s.run(ctx, takeScript, []string{key, key + ":taken"}, rand.Text(), takenLife.Milliseconds()).Text()
+	if errors.Is(err, redis.Nil) {
+		return nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, failure(ctx, err)
+	}
+	return []byte(value), nil
+}
+
+func (s *Store) onceKey(name string) string { return s.prefix + "once:{" + braces.Replace(name) + "}" }
+
+// milliseconds is a ttl for Redis, which knows nothing shorter.
+func milliseconds(ttl time.Duration) int64 { return max(1, ttl.Milliseconds()) }
+
+var _ tokens.Ephemeral = (*Store)(nil)

@@ -1,0 +1,149 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// lease is how long a lock outlives its holder. While it is held it is renewed three times as often.
+	lease = 10 * time.Second
+	// fenceLife is how long it is remembered who had a lock last. Of a holder that slept for longer, no write is taken.
+	fenceLife = 10 * time.Minute
+	// lockLimit bounds a Lock whose context has no end.
+	lockLimit = 30 * time.Second
+	// A lock that is another's is tried again after pauseFirst, and then after up to pauseMost, less half by chance.
+	pauseFirst = 10 * time.Millisecond
+	pauseMost  = 100 * time.Millisecond
+	// releaseLimit bounds an unlock; a lock that is not released ends with its lease.
+	releaseLimit = time.Second
+)
+
+// lock is a lock that this store holds, or takes it that it does.
+type lock struct {
+	folder, field string
+	owner, fence  string
+	renewal       *time.Timer
+}
+
+func (l *lock) keys() []string {
+	return []string{lockKey(l.folder, l.field), fenceKey(l.folder, l.field)}
+}
+
+// Lock implements tokens.Store. The lock has a random owner, a lease that is renewed until unlock, and a number that is
+// higher than that of every owner before: see Store.Store.
+func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockLimit)
+	defer cancel()
+	folder, field := s.place(name)
+	l := &lock{folder: folder, field: field, owner: rand.Text()}
+	if err := s.acquire(ctx, l); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.held[name] = l
+	l.renewal = time.AfterFunc(lease/3, func() { s.renew(name, l) })
+	s.mu.Unlock()
+	var once sync.Once
+	return func() { once.Do(func() { s.unlock(name, l) }) }, nil
+}
+
+// acquire tries until the lock is had or ctx ends.
+func (s *Store) acquire(ctx context.Context, l *lock) error {
+	pause := pauseFirst
+	for {
+		attempt, cancel := context.WithTimeout(ctx, operationLimit)
+		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, lease.Milliseconds(), fenceLife.Milliseconds()).Text()
+		err = failure(attempt, err)
+		cancel()
+		switch {
+		case err == nil:
+			l.fence = fence
+			if ctx.Err() == nil {
+				return nil
+			}
+			s.abandon(l)
+			return ctx.Err()
+		case !errors.Is(err, redis.Nil):
+			s.abandon(l) // it may have been granted, and the answer lost
+			return err
+		}
+		t := time.NewTimer(pause/2 + mathrand.N(pause/2)) //nolint:gosec // no secret
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("another holds the lock: %w", ctx.Err())
+		}
+		pause = min(2*pause, pauseMost)
+	}
+}
+
+// abandon releases in the background what nobody may hold.
+func (s *Store) abandon(l *lock) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.abandonLocked(l)
+}
+
+// abandonLocked is abandon where mu is held.
+func (s *Store) abandonLocked(l *lock) {
+	if !s.closed {
+		s.work.Go(func() { s.release(l) })
+	}
+}
+
+func (s *Store) release(l *lock) {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
+	defer cancel()
+	_ = unlockScript.Run(ctx, s.client, l.keys(), l.owner).Err() // else its lease ends
+}
+
+func (s *Store) unlock(name string, l *lock) {
+	s.mu.Lock()
+	if s.held[name] == l {
+		delete(s.held, name)
+	}
+	l.renewal.Stop()
+	s.mu.Unlock()
+	s.release(l)
+}
+
+// renew prolongs the lease of a lock that is held, and plans the next time.
+func (s *Store) renew(name string, l *lock) {
+	ctx, cancel := context.WithTimeout(context.Background(), lease/3)
+	defer cancel()
+	ours, err := s.run(ctx, renewScript, l.keys(), l.owner, lease.Milliseconds(), fenceLife.Milliseconds(), l.fence).Bool()
+	if err == nil && !ours {
+		return // lost; the fence refuses what is still written under it
+	}
+	next := lease / 3
+	if err != nil {
+		next = lease / 10
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[name] == l {
+		l.renewal.Reset(next)
+		return
+	}
+	// It was unlocked meanwhile, and this may have taken it again.
+	s.abandonLocked(l)
+}
+
+// fence is the number of the lock of that name if this store holds it, else "".
+func (s *Store) fence(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.held[name]; l != nil {
+		return l.fence
+	}
+	return ""
+}
