@@ -44,7 +44,7 @@ type hearing struct {
 
 	since    atomic.Uint64 // the beat as of when every change is heard, or deaf
 	marks    [marks]atomic.Uint64
-	tired    atomic.Int64 // no use waits for the store before: it did not answer one. Unix nanoseconds
+	tired    atomic.Bool // the store did not answer: no use waits for it, until it answers a read behind one
 	checkers chan struct{}
 }
 
@@ -94,7 +94,7 @@ func (h *hearing) Listening(on bool) {
 		return
 	}
 	m := h.m
-	h.tired.Store(0)
+	h.tired.Store(false)
 	h.since.Store(m.beat.Add(1))
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
 	m.queue.add("written", 0, m.writeAgain)
@@ -162,13 +162,10 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 	}
 	now := time.Now().UnixNano()
 	due := e.checkAt.Load()
-	if h.since.Load() == deaf || now < h.tired.Load() {
+	if h.since.Load() == deaf || h.tired.Load() {
 		if now >= due && e.checkAt.CompareAndSwap(due, now+int64(checkEvery)) {
 			m.checkBehind(env, h, e.key)
 		}
-		return e
-	}
-	if now < due {
 		return e
 	}
 	wait, cancel := context.WithTimeout(ctx, checkWait)
@@ -181,9 +178,8 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 		case ctx.Err() != nil:
 			return e
 		case err != nil:
-			due := time.Now().Add(checkEvery).UnixNano()
-			e.checkAt.Store(due)
-			h.tired.Store(due)
+			e.checkAt.Store(time.Now().Add(checkEvery).UnixNano())
+			h.tired.Store(true)
 			return e
 		}
 		if e = read; !m.outOfDate(e) {
@@ -207,7 +203,7 @@ func (m *Manager) checkBehind(env *Environment, h *hearing, k Key) {
 		}
 		e, err := m.reread(ctx, env, k)
 		if err == nil {
-			h.tired.Store(0)
+			h.tired.Store(false)
 		}
 		return e, err
 	})
