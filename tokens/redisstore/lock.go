@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// lease is how long a lock outlives its holder. While it is held it is renewed three times as often.
-	lease = 10 * time.Second
+	// leaseLife is how long a lock outlives its holder. While it is held it is renewed three times as often.
+	leaseLife = 10 * time.Second
 	// fenceLife is how long it is remembered who had a lock last. Of a holder that slept for longer, no write is taken.
 	fenceLife = 10 * time.Minute
 	// lockLimit bounds a Lock whose context has no end.
@@ -49,7 +49,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	}
 	s.mu.Lock()
 	s.held[name] = l
-	l.renewal = time.AfterFunc(lease/3, func() { s.renew(name, l) })
+	l.renewal = time.AfterFunc(s.lease/3, func() { s.renew(name, l) })
 	s.mu.Unlock()
 	var once sync.Once
 	return func() { once.Do(func() { s.unlock(name, l) }) }, nil
@@ -60,7 +60,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 	pause := pauseFirst
 	for {
 		attempt, cancel := context.WithTimeout(ctx, operationLimit)
-		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, lease.Milliseconds(), fenceLife.Milliseconds()).Text()
+		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds()).Text()
 		err = failure(attempt, err)
 		cancel()
 		switch {
@@ -118,15 +118,15 @@ func (s *Store) unlock(name string, l *lock) {
 
 // renew prolongs the lease of a lock that is held, and plans the next time.
 func (s *Store) renew(name string, l *lock) {
-	ctx, cancel := context.WithTimeout(context.Background(), lease/3)
+	ctx, cancel := context.WithTimeout(context.Background(), s.lease/3)
 	defer cancel()
-	ours, err := s.run(ctx, renewScript, l.keys(), l.owner, lease.Milliseconds(), fenceLife.Milliseconds(), l.fence).Bool()
+	ours, err := s.run(ctx, renewScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds(), l.fence).Bool()
 	if err == nil && !ours {
 		return // lost; the fence refuses what is still written under it
 	}
-	next := lease / 3
+	next := s.lease / 3
 	if err != nil {
-		next = lease / 10
+		next = s.lease / 10
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

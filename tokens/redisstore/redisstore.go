@@ -133,6 +133,7 @@ type Store struct {
 	channel string
 	origin  string // tells this store's messages from others
 	report  func(error)
+	lease   time.Duration // of a lock
 
 	mu     sync.Mutex
 	closed bool
@@ -163,7 +164,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, held: make(map[string]*lock),
+		origin: rand.Text(), report: o.Report, lease: leaseLife, held: make(map[string]*lock),
 	}, nil
 }
 

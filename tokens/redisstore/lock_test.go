@@ -1,0 +1,136 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const locked = "wechat/v1/account/wx1"
+
+// pair is two nodes on one server, whose locks live for lease.
+func pair(t *testing.T, lease time.Duration) (server *redistest.Server, a, b *Store) {
+	t.Helper()
+	server = redistest.Start(t)
+	o := Options{Addresses: []string{server.Addr}}
+	a, b = open(t, o), open(t, o)
+	a.lease, b.lease = lease, lease
+	return server, a, b
+}
+
+func mustLock(t *testing.T, s *Store) func() {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	unlock, err := s.Lock(ctx, locked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unlock
+}
+
+// A holder that died has the lock for its lease and no longer.
+func TestLockOfADeadHolder(t *testing.T) {
+	t.Parallel()
+	const lease = 600 * time.Millisecond
+	_, a, b := pair(t, lease)
+	mustLock(t, a)
+	a.held[locked].renewal.Stop()
+	start := time.Now()
+	mustLock(t, b)()
+	if took := time.Since(start); took < lease/2 || took > lease+5*time.Second {
+		t.Errorf("the lock was free after %v, want about %v", took, lease)
+	}
+}
+
+// A holder that lives has it for as long as it takes, also when the server loses it.
+func TestLockIsRenewed(t *testing.T) {
+	t.Parallel()
+	const lease = 900 * time.Millisecond
+	server, a, b := pair(t, lease)
+	unlock := mustLock(t, a)
+	server.Do("FLUSHALL")
+	redistest.Eventually(t, "the lock is taken again", func() error {
+		if n := server.Do("EXISTS", lockKey(a.place(locked))); n != int64(1) {
+			return errors.New("gone")
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*lease)
+	defer cancel()
+	if _, err := b.Lock(ctx, locked); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Lock of a held lock: %v", err)
+	}
+	if err := a.Store(t.Context(), locked, []byte("under the lock")); err != nil {
+		t.Errorf("the holder's write: %v", err)
+	}
+	unlock()
+	mustLock(t, b)()
+}
+
+// What is written under a lock that another had since is refused, whatever the writer believes.
+func TestWriteUnderALostLock(t *testing.T) {
+	t.Parallel()
+	server, a, b := pair(t, time.Minute)
+	defer mustLock(t, a)()
+	first := a.fence(locked)
+	server.Do("DEL", lockKey(a.place(locked)))
+	mustLock(t, b)() // and gone again
+	if err := b.Store(t.Context(), locked, []byte("newer")); err != nil {
+		t.Fatal(err)
+	}
+	for what, write := range map[string]func() error{
+		"Store":  func() error { return a.Store(t.Context(), locked, []byte("older")) },
+		"Swap":   func() error { return a.Swap(t.Context(), locked, []byte("newer"), []byte("older")) },
+		"Delete": func() error { return a.Delete(t.Context(), locked) },
+	} {
+		if err := write(); !errors.Is(err, tokens.ErrLockLost) {
+			t.Errorf("%s: %v, want tokens.ErrLockLost", what, err)
+		}
+	}
+	if got, err := a.Load(t.Context(), locked); err != nil || string(got) != "newer" {
+		t.Errorf("the record: %q, %v", got, err)
+	}
+	unlock := mustLock(t, b)
+	defer unlock()
+	before, _ := strconv.ParseUint(first, 10, 64)
+	if after, err := strconv.ParseUint(b.fence(locked), 10, 64); err != nil || after <= before {
+		t.Errorf("number %d after %d (%v)", after, before, err)
+	}
+}
+
+// A waiter hears of a free lock in a fraction of a second.
+func TestLockPassesOnSoon(t *testing.T) {
+	t.Parallel()
+	_, a, b := pair(t, time.Minute)
+	unlock := mustLock(t, a)
+	freed := make(chan time.Time, 1)
+	time.AfterFunc(500*time.Millisecond, func() { freed <- time.Now(); unlock() })
+	mustLock(t, b)()
+	if took := time.Since(<-freed); took > 2*time.Second {
+		t.Errorf("the waiter got it %v after it was free", took)
+	}
+}
+
+// Locks are to be had, and held, while the server is full: two nodes would refresh one token otherwise.
+func TestLockInAFullServer(t *testing.T) {
+	t.Parallel()
+	server, a, b := pair(t, 900*time.Millisecond)
+	server.Do("CONFIG", "SET", "maxmemory", "1")
+	unlock := mustLock(t, a)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := b.Lock(ctx, locked); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Lock of a held lock: %v", err)
+	}
+	if err := a.Store(t.Context(), locked, []byte("x")); err == nil || errors.Is(err, tokens.ErrLockLost) {
+		t.Errorf("a write in a full server: %v", err)
+	}
+	unlock()
+	mustLock(t, b)()
+}
