@@ -96,6 +96,9 @@ func (h *hearing) Listening(on bool) {
 	m := h.m
 	h.tired.Store(false)
 	h.since.Store(m.beat.Add(1))
+	for _, platform := range m.Platforms() {
+		m.tickets.arrived(platform) // maybe; the next look tells
+	}
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("take over", takeOverAfter, m.resumeIntents)

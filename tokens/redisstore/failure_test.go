@@ -352,6 +352,7 @@ func TestNodesActAsOne(t *testing.T) {
 	a.authorize(t)
 	before := a.get(t, authKey)
 	for _, n := range nodes {
+		redistest.Eventually(t, "the node has the ticket", func() error { _, err := n.Ticket(t.Context(), platform); return err })
 		n.get(t, authKey)
 	}
 	var wg sync.WaitGroup
