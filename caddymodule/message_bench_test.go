@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -64,6 +65,36 @@ func BenchmarkMessage(b *testing.B) {
 	b.Run("caddy", func(b *testing.B) { run(b, benchMessages, backend.ServeHTTP) })
 	b.Run("gateway", func(b *testing.B) { run(b, benchMessages, gateway) })
 	b.Run("again", func(b *testing.B) { run(b, 1, gateway) })
+}
+
+// BenchmarkMatch is what the matcher wechat_message adds to a push in each of its forms.
+func BenchmarkMatch(b *testing.B) {
+	rec := httptest.NewRecorder()
+	r := caddyhttp.PrepareRequest(httptest.NewRequest(http.MethodPost, "/", nil), caddy.NewReplacer(), rec, &caddyhttp.Server{})
+	caddyhttp.SetVar(r.Context(), factsVar, &facts{
+		appid: authorizerID, platform: platformID, openID: openID, msgType: "event", event: "CLICK", eventKey: "menu_1",
+		content: []byte(strings.Repeat("hello ", 20)),
+	})
+	for _, bm := range []struct {
+		name string
+		m    MessageMatcher
+	}{
+		{"exact", MessageMatcher{Type: []string{"event"}, Event: []string{"VIEW", "CLICK"}}},
+		{"glob", MessageMatcher{EventKey: []string{"menu_*"}}},
+		{"regexp", MessageMatcher{Content: []string{"~(?i)^hello"}}},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			if err := bm.m.compile(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if ok, err := bm.m.MatchWithError(r); !ok || err != nil {
+					b.Fatal(ok, err)
+				}
+			}
+		})
+	}
 }
 
 // discardWriter is a response that nobody reads.

@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +33,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if binary, err = integration.Build("../..", dir, raceEnabled); err != nil {
+	// Without the race detector: a benchmark's figures are of the program that users run.
+	if binary, err = integration.Build("../..", dir, false); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -51,7 +55,7 @@ func shortRun(t *testing.T) *options {
 // Every scenario and every variant that this build has runs, is judged and reported.
 func TestScenarios(t *testing.T) {
 	o := shortRun(t)
-	o.update, o.variants, o.others = true, variants, []program{{"another build", binary}}
+	o.update, o.variants = true, variants
 	var out bytes.Buffer
 	if err := o.run(t.Context(), &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
@@ -62,9 +66,9 @@ func TestScenarios(t *testing.T) {
 	var b baseline
 	readJSON(t, o.baseline, &b)
 	want := []string{
-		"inbound: same program", "inbound: gateway", "inbound: another build", "inbound: no compression",
-		"outbound: stock, bare", "outbound: same program", "outbound: gateway", "outbound: another build", "outbound: redis",
-		"outbound-h2: stock, bare", "outbound-h2: same program", "outbound-h2: gateway", "outbound-h2: another build",
+		"inbound: same program", "inbound: gateway", "inbound: no compression",
+		"outbound: stock, bare", "outbound: same program", "outbound: gateway", "outbound: redis",
+		"outbound-h2: stock, bare", "outbound-h2: same program", "outbound-h2: gateway",
 		"respond: gateway",
 	}
 	for _, v := range variants {
@@ -86,6 +90,9 @@ func TestScenarios(t *testing.T) {
 			t.Errorf("%s: the baseline has %+v, want %+v", key, then, ratio)
 		}
 		_, name, _ := strings.Cut(key, ": ")
+		if name == targetGateway && strings.Count(out.String(), "CPU, stock ÷ gateway: ") != 3 {
+			t.Error("the goals are not printed for each scenario that has them")
+		}
 		if !strings.Contains(out.String(), "| "+name+" |") {
 			t.Errorf("%s: no row in the tables", key)
 		}
@@ -103,55 +110,76 @@ func readJSON(t *testing.T, path string, into any) {
 	}
 }
 
-// A benchmark that passes over wrong answers measures nothing: each of these ends the run.
-func TestWrongAnswersEndTheRun(t *testing.T) {
+// A benchmark that passes over wrong answers measures nothing.
+func TestWrongAnswers(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
-		name   string
-		only   string
-		faults faults
-		around func(office) office
-		says   string
+		name, scenario, target string
+		faults                 faults
+		around                 func(office) office
+		says                   string
 	}{
-		{name: "the gateway has another key", only: "^inbound$", faults: faults{key: strings.Repeat("A", 43)}, says: "inbound, gateway: 60 wrong of 60"},
-		{name: "the token is another one, over HTTP", only: "^outbound$", faults: faults{token: "another"}, says: "outbound, gateway: at the far end"},
-		{name: "the token is another one, over HTTP/2", only: "^outbound-h2$", faults: faults{token: "another"}, says: "outbound-h2, gateway: at the far end"},
-		{name: "the backend answers another push", only: "^inbound$", around: answerAnother, says: "reply belongs to another push"},
-		{name: "WeChat answers another call", only: "^outbound$", around: answerAnother, says: "answer belongs to another call"},
-		{name: "the backend's answer is another one", only: "^inbound$", around: answerWith("<xml>no</xml>"), says: "reply is not the backend's"},
+		{"the gateway has another key", "inbound", targetGateway, faults{key: strings.Repeat("A", 43)}, nil, "inbound, gateway: 20 wrong of 20, the first: status 403"},
+		{"the token is another one, over HTTP", "outbound", targetGateway, faults{token: "another"}, nil, "at the far end 20 wrong of 20, the first: call has 1 tokens, or a wrong one"},
+		{"the token is another one, over HTTP/2", "outbound-h2", targetGateway, faults{token: "another"}, nil, "at the far end 20 wrong of 20"},
+		{"the backend answers another push", "inbound", targetStock, faults{}, answerAnother, "20 wrong of 20, the first: reply belongs to another push"},
+		{"the backend answers another push, encrypted", "inbound", targetGateway, faults{}, answerAnother, "20 wrong of 20, the first: reply belongs to another push"},
+		{"WeChat answers another call", "outbound", targetGateway, faults{}, answerAnother, "20 wrong of 20, the first: answer belongs to another call"},
+		{"the backend's answer is another one", "inbound", targetStock, faults{}, answerWith("<xml>no</xml>"), "20 wrong of 20, the first: reply is not the backend's"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			o := shortRun(t)
-			o.only, o.faults, o.around, o.rate = tt.only, tt.faults, tt.around, 0
-			if err := o.run(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v, want an error that says %q", err, tt.says)
+			o.faults, o.around = tt.faults, tt.around
+			if err := o.prepare(); err != nil {
+				t.Fatal(err)
 			}
+			defer func() {
+				if err := o.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			scenarios, err := o.scenarios()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range scenarios {
+				if s.name != tt.scenario {
+					continue
+				}
+				server := s.target(tt.target)
+				if err := o.start(t.Context(), server); err != nil {
+					t.Fatal(err)
+				}
+				if _, err = o.volley(20, 0)(t.Context(), server); err == nil || !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("got %v, want an error that says %q", err, tt.says)
+				}
+				return
+			}
+			t.Fatal("no such scenario")
 		})
 	}
 }
 
-// Behind the gateway wrong replies are encrypted, and only those that are inspected show it.
-func TestWrongEncryptedReply(t *testing.T) {
+// One wrong reply is enough to end the run, and there are no figures then.
+func TestOneWrongAnswerEndsTheRun(t *testing.T) {
 	o := shortRun(t)
-	if err := o.prepare(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := o.Close(); err != nil {
-			t.Error(err)
+	var asked atomic.Int64
+	o.only, o.rate, o.around = "^inbound$", 0, func(right office) office {
+		wrong := answerAnother(right)
+		return func(dst []byte, a *ask) ([]byte, string) {
+			if asked.Add(1) == 100 {
+				return wrong(dst, a)
+			}
+			return right(dst, a)
 		}
-	}()
-	o.around = answerAnother
-	s, err := o.inbound()
-	if err != nil {
-		t.Fatal(err)
 	}
-	gateway := s.target(targetGateway)
-	if err := o.start(t.Context(), gateway); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := o.volley(20, 0)(t.Context(), gateway); err == nil || !strings.Contains(err.Error(), "20 wrong of 20, the first: reply belongs to another push") {
+	if err := o.run(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "1 wrong of 60, the first: reply belongs to another push") {
 		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(o.json); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("figures were written: %v", err)
 	}
 }
 
@@ -380,6 +408,52 @@ func TestMemory(t *testing.T) {
 	for _, row := range []string{"| idle | ", "| at work: 100 pushes", "| 20 keep-alive clients", "| 10 pushes held", "| 2 uploads of 10 MiB", "| 2000 | "} {
 		if !strings.Contains(out.String(), row) {
 			t.Errorf("no row %q", row)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		goal   goal
+		figure float64
+		want   string
+	}{
+		{goalCPU["inbound"], 0.97, "reaches the target"},
+		{goalCPU["inbound"], 0.9, "passes the gate"},
+		{goalCPU["inbound"], 0.8, "**misses the gate**"},
+		{goalP99, 1, "reaches the target"},
+		{goalP99, 1.1, "passes the gate"},
+		{goalP99, 1.2, "**misses the gate**"},
+	} {
+		if got := tt.goal.verdict(tt.figure); got != tt.want {
+			t.Errorf("%g: %s, want %s", tt.figure, got, tt.want)
+		}
+	}
+}
+
+// A further build is measured as the gateway is.
+func TestAlso(t *testing.T) {
+	t.Parallel()
+	o := shortRun(t)
+	if err := o.also("before=there"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.also("there"); err == nil {
+		t.Error("a binary without a name was taken")
+	}
+	if err := o.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = o.Close() }()
+	scenarios, err := o.scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range scenarios[:3] {
+		before, gateway := s.target("before"), s.target(targetGateway)
+		if before == nil || filepath.Base(before.binary) != "there" || before.site != gateway.site || before.global != gateway.global || !before.rated {
+			t.Errorf("%s: %+v", s.name, before)
 		}
 	}
 }

@@ -149,6 +149,7 @@ func (o *options) run(ctx context.Context, out io.Writer) (err error) {
 		}
 		r.add(s)
 		tables(out, s, o.rate)
+		goals(out, s)
 		fmt.Fprintln(out)
 	}
 	if ran == 0 {

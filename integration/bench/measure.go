@@ -100,9 +100,11 @@ func (p plan) measure(ctx context.Context, w *world, s *scenario, out io.Writer)
 		}
 	}
 	for _, t := range s.targets {
-		if _, t.Peak, err = memory(t.gateway.PID()); err != nil {
+		_, peak, err := memory(t.gateway.PID())
+		if err != nil {
 			return err
 		}
+		t.Peak = max(peak, t.LoadRSS) // the kernel keeps both roughly
 		if err := w.stop(t); err != nil {
 			return err
 		}

@@ -35,6 +35,7 @@ const (
 // memoryCase is a situation in which a server's memory is read.
 type memoryCase struct {
 	name string
+	goal *goal // of what the gateway has more, in MiB
 	run  func(context.Context, *target) (rss int64, err error)
 }
 
@@ -60,23 +61,23 @@ func (o *options) measureMemory(ctx context.Context, out io.Writer) error {
 	}
 	work := workRequests / o.scale
 	pushCases := []memoryCase{
-		{"idle", func(_ context.Context, t *target) (int64, error) { return t.IdleRSS, nil }},
-		{fmt.Sprintf("at work: %d pushes on %d connections", work, o.connections), func(ctx context.Context, t *target) (int64, error) {
+		{"idle", &goalIdle, func(_ context.Context, t *target) (int64, error) { return t.IdleRSS, nil }},
+		{fmt.Sprintf("at work: %d pushes on %d connections", work, o.connections), &goalAtWork, func(ctx context.Context, t *target) (int64, error) {
 			return t.LoadRSS, o.work(ctx, t, work)
 		}},
-		{fmt.Sprintf("%d keep-alive clients, idle after a push each", clients), func(ctx context.Context, t *target) (int64, error) {
+		{fmt.Sprintf("%d keep-alive clients, idle after a push each", clients), nil, func(ctx context.Context, t *target) (int64, error) {
 			return o.idle(ctx, t, clients)
 		}},
-		{fmt.Sprintf("%d pushes held by the backend", held), func(ctx context.Context, t *target) (int64, error) {
+		{fmt.Sprintf("%d pushes held by the backend", held), nil, func(ctx context.Context, t *target) (int64, error) {
 			return o.hold(ctx, t, gate, held)
 		}},
 	}
 	callCases := []memoryCase{
-		{fmt.Sprintf("%d uploads of %d MiB at once", files64, uploadSize>>20), func(ctx context.Context, t *target) (int64, error) {
+		{fmt.Sprintf("%d uploads of %d MiB at once", files64, uploadSize>>20), nil, func(ctx context.Context, t *target) (int64, error) {
 			return o.upload(ctx, t, gate, files64)
 		}},
 	}
-	fmt.Fprintf(out, "\n| RSS, MiB | stock | gateway | more |\n| --- | --- | --- | --- |\n")
+	fmt.Fprintf(out, "\n| RSS, MiB | stock | gateway | more | gate, target |\n| --- | --- | --- | --- | --- |\n")
 	for _, c := range pushCases {
 		if err := o.memoryRow(ctx, out, c, inbound); err != nil {
 			return err
@@ -130,7 +131,12 @@ func (o *options) memoryRow(ctx context.Context, out io.Writer, c memoryCase, s 
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(out, "| %s | %s | %s | **%s** |\n", c.name, mib(rss[0]), mib(rss[1]), mib(rss[1]-rss[0]))
+	more := rss[1] - rss[0]
+	goal := ""
+	if c.goal != nil {
+		goal = fmt.Sprintf("%g, %g: %s", c.goal.gate, c.goal.target, c.goal.verdict(float64(more)/(1<<20)))
+	}
+	_, err := fmt.Fprintf(out, "| %s | %s | %s | **%s** | %s |\n", c.name, mib(rss[0]), mib(rss[1]), mib(more), goal)
 	return err
 }
 
