@@ -46,7 +46,7 @@ func shortRun(t *testing.T) *options {
 	t.Helper()
 	dir := t.TempDir()
 	return &options{
-		plan:  plan{rounds: 2, time: time.Second, requests: 60, connections: 8, rate: 500, sample: 1, pause: 20 * time.Millisecond},
+		plan:  plan{rounds: 2, turns: 3, time: time.Second, requests: 60, connections: 8, rate: 500, sample: 1, pause: 20 * time.Millisecond},
 		world: world{dir: filepath.Join(dir, "run"), stock: binary, gateway: binary},
 		json:  filepath.Join(dir, "bench.json"), baseline: filepath.Join(dir, "baseline.json"), scale: 500,
 	}
@@ -82,6 +82,9 @@ func TestScenarios(t *testing.T) {
 		if f == nil || len(f.Full) != o.rounds || ratio.Min <= 0 || ratio.Min > ratio.Median || ratio.Median > ratio.Max {
 			t.Errorf("%s: figures %+v, ratio %+v", key, f, ratio)
 			continue
+		}
+		if f.Full[0].Requests != o.requests {
+			t.Errorf("%s: %d requests in a round, want %d", key, f.Full[0].Requests, o.requests)
 		}
 		if f.IdleRSS == 0 || f.LoadRSS == 0 || f.Peak < f.LoadRSS || f.Full[0].CPU <= 0 || f.Full[0].P50 <= 0 || f.Full[0].P50 > f.Full[0].P99 {
 			t.Errorf("%s: figures %+v", key, f)

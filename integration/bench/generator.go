@@ -46,6 +46,16 @@ type result struct {
 	latencies []time.Duration // by request; with a rate, from when the request was due
 }
 
+// add makes r the result of what both sent.
+func (r *result) add(more *result) {
+	r.Others = (r.Others*float64(r.Elapsed) + more.Others*float64(more.Elapsed)) / float64(r.Elapsed+more.Elapsed)
+	r.Requests += more.Requests
+	r.Elapsed += more.Elapsed
+	r.CPU += more.CPU
+	r.Inspected += more.Inspected
+	r.latencies = append(r.latencies, more.latencies...)
+}
+
 // complaints count what went wrong, and keep the first.
 type complaints struct {
 	mu    sync.Mutex

@@ -50,6 +50,7 @@ func main() {
 	flag.BoolVar(&o.update, "update", false, "write the baseline")
 	flag.StringVar(&o.only, "run", "", "regular expression: which scenarios; all by default")
 	flag.IntVar(&o.rounds, "rounds", 11, "rounds of each target")
+	flag.IntVar(&o.turns, "turns", 6, "turns that a round is cut into, for the targets to take by turns")
 	flag.DurationVar(&o.time, "time", 3*time.Second, "how long a round takes at the pace of stock Caddy")
 	flag.IntVar(&o.requests, "requests", 0, "requests in a round, in place of its time")
 	flag.IntVar(&o.connections, "connections", 32, "keep-alive connections")
@@ -90,8 +91,8 @@ func (o *options) check(list string) (err error) {
 	switch {
 	case flag.NArg() > 0:
 		return fmt.Errorf("argument %q: want flags only", flag.Arg(0))
-	case o.rounds < 1 || o.connections < 1 || o.requests < 0 || o.rate < 0 || o.sample < 0 || o.sample > 1 || o.time < 0:
-		return errors.New("rounds and connections must be positive, sample between 0 and 1, and nothing negative")
+	case o.rounds < 1 || o.turns < 1 || o.connections < 1 || o.requests < 0 || o.rate < 0 || o.sample < 0 || o.sample > 1 || o.time < 0:
+		return errors.New("rounds, turns and connections must be positive, sample between 0 and 1, and nothing negative")
 	case o.requests == 0 && o.time == 0:
 		return errors.New("want -time or -requests")
 	}

@@ -14,6 +14,7 @@ import (
 // plan is how much is measured.
 type plan struct {
 	rounds      int
+	turns       int           // that a round of a target is cut into, for others' to come between them
 	time        time.Duration // of a round, by the reference's pace
 	requests    int           // in a round; 0: as many as fit into its time
 	connections int
@@ -54,7 +55,7 @@ type round struct {
 	Others   float64 `json:"others"` // processors that others kept busy meanwhile
 }
 
-// measure takes a scenario through its rounds: in each, all targets one after the other, beginning with another one each time.
+// measure takes a scenario through its rounds, with all of its servers up.
 func (p plan) measure(ctx context.Context, w *world, s *scenario, out io.Writer) error {
 	for _, t := range s.targets {
 		if err := w.start(ctx, t); err != nil {
@@ -69,7 +70,7 @@ func (p plan) measure(ctx context.Context, w *world, s *scenario, out io.Writer)
 		return err
 	}
 	fmt.Fprintf(out, "%s: %d rounds of %d requests for each of %s\n", s.name, p.rounds, n, strings.Join(s.names(), "; "))
-	if err := p.rotate(ctx, s.targets, p.volley(n, 0), func(t *target, r *result) {
+	if err := p.rotate(ctx, s.targets, n, 0, func(t *target, r *result) {
 		t.Full = append(t.Full, r.round())
 		t.full.add(r.latencies)
 	}); err != nil {
@@ -87,7 +88,7 @@ func (p plan) measure(ctx context.Context, w *world, s *scenario, out io.Writer)
 				rated = append(rated, t)
 			}
 		}
-		if err := p.rotate(ctx, rated, p.volley(n, p.rate), func(t *target, r *result) {
+		if err := p.rotate(ctx, rated, n, p.rate, func(t *target, r *result) {
 			t.Rated = append(t.Rated, r.round())
 			t.atRate.add(r.latencies)
 		}); err != nil {
@@ -139,22 +140,31 @@ func (p plan) warm(ctx context.Context, s *scenario) (int, error) {
 	return n, nil
 }
 
-// rotate has each target do the same, p.rounds times, in an order that moves on by one each time.
-func (p plan) rotate(ctx context.Context, targets []*target, fire func(context.Context, *target) (*result, error), keep func(*target, *result)) error {
+// rotate has each target send n requests in each of p.rounds rounds. In a round they take turns, in an order that moves on
+// by one each time, so that what disturbs the machine for a second or more disturbs all alike.
+func (p plan) rotate(ctx context.Context, targets []*target, n int, rate float64, keep func(*target, *result)) error {
+	turns := max(1, min(p.turns, n/p.connections))
 	for i := range p.rounds {
-		for j := range targets {
-			t := targets[(i+j)%len(targets)]
-			r, err := fire(ctx, t)
-			if err != nil {
-				return err
+		sums := make([]result, len(targets))
+		for turn := range turns {
+			some := n*(turn+1)/turns - n*turn/turns
+			for j := range targets {
+				k := (i + turn + j) % len(targets)
+				r, err := p.volley(some, rate)(ctx, targets[k])
+				if err != nil {
+					return err
+				}
+				sums[k].add(r)
 			}
-			keep(t, r)
+		}
+		for k, t := range targets {
+			keep(t, &sums[k])
 		}
 	}
 	return nil
 }
 
-// volley is a round of n requests: prepared, sent, judged. Any wrong reply, and anything wrong at the far end, is an error.
+// volley is n requests: prepared, sent, judged. Any wrong reply, and anything wrong at the far end, is an error.
 func (p plan) volley(n int, rate float64) func(context.Context, *target) (*result, error) {
 	return func(ctx context.Context, t *target) (*result, error) {
 		b, err := t.traffic.prepare(n, t.addr)
