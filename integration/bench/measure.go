@@ -31,6 +31,7 @@ const (
 	mostAtOnce   = 100_000 // pushes are some 2 KB each, and all are in memory
 	readRSSEvery = 200 * time.Millisecond
 	idlePause    = 500 * time.Millisecond
+	profileTime  = 15 * time.Second
 )
 
 // figures are what was measured of a target, round by round.
@@ -253,7 +254,6 @@ func (t *target) settle(ctx context.Context, pause time.Duration) error {
 // profiles has each target that is the gateway, and the reference, work once more while its CPU profile is taken.
 func (p plan) profiles(ctx context.Context, w *world, s *scenario, n int, out io.Writer) error {
 	fire := p.volley(n, 0)
-	seconds := max(1, int(p.time.Seconds())-1)
 	for _, t := range s.targets {
 		if t.name == targetBare || t.name == targetSame {
 			continue
@@ -265,7 +265,7 @@ func (p plan) profiles(ctx context.Context, w *world, s *scenario, n int, out io
 		}
 		done := make(chan error, 1)
 		go func() {
-			done <- fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", t.gateway.Admin, seconds), p.time+roundGrace, file)
+			done <- fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", t.gateway.Admin, int(profileTime.Seconds())), profileTime+roundGrace, file)
 		}()
 		for working := true; working; {
 			if _, err = fire(ctx, t); err != nil {
