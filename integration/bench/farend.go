@@ -152,14 +152,14 @@ func (f *farEnd) serve(c net.Conn) {
 			}
 		})
 		if err != nil {
-			f.wrong.add("request header: " + err.Error())
+			f.complain("request header", err)
 			return
 		}
 		a.length, a.body = max(h.length, 0), a.body[:0]
 		if a.length > longestBody {
 			a.upload = io.LimitReader(r, int64(a.length))
 		} else if a.body, err = h.appendBody(a.body, r, longestBody); err != nil {
-			f.wrong.add("request body: " + err.Error())
+			f.complain("request body", err)
 			return
 		}
 		body = f.answer(body[:0], &a)
@@ -167,10 +167,18 @@ func (f *farEnd) serve(c net.Conn) {
 		out = append(append(out, contentType(body)...), "\r\nContent-Length: "...)
 		out = append(strconv.AppendInt(out, int64(len(body)), 10), "\r\n\r\n"...)
 		if _, err := c.Write(append(out, body...)); err != nil {
-			f.wrong.add("answering: " + err.Error())
-			return
+			return // the client at the other end misses the answer, and says so
 		}
 	}
+}
+
+// complain notes what is no HTTP. That the other side is gone is not noted: a server that ends leaves requests behind, and
+// else the client misses an answer.
+func (f *farEnd) complain(what string, err error) {
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return
+	}
+	f.wrong.add(what + ": " + err.Error())
 }
 
 var appidHeader = []byte("X-Wechat-Appid")
@@ -202,8 +210,7 @@ func (f *farEnd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if a.length > longestBody {
 		a.upload = r.Body
 	} else if a.body, err = io.ReadAll(io.LimitReader(r.Body, longestBody)); err != nil {
-		f.wrong.add("request body: " + err.Error())
-		return
+		return // the other side is gone
 	}
 	body := f.answer(nil, &a)
 	w.Header().Set("Content-Type", contentType(body))

@@ -28,7 +28,7 @@ const (
 	atOnceInMemory = 50_000 // requests that are prepared at a time
 	spareFiles     = 500    // that a process needs beside connections
 
-	heldTimeout = 4 * time.Second // less than the gateway lets WeChat wait
+	heldTimeout = 4 * time.Second // from the last one's sending; after 4.5 s the gateway answers by itself
 	fileTimeout = 2 * time.Minute
 )
 
@@ -78,17 +78,19 @@ func (o *options) measureMemory(ctx context.Context, out io.Writer) error {
 		}},
 	}
 	fmt.Fprintf(out, "\n| RSS, MiB | stock | gateway | more | gate, target |\n| --- | --- | --- | --- | --- |\n")
-	for _, c := range pushCases {
-		if err := o.memoryRow(ctx, out, c, inbound); err != nil {
-			return err
+	var missing error // a case that this machine is too slow for; the others are worth their time
+	for i, cases := range [][]memoryCase{pushCases, callCases} {
+		for _, c := range cases {
+			switch err := o.memoryRow(ctx, out, c, []*scenario{inbound, outbound}[i]); {
+			case errors.Is(err, errTooSlow):
+				fmt.Fprintf(out, "| %s | – | – | %v | |\n", c.name, err)
+				missing = errors.Join(missing, err)
+			case err != nil:
+				return err
+			}
 		}
 	}
-	for _, c := range callCases {
-		if err := o.memoryRow(ctx, out, c, outbound); err != nil {
-			return err
-		}
-	}
-	return o.series(ctx, out, inbound)
+	return errors.Join(o.series(ctx, out, inbound), missing)
 }
 
 // within bounds a number of connections by the files that may be open, and says so.
@@ -124,11 +126,8 @@ func (o *options) memoryRow(ctx context.Context, out io.Writer, c memoryCase, s 
 		if rss[i] == 0 {
 			rss[i] = t.LoadRSS
 		}
-		if err != nil {
-			return fmt.Errorf("%s: %s: %w", c.name, name, err)
-		}
-		if err := o.stop(t); err != nil {
-			return err
+		if stopped := o.stop(t); err != nil || stopped != nil {
+			return fmt.Errorf("%s: %s: %w", c.name, name, errors.Join(err, stopped))
 		}
 	}
 	more := rss[1] - rss[0]
@@ -333,6 +332,8 @@ func (g *gate) pass() {
 	}
 }
 
+var errTooSlow = errors.New("the machine is too slow, or too busy")
+
 // await waits until all are there, and reads the target's memory.
 func (g *gate) await(ctx context.Context, t *target, all <-chan struct{}, patience time.Duration) (int64, error) {
 	select {
@@ -344,7 +345,7 @@ func (g *gate) await(ctx context.Context, t *target, all <-chan struct{}, patien
 	case <-time.After(patience):
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return 0, fmt.Errorf("%d requests did not come to the far end within %v", g.want, patience)
+		return 0, fmt.Errorf("%w: %d requests did not come to the far end within %v", errTooSlow, g.want, patience)
 	}
 }
 
