@@ -19,7 +19,8 @@ import (
 // Deadlines and sizes of the generator's connections.
 const (
 	dialTimeout  = 10 * time.Second
-	roundGrace   = 60 * time.Second // beyond what a round should take
+	roundGrace   = 60 * time.Second     // beyond what a round should take
+	slowest      = 2 * time.Millisecond // that a request takes, on average, on a machine that has much else to do
 	longestReply = 1 << 20
 	replyBuffer  = 8 << 10
 )
@@ -106,9 +107,9 @@ func (v *volley) fire(ctx context.Context) (*result, error) {
 
 	n := v.batch.len()
 	r := &result{Requests: n, latencies: make([]time.Duration, n)}
-	expected := time.Duration(0)
+	expected := time.Duration(n) * slowest
 	if v.rate > 0 {
-		expected = time.Duration(float64(n) / v.rate * float64(time.Second))
+		expected += time.Duration(float64(n) / v.rate * float64(time.Second))
 	}
 	deadline := time.Now().Add(expected + roundGrace)
 	for _, c := range conns {

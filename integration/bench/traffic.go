@@ -101,12 +101,6 @@ func (t template) append(dst []byte, id uint64) []byte {
 	return dst
 }
 
-// matches reports whether b is the template with this id's lowest digits in it.
-func (t template) matches(b []byte, id uint64) bool {
-	got, ok := t.id(b)
-	return ok && got == id%pow10(t.digits)
-}
-
 // id reads the number from a text that is otherwise the template.
 func (t template) id(b []byte) (uint64, bool) {
 	end := t.at + t.digits
