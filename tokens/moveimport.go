@@ -150,7 +150,8 @@ func editOnce[T any](ctx context.Context, mv *Mover, name string, dry bool, deci
 		return raw, next, v, err
 	}
 	// Most of what a second import brings is there already, which needs no lock.
-	if _, next, v, err := look(); err != nil || next == nil || dry {
+	raw, next, v, err := look()
+	if err != nil || next == nil || dry {
 		return v, false, err
 	}
 	unlock, err := mv.m.lockStore(ctx, mv.env, name, writeLockWait)
@@ -158,9 +159,10 @@ func editOnce[T any](ctx context.Context, mv *Mover, name string, dry bool, deci
 		return moveRefuse, false, err
 	}
 	defer unlock()
-	raw, next, v, err := look()
-	if err != nil || next == nil {
-		return v, false, err
+	if _, tells := mv.env.Store.(Swapper); !tells {
+		if raw, next, v, err = look(); err != nil || next == nil {
+			return v, false, err
+		}
 	}
 	err = mv.m.swapRecord(ctx, mv.env, name, raw, next)
 	return v, errors.Is(err, ErrSwapped) || errors.Is(err, ErrLockLost), err

@@ -52,9 +52,16 @@ func PageOf(all []string, prefix, cursor string, n int) (names []string, next st
 
 // Scan implements Scanner.
 func (s *MemStore) Scan(ctx context.Context, prefix, cursor string, n int) (names []string, next string, err error) {
-	if names, err = s.List(ctx, path.Dir(prefix+"x")); err != nil {
+	if err := ctx.Err(); err != nil {
 		return nil, "", err
 	}
+	s.mu.Lock()
+	for name := range s.records {
+		if below, ok := strings.CutPrefix(name, prefix); ok && !strings.Contains(below, "/") {
+			names = append(names, name)
+		}
+	}
+	s.mu.Unlock()
 	return PageOf(names, prefix, cursor, n)
 }
 
