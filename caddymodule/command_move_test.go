@@ -66,7 +66,9 @@ func moveRun(t *testing.T, cmd *cobra.Command, in []byte, args ...string) (out, 
 	cmd.SetErr(&stderr)
 	cmd.SetArgs(args)
 	cmd.SilenceUsage = true
+	provisioning.Lock()
 	err = cmd.Execute()
+	provisioning.Unlock()
 	for _, text := range []string{stdout.String(), stderr.String(), fmt.Sprint(err)} {
 		for _, hidden := range []string{"hidden", moveSealKey, moveOtherKey, moveKey} {
 			if strings.Contains(text, hidden) {
