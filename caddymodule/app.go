@@ -172,6 +172,15 @@ func (a *App) provisionNames(r resolver) error {
 }
 
 func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
+	keys, err := a.resolveSealKeys(r)
+	if err != nil || len(keys) == 0 {
+		return nil, err
+	}
+	return crypto.NewSealer(keys...)
+}
+
+// resolveSealKeys are the seal keys, newest first; none: records are not sealed.
+func (a *App) resolveSealKeys(r resolver) ([][]byte, error) {
 	if len(a.SealKeys) == 0 {
 		return nil, nil
 	}
@@ -185,7 +194,7 @@ func (a *App) provisionSealer(r resolver) (*crypto.Sealer, error) {
 			return nil, fmt.Errorf("seal_key %d: %w", i+1, err)
 		}
 	}
-	return crypto.NewSealer(keys...)
+	return keys, nil
 }
 
 // spillFolder is where this process keeps what the store of that identity does not take.

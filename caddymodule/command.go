@@ -18,7 +18,7 @@ import (
 func wechatCommand() caddycmd.Command {
 	return caddycmd.Command{
 		Name: "wechat", Usage: "<command>", Short: "Commands of the WeChat gateway",
-		CobraFunc: func(cmd *cobra.Command) { cmd.AddCommand(explainCommand()) },
+		CobraFunc: func(cmd *cobra.Command) { cmd.AddCommand(explainCommand(), exportCommand(), importCommand()) },
 	}
 }
 
