@@ -27,11 +27,11 @@ func (m *Message) pace() pace {
 
 // pass has the next handler answer a push, or joins it to the earlier push that did.
 func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, at time.Time) error {
-	t := &turn{id: p.identity(f.appid, routeOf(r)), at: at, age: p.age(), validUntil: p.query.unix() + int64(time.Duration(m.TimestampWindow)/time.Second)}
+	id, age, validUntil := p.identity(f.appid, routeOf(r)), p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second)
 	if m.clustered {
-		return m.passShared(w, r, next, p, f, t)
+		return m.passShared(w, r, next, p, f, &turn{id: id, at: at, age: age, validUntil: validUntil})
 	}
-	a := m.app.calls().arrive(t.id, at, t.age, t.validUntil, m.pace())
+	a := m.app.calls().arrive(id, at, age, validUntil, m.pace())
 	switch {
 	case a.call == nil: // the last push got its answer long ago
 		writePlain(w, success)
