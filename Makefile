@@ -6,6 +6,14 @@ SOAK_FUZZTIME ?= 1800
 SOAK_PUSH_FUZZTIME ?= 1800
 BENCH     ?= .
 BENCHCOUNT ?= 6
+# For bench: rounds, how long one takes, a regular expression of scenarios, variants (all, or names separated by commas),
+# further flags (bin/bench -h); BASELINE=update writes what later runs are compared with.
+ROUNDS    ?= 11
+ROUNDTIME ?= 3s
+SCENARIO  ?=
+VARIANTS  ?=
+BASELINE  ?=
+BENCHFLAGS ?=
 PKG       ?= ./...
 # With COVER=file the race run of `make test` also writes a coverage profile.
 COVER     ?=
@@ -61,6 +69,21 @@ bench-micro: ## run the packages' benchmarks and sum them up; BENCH is a regular
 	@mkdir -p $(RUN)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) ./crypto/... ./tokens/... ./caddymodule/... > $(RUN)/bench-micro.txt || { cat $(RUN)/bench-micro.txt; exit 1; }
 	@$(TOOL) benchstat $(RUN)/bench-micro.txt
+
+.PHONY: bench
+bench: bench-build ## hold the gateway against stock Caddy (docs/performance.md); ROUNDS, ROUNDTIME, SCENARIO, VARIANTS, BASELINE=update
+	@bin/bench -rounds $(ROUNDS) -time $(ROUNDTIME) -run '$(SCENARIO)' -variants '$(VARIANTS)' $(if $(filter update,$(BASELINE)),-update) $(BENCHFLAGS)
+
+.PHONY: bench-memory
+bench-memory: bench-build ## the same for memory: idle, at work, many clients, uploads, slow backends, a million pushes
+	@bin/bench -memory $(BENCHFLAGS)
+
+.PHONY: bench-build
+bench-build: # what both run
+	@mkdir -p bin
+	$(BUILD) -o bin/caddy ./cmd/caddy
+	$(BUILD) -o bin/caddy-stock ./integration/bench/stock
+	$(BUILD) -o bin/bench ./integration/bench
 
 .PHONY: soak
 soak: ## run by hand what takes long: the tests with the build tag soak, SOAK_FUZZTIME seconds of fuzzing, SOAK_PUSH_FUZZTIME more of the push handler

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -26,50 +27,112 @@ const benchMessages = 20_000
 // the table of variables that Caddy makes for each request are outside of the measured part, in "caddy". Every message is
 // another one in "gateway"; in "again" one that was answered comes again.
 func BenchmarkMessage(b *testing.B) {
-	app, ctx := newTestApp(b, testConfig(""))
-	m := new(Message)
-	if err := m.Provision(ctx); err != nil {
-		b.Fatal(err)
+	p := newPushBench(b, benchMessages)
+	for _, part := range []struct {
+		name      string
+		different int
+		h         caddyhttp.Handler
+	}{{"caddy", benchMessages, p.backend()}, {"gateway", benchMessages, p.gateway()}, {"again", 1, p.gateway()}} {
+		b.Run(part.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if i%part.different == 0 && part.different > 1 {
+					p.app.shared.calls = newCallTable(nil)
+				}
+				p.push(b, part.h, i%part.different)
+			}
+		})
+	}
+}
+
+// pushBench has pushes at hand that go through wechat_message to a backend in this process.
+type pushBench struct {
+	app     *App
+	message *Message
+	request *http.Request
+	pushes  []sealedPush
+}
+
+type sealedPush struct {
+	url  url.URL
+	body []byte
+}
+
+func newPushBench(tb testing.TB, messages int) *pushBench {
+	app, ctx := newTestApp(tb, testConfig(""))
+	p := &pushBench{app: app, message: new(Message), pushes: make([]sealedPush, messages)}
+	if err := p.message.Provision(ctx); err != nil {
+		tb.Fatal(err)
 	}
 	_ = app.manager()
-	s := platformSender(b)
-	type sealed struct {
-		url  url.URL
-		body []byte
+	s := platformSender(tb)
+	for i := range p.pushes {
+		p.request = s.push("/wx/message/"+authorizerID, textMessage(strings.Repeat("长", 60)))
+		body, _ := io.ReadAll(p.request.Body)
+		p.pushes[i] = sealedPush{*p.request.URL, body}
 	}
-	pushes := make([]sealed, benchMessages)
-	var r *http.Request
-	for i := range pushes {
-		r = s.push("/wx/message/"+authorizerID, textMessage(strings.Repeat("长", 60)))
-		body, _ := io.ReadAll(r.Body)
-		pushes[i] = sealed{*r.URL, body}
-	}
+	return p
+}
+
+func (p *pushBench) backend() caddyhttp.Handler {
 	reply := []byte(replyXML)
-	backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 		_, _ = io.Copy(io.Discard, r.Body)
 		_, _ = w.Write(reply)
 		return nil
 	})
-	run := func(b *testing.B, different int, serve func(http.ResponseWriter, *http.Request) error) {
-		b.ReportAllocs()
-		for i := 0; b.Loop(); i++ {
-			if i%different == 0 && different > 1 {
-				app.shared.calls = newCallTable(nil)
+}
+
+func (p *pushBench) gateway() caddyhttp.Handler {
+	backend := p.backend()
+	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error { return p.message.ServeHTTP(w, r, backend) })
+}
+
+// push has a handler answer the i-th push.
+func (p *pushBench) push(tb testing.TB, h caddyhttp.Handler, i int) {
+	push := &p.pushes[i]
+	req := *p.request
+	req.URL = &push.url
+	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(push.body)), int64(len(push.body))
+	rec := &discardWriter{header: make(http.Header)}
+	if err := h.ServeHTTP(rec, caddyhttp.PrepareRequest(&req, caddy.NewReplacer(), rec, &caddyhttp.Server{})); err != nil || rec.status != http.StatusOK {
+		tb.Fatal(rec.status, err)
+	}
+}
+
+// BenchmarkMatcher is one matcher that looks at a push, by the kinds of values that it may have.
+func BenchmarkMatcher(b *testing.B) {
+	for name, m := range benchMatchers() {
+		match := matching(b, m)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				match()
 			}
-			push := &pushes[i%different]
-			req := *r
-			req.URL = &push.url
-			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(push.body)), int64(len(push.body))
-			rec := &discardWriter{header: make(http.Header)}
-			if err := serve(rec, caddyhttp.PrepareRequest(&req, caddy.NewReplacer(), rec, &caddyhttp.Server{})); err != nil || rec.status != http.StatusOK {
-				b.Fatal(rec.status, err)
-			}
+		})
+	}
+}
+
+func benchMatchers() map[string]MessageMatcher {
+	return map[string]MessageMatcher{
+		"exact":  {Type: []string{"event"}, Event: []string{"VIEW", "LOCATION"}},
+		"glob":   {EventKey: []string{"menu_*_buy"}},
+		"regexp": {EventKey: []string{"~^menu_[0-9]+_"}},
+	}
+}
+
+// matching has a matcher look at a location event.
+func matching(tb testing.TB, m MessageMatcher) func() {
+	if err := m.compile(); err != nil {
+		tb.Fatal(err)
+	}
+	r := caddyhttp.PrepareRequest(httptest.NewRequest(http.MethodPost, "/", nil), caddy.NewReplacer(), nil, &caddyhttp.Server{})
+	caddyhttp.SetVar(r.Context(), factsVar, &facts{appid: authorizerID, msgType: "event", event: "LOCATION", eventKey: "menu_12_buy"})
+	return func() {
+		if ok, err := m.MatchWithError(r); !ok || err != nil {
+			tb.Fatal(ok, err)
 		}
 	}
-	gateway := func(w http.ResponseWriter, r *http.Request) error { return m.ServeHTTP(w, r, backend) }
-	b.Run("caddy", func(b *testing.B) { run(b, benchMessages, backend.ServeHTTP) })
-	b.Run("gateway", func(b *testing.B) { run(b, benchMessages, gateway) })
-	b.Run("again", func(b *testing.B) { run(b, 1, gateway) })
 }
 
 // BenchmarkMessageShared is what deduplication over all nodes costs the processor, by how many pushes there are at once: the

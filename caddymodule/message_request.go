@@ -39,6 +39,11 @@ func newFacts(p *push, appid string) *facts {
 	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
 	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
 	var all strings.Builder
+	length := 0
+	for _, part := range parts {
+		length += len(part)
+	}
+	all.Grow(length)
 	for _, part := range parts {
 		all.Write(part)
 	}

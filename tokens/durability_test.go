@@ -171,6 +171,8 @@ func TestWaitingRecordYieldsToNews(t *testing.T) {
 	}{
 		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5},
 		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6},
+		{"newer generation, asked earlier", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(-time.Second) }), "waiting", 9},
+		{"newer generation, asked later", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(time.Second) }), "stored", 8},
 		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5},
 		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 6},
 		{"authorized since", with(func(r *record) { r.Gen, r.AuthorizedAt = 2, now.Add(time.Hour) }), "stored", 2},

@@ -77,6 +77,21 @@ func (s *MemStore) Put(ctx context.Context, name string, value []byte, ttl time.
 	return nil
 }
 
+// Replace implements Ephemeral.
+func (s *MemStore) Replace(ctx context.Context, name string, value []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.shared.mu.Lock()
+	defer s.shared.mu.Unlock()
+	v, ok := s.shared.get(onceKey(name))
+	if !ok {
+		return fs.ErrNotExist
+	}
+	s.shared.set(onceKey(name), value, time.Until(v.ends))
+	return nil
+}
+
 // Peek implements Ephemeral.
 func (s *MemStore) Peek(ctx context.Context, name string) ([]byte, error) {
 	value, _, err := s.peek(ctx, onceKey(name))

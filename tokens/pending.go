@@ -114,8 +114,12 @@ func (p *pendingRecords) drop(k Key, rec *record) {
 
 // settle decides between a waiting record and the one that the store has, and returns the one that counts. A waiting
 // one that counts gets a generation above the other's. The caller holds the key's lock.
+//
+// The generation of a waiting record follows on what this node knew while the store did not answer. Another node may have
+// gone further before that: of one authorization the token that was asked for later is the one that WeChat takes.
 func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
-	if stored.supersedes(waiting) || stored.same(waiting) {
+	later := waiting.settledAt().Equal(stored.settledAt()) && waiting.ObtainedAt.After(stored.ObtainedAt)
+	if stored.supersedes(waiting) && !later || stored.same(waiting) {
 		p.drop(k, waiting)
 		return stored
 	}

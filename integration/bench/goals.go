@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"io"
+)
+
+// goal is what a figure of the gateway's must reach, and what it is to reach in the end.
+type goal struct {
+	gate, target float64
+	more         bool // the more the better
+}
+
+// Goals by scenario; docs/performance.md says how they came about.
+var (
+	goalCPU    = map[string]goal{"inbound": {0.88, 0.96, true}, "outbound": {0.97, 1.03, true}, "outbound-h2": {0.97, 1.03, true}}
+	goalOwn    = map[string]goal{"inbound": {12, 5, false}, "outbound": {5, 2, false}, "outbound-h2": {5, 2, false}}
+	goalP99    = goal{1.15, 1, false}
+	goalIdle   = goal{15, 10, false}
+	goalAtWork = goal{25, 15, false}
+)
+
+// verdict is how a figure stands to the goal.
+func (g goal) verdict(figure float64) string {
+	reaches := func(mark float64) bool { return figure == mark || (figure > mark) == g.more }
+	switch {
+	case reaches(g.target):
+		return "reaches the target"
+	case reaches(g.gate):
+		return "passes the gate"
+	}
+	return "**misses the gate**"
+}
+
+func (g goal) write(out io.Writer, what string, figure float64) {
+	fmt.Fprintf(out, "- %s: %.3g, gate %g, target %g: %s\n", what, figure, g.gate, g.target, g.verdict(figure))
+}
+
+// goals print how the gateway stands in a scenario.
+func goals(out io.Writer, s *scenario) {
+	gateway, stock, same := s.target(targetGateway), s.target(targetStock), s.target(targetSame)
+	fmt.Fprintln(out)
+	if g, ok := goalCPU[s.name]; ok {
+		g.write(out, "CPU, stock ÷ gateway", over(stock.Full, gateway.Full, cpuRatio).Median)
+	}
+	if g, ok := goalOwn[s.name]; ok && same != nil {
+		g.write(out, "the gateway's own CPU, µs a request", over(gateway.Full, same.Full, cpuMore).Median)
+	}
+	if len(gateway.Rated) > 0 {
+		goalP99.write(out, "p99 at the fixed rate, gateway ÷ stock", over(gateway.Rated, stock.Rated, p99Ratio).Median)
+	}
+}
