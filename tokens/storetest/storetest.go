@@ -20,7 +20,7 @@ import (
 // contention is how long a test waits for a lock that somebody else holds.
 const contention = 50 * time.Millisecond
 
-// Run tests the stores that open makes, also as a tokens.Swapper, a tokens.Ephemeral and a tokens.Scanner if they are. Each call of open
+// Run tests the stores that open makes, also as a tokens.Swapper, a tokens.Ephemeral, tokens.Claims and a tokens.Scanner if they are. Each call of open
 // returns a new, empty store.
 func Run(t *testing.T, open func() tokens.Store) {
 	t.Helper()
@@ -51,6 +51,9 @@ func Run(t *testing.T, open func() tokens.Store) {
 	}
 	if _, ok := s.(tokens.Scanner); ok {
 		tests = append(tests, scanning...)
+	}
+	if _, ok := s.(tokens.Claims); ok {
+		tests = append(tests, claiming...)
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
