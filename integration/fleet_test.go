@@ -352,6 +352,16 @@ func (n *fleetNode) metric(t *testing.T, name string) string {
 	return metricAt(t, n.Admin, name)
 }
 
+// settled reports what the node has not written to Redis yet.
+func (n *fleetNode) settled(t *testing.T) error {
+	t.Helper()
+	w, u, files := n.metric(t, "caddy_wechat_records_waiting"), n.metric(t, "caddy_wechat_records_unsaved"), len(n.spilled())
+	if w != "0" || u != "0" || files > 0 {
+		return fmt.Errorf("node %s: %s records wait, %s are in memory alone, %d files are spilled", n.name, w, u, files)
+	}
+	return nil
+}
+
 // spilled are the files in the node's spill folder.
 func (n *fleetNode) spilled() []string {
 	files, _ := filepath.Glob(filepath.Join(n.Dir, "data", "caddy", "wechat-spill", "*", "*")) // the pattern is right
