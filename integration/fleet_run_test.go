@@ -1,7 +1,9 @@
 package integration_test
 
 import (
+	"errors"
 	mathrand "math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +24,33 @@ func TestFleet(t *testing.T) {
 	t.Logf("\n%s", run.finish(10*time.Second))
 }
 
+// TestFleetSentinels has Sentinels fail over, whom the nodes ask for the server.
+func TestFleetSentinels(t *testing.T) {
+	t.Parallel()
+	const name = "gateways"
+	server := redistest.Start(t, "--appendonly", "yes")
+	replica := redistest.Replica(t, server.Addr, "--appendonly", "yes")
+	sentinels := redistest.Sentinels(t, name, server, 1)
+	r := &fleetRun{fleetLoad: newFleetLoad(), replica: replica}
+	r.start(newFleet(t, fleetOptions{
+		nodes: 3, server: server, simulator: r.simulator, store: []string{"address {env.SENTINELS}", "sentinel " + name},
+		env: []string{"WECHAT_LOG_LEVEL=INFO", "SENTINELS=" + strings.Join(sentinels, ",")},
+	}))
+	r.quiet(3 * time.Second)
+	r.fail(redisOver, nil, func() error {
+		server.Kill()
+		redistest.Eventually(t, "the replica is promoted", func() error {
+			if info, _ := replica.Do("INFO", "replication").(string); !strings.Contains(info, "role:master") {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		return nil
+	})
+	r.f.redis = replica
+	t.Logf("\n%s", r.finish(10*time.Second))
+}
+
 // fleetRun is a fleet under load, whose Redis has a replica.
 type fleetRun struct {
 	*fleetLoad
@@ -32,14 +61,17 @@ func newFleetRun(t *testing.T, nodes int) *fleetRun {
 	t.Helper()
 	r := &fleetRun{fleetLoad: newFleetLoad()}
 	options := []string{"--appendonly", "yes"}
-	f := newFleet(t, fleetOptions{nodes: nodes, redis: options, env: []string{"WECHAT_LOG_LEVEL=INFO"}, simulator: func(c *wxsim.Config) {
-		c.Observe = r.observe
-		c.Lives.Component, c.Lives.Authorizer = 20*time.Second, 12*time.Second
-		c.Lives.Stable, c.Lives.StableOverlap = 60*time.Second, 20*time.Second
-	}})
+	f := newFleet(t, fleetOptions{nodes: nodes, redis: options, env: []string{"WECHAT_LOG_LEVEL=INFO"}, simulator: r.simulator})
 	r.replica = redistest.Replica(t, f.redis.Addr, options...)
 	r.start(f)
 	return r
+}
+
+// simulator has many lives of tokens pass in a short time.
+func (r *fleetRun) simulator(c *wxsim.Config) {
+	c.Observe = r.observe
+	c.Lives.Component, c.Lives.Authorizer = 20*time.Second, 12*time.Second
+	c.Lives.Stable, c.Lives.StableOverlap = 60*time.Second, 20*time.Second
 }
 
 // fleetFaults are the faults. Each ends when all nodes are well again.
