@@ -266,7 +266,7 @@ func TestAPIRefusalsAreAnnounced(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	const id = "TrackingIdThatIsSecret"
-	g.app.users().Keep(tokens.User{AppID: accountID, OpenID: openID}, tokens.UserGrant{}, time.Minute, false)
+	g.app.users().Keep(t.Context(), tokens.User{AppID: accountID, OpenID: openID}, tokens.UserGrant{}, time.Minute, false)
 	for _, c := range []struct {
 		name, target, key string
 		status            int
@@ -314,7 +314,7 @@ func TestAPIRefusalsAreAnnounced(t *testing.T) {
 func TestAPIRedemptionIsCounted(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
-	id := g.app.users().Keep(tokens.User{AppID: accountID, OpenID: openID}, tokens.UserGrant{}, time.Minute, false)
+	id := g.app.users().Keep(t.Context(), tokens.User{AppID: accountID, OpenID: openID}, tokens.UserGrant{}, time.Minute, false)
 	if a := g.get(usersPath+id, bearer(crmKey)); a.Status != http.StatusOK || !strings.Contains(a.Body, openID) {
 		t.Errorf("got %d %s", a.Status, a.Body)
 	}

@@ -305,7 +305,7 @@ func admitted(s *authorizations, addr string) bool {
 func TestAuthorizeLimits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newAuthorizations()
+		s := newAuthorizations(tokens.NewManager())
 		starts := func(addr string, tries int) (n int) {
 			for range tries {
 				if admitted(s, addr) {
@@ -371,7 +371,7 @@ func TestAuthorizeTooMany(t *testing.T) {
 // A panic below costs one callback, and those who wait for it.
 func TestArrivalPanics(t *testing.T) {
 	t.Parallel()
-	s := newAuthorizations()
+	s := newAuthorizations(tokens.NewManager())
 	code := secret.New("queryauthcode@@@1")
 	func() {
 		defer func() {

@@ -51,12 +51,12 @@ func TestOAuthCallback(t *testing.T) {
 			if calls := f.wechat.calls(); len(calls) != i+1 || calls[i] != tt.exchange {
 				t.Errorf("asked %q, want %q", calls, tt.exchange)
 			}
-			u, err := f.app.users().Redeem(m[2], "crm", nil)
+			u, err := f.app.users().Redeem(t.Context(), m[2], "crm", nil)
 			if err != nil || u.AppID != tt.want.AppID || u.Platform != tt.want.Platform || u.FuncKey != tt.want.FuncKey || u.State != tt.want.State ||
 				u.OpenID != openID || u.Scope != "snsapi_base" || u.Profile != nil {
 				t.Errorf("user %+v", u)
 			}
-			if _, again := f.app.users().Redeem(m[2], "crm", nil); (again != nil) != (tt.want.FuncKey == "vip") {
+			if _, again := f.app.users().Redeem(t.Context(), m[2], "crm", nil); (again != nil) != (tt.want.FuncKey == "vip") {
 				t.Errorf("redeemed again: %v", again)
 			}
 			f.assertNoSecrets(rec, "")
@@ -163,7 +163,7 @@ func TestOAuthCallbackState(t *testing.T) {
 					t.Fatalf("%d to %q", rec.Code, rec.Header().Get("Location"))
 				}
 				want, _ := url.PathUnescape(tt.fragment)
-				if u, _ := f.app.users().Redeem(m[2], "", nil); u.State != want {
+				if u, _ := f.app.users().Redeem(t.Context(), m[2], "", nil); u.State != want {
 					t.Errorf("kept %q, want %q", u.State, want)
 				}
 			}
@@ -236,7 +236,7 @@ func TestOAuthProfile(t *testing.T) {
 		if m == nil {
 			t.Fatal("no redirect")
 		}
-		u, _ := f.app.users().Redeem(m[2], "", nil)
+		u, _ := f.app.users().Redeem(t.Context(), m[2], "", nil)
 		return u
 	}
 	if u := redeem("c1"); u.Profile == nil || u.Profile.Nickname != "张三 <b>" || u.UnionID != "u-profile" {

@@ -116,7 +116,7 @@ func TestOAuthFlowKeepsTheState(t *testing.T) {
 				query.Set("appid", appid)
 			}
 			id := assertLanded(t, v.get(callback+"?"+query.Encode()), state)
-			if u, err := f.app.users().Redeem(id, "crm", nil); err != nil || u.State != state || u.AppID != appid {
+			if u, err := f.app.users().Redeem(t.Context(), id, "crm", nil); err != nil || u.State != state || u.AppID != appid {
 				t.Errorf("kept %+v, %v", u, err)
 			}
 		}

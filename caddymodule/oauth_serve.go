@@ -310,7 +310,7 @@ func (o *OAuth) login(r *http.Request, req *oauthRequest, code string, f *flow) 
 		if hasScope(grant.Scope, scopeUserInfo) {
 			o.addProfile(ctx, req, grant, &user)
 		}
-		id := o.app.users().Keep(user, grant, time.Duration(req.f.TTL), req.f.Once)
+		id := o.app.users().Keep(ctx, user, grant, time.Duration(req.f.TTL), req.f.Once)
 		return req.f.target(id, user.State), nil
 	})
 }

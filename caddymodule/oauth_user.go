@@ -60,7 +60,7 @@ func newRedeemedUser(u tokens.User) redeemedUser {
 //
 // A client that lists the platform may act for all its authorizers, so it may redeem their users too. One that may not
 // act for the user's account gets 403 and uses nothing up; an id that is unknown, expired or was to be redeemed once and
-// has been gets 404. Either request redeems an id; whoever redeemed one may ask for the userinfo again. The id is told to
+// has been gets 404, and one that another node may know, while the store they share does not answer, 503. Either request redeems an id; whoever redeemed one may ask for the userinfo again. The id is told to
 // no log: errors are answered here, because Caddy would log the URI with them.
 func (a *API) serveUsers(w http.ResponseWriter, r *http.Request, client *Client) error {
 	id, asksWeChat := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, usersPath), userInfoPath)
@@ -82,7 +82,7 @@ func (a *API) serveUsers(w http.ResponseWriter, r *http.Request, client *Client)
 		body, err = a.userInfo(r, id, client, may)
 	} else {
 		var user tokens.User
-		user, err = a.app.users().Redeem(id, client.Name, may)
+		user, err = a.app.users().Redeem(r.Context(), id, client.Name, may)
 		body = jsonBody(newRedeemedUser(user))
 	}
 	refused, isRefusal := errors.AsType[*userInfoError](err)
@@ -94,6 +94,9 @@ func (a *API) serveUsers(w http.ResponseWriter, r *http.Request, client *Client)
 	case errors.Is(err, tokens.ErrUserForbidden):
 		a.told(w, step, "forbidden", http.StatusForbidden, errorBody(codeUnauthorizedAPI,
 			"api unauthorized: the client may not act for this user's account: add it to the client's appids"))
+	case errors.Is(err, tokens.ErrUserAway):
+		a.told(w, step, "unavailable", http.StatusServiceUnavailable, errorBody(http.StatusServiceUnavailable,
+			"the store that the gateway's nodes share does not answer: try again"))
 	default:
 		a.told(w, step, "unknown", http.StatusNotFound, errorBody(http.StatusNotFound, tokens.ErrUserUnknown.Error()))
 	}

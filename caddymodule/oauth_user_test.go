@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -63,7 +64,7 @@ func TestServeUsers(t *testing.T) {
 	}
 
 	t.Run("once", func(t *testing.T) {
-		id := app.users().Keep(user, tokens.UserGrant{}, time.Minute, true)
+		id := app.users().Keep(t.Context(), user, tokens.UserGrant{}, time.Minute, true)
 		if rec := redeem(http.MethodGet, id, other); rec.Code != http.StatusForbidden || strings.Contains(rec.Body.String(), openID) {
 			t.Errorf("another client: %d %s", rec.Code, rec.Body)
 		}
@@ -86,7 +87,7 @@ func TestServeUsers(t *testing.T) {
 			Nickname: "n", HeadImgURL: "https://thirdwx.qlogo.cn/a?x=1&y=2", Sex: 1, Language: "zh_CN",
 			Province: "p", City: "c", Country: "CN", Privilege: []string{"x"},
 		}
-		id := app.users().Keep(full, tokens.UserGrant{}, time.Minute, false)
+		id := app.users().Keep(t.Context(), full, tokens.UserGrant{}, time.Minute, false)
 		want := map[string]any{
 			"appid": accountID, "platform": platformID, "openid": openID, "unionid": "u1", "scope": "snsapi_base", "funcKey": "scan",
 			"state": `a"&<`, "is_snapshotuser": true, "nickname": "n", "headimgurl": "https://thirdwx.qlogo.cn/a?x=1&y=2", "sex": 1.0,
@@ -112,7 +113,7 @@ func TestServeUsers(t *testing.T) {
 			{"client of another platform", []string{otherPlatform}, ofPlatform, http.StatusForbidden},
 			{"client of the platform, plain account", []string{platformID}, user, http.StatusForbidden},
 		} {
-			id := app.users().Keep(tt.user, tokens.UserGrant{}, time.Minute, false)
+			id := app.users().Keep(t.Context(), tt.user, tokens.UserGrant{}, time.Minute, false)
 			if rec := redeem(http.MethodGet, id, &Client{Name: "platform", AppIDs: tt.appids}); rec.Code != tt.want {
 				t.Errorf("%s: %d %s", tt.name, rec.Code, rec.Body)
 			}
@@ -135,7 +136,7 @@ func TestServeUsers(t *testing.T) {
 // keptUser is a user of the account, as the callback keeps one.
 func keptUser(app *App, u tokens.User, ends time.Time, once bool) (id string) {
 	grant := tokens.UserGrant{OpenID: u.OpenID, AccessToken: secret.New(userToken), RefreshToken: secret.New(userRefresh), ExpiresAt: ends}
-	return app.users().Keep(u, grant, time.Minute, once)
+	return app.users().Keep(context.Background(), u, grant, time.Minute, once)
 }
 
 func TestServeUserInfo(t *testing.T) {
@@ -276,7 +277,7 @@ func TestServeUserInfo(t *testing.T) {
 		if rec := ask(id, "", &Client{Name: "shop", AppIDs: []string{"*"}}); rec.Code != http.StatusNotFound {
 			t.Errorf("the next client: %d %s", rec.Code, rec.Body)
 		}
-		if _, err := app.users().Redeem(id, "crm", nil); err == nil {
+		if _, err := app.users().Redeem(t.Context(), id, "crm", nil); err == nil {
 			t.Error("redeemed twice")
 		}
 		wechat.takeCalls()
@@ -316,7 +317,7 @@ func TestOAuthUserMetrics(t *testing.T) {
 	users := tokens.NewUserTable(2)
 	defer users.Close()
 	for range 3 {
-		users.Keep(tokens.User{}, tokens.UserGrant{}, 0, false)
+		users.Keep(t.Context(), tokens.User{}, tokens.UserGrant{}, 0, false)
 	}
 	want := `
 # HELP caddy_wechat_oauth_forgotten_total What was remembered of web authorizations and forgotten early, for lack of room: the tracking id, the code or the flow.

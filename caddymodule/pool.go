@@ -55,8 +55,9 @@ func acquireShared(identity string) (*shared, error) {
 		s := &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
 			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(),
-			authorizations: newAuthorizations(),
+			authorizations: newAuthorizations(manager),
 		}
+		s.users.Share(manager)
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
 		return s, nil

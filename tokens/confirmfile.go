@@ -82,6 +82,14 @@ func (c *confirmFiles) put(k Key, state confirmState) {
 	c.platforms[k.Platform] = state
 }
 
+// news notes that another node has changed the record of a file that this node has in memory.
+func (c *confirmFiles) news(k Key) {
+	if state := c.get(k); !state.until.IsZero() {
+		state.until = time.Time{}
+		c.put(k, state)
+	}
+}
+
 // say reports whether to tell the log of a failure.
 func (c *confirmFiles) say(platform string) bool {
 	c.mu.Lock()

@@ -32,7 +32,8 @@ type Observer interface {
 	// RogueRefresh reports a token that WeChat refused long before its end, although no node here renewed it: another
 	// system is refreshing the tokens of that appid.
 	RogueRefresh(kind Kind, appid string)
-	// StoreOperation reports one operation on the store: load, store, delete, list or lock.
+	// StoreOperation reports one operation on the store: load, store, delete, list, lock, or share, which is a
+	// step of what nodes share for a short time.
 	StoreOperation(op string, took time.Duration, err error)
 }
 

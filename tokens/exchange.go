@@ -72,6 +72,13 @@ func (x *exchangedCodes) put(hash, appid string) {
 	x.codes[hash] = exchanged{appid: appid, at: now}
 }
 
+// exchangedName is where nodes share which account a code belonged to.
+func exchangedName(hash string) string { return sharedName("exchanged", hash) }
+
+type exchangedWire struct {
+	AppID string `json:"appid"`
+}
+
 // ExchangeAuthCode exchanges an authorization code for the account's tokens and keeps them. Appid may be empty: it is
 // learned then. The same code may come again, by push or by redirect: it is exchanged once, and WeChat's answer that a
 // code was used counts as success if tokens of appid are held. If the store fails the tokens are held and served from
@@ -130,6 +137,7 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 		return Authorizer{}, err
 	}
 	m.done.put(c.hash(), g.appid)
+	_ = m.sharedPut(ctx, exchangedName(c.hash()), exchangedWire{g.appid}, codeLife) // else WeChat says that it is used
 	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
 	return a, nil
 }
@@ -182,7 +190,12 @@ func (m *Manager) alreadyExchanged(ctx context.Context, env *Environment, c auth
 		appid = c.appid
 	}
 	if appid == "" {
-		return Authorizer{}, false
+		// A redirect does not say whose code it is. Another node may know, whose news of the record may still be on its way.
+		var there exchangedWire
+		if m.sharedPeek(ctx, exchangedName(c.hash()), &there) != nil {
+			return Authorizer{}, false
+		}
+		appid, done, look = there.AppID, true, m.reload
 	}
 	e, err := look(ctx, env, AuthorizerKey(c.platform, appid))
 	if err != nil || !e.authorized() || !done && e.rec.CodeHash != c.hash() && (!c.before(e.rec) || !e.renewable()) {

@@ -101,12 +101,30 @@ func (h *hearing) Listening(on bool) {
 	}
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
 	m.queue.add("written", 0, m.writeAgain)
+	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
 	m.queue.add("take over", takeOverAfter, m.resumeIntents)
 }
 
 // Changed implements Listener.
 func (h *hearing) Changed(name string) {
 	m := h.m
+	if name == opaqueName {
+		m.opaque.heard()
+		m.queue.addLight("opaque", func(ctx context.Context) {
+			if env, err := m.current(); err == nil {
+				_, _ = m.loadOpaqueKeys(ctx, env) // the next token with a key that is not known has it read otherwise
+			}
+		})
+		return
+	}
+	if shard, ok := verifyShardNamed(name); ok {
+		m.verify[shard].news()
+		return
+	}
+	if k, ok := confirmKey(name); ok {
+		m.confirm.news(k)
+		return
+	}
 	if path.Dir(name) == intentFolder {
 		m.queue.add("take over", takeOverAfter, m.resumeIntents)
 		return
@@ -188,6 +206,20 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 		if e = read; !m.outOfDate(e) {
 			break
 		}
+	}
+	return e
+}
+
+// accountOf is the entry of the account that a ticket is of, read from the store; nil if the store does not say in time.
+func (m *Manager) accountOf(ctx context.Context, env *Environment, k Key) *entry {
+	if h := m.hearing.Load(); h == nil || h.tired.Load() || h.since.Load() == deaf {
+		return nil // no use waits for it
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkWait)
+	defer cancel()
+	e, err := m.lookup(ctx, env, k.account())
+	if err != nil {
+		return nil
 	}
 	return e
 }

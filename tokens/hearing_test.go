@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"sync"
@@ -200,6 +201,26 @@ func TestTicketOfARevokedAccountOnAllNodes(t *testing.T) {
 		b.get(t, JSAPIKey(testPlatform, testAuthorizer))
 		revoke(t, a)
 		if _, err := b.Get(t.Context(), JSAPIKey(testPlatform, testAuthorizer)); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("jsapi_ticket: %v", err)
+		}
+	})
+}
+
+// Also where the account is not at hand: nothing would be heard of it.
+func TestTicketOfARevokedAccountThatIsNotAtHand(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		key := JSAPIKey(testPlatform, testAuthorizer)
+		b.get(t, key)
+		forget := func() {
+			c := b.cache.Load()
+			c.entries.Del(maphash.Comparable(c.seed, testAuthKey))
+			c.entries.Wait()
+		}
+		forget()
+		b.get(t, key)
+		forget()
+		revoke(t, a)
+		if _, err := b.Get(t.Context(), key); !errors.Is(err, ErrNotAuthorized) {
 			t.Errorf("jsapi_ticket: %v", err)
 		}
 	})

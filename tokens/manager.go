@@ -53,6 +53,8 @@ type Manager struct {
 	hearing atomic.Pointer[hearing]
 	written recentWrites
 
+	shares sharing
+
 	strangers strangers
 	verify    [verifyShards]verifyShard
 	confirm   confirmFiles
@@ -289,10 +291,14 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 	}
 	if k.isJSTicket() && k.Platform != "" {
 		// The ticket of an account that took its authorization back is worth nothing.
-		if a := m.cache.Load().get(k.account()); a != nil {
-			if a = m.upToDate(ctx, env, a); !a.authorized() {
-				return Token{}, a.unrenewable()
-			}
+		a := m.cache.Load().get(k.account())
+		if a != nil {
+			a = m.upToDate(ctx, env, a)
+		} else if m.hearing.Load() != nil {
+			a = m.accountOf(ctx, env, k) // nothing would say here that it went on another node
+		}
+		if a != nil && !a.authorized() {
+			return Token{}, a.unrenewable()
 		}
 	}
 	m.renewIfStale(env, e, now)

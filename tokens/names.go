@@ -106,6 +106,23 @@ func confirmName(k Key) string {
 	return path.Join(folder, recordID(k.Platform), hex.EncodeToString(sum[:1]), recordID(k.AppID))
 }
 
+// confirmKey is the key whose confirm file is kept under a name; false if none is.
+func confirmKey(name string) (k Key, ok bool) {
+	below, ok := strings.CutPrefix(name, root+"/verify/")
+	if !ok {
+		return Key{}, false
+	}
+	switch parts := strings.Split(below, "/"); {
+	case parts[0] == string(KindComponent) && len(parts) == 2:
+		k = ComponentKey(idOf(parts[1]))
+	case parts[0] == string(KindAuthorizer) && len(parts) == 4:
+		k = AuthorizerKey(idOf(parts[1]), idOf(parts[3]))
+	default:
+		return Key{}, false
+	}
+	return k, confirmName(k) == name
+}
+
 // pushAskedName is where it is kept when WeChat was last asked to push a platform's ticket.
 func pushAskedName(platform string) string { return path.Join(root, "push", recordID(platform)) }
 

@@ -1,6 +1,8 @@
 package tokens
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -13,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,9 +88,11 @@ type opaqueKeys struct {
 	known atomic.Pointer[[]opaqueKey] // newest first
 
 	mu      sync.Mutex
-	loaded  time.Time // when the store was last asked, and answered
-	failed  time.Time // when it last failed to give a key, or to keep one
-	failure error     // of that time; nil: it has not failed since
+	kept    []opaqueKeyRecord // what known was made of
+	news    chan struct{}     // closed when another node has changed the record; nil: nobody waits
+	loaded  time.Time         // when the store was last asked, and answered
+	failed  time.Time         // when it last failed to give a key, or to keep one
+	failure error             // of that time; nil: it has not failed since
 }
 
 // opaqueRecord is the keys in the store.
@@ -220,6 +225,17 @@ func (k *opaqueKeys) failedLately() error {
 	return nil
 }
 
+// heard notes that another node has changed the record: whoever waits to read it need wait no longer.
+func (k *opaqueKeys) heard() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.loaded = time.Time{}
+	if k.news != nil {
+		close(k.news)
+		k.news = nil
+	}
+}
+
 // awaitReload waits until the store may be read again. The error is ctx's.
 func (k *opaqueKeys) awaitReload(ctx context.Context) error {
 	k.mu.Lock()
@@ -227,6 +243,10 @@ func (k *opaqueKeys) awaitReload(ctx context.Context) error {
 	if k.loaded.IsZero() {
 		wait = 0
 	}
+	if k.news == nil {
+		k.news = make(chan struct{})
+	}
+	news := k.news
 	k.mu.Unlock()
 	if wait <= 0 {
 		return nil
@@ -235,6 +255,8 @@ func (k *opaqueKeys) awaitReload(ctx context.Context) error {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return nil
+	case <-news:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -395,8 +417,71 @@ func (k *opaqueKeys) take(kept opaqueRecord) error {
 		}
 		known = append(known, key)
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kept = kept.Keys
 	k.known.Store(&known)
 	return nil
+}
+
+// keepOpaqueKeys is the job that writes the keys again that this node has and the store has lost: it was emptied, or an
+// older replica took over. Tokens made with them would be refused by nodes that start from now on.
+func (m *Manager) keepOpaqueKeys(ctx context.Context) error {
+	env, err := m.current()
+	if err != nil {
+		return nil //nolint:nilerr // closed
+	}
+	m.opaque.mu.Lock()
+	mine := m.opaque.kept
+	m.opaque.mu.Unlock()
+	if len(mine) == 0 || m.hearing.Load() == nil {
+		return nil
+	}
+	var kept opaqueRecord
+	err = m.loadRecord(ctx, env, opaqueName, &kept)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || len(missingKeys(kept, mine)) == 0 {
+		return unlessUnreadable(err)
+	}
+	unlock, err := m.lockStore(ctx, env, opaqueName, opaqueLockWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	kept = opaqueRecord{}
+	if err = m.loadRecord(ctx, env, opaqueName, &kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return unlessUnreadable(err)
+	}
+	missing := missingKeys(kept, mine)
+	if len(missing) == 0 {
+		return nil
+	}
+	kept.Keys = append(slices.Clone(kept.Keys), missing...)
+	slices.SortStableFunc(kept.Keys, func(a, b opaqueKeyRecord) int { return cmp.Compare(b.Created, a.Created) })
+	kept.Keys = kept.Keys[:min(len(kept.Keys), opaqueGenerations)]
+	if err := m.storeRecord(ctx, env, opaqueName, kept); err != nil {
+		return err
+	}
+	return m.opaque.take(kept)
+}
+
+// unlessUnreadable is err unless it says that the record is there: then there is nothing to write again.
+func unlessUnreadable(err error) error {
+	if errors.Is(err, errUnreadable) || errors.Is(err, errUnsealed) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// missingKeys are those of mine that a record does not have and that are newer than its oldest, or fit in beside it.
+func missingKeys(kept opaqueRecord, mine []opaqueKeyRecord) (missing []opaqueKeyRecord) {
+	for _, key := range mine {
+		there := slices.ContainsFunc(kept.Keys, func(k opaqueKeyRecord) bool { return bytes.Equal(k.ID, key.ID) })
+		fits := len(kept.Keys) < opaqueGenerations || key.Created > kept.Keys[len(kept.Keys)-1].Created
+		if !there && fits {
+			missing = append(missing, key)
+		}
+	}
+	return missing
 }
 
 func newOpaqueKey(r opaqueKeyRecord) (opaqueKey, error) {

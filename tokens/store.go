@@ -66,6 +66,9 @@ type Ephemeral interface {
 	Claim(ctx context.Context, name string, value []byte, ttl time.Duration) (held []byte, first bool, err error)
 	// Put keeps a value for ttl, in place of any earlier one.
 	Put(ctx context.Context, name string, value []byte, ttl time.Duration) error
+	// Replace keeps a value in place of one that there is, for as long as that was to be kept; the error is fs.ErrNotExist
+	// if there is none.
+	Replace(ctx context.Context, name string, value []byte) error
 	// Peek returns a value; the error is fs.ErrNotExist if there is none.
 	Peek(ctx context.Context, name string) ([]byte, error)
 	// Take removes a value and returns it: of any number of callers one gets it, the others get fs.ErrNotExist. If the

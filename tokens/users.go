@@ -42,6 +42,8 @@ var (
 	ErrFlowUsed = errors.New("login came back with another code")
 	// ErrUserUnknown says that a tracking id is unknown, expired, or was to be redeemed once and has been.
 	ErrUserUnknown = errors.New("tracking id is unknown, expired or redeemed")
+	// ErrUserAway says that the store, which knows who has redeemed a tracking id, does not answer.
+	ErrUserAway = errors.New("whose tracking id it is cannot be told now")
 	// ErrUserForbidden says that who asks may not know the user of a tracking id.
 	ErrUserForbidden = errors.New("not allowed to know this user")
 )
@@ -60,16 +62,21 @@ type User struct {
 }
 
 // UserTable keeps logged-in users for the short time until an app redeems their tracking ids, and makes the callbacks
-// of one login share one exchange. It is bounded, lives in memory only and is safe for concurrent use.
+// of one login share one exchange. It is bounded and safe for concurrent use. It lives in memory, and through Share also in
+// the store, for the other nodes on it.
 type UserTable struct {
 	users  *Window[string, *userEntry]
 	logins *Window[[sha256.Size]byte, *login]
 	flows  *Window[string, [sha256.Size]byte] // the code that each flow came back with
+
+	nodes  *Manager // through which nodes share; nil: there is this one alone
+	asking keyLocks // by tracking id, of users whom another node keeps
 }
 
 type userEntry struct {
-	user User
-	once bool
+	user   User
+	once   bool
+	shared bool // other nodes know the user too, who is not one to be redeemed once
 
 	mu    sync.Mutex
 	taken bool   // with once: redeemed
@@ -92,42 +99,75 @@ func NewUserTable(limit int) *UserTable {
 	}
 }
 
+// Share makes the tables of all nodes on m's store one, as far as that store can. It must come before any use.
+func (t *UserTable) Share(m *Manager) { t.nodes = m }
+
 // Keep stores u for ttl (0: DefaultUserTTL) under a fresh tracking id: 128 random bits as 22 characters of
 // [A-Za-z0-9_-]. With once, the first redemption is the only one. The grant has the user's own tokens, which nobody
-// gets to see: they serve AskProfile.
-func (t *UserTable) Keep(u User, grant UserGrant, ttl time.Duration, once bool) (trackingID string) {
-	var id [trackingIDBytes]byte
-	_, _ = rand.Read(id[:]) // never fails since Go 1.24
-	trackingID = base64.RawURLEncoding.EncodeToString(id[:])
+// gets to see: they serve AskProfile. If the store does not take the user, only this node knows the id.
+func (t *UserTable) Keep(ctx context.Context, u User, grant UserGrant, ttl time.Duration, once bool) (trackingID string) {
+	trackingID = newTrackingID()
+	if ttl <= 0 {
+		ttl = DefaultUserTTL
+	}
 	for _, s := range []*string{&u.AppID, &u.Platform, &u.State} {
 		*s = strings.Clone(*s) // or they would keep the request that they are parts of
 	}
-	t.users.Set(trackingID, &userEntry{user: u, grant: grant, once: once, asking: make(chan struct{}, 1)}, ttl)
+	shared := t.nodes != nil && t.nodes.shareUser(ctx, trackingID, u, grant, ttl, once)
+	switch {
+	case shared && once:
+		return trackingID // only the store can tell who is first
+	case !shared && t.nodes != nil:
+		trackingID = newTrackingID() // the store may have taken the other one after all
+	}
+	t.users.Set(trackingID, &userEntry{user: u, grant: grant, once: once, shared: shared, asking: make(chan struct{}, 1)}, ttl)
 	return trackingID
 }
 
+func newTrackingID() string {
+	var id [trackingIDBytes]byte
+	_, _ = rand.Read(id[:]) // never fails since Go 1.24
+	return base64.RawURLEncoding.EncodeToString(id[:])
+}
+
 // Redeem returns the user of a tracking id to a client, named by, if may allows it; a refusal uses nothing up. Of
-// several who redeem a user kept with once, exactly one gets it. may must only look at what it is given; nil allows
-// everybody. The error is ErrUserUnknown or ErrUserForbidden.
-func (t *UserTable) Redeem(id, by string, may func(User) bool) (User, error) {
+// several who redeem a user kept with once, on whichever nodes, exactly one gets it. may must only look at what it is
+// given; nil allows everybody. The error is ErrUserUnknown, ErrUserForbidden, or ErrUserAway if the store does not say.
+func (t *UserTable) Redeem(ctx context.Context, id, by string, may func(User) bool) (User, error) {
 	e, err := t.find(id, may)
+	switch {
+	case err == nil:
+		if first, _ := e.claim(by); !first && e.once {
+			return User{}, ErrUserUnknown
+		}
+		return e.user, nil
+	case t.nodes == nil || !errors.Is(err, ErrUserUnknown):
+		return User{}, err
+	}
+	w, err := t.nodes.sharedUser(ctx, id, may)
+	if err == nil && w.Once {
+		if w.By != nil {
+			return User{}, ErrUserUnknown
+		}
+		err = t.nodes.redeemShared(ctx, id, by, w)
+	}
 	if err != nil {
 		return User{}, err
 	}
-	if first, _ := e.claim(by); !first && e.once {
-		return User{}, ErrUserUnknown
-	}
-	return e.user, nil
+	return w.user(), nil
 }
 
 // AskProfile has ask get the user's profile from WeChat with the user's own tokens, for a client as with Redeem, and
 // keeps the tokens that ask returns: it may have had to renew them. Users kept with once are told to one client: the
 // question redeems the tracking id, and who redeemed it may go on to ask until it ends.
 //
-// ask runs once at a time for a tracking id, detached from the caller's cancellation (renewed tokens would be lost),
-// with a deadline of its own.
+// ask runs once at a time for a tracking id on each node, detached from the caller's cancellation (renewed tokens would
+// be lost), with a deadline of its own.
 func (t *UserTable) AskProfile(ctx context.Context, id, by string, may func(User) bool, ask func(context.Context, User, UserGrant) (Profile, UserGrant, error)) (Profile, error) {
 	e, err := t.find(id, may)
+	if t.nodes != nil && errors.Is(err, ErrUserUnknown) {
+		return t.askShared(ctx, id, by, may, ask)
+	}
 	if err != nil {
 		return Profile{}, err
 	}
@@ -142,11 +182,45 @@ func (t *UserTable) AskProfile(ctx context.Context, id, by string, may func(User
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginTimeout)
 	defer cancel()
+	before := e.grant
 	var profile Profile
 	profile, e.grant, err = ask(ctx, e.user, e.grant)
+	if e.shared && !before.same(e.grant) {
+		_ = t.nodes.sharedReplace(ctx, userName(id), newUserWire(e.user, e.grant, false)) // else the others renew for themselves
+	}
 	return profile, err
 }
 
+// askShared is AskProfile for a user whom this node does not keep.
+func (t *UserTable) askShared(ctx context.Context, id, by string, may func(User) bool, ask func(context.Context, User, UserGrant) (Profile, UserGrant, error)) (Profile, error) {
+	leave, err := t.asking.lock(ctx, id)
+	if err != nil {
+		return Profile{}, err
+	}
+	defer leave()
+	w, err := t.nodes.sharedUser(ctx, id, may)
+	switch {
+	case err != nil:
+		return Profile{}, err
+	case w.Once && w.By == nil:
+		if err := t.nodes.redeemShared(ctx, id, by, w); err != nil {
+			return Profile{}, err
+		}
+	case w.Once && *w.By != by:
+		return Profile{}, ErrUserUnknown
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginTimeout)
+	defer cancel()
+	before := w.grant()
+	profile, after, err := ask(ctx, w.user(), before)
+	if !before.same(after) {
+		w.setGrant(after)
+		_ = t.nodes.sharedReplace(ctx, userName(id), w) // else it is renewed again next time
+	}
+	return profile, err
+}
+
+// find is what this node keeps under a tracking id, if may allows it.
 func (t *UserTable) find(id string, may func(User) bool) (*userEntry, error) {
 	e, found := t.users.Get(id)
 	switch {
@@ -169,7 +243,7 @@ func (e *userEntry) claim(by string) (first, theirs bool) {
 	return false, e.by == by
 }
 
-// Len returns the number of users that are kept.
+// Len returns the number of users that this node keeps.
 func (t *UserTable) Len() int { return t.users.Len() }
 
 // Forgotten are what a UserTable dropped before its time because it was full.
@@ -208,8 +282,8 @@ type login struct {
 
 // Login runs exchange at most once for a code that succeeds: browsers repeat callbacks (WeChat's own double redirect,
 // the back button, prefetching), while WeChat takes a code only once. The same callback within five minutes gets the
-// same location, waiting for it if need be. Later, or under another path or appid, the code gets ErrCodeUsed, without
-// a question to WeChat for the first hour.
+// same location on any node, waiting for it if need be. Later, or under another path or appid, the code gets ErrCodeUsed,
+// without a question to WeChat for the first hour; and so it does when the node that exchanges it dies over it.
 //
 // A flow that began here ends once, with one code: with another it gets ErrFlowUsed. Its code is no other flow's, nor
 // of a callback without one.
@@ -223,10 +297,8 @@ type login struct {
 // a deadline of its own.
 func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(context.Context) (location string, err error)) (string, error) {
 	key := sha256.Sum256([]byte(cb.Code.Reveal()))
-	if cb.Flow != "" {
-		if first, _ := t.flows.GetOrSet(strings.Clone(cb.Flow), func() [sha256.Size]byte { return key }); first != key {
-			return "", ErrFlowUsed
-		}
+	if cb.Flow != "" && !t.endFlow(ctx, cb.Flow, key) {
+		return "", ErrFlowUsed
 	}
 	l, found := t.logins.GetOrSet(key, func() *login {
 		return &login{
@@ -238,16 +310,57 @@ func (t *UserTable) Login(ctx context.Context, cb Callback, exchange func(contex
 		return l.repeat(ctx, cb)
 	}
 
+	keep := true // also if exchange panics
 	defer func() {
-		if l.err != nil && !errors.Is(l.err, ErrCodeInDoubt) {
+		if !keep {
 			t.logins.Take(key, func(now *login) bool { return now == l })
 		}
 		close(l.done)
 	}()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginTimeout)
-	defer cancel()
-	l.location, l.err = exchange(ctx)
+	l.location, keep, l.err = t.exchange(context.WithoutCancel(ctx), cb, exchange)
 	return l.location, l.err
+}
+
+// exchange runs the exchange of a callback, or has its result from another node. Keep says that this node is to remember
+// the code.
+func (t *UserTable) exchange(ctx context.Context, cb Callback, exchange func(context.Context) (string, error)) (location string, keep bool, err error) {
+	here := func(ctx context.Context) (location string, keep bool, err error) {
+		ctx, cancel := context.WithTimeout(ctx, loginTimeout)
+		defer cancel()
+		location, err = exchange(ctx)
+		return location, err == nil || errors.Is(err, ErrCodeInDoubt), err
+	}
+	if t.nodes == nil {
+		return here(ctx)
+	}
+	work := Work{
+		Name: "code " + cb.Code.Reveal(), Match: boundTo([]string{cb.Path, cb.AppID, cb.Flow}),
+		Limit: loginTimeout, Repeat: loginWindow, Memory: usedCodeMemory,
+	}
+	result, ran, err := t.nodes.DoOnce(ctx, work, func(ctx context.Context) (_ []byte, keep bool, err error) {
+		location, keep, err = here(ctx)
+		return []byte(location), keep, err
+	})
+	switch {
+	case ran:
+		return location, err == nil || errors.Is(err, ErrCodeInDoubt), err
+	case errors.Is(err, ErrWorkDone):
+		return "", false, ErrCodeUsed
+	}
+	return string(result), false, err // the other node's time counts
+}
+
+// endFlow reports whether a flow ends with the code of that key: the first that it comes back with.
+func (t *UserTable) endFlow(ctx context.Context, flow string, key [sha256.Size]byte) bool {
+	first, known := t.flows.Get(flow)
+	if !known {
+		mine := key
+		if t.nodes != nil {
+			mine = t.nodes.endSharedFlow(ctx, flow, key)
+		}
+		first, _ = t.flows.GetOrSet(strings.Clone(flow), func() [sha256.Size]byte { return mine })
+	}
+	return first == key
 }
 
 // errUnfinished is how a login stands until its exchange returns, which one that panics does not.

@@ -20,7 +20,7 @@ func TestUserTableTrackingIDs(t *testing.T) {
 	shape := regexp.MustCompile(`^[A-Za-z0-9_-]{22}$`)
 	seen := make(map[string]bool)
 	for i := range 1000 {
-		id := table.Keep(User{OpenID: string(rune('a' + i%26))}, UserGrant{}, 0, false)
+		id := table.Keep(t.Context(), User{OpenID: string(rune('a' + i%26))}, UserGrant{}, 0, false)
 		if !shape.MatchString(id) {
 			t.Fatalf("id %q is not 128 bits as URL-safe text", id)
 		}
@@ -56,10 +56,10 @@ func TestUserTableRedeem(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				table := NewUserTable(10)
-				id := table.Keep(User{AppID: "wxa", OpenID: "o1"}, UserGrant{}, time.Minute, tt.once)
+				id := table.Keep(t.Context(), User{AppID: "wxa", OpenID: "o1"}, UserGrant{}, time.Minute, tt.once)
 				time.Sleep(tt.after)
 				for i, may := range tt.calls {
-					u, err := table.Redeem(id, "crm", may)
+					u, err := table.Redeem(t.Context(), id, "crm", may)
 					if !errors.Is(err, tt.want[i]) {
 						t.Errorf("redemption %d: %v, want %v", i, err, tt.want[i])
 					}
@@ -75,9 +75,9 @@ func TestUserTableRedeem(t *testing.T) {
 func TestUserTableUnknownIDs(t *testing.T) {
 	t.Parallel()
 	table := NewUserTable(10)
-	table.Keep(User{OpenID: "o1"}, UserGrant{}, 0, false)
+	table.Keep(t.Context(), User{OpenID: "o1"}, UserGrant{}, 0, false)
 	for _, id := range []string{"", "AAAAAAAAAAAAAAAAAAAAAA", "../x", "\x00"} {
-		if _, err := table.Redeem(id, "crm", nil); !errors.Is(err, ErrUserUnknown) {
+		if _, err := table.Redeem(t.Context(), id, "crm", nil); !errors.Is(err, ErrUserUnknown) {
 			t.Errorf("id %q: %v", id, err)
 		}
 	}
@@ -87,12 +87,12 @@ func TestUserTableOnceIsAtomic(t *testing.T) {
 	t.Parallel()
 	table := NewUserTable(10)
 	for range 100 {
-		id := table.Keep(User{OpenID: "o1"}, UserGrant{}, 0, true)
+		id := table.Keep(t.Context(), User{OpenID: "o1"}, UserGrant{}, 0, true)
 		var got atomic.Int32
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				if _, err := table.Redeem(id, "crm", nil); err == nil {
+				if _, err := table.Redeem(t.Context(), id, "crm", nil); err == nil {
 					got.Add(1)
 				}
 			})
@@ -107,15 +107,15 @@ func TestUserTableOnceIsAtomic(t *testing.T) {
 func TestUserTableBoundAndClose(t *testing.T) {
 	t.Parallel()
 	table := NewUserTable(2)
-	ids := []string{table.Keep(User{}, UserGrant{}, 0, false), table.Keep(User{}, UserGrant{}, 0, false), table.Keep(User{}, UserGrant{}, 0, false)}
-	if _, err := table.Redeem(ids[0], "crm", nil); err == nil || table.Len() != 2 {
+	ids := []string{table.Keep(t.Context(), User{}, UserGrant{}, 0, false), table.Keep(t.Context(), User{}, UserGrant{}, 0, false), table.Keep(t.Context(), User{}, UserGrant{}, 0, false)}
+	if _, err := table.Redeem(t.Context(), ids[0], "crm", nil); err == nil || table.Len() != 2 {
 		t.Errorf("the oldest of three was kept by a table for two (Len %d)", table.Len())
 	}
 	table.Close()
-	if _, err := table.Redeem(ids[2], "crm", nil); err == nil {
+	if _, err := table.Redeem(t.Context(), ids[2], "crm", nil); err == nil {
 		t.Error("a closed table knows a user")
 	}
-	if _, err := table.Redeem(table.Keep(User{}, UserGrant{}, 0, false), "crm", nil); err == nil {
+	if _, err := table.Redeem(t.Context(), table.Keep(t.Context(), User{}, UserGrant{}, 0, false), "crm", nil); err == nil {
 		t.Error("a closed table kept a user")
 	}
 	location, err := table.Login(t.Context(), Callback{Code: secret.New("c")}, func(context.Context) (string, error) { return "there", nil })
@@ -308,8 +308,8 @@ func TestUserTableForgets(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		table := NewUserTable(3)
-		keep := func(ttl time.Duration) string { return table.Keep(User{}, UserGrant{}, ttl, false) }
-		known := func(id string) bool { _, err := table.Redeem(id, "crm", nil); return err == nil }
+		keep := func(ttl time.Duration) string { return table.Keep(t.Context(), User{}, UserGrant{}, ttl, false) }
+		known := func(id string) bool { _, err := table.Redeem(t.Context(), id, "crm", nil); return err == nil }
 		brief, old, looked := keep(time.Second), keep(time.Hour), keep(time.Hour)
 		time.Sleep(2 * time.Second)
 		first := keep(time.Hour)
@@ -407,7 +407,7 @@ func TestAskProfile(t *testing.T) {
 	t.Run("once", func(t *testing.T) {
 		t.Parallel()
 		table := NewUserTable(10)
-		id := table.Keep(User{OpenID: "o1"}, grantOf("t"), 0, true)
+		id := table.Keep(t.Context(), User{OpenID: "o1"}, grantOf("t"), 0, true)
 		if _, err := table.AskProfile(t.Context(), id, "other", no, nil); !errors.Is(err, ErrUserForbidden) {
 			t.Errorf("forbidden: %v", err)
 		}
@@ -416,7 +416,7 @@ func TestAskProfile(t *testing.T) {
 				t.Errorf("asked with %q, %v; want %q", p.Nickname, err, want)
 			}
 		}
-		if _, err := table.Redeem(id, "crm", nil); !errors.Is(err, ErrUserUnknown) {
+		if _, err := table.Redeem(t.Context(), id, "crm", nil); !errors.Is(err, ErrUserUnknown) {
 			t.Errorf("redeemed after it was: %v", err)
 		}
 		if _, err := table.AskProfile(t.Context(), id, "other", nil, nil); !errors.Is(err, ErrUserUnknown) {
@@ -427,8 +427,8 @@ func TestAskProfile(t *testing.T) {
 		t.Parallel()
 		table := NewUserTable(10)
 		for _, once := range []bool{true, false} {
-			id := table.Keep(User{OpenID: "o1"}, grantOf("t"), 0, once)
-			if _, err := table.Redeem(id, "crm", nil); err != nil {
+			id := table.Keep(t.Context(), User{OpenID: "o1"}, grantOf("t"), 0, once)
+			if _, err := table.Redeem(t.Context(), id, "crm", nil); err != nil {
 				t.Fatal(err)
 			}
 			if p, err := table.AskProfile(t.Context(), id, "crm", nil, ask); err != nil || p.Nickname != "o1 t" {
@@ -444,7 +444,7 @@ func TestAskProfile(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			table := NewUserTable(10)
-			id := table.Keep(User{OpenID: "o1"}, grantOf("t"), 0, false)
+			id := table.Keep(t.Context(), User{OpenID: "o1"}, grantOf("t"), 0, false)
 			slow := func(ctx context.Context, u User, g UserGrant) (Profile, UserGrant, error) {
 				time.Sleep(time.Second)
 				if ctx.Err() != nil {

@@ -70,12 +70,20 @@ type verifyShard struct {
 	mu    sync.Mutex
 	files map[string]VerifyFile // by name; never changed in place
 	asked time.Time             // when the store was last asked
+	heard time.Time             // when another node last said that it changed the record
 }
 
 func (s *verifyShard) get() (files map[string]VerifyFile, fresh bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.files, !s.asked.IsZero() && time.Since(s.asked) < verifyFresh
+	return s.files, s.asked.After(s.heard) && time.Since(s.asked) < verifyFresh
+}
+
+// news notes that another node has changed the record.
+func (s *verifyShard) news() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = time.Now()
 }
 
 // read takes what the store had when it was asked, unless a change of this node's own came in between.
@@ -133,12 +141,25 @@ const verifyFolder = root + "/verify/files"
 // verifyShardOf is the number of the record that a name belongs to.
 func verifyShardOf(name string) int { return int(sha256.Sum256([]byte(name))[0]) % verifyShards }
 
+// verifyShardNamed is the number of the record of that name; false: it is none of them.
+func verifyShardNamed(name string) (shard int, ok bool) {
+	if path.Dir(name) != verifyFolder {
+		return 0, false
+	}
+	for shard = range verifyShards {
+		if verifyShardName(shard) == name {
+			return shard, true
+		}
+	}
+	return 0, false
+}
+
 func verifyShardName(shard int) string {
 	return path.Join(verifyFolder, hex.EncodeToString([]byte{byte(shard)}))
 }
 
 // VerifyFile returns the verification file of that name that was added at run time, on whichever node: what another node
-// changed is seen a second later. A file that is known here is also returned beside an error, which says that the store
+// changed is seen at once where that is heard, and a second later elsewhere. A file that is known here is also returned beside an error, which says that the store
 // was not read. The content must not be changed.
 func (m *Manager) VerifyFile(ctx context.Context, name string) (content []byte, found bool, err error) {
 	env, err := m.current()
@@ -203,7 +224,7 @@ func (m *Manager) loadVerify(ctx context.Context, env *Environment, shard int) (
 }
 
 // PutVerifyFile adds a verification file, or replaces the one of that name; added says which. It lasts, and all nodes
-// serve it, when nil is returned: here at once, elsewhere a second later. The error wraps ErrVerifyFile for what is no
+// serve it, when nil is returned: here at once, elsewhere within a second. The error wraps ErrVerifyFile for what is no
 // such file, and is ErrVerifyFull when there are too many.
 func (m *Manager) PutVerifyFile(ctx context.Context, name string, content []byte) (added bool, err error) {
 	f := VerifyFile{Name: name, Content: slices.Clone(content), AddedAt: fromUnix(unix(time.Now()))}

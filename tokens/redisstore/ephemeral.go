@@ -49,6 +49,20 @@ func (s *Store) Put(ctx context.Context, name string, value []byte, ttl time.Dur
 	return failure(ctx, s.client.Set(ctx, s.onceKey(name), rand.Text()+string(value), ttl).Err())
 }
 
+// Replace implements tokens.Ephemeral.
+func (s *Store) Replace(ctx context.Context, name string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return failure(ctx, err)
+	}
+	replaced, err := s.client.SetXX(ctx, s.onceKey(name), rand.Text()+string(value), redis.KeepTTL).Result()
+	if err == nil && !replaced {
+		return fs.ErrNotExist
+	}
+	return failure(ctx, err)
+}
+
 // Peek implements tokens.Ephemeral.
 func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)

@@ -69,6 +69,8 @@ func (f *fakeWeChat) RoundTrip(r *http.Request) (*http.Response, error) {
 		f.refreshes++
 		f.refresh = "refresh-" + token
 		answer = fmt.Sprintf(`{"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":%q}`, token, f.refresh)
+	case "/cgi-bin/ticket/getticket":
+		answer = fmt.Sprintf(`{"errcode":0,"errmsg":"ok","ticket":%q,"expires_in":7200}`, token)
 	case "/cgi-bin/component/api_get_authorizer_info":
 		answer = fmt.Sprintf(`{"authorizer_info":{"user_name":"gh_1"},"authorization_info":{"authorizer_appid":%q,"authorizer_refresh_token":%q}}`, authorizer, f.refresh)
 	case "/cgi-bin/component/api_get_authorizer_list":

@@ -18,6 +18,7 @@ var ephemeral = []test{
 	{"a claim is free after its time", claimEnds},
 	{"a value is taken once", takeOnce},
 	{"a value ends", putEnds},
+	{"a value that is replaced ends as it would have", replaceEnds},
 	{"values are no records", valuesAreNoRecords},
 }
 
@@ -111,6 +112,35 @@ func putEnds(t *testing.T, s tokens.Store) {
 	if _, err := e.Take(t.Context(), "brief"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Take of what has ended: %v", err)
 	}
+}
+
+func replaceEnds(t *testing.T, s tokens.Store) {
+	e := s.(tokens.Ephemeral)
+	if err := e.Replace(t.Context(), "none", []byte("x")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Replace of nothing: %v", err)
+	}
+	if _, err := e.Peek(t.Context(), "none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Peek after it: %v", err)
+	}
+	if err := e.Put(t.Context(), "lasting", []byte("x"), long); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Replace(t.Context(), "lasting", []byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if held, err := e.Peek(t.Context(), "lasting"); err != nil || string(held) != "y" {
+		t.Errorf("Peek = %q, %v", held, err)
+	}
+	if err := e.Put(t.Context(), "brief", []byte("x"), 20*short); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Replace(t.Context(), "brief", []byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the value ends", func() bool {
+		_, err := e.Peek(t.Context(), "brief")
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 func valuesAreNoRecords(t *testing.T, s tokens.Store) {
