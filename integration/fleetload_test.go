@@ -34,7 +34,8 @@ const (
 	steadyCount = 5 // accounts that stay as they are
 	movingCount = 3 // accounts that authorise again, and no more, and again
 
-	// afterwards is for how long after a fault its consequences may still show.
+	// afterwards is for how long after a fault its consequences may still show: the lock of a node that died is in the way of
+	// those who need a token.
 	afterwards = leaseLife + 5*time.Second
 	// inForce is how soon what one node was told counts on all.
 	fleetInForce = time.Second
@@ -186,8 +187,7 @@ func (l *fleetLoad) end(x *fleetFault) {
 	x.to = time.Now()
 }
 
-// excused returns the kind of a fault that was under way, or over for less than after, between the two times, of the
-// kinds that excuse it on the node; any node with nil.
+// excused reports whether a fault of those was under way between the two times, or over for less than after.
 func (l *fleetLoad) excused(from, to time.Time, after time.Duration, excuses func(*fleetFault) bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -204,7 +204,8 @@ func locksGone(x *fleetFault) bool {
 // nodeGone: a node died or slept, perhaps with a token that WeChat had just handed to it.
 func nodeGone(x *fleetFault) bool { return x.kind == nodeKilled || x.kind == nodeFrozen }
 
-func anyFault(*fleetFault) bool { return true }
+// hurts: all but a node that is restarted in good order, which nobody must notice.
+func hurts(x *fleetFault) bool { return x.kind != nodeRestarted }
 
 // start begins the load.
 func (l *fleetLoad) start(f *fleet) {
@@ -288,14 +289,14 @@ func (l *fleetLoad) call(ctx context.Context) {
 		}
 	})
 	if !a.good(u) {
-		l.complain(start, "a call for %s: %s", u.AppID, a)
+		l.complain(start, afterwards, "a call for %s: %s", u.AppID, a)
 	}
 }
 
-// complain is an error of the test, unless a fault is under way or was a moment ago.
-func (l *fleetLoad) complain(at time.Time, format string, args ...any) {
+// complain is an error of the test, unless a fault that hurts was under way since at, or over for less than after.
+func (l *fleetLoad) complain(at time.Time, after time.Duration, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	if l.excused(at, time.Now(), afterwards, anyFault) {
+	if l.excused(at, time.Now(), after, hurts) {
 		l.f.t.Logf("under a fault: %s", text)
 		return
 	}
@@ -342,7 +343,7 @@ func (l *fleetLoad) push(ctx context.Context) {
 			}
 		})
 		if lost {
-			l.complain(begun, "the user of %q saw %q: %s, %v; %s", s.name, result.UserSaw, result.Wrong, err, describe(begun, runs, result))
+			l.complain(begun, 0, "the user of %q saw %q: %s, %v; %s", s.name, result.UserSaw, result.Wrong, err, describe(begun, runs, result))
 		}
 	})
 }
@@ -373,7 +374,7 @@ func describe(begun time.Time, runs []backendRun, result wxsim.PushResult) strin
 func (l *fleetLoad) tickets(ctx context.Context) {
 	start := time.Now()
 	if err := l.f.ticket(ctx); err != nil && ctx.Err() == nil {
-		l.complain(start, "a ticket: %v", err)
+		l.complain(start, 0, "a ticket: %v", err)
 	}
 }
 
@@ -387,7 +388,7 @@ func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 			return
 		}
 		if err != nil || !result.OK() {
-			l.complain(start, "unauthorized: %s %v", result.Wrong, err)
+			l.complain(start, 0, "unauthorized: %s %v", result.Wrong, err)
 		}
 	}
 	a, err := l.f.wechat.Reauthorize(ctx, integration.PlatformID, u.AppID)
@@ -395,7 +396,7 @@ func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 		return
 	}
 	if err != nil || !a.Push.OK() {
-		l.complain(start, "authorized: %s %v", a.Push.Wrong, err)
+		l.complain(start, 0, "authorized: %s %v", a.Push.Wrong, err)
 		return
 	}
 	// Another node may have to take over: what it needs for that is a few minutes, but a call goes to WeChat at once.
@@ -432,7 +433,7 @@ func (l *fleetLoad) login(ctx context.Context) {
 			}
 		})
 		if err != nil {
-			l.complain(start, "a login: %v", err)
+			l.complain(start, noticed, "a login: %v", err)
 		}
 	})
 }
@@ -510,7 +511,7 @@ func (l *fleetLoad) judge() string {
 			case v.Rule == wxsim.RuleFreshRefresh, v.Rule == wxsim.RuleTwoRefreshes: // counted above
 			case v.Rule == wxsim.RuleAnswer && e.Path == "/wx/event" && e.Status == http.StatusServiceUnavailable:
 				// Not acknowledged, so that WeChat pushes it again.
-				if !l.excused(e.Time, e.Time.Add(appWait), afterwards, anyFault) {
+				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) {
 					t.Errorf("an event got 503 at %s, while nothing failed", e.Time.Format("15:04:05.000"))
 				}
 			default:
