@@ -35,7 +35,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 // accounts that authorised a platform is compared with the storage when that is new or was emptied, and once a day.
 //
 // Metrics, in the config's registry: caddy_wechat_pushes_total, caddy_wechat_push_duration_seconds,
-// caddy_wechat_replies_total, caddy_wechat_push_retries_joined_total, caddy_wechat_late_replies_total,
+// caddy_wechat_replies_total, caddy_wechat_push_retries_joined_total, caddy_wechat_pushes_taken_over_total, caddy_wechat_deduplication_degraded, caddy_wechat_late_replies_total,
 // caddy_wechat_pushes_in_flight, caddy_wechat_pushes_forgotten_total, caddy_wechat_mirrors_total, caddy_wechat_token_refreshes_total,
 // caddy_wechat_token_refresh_duration_seconds, caddy_wechat_token_waiters, caddy_wechat_rogue_refreshes_total, caddy_wechat_ticket_age_seconds,
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
@@ -289,6 +289,9 @@ func (a *App) metrics() *metrics { return a.shared.metrics }
 
 // calls are the messages on their way.
 func (a *App) calls() *callTable { return a.shared.calls }
+
+// claims are the messages of all nodes.
+func (a *App) claims() *claims { return a.shared.claims }
 
 // platform returns the configured platform of that appid, or nil.
 func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Platform); return p }

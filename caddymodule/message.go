@@ -13,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // Message is middleware for the message-and-event URL (消息与事件接收URL). It verifies and decrypts a push, hands it
@@ -51,7 +53,9 @@ import (
 // it gets then is SlowReply's to say. A push after the answer gets the same answer again, for a minute; after that
 // `success`, for as long as its timestamp is accepted. A backend that cannot be reached is tried again until the last
 // push. All of this is remembered in memory: it survives a reload, not the process, so that a push that comes again after
-// a crash is a new one.
+// a crash is a new one. With a store that nodes share, all of it holds on whichever node a push comes: one node has the
+// message answered, and another one takes it over, once, if that one dies. While such a store does not answer, each node
+// knows its own pushes.
 //
 // A push that opens under a platform is taken for the account that the path names, whether or not that is known to have
 // authorised the platform; once its gh_ id is known, a push with another ToUserName is refused. For a plain account in
@@ -89,14 +93,18 @@ type Message struct {
 	// MaxInFlight is how many messages may be at the next handler at once. As many again wait for a place, and as many
 	// again are held until WeChat drops them and pushes them again; of what comes then the connection is closed. Default: 10000.
 	MaxInFlight int `json:"max_in_flight,omitempty"`
+	// Deduplication is where pushes of one message meet: cluster, on whichever nodes they come, which takes a store that nodes
+	// share, such as redis; or local, on this node. Default: cluster with such a store, else local.
+	Deduplication string `json:"deduplication,omitempty"`
 	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message. Default: none.
 	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
 
-	app     *App
-	mirrors []*mirror
-	places  chan struct{} // one for each message at the next handler
-	waiting atomic.Int64  // messages that wait for a place
-	crowd   atomic.Int64  // pushes that are held because too many wait
+	app       *App
+	clustered bool
+	mirrors   []*mirror
+	places    chan struct{} // one for each message at the next handler
+	waiting   atomic.Int64  // messages that wait for a place
+	crowd     atomic.Int64  // pushes that are held because too many wait
 }
 
 // CaddyModule returns the Caddy module information.
@@ -133,6 +141,9 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	if m.app, err = loadApp(ctx); err != nil {
 		return err
 	}
+	if err := m.provisionDeduplication(); err != nil {
+		return err
+	}
 	if err := m.provisionMirrors(ctx); err != nil {
 		return err
 	}
@@ -145,6 +156,27 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	if m.app.platform(m.AppID) != nil {
 		return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
 	}
+	return nil
+}
+
+// provisionDeduplication decides where pushes of one message meet.
+func (m *Message) provisionDeduplication() error {
+	_, can := m.app.env.Store.(tokens.Claims)
+	switch m.Deduplication {
+	case "":
+		m.Deduplication = deduplicateLocal
+		if can {
+			m.Deduplication = deduplicateCluster
+		}
+	case deduplicateLocal:
+	case deduplicateCluster:
+		if !can {
+			return errors.New("deduplication cluster: the store keeps nothing that other nodes see: configure store redis in the global option wechat, or leave deduplication out")
+		}
+	default:
+		return fmt.Errorf("deduplication: '%s' is none: want cluster or local", m.Deduplication)
+	}
+	m.clustered = m.Deduplication == deduplicateCluster
 	return nil
 }
 
@@ -259,7 +291,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if p.platform != nil && m.app.isForAnother(p, appid) {
 		return errAddressee
 	}
-	if p.plain && !m.app.shared.firstBody(p, window) {
+	if p.plain && !m.app.shared.firstBody(p, window, m.clustered) {
 		return errReplayed
 	}
 	return m.pass(w, r, next, p, newFacts(p, appid), started)

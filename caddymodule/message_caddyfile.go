@@ -29,6 +29,9 @@ const (
 	slowText            = "text"
 	slowCustomerService = "customer_service"
 
+	deduplicateCluster = "cluster"
+	deduplicateLocal   = "local"
+
 	wantSlowReply = "want success, text and a text, or customer_service"
 )
 
@@ -48,6 +51,7 @@ func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		timestamp_window <duration>
 //		max_body         <size>
 //		max_in_flight    <number>
+//		deduplication    cluster | local
 //		mirror           <upstream>...
 //	}
 func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -112,10 +116,17 @@ func (m *Message) unmarshalOption(d *caddyfile.Dispenser) error {
 		if m.MaxInFlight > maxMaxInFlight {
 			return d.Errf("max_in_flight: at most %d", maxMaxInFlight)
 		}
+	case "deduplication":
+		if err := value(d, &m.Deduplication, nil); err != nil {
+			return err
+		}
+		if m.Deduplication != deduplicateCluster && m.Deduplication != deduplicateLocal {
+			return d.Errf("deduplication: '%s' is none: want cluster or local", m.Deduplication)
+		}
 	case "mirror":
 		return m.unmarshalMirror(d)
 	default:
-		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body, max_in_flight or mirror", d.Val())
+		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body, max_in_flight, deduplication or mirror", d.Val())
 	}
 	return nil
 }

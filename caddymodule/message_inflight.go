@@ -90,8 +90,12 @@ type call struct {
 	claimed    chan struct{} // closed once an arrival got the answer; nil unless the first push's handler waits for that
 	delivered  bool          // an arrival got the answer
 	done       bool
-	late       bool // the last push was answered without it
-	abandoned  bool // it was never begun, and is kept for the count of its arrivals
+	late       bool     // the last push was answered without it
+	abandoned  bool     // it was never begun, and is kept for the count of its arrivals
+	moved      bool     // another node has it answered; who waited here is to ask there
+	owned      bool     // this node has it answered, for all nodes
+	run        int      // of the nodes that were to have it answered, this one is the first or the second
+	wanted     []string // nodes that wait for the answer
 	answer     passiveReply
 	answeredAt time.Time
 }
@@ -113,6 +117,12 @@ type pace struct {
 
 // lastAfter is how long after the message was made only its last push can come.
 func (p pace) lastAfter() time.Duration { return time.Duration(p.pushes-1)*wechatWait - lastSlack }
+
+// isLast reports whether WeChat will not push a message again: so many pushes came, the first of them and the message's making so
+// long ago.
+func (p pace) isLast(arrivals int, first, made time.Duration) bool {
+	return arrivals >= p.pushes || first >= p.lastAfter() || made >= p.lastAfter()
+}
 
 // callTable joins the pushes of one message. It is exact: nothing is forgotten early, but for the two limits, and what those
 // drop is counted. It lives in memory and survives reloads, not the process.
@@ -141,6 +151,11 @@ func newCallTable(dropped func(what string)) *callTable {
 func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUntil int64, p pace) arrival {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.enter(id, at, age, validUntil, p, 1)
+}
+
+// enter is arrive of a push that counts for so many. The caller holds mu.
+func (t *callTable) enter(id pushID, at time.Time, age time.Duration, validUntil int64, p pace, pushes int) arrival {
 	t.sweep(at)
 	before := t.calls[id]
 	if _, answered := t.known[id]; answered && before == nil {
@@ -155,10 +170,10 @@ func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUnti
 		t.calls[id] = c
 		t.running++
 	}
-	c.arrivals++
+	c.arrivals += pushes
 	c.validUntil = max(c.validUntil, validUntil)
 	a := arrival{call: c, first: first, at: at, by: at.Add(maxHold)}
-	if c.arrivals >= p.pushes || at.Sub(c.first) >= p.lastAfter() || age >= p.lastAfter() {
+	if p.isLast(c.arrivals, at.Sub(c.first), age) {
 		a.last, a.by = true, at.Add(p.replyTimeout)
 		c.lastBy = a.by
 	}

@@ -27,7 +27,11 @@ func (m *Message) pace() pace {
 
 // pass has the next handler answer a push, or joins it to the earlier push that did.
 func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, at time.Time) error {
-	a := m.app.calls().arrive(p.identity(f.appid, routeOf(r)), at, p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second), m.pace())
+	t := &turn{id: p.identity(f.appid, routeOf(r)), at: at, age: p.age(), validUntil: p.query.unix() + int64(time.Duration(m.TimestampWindow)/time.Second)}
+	if m.clustered {
+		return m.passShared(w, r, next, p, f, t)
+	}
+	a := m.app.calls().arrive(t.id, at, t.age, t.validUntil, m.pace())
 	switch {
 	case a.call == nil: // the last push got its answer long ago
 		writePlain(w, success)
@@ -77,6 +81,8 @@ func (m *Message) join(w http.ResponseWriter, r *http.Request, p *push, f *facts
 	}
 	answer, late, abandoned := calls.outcome(a.call)
 	switch {
+	case m.clustered && calls.hasMoved(a.call):
+		return errMoved
 	case abandoned && !a.last:
 		return errHeld
 	case abandoned:
@@ -117,13 +123,26 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		<-m.places
 	case why == errCrowded && !a.last:
 		calls.abandon(c, time.Now())
+		m.release(c)
 		if own.take() {
 			m.hold(r, a)
 			return errHeld
 		}
 		return errDropped
 	}
-	late := m.finish(p, f, c, answer, why)
+	late, taken := m.finish(p, f, a, answer, why)
+	if taken {
+		switch ours := own.take(); {
+		case ours && a.last:
+			m.writeAnswer(w, p, answer)
+			return nil
+		case ours:
+			return errHeld
+		case a.last:
+			return nil
+		}
+		return errDropped
+	}
 	if !own.take() {
 		m.settle(p, f, c, answer, late)
 		if a.last {
@@ -349,10 +368,25 @@ func (own *ending) exclude(change func()) {
 	change()
 }
 
-// finish makes an answer known to all pushes of a message.
-func (m *Message) finish(p *push, f *facts, c *call, a passiveReply, why error) (late bool) {
-	m.note(p, f, a, why)
-	return m.app.calls().finish(c, a, time.Now())
+// finish makes an answer known to all pushes of a message. Taken: another node has the message, and has it answered again.
+func (m *Message) finish(p *push, f *facts, a arrival, answer passiveReply, why error) (late, taken bool) {
+	calls, now := m.app.calls(), time.Now()
+	if m.clustered {
+		if late, taken = m.app.claims().finish(a.call, answer, now.Sub(a.at)); taken {
+			m.app.logger.Warn("another node had a message answered that this one seemed to have died with: the backend got it twice", m.fields(p, f)...)
+			calls.withdraw(a.call)
+			return false, true
+		}
+		if late {
+			calls.giveUp(a.call)
+		}
+	}
+	m.note(p, f, answer, why)
+	late = calls.finish(a.call, answer, now)
+	if m.clustered {
+		m.tellLatecomers(a.call)
+	}
+	return late, false
 }
 
 // note counts what became of a message and says what is wrong with it. Sealed answers are counted once it is known whether
@@ -411,6 +445,15 @@ func (m *Message) settle(p *push, f *facts, c *call, a passiveReply, late bool) 
 	if !late && m.delivered(c) {
 		m.app.metrics().replies.WithLabelValues(outcomeSealed).Inc()
 		return
+	}
+	if m.clustered {
+		switch delivered, taken := m.app.claims().forsake(c, m.SlowReply == slowCustomerService); {
+		case taken:
+			return
+		case delivered:
+			m.app.metrics().replies.WithLabelValues(outcomeSealed).Inc()
+			return
+		}
 	}
 	m.app.metrics().replies.WithLabelValues(outcomeLate).Inc()
 	if m.SlowReply != slowCustomerService {

@@ -16,6 +16,8 @@ type metrics struct {
 	pushDuration    *prometheus.HistogramVec
 	replies         *prometheus.CounterVec
 	joined          prometheus.Counter
+	takenOver       prometheus.Counter
+	degraded        prometheus.Gauge
 	lateReplies     *prometheus.CounterVec
 	forgotten       *prometheus.CounterVec
 	inFlight        prometheus.GaugeFunc
@@ -56,6 +58,13 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		joined: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: "push_retries_joined_total", Help: "Pushes that joined an earlier push of the same message.",
 		}),
+		takenOver: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "pushes_taken_over_total", Help: "Messages that this node had answered because the node that had them seemed to be dead.",
+		}),
+		degraded: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "deduplication_degraded",
+			Help: "1 while the store does not answer for pushes, so that one which comes again to another node is not known there.",
+		}),
 		lateReplies: counter("late_replies_total", "Answers that came after WeChat's last push and were sent by the customer-service API, by result.", "result"),
 		forgotten:   counter("pushes_forgotten_total", "What was remembered of answered pushes and forgotten early, for lack of room: the answer or the identity.", "what"),
 		inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -85,7 +94,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
 		m.apiErrors, m.oauth, m.jssdk, m.authorize, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
-		m.joined, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
+		m.joined, m.takenOver, m.degraded, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }
 

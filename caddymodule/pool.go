@@ -33,6 +33,7 @@ type shared struct {
 	users   *tokens.UserTable
 	metrics *metrics
 	calls   *callTable
+	claims  *claims
 	// bodies has the text that came with each timestamp and nonce in plaintext mode.
 	bodies *tokens.Window[pushID, pushID]
 
@@ -60,6 +61,7 @@ func acquireShared(identity string) (*shared, error) {
 		s.users.Share(manager)
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
+		s.claims = newClaims(s.calls, s.metrics.degraded)
 		return s, nil
 	})
 	if err != nil {
@@ -79,6 +81,7 @@ func (s *shared) use(env *tokens.Environment) {
 	defer s.mu.Unlock()
 	s.environments = append(s.environments, env)
 	s.manager.Use(env)
+	s.claims.use(env)
 }
 
 // retire withdraws an environment. When it is the current one, because its configuration was refused after all, the
@@ -94,12 +97,14 @@ func (s *shared) retire(env *tokens.Environment) {
 	s.environments = slices.Delete(s.environments, i, i+1)
 	if current && i > 0 {
 		s.manager.Use(s.environments[i-1])
+		s.claims.use(s.environments[i-1])
 	}
 }
 
 // firstBody reports whether a push in plaintext mode is the first with its timestamp and nonce, or the same as that: its
-// signature covers these alone, and whoever saw it could put it on a text of their own.
-func (s *shared) firstBody(p *push, window time.Duration) bool {
+// signature covers these alone, and whoever saw it could put it on a text of their own. Guarded: one that is new here is
+// to be compared with what came to other nodes.
+func (s *shared) firstBody(p *push, window time.Duration, guarded bool) bool {
 	b := p.scratch[:0]
 	for _, part := range [...]string{p.codec.ReceiveID(), p.query.timestamp, p.query.nonce} {
 		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
@@ -107,6 +112,9 @@ func (s *shared) firstBody(p *push, window time.Duration) bool {
 	p.scratch = b
 	id, text := shortSum(b), shortSum(p.body)
 	known, found := s.bodies.GetOrSetFor(id, 2*window, func() pushID { return text })
+	if !found && guarded {
+		p.guard = &bodyGuard{id: id, text: text, life: 2 * window, shared: s}
+	}
 	return !found || known == text
 }
 
@@ -135,6 +143,7 @@ func (s *shared) Destruct() error {
 	case <-time.After(drainTimeout):
 	}
 	s.cancel()
+	s.claims.close()
 	s.manager.Close()
 	s.users.Close()
 	s.bodies.Close()

@@ -38,6 +38,7 @@ type push struct {
 	account  *Account
 	fields   crypto.Fields // of the decrypted text
 	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
+	guard    *bodyGuard    // in plaintext mode, if other nodes are to say whether the text is the first
 	answered time.Time     // if its handler was busy for longer
 }
 

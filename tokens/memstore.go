@@ -8,10 +8,11 @@ import (
 	"sync"
 )
 
-// MemStore is a Store in memory, exact and with working locks: for tests, and for what may be lost with the process.
+// MemStore is a Store in memory, exact and with working locks, and Claims: for tests, and for what may be lost with the process.
 // The zero value is not usable; see NewMemStore.
 type MemStore struct {
-	locks keyLocks
+	locks  keyLocks
+	shared memShared
 
 	mu      sync.Mutex
 	records map[string][]byte

@@ -75,3 +75,35 @@ type Ephemeral interface {
 	// error is another one, the value may be gone.
 	Take(ctx context.Context, name string) ([]byte, error)
 }
+
+// Claims is what a Store may do beside, so that of work that may come to any node each piece is done by one: a claim says
+// which node does it and how far that is, and nodes hear of each other and know who lives. Claims have names of their own.
+type Claims interface {
+	Ephemeral
+	// ClaimAll is a claim of each name for its time, unless there is one: First, or else Held, the value that is there. It is
+	// one exchange with the store for all of them, and for those of other callers at that moment. After an error, also that of
+	// a store that has not answered within a time, any of the claims may have been made, and the slice is not to be used again.
+	ClaimAll(claims []Claim, within time.Duration) error
+	// PeekClaim returns a claim's value and how much of its time is left; the error is fs.ErrNotExist if there is none.
+	PeekClaim(ctx context.Context, name string) (value []byte, left time.Duration, err error)
+	// SwapClaim replaces a claim's value if it is still the old one, and its time too unless ttl is 0. It works in a store
+	// that is full. After an error the value may have been replaced.
+	SwapClaim(ctx context.Context, name string, old, next []byte, ttl time.Duration) (swapped bool, err error)
+	// Beat shows for ttl that a node lives, also in a store that is full. Lives reports whether it does.
+	Beat(ctx context.Context, node string, ttl time.Duration) error
+	Lives(ctx context.Context, node string) (bool, error)
+	// Tell sends a message to a node. It may get lost, or be overtaken by another. Hear passes on what others tell a node, one
+	// message after the other, until ctx ends; heard must be quick.
+	Tell(ctx context.Context, node, message string) error
+	Hear(ctx context.Context, node string, heard func(message string))
+}
+
+// Claim is one claim of Claims.
+type Claim struct {
+	Name  string
+	Value []byte
+	TTL   time.Duration
+
+	First bool
+	Held  []byte
+}

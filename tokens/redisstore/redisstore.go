@@ -8,6 +8,8 @@
 //	<prefix>{wechat/v1/account}:lock:<name>   the owner of a lock, with its lease
 //	<prefix>{wechat/v1/account}:fence:<name>  the number of the last owner
 //	<prefix>once:{<name>}                     a value of Ephemeral
+//	<prefix>claim:<name>                      a claim
+//	<prefix>node:<node>                       that a node lives; and the channel on which it is told something
 //	<prefix>changed:<db>                      channel: which record has changed
 package redisstore
 
@@ -138,7 +140,9 @@ type Store struct {
 	mu     sync.Mutex
 	closed bool
 	held   map[string]*lock // by name
-	work   sync.WaitGroup   // releases that nobody waits for; begun under mu
+	work   sync.WaitGroup   // releases that nobody waits for, and claims; begun under mu or that of claims
+
+	claims batcher
 }
 
 // New returns a store. It connects on first use. What it holds is freed by Close.
@@ -202,6 +206,9 @@ func (s *Store) Close() {
 		l.renewal.Stop()
 	}
 	s.mu.Unlock()
+	s.claims.mu.Lock()
+	s.claims.closed = true
+	s.claims.mu.Unlock()
 	s.work.Wait() // bounded: each of them has a limit
 	_ = s.client.Close()
 }

@@ -100,3 +100,28 @@ local taken = redis.call('GET', KEYS[2])
 if taken and string.sub(taken, 1, #ARGV[1]) == ARGV[1] then return string.sub(taken, #ARGV[1] + 1) end
 return false`)
 )
+
+// Claims are plain values, made by SET.
+var (
+	// KEYS: claim.
+	peekClaimScript = redis.NewScript(`
+local held = redis.call('GET', KEYS[1])
+if not held then return false end
+return {held, redis.call('PTTL', KEYS[1])}`)
+
+	// KEYS: claim; ARGV: old value, next value, its time in milliseconds or 0. Where an answer got lost and the script runs
+	// again it says no, although it was the one that did it: two callers may want the same change, once each.
+	swapClaimScript = redis.NewScript(`#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[3] == '0' then
+  redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+return 1`)
+
+	// KEYS: node; ARGV: for how long, in milliseconds.
+	beatScript = redis.NewScript(`#!lua flags=allow-oom
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
+return 1`)
+)

@@ -20,7 +20,7 @@ import (
 // contention is how long a test waits for a lock that somebody else holds.
 const contention = 50 * time.Millisecond
 
-// Run tests the stores that open makes, also as a tokens.Swapper and a tokens.Ephemeral if they are. Each call of open
+// Run tests the stores that open makes, also as a tokens.Swapper, a tokens.Ephemeral and tokens.Claims if they are. Each call of open
 // returns a new, empty store.
 func Run(t *testing.T, open func() tokens.Store) {
 	t.Helper()
@@ -48,6 +48,9 @@ func Run(t *testing.T, open func() tokens.Store) {
 	}
 	if _, ok := s.(tokens.Ephemeral); ok {
 		tests = append(tests, ephemeral...)
+	}
+	if _, ok := s.(tokens.Claims); ok {
+		tests = append(tests, claiming...)
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

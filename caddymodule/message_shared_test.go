@@ -1,0 +1,586 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// fleet is several nodes that share a store in memory, in a bubble of synctest.
+type fleet struct {
+	store *tokens.MemStore
+	nodes []*pacer
+	runs  atomic.Int32 // of the backend, for all nodes
+}
+
+// newFleet makes nodes. Backend gets the number of the node and that of the run, from 1.
+func newFleet(t *testing.T, n int, configure func(*Message), backend func(node, run int, w http.ResponseWriter, r *http.Request)) *fleet {
+	t.Helper()
+	key, err := crypto.ParseSealKey(strings.Repeat("ab", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealer, err := crypto.NewSealer(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fleet{store: tokens.NewMemStore()}
+	for node := range n {
+		p := newPacer(t, configure, func(w http.ResponseWriter, r *http.Request) error {
+			backend(node, int(f.runs.Add(1)), w, r)
+			return nil
+		})
+		env := p.m.app.env
+		env.Store, env.Sealer = f.store, sealer
+		if p.m.Deduplication = ""; p.m.provisionDeduplication() != nil || !p.m.clustered {
+			t.Fatal("a store that nodes share makes no cluster")
+		}
+		p.m.app.activate.Do(func() { p.m.app.shared.claims.use(env) }) // without the manager
+		f.nodes = append(f.nodes, p)
+	}
+	return f
+}
+
+// claims are those of a node.
+func (f *fleet) claims(node int) *claims { return f.nodes[node].m.app.claims() }
+
+// freeze has a node seem dead: it does not beat, nor hears. What its handlers do goes on.
+func (f *fleet) freeze(node int) {
+	c := f.claims(node)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancel()
+}
+
+// thaw lets it live again.
+func (f *fleet) thaw(node int) {
+	c := f.claims(node)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.begin(f.store)
+}
+
+// send pushes a message until it is answered, each time to another node.
+func (f *fleet) send(message string, nodes ...int) seen {
+	began := time.Now()
+	for i, node := range nodes {
+		if answer, ok := f.nodes[node].push(message); ok {
+			return seen{answer, time.Since(began), i + 1}
+		}
+	}
+	return seen{after: time.Since(began)}
+}
+
+// after is a backend that takes a time.
+func after(d time.Duration, text string) func(int, int, http.ResponseWriter, *http.Request) {
+	return func(_, _ int, w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(d):
+			_, _ = io.WriteString(w, text)
+		case <-r.Context().Done():
+		}
+	}
+}
+
+// TestSharedPace: the user sees the same, at the same time, on whichever nodes WeChat's pushes come, and the backend runs once.
+func TestSharedPace(t *testing.T) {
+	t.Parallel()
+	const slow = "<Content><![CDATA[请稍候]]></Content>"
+	for _, tt := range []struct {
+		after   time.Duration
+		reply   string
+		want    string
+		attempt int
+		by      time.Duration
+	}{
+		{0, replyXML, replyXML, 1, 0},
+		{4900 * time.Millisecond, replyXML, replyXML, 1, 4900 * time.Millisecond},
+		{5100 * time.Millisecond, replyXML, replyXML, 2, 5100 * time.Millisecond},
+		{9900 * time.Millisecond, replyXML, replyXML, 2, 9900 * time.Millisecond},
+		{10100 * time.Millisecond, replyXML, replyXML, 3, 10100 * time.Millisecond},
+		{14400 * time.Millisecond, replyXML, replyXML, 3, 14400 * time.Millisecond},
+		{14600 * time.Millisecond, replyXML, slow, 3, 14500 * time.Millisecond},
+		{3 * time.Minute, replyXML, slow, 3, 14500 * time.Millisecond},
+		{7 * time.Second, "success", "success", 2, 7 * time.Second},
+		{12 * time.Second, "<html>", "稍后回复您", 3, 12 * time.Second},
+	} {
+		for _, nodes := range [][]int{{0, 1, 2}, {0, 0, 1}, {0, 1, 1}, {0, 1, 0}} {
+			t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply)), nodes), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, 3, func(m *Message) {
+						m.SlowReply, m.SlowReplyText, m.FallbackText = slowText, "请稍候", "稍后回复您"
+					}, after(tt.after, tt.reply))
+					got := f.send(paceMessage(1), nodes...)
+					if !strings.Contains(got.answer, tt.want) || got.attempt != tt.attempt || got.after != tt.by {
+						t.Errorf("saw %q at push %d after %s, want %q at push %d after %s", got.answer, got.attempt, got.after, tt.want, tt.attempt, tt.by)
+					}
+					time.Sleep(2 * time.Minute)
+					if n := f.runs.Load(); n != 1 {
+						t.Errorf("the backend ran %d times", n)
+					}
+					for i, p := range f.nodes {
+						if n := p.m.app.calls().inFlight(); n != 0 || len(p.m.places) != 0 || len(f.claims(i).waiting) != 0 {
+							t.Errorf("node %d: %d in flight, %d places taken, %d waiting", i, n, len(p.m.places), len(f.claims(i).waiting))
+						}
+					}
+					late := 0.0
+					for _, p := range f.nodes {
+						late += counted(t, p.m.app.metrics().replies, outcomeLate)
+					}
+					if want := tt.after > 14*time.Second && tt.after < time.Minute && tt.attempt == 3 && tt.want == slow; (late == 1) != want {
+						t.Errorf("%v answers are late", late)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestSharedWithoutMessages: the same when no node hears another one.
+func TestSharedWithoutMessages(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(7*time.Second, replyXML))
+		c := f.claims(1)
+		_ = c.shared()
+		synctest.Wait()
+		f.freeze(1) // it hears nothing; that it does not beat either, nobody looks at
+		got := f.send(paceMessage(1), 0, 1)
+		if got.answer != replyXML || got.attempt != 2 || got.after < 7*time.Second || got.after > 7*time.Second+lookEvery {
+			t.Errorf("%+v", got)
+		}
+		if n := f.runs.Load(); n != 1 {
+			t.Errorf("the backend ran %d times", n)
+		}
+	})
+}
+
+// TestSharedQuickAnswerGetsLost: an answer that came at once and did not reach WeChat is had from the node that has it, sealed
+// anew, for a minute; after that the answer is success, also when that node is gone.
+func TestSharedQuickAnswerGetsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 3, nil, func(_, run int, w http.ResponseWriter, _ *http.Request) {
+			_, _ = fmt.Fprintf(w, "<xml><Content>run %d</Content></xml>", run)
+		})
+		message := paceMessage(1)
+		first, _ := f.nodes[0].push(message)
+		time.Sleep(wechatWait)
+		for _, node := range []int{1, 2, 1, 0} {
+			again, ok := f.nodes[node].push(message)
+			if !ok || again != first || again == "" {
+				t.Errorf("node %d: %q, first it was %q", node, again, first)
+			}
+		}
+		time.Sleep(answerLife + time.Second)
+		for _, node := range []int{0, 1} {
+			if again, ok := f.nodes[node].push(message); !ok || again != "success" {
+				t.Errorf("node %d later: %q", node, again)
+			}
+		}
+		// An answer that nobody asked for, of a node that is gone.
+		other := paceMessage(2)
+		_, _ = f.nodes[0].push(other)
+		f.freeze(0)
+		time.Sleep(answerLife + time.Second)
+		if again, ok := f.nodes[1].push(other); !ok || again != "success" {
+			t.Errorf("of a node that is gone: %q", again)
+		}
+		if n := f.runs.Load(); n != 2 {
+			t.Errorf("the backend ran %d times for two messages", n)
+		}
+	})
+}
+
+// TestSharedOwnerDies: the message of a node that dies, or is stopped for a while, is begun once more; what that node has to say
+// when it wakes counts nothing.
+func TestSharedOwnerDies(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		frozen  time.Duration // when
+		nodes   []int
+		attempt int
+		latest  time.Duration
+	}{
+		"at once":              {0, []int{0, 1, 2}, 2, 8 * time.Second},
+		"while others wait":    {5500 * time.Millisecond, []int{0, 1, 2}, 2, 10 * time.Second},
+		"the last takes over":  {0, []int{0, 0, 1}, 3, 13 * time.Second},
+		"it comes back to one": {4 * time.Second, []int{0, 1, 1}, 2, 9900 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				woken := make(chan struct{})
+				f := newFleet(t, 3, nil, func(node, run int, w http.ResponseWriter, _ *http.Request) {
+					if node == 0 {
+						<-woken
+					}
+					_, _ = fmt.Fprintf(w, "<xml><Content>run %d</Content></xml>", run)
+				})
+				message := paceMessage(1)
+				_ = f.claims(0).shared()
+				synctest.Wait()
+				time.AfterFunc(tt.frozen, func() { f.freeze(0) })
+				// A frozen node takes no push: what WeChat sends there goes unanswered.
+				began, got := time.Now(), seen{}
+				for i, node := range tt.nodes {
+					if i > 0 && node == 0 {
+						time.Sleep(wechatWait)
+						continue
+					}
+					if answer, ok := f.nodes[node].push(message); ok {
+						got = seen{answer, time.Since(began), i + 1}
+						break
+					}
+				}
+				if got.answer != "<xml><Content>run 2</Content></xml>" || got.attempt != tt.attempt || got.after > tt.latest {
+					t.Errorf("%+v", got)
+				}
+				f.thaw(0)
+				close(woken)
+				synctest.Wait()
+				for node := range f.nodes {
+					if again, ok := f.nodes[node].push(message); !ok || again != got.answer {
+						t.Errorf("node %d later: %q", node, again)
+					}
+				}
+				if n := f.runs.Load(); n != 2 {
+					t.Errorf("the backend ran %d times", n)
+				}
+				time.Sleep(time.Minute)
+				for i, p := range f.nodes {
+					if n := p.m.app.calls().inFlight(); n != 0 || len(p.m.places) != 0 {
+						t.Errorf("node %d: %d in flight, %d places taken", i, n, len(p.m.places))
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestSharedNeverAThird: when the node that took over dies too, the message is lost and said to be.
+func TestSharedNeverAThird(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		never := make(chan struct{})
+		f := newFleet(t, 3, func(m *Message) { m.FallbackText = "稍后回复您" }, func(int, int, http.ResponseWriter, *http.Request) { <-never })
+		for node := range f.nodes {
+			_ = f.claims(node).shared()
+		}
+		synctest.Wait()
+		f.freeze(0)
+		time.AfterFunc(7*time.Second, func() { f.freeze(1) })
+		got := f.send(paceMessage(1), 0, 1, 2)
+		if !strings.Contains(got.answer, "稍后回复您") || got.attempt != 3 {
+			t.Errorf("%+v", got)
+		}
+		if n := f.runs.Load(); n != 2 {
+			t.Errorf("the backend ran %d times", n)
+		}
+		if n := counted(t, f.nodes[2].m.app.metrics().replies, outcomeLost); n != 1 {
+			t.Errorf("%v are lost", n)
+		}
+		close(never)
+		synctest.Wait()
+	})
+}
+
+// TestSharedCounts: the third push is the last, wherever the others came.
+func TestSharedCounts(t *testing.T) {
+	t.Parallel()
+	for _, nodes := range [][]int{{0, 1, 2}, {0, 1, 0}, {0, 1, 1}, {0, 0, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFleet(t, 3, nil, after(time.Minute, replyXML))
+			message := paceMessage(1)
+			var wg sync.WaitGroup
+			for i, node := range nodes {
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+					began := time.Now()
+					answer, ok := f.nodes[node].push(message)
+					if last := i == 2; ok != last || last && (answer != "success" || time.Since(began) != defaultReplyTimeout) {
+						t.Errorf("%v: push %d: %q, %v after %s", nodes, i+1, answer, ok, time.Since(began))
+					}
+				})
+			}
+			wg.Wait()
+			time.Sleep(2 * time.Minute)
+		})
+	}
+}
+
+// TestSharedClocks: the clocks of nodes may differ; when the first push came is told by the claim.
+func TestSharedClocks(t *testing.T) {
+	t.Parallel()
+	s := standing{owner: "abc", life: 6 * time.Minute, count: 1, run: 1, state: claimRunning, left: 5*time.Minute + 51*time.Second}
+	if s.age() != 9*time.Second {
+		t.Errorf("age %v", s.age())
+	}
+	for _, want := range []standing{
+		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 1, run: 1, state: claimRunning},
+		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 3, run: 2, state: claimDelivered},
+	} {
+		if got, err := parseStanding(want.encode()); got != want || err != nil {
+			t.Errorf("%s: %+v, %v", want.encode(), got, err)
+		}
+	}
+	for _, bad := range []string{"", "a", "a b", "a 1 2", "a 1 2 3", "a 1 x 3 r", "a 1 2 x r", "a 1 2 3 rr", "a 1 2 3 r 5"} {
+		if _, err := parseStanding([]byte(bad)); err == nil {
+			t.Errorf("%q is taken for a claim", bad)
+		}
+	}
+}
+
+// TestSharedCrowd: what finds no place on one node is begun by another.
+func TestSharedCrowd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, func(m *Message) { m.MaxInFlight = 1 }, func(node, _ int, w http.ResponseWriter, _ *http.Request) {
+			if node == 0 {
+				time.Sleep(time.Minute)
+			}
+			_, _ = io.WriteString(w, replyXML)
+		})
+		for i := range 2 { // one runs, one waits
+			go f.nodes[0].push(paceMessage(100 + i))
+			synctest.Wait()
+		}
+		got := f.send(paceMessage(1), 0, 1)
+		if got.answer != replyXML || got.attempt != 2 || got.after != wechatWait {
+			t.Errorf("%+v", got)
+		}
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// TestSharedPlainGuard: a timestamp and nonce that came to one node with a text are refused with another one on all, and the
+// refused text leaves nothing behind.
+func TestSharedPlainGuard(t *testing.T) {
+	t.Parallel()
+	store := tokens.NewMemStore()
+	node := func() *Message {
+		app, ctx := newTestApp(t, fmt.Sprintf(`{"accounts": [{"appid": %q, "secret": "s", "tokens": [%q]}]}`, accountID, accountToken))
+		app.env.Store = store
+		m := new(Message)
+		if err := m.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	a, b := node(), node()
+	plain := func(message, nonce string) *http.Request {
+		s := accountSender(t)
+		s.nonce = nonce
+		r := s.push("/"+accountID, message)
+		q := r.URL.Query()
+		q.Del("msg_signature")
+		q.Del("encrypt_type")
+		r.URL.RawQuery = q.Encode()
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(message)), int64(len(message))
+		return r
+	}
+	backend := &answering{text: replyXML}
+	message, forged := textMessage("x"), textMessage("y")
+	if rec := serve(t, a, plain(message, "1"), backend); rec.Body.String() != replyXML {
+		t.Errorf("first: %q", rec.Body)
+	}
+	for range 2 {
+		if rec := serve(t, b, plain(forged, "1"), nil); rec.Code != http.StatusForbidden {
+			t.Errorf("another text on another node: %d %q", rec.Code, rec.Body)
+		}
+	}
+	if rec := serve(t, b, plain(message, "1"), nil); rec.Body.String() != replyXML {
+		t.Errorf("the same text on another node: %d %q", rec.Code, rec.Body)
+	}
+	// The message whose text was tried to be passed off comes: it is new.
+	if rec := serve(t, b, plain(forged, "2"), backend); rec.Body.String() != replyXML || backend.body != forged {
+		t.Errorf("its own push: %d %q", rec.Code, rec.Body)
+	}
+}
+
+// sharedWeChat is two nodes in front of one fake WeChat, for late replies.
+func sharedWeChat(t *testing.T, pushes int) (nodes []*Message, wechat *fakeWeChat) {
+	t.Helper()
+	wechat = newFakeWeChat(t)
+	store := tokens.NewMemStore()
+	for range 2 {
+		app, _ := newTestApp(t, gatewayConfig(wechat.URL))
+		app.env.Store = store
+		if len(nodes) == 0 {
+			(&gateway{t: t, app: app}).authorize()
+		}
+		nodes = append(nodes, &Message{
+			AppID: authorizerID, Pushes: pushes, ReplyTimeout: caddy.Duration(100 * time.Millisecond), SlowReply: slowCustomerService,
+			BackendTimeout: caddy.Duration(time.Minute), MaxBody: 1 << 20, MaxInFlight: 1, TimestampWindow: caddy.Duration(time.Minute),
+			app: app, places: make(chan struct{}, 1), clustered: true,
+		})
+	}
+	wechat.seen()
+	return nodes, wechat
+}
+
+// TestSharedLateReply: when the last push came to another node, the node that has the message delivers its answer late, once.
+func TestSharedLateReply(t *testing.T) {
+	t.Parallel()
+	nodes, wechat := sharedWeChat(t, 2)
+	message := textMessage("x")
+	gate, begun := make(chan struct{}), make(chan struct{})
+	ctx, hangUp := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	push := func(m *Message, ctx context.Context, next caddyhttp.HandlerFunc) *paceWriter {
+		r := platformSender(t).push("/", message).WithContext(ctx)
+		rec := &paceWriter{ResponseRecorder: httptest.NewRecorder(), flushed: make(chan struct{})}
+		defer func() {
+			if v := recover(); v != nil && v != http.ErrAbortHandler {
+				t.Errorf("panic: %v", v)
+			}
+		}()
+		if err := m.ServeHTTP(rec, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), rec, &caddyhttp.Server{}), next); err != nil {
+			t.Error(err)
+		}
+		return rec
+	}
+	wg.Go(func() {
+		push(nodes[0], ctx, func(w http.ResponseWriter, _ *http.Request) error {
+			close(begun)
+			<-gate
+			_, _ = io.WriteString(w, lateXML("text", "<Content>c</Content>"))
+			return nil
+		})
+	})
+	<-begun
+	hangUp()
+	rec := push(nodes[1], t.Context(), func(http.ResponseWriter, *http.Request) error {
+		t.Error("the other node's backend ran")
+		return nil
+	})
+	if rec.Body.String() != "success" {
+		t.Errorf("the last push got %q", rec.Body)
+	}
+	close(gate)
+	wg.Wait()
+	sent := 0
+	for _, c := range wechat.seen() {
+		if c.Path == customServiceAPI {
+			sent++
+		}
+	}
+	if sent != 1 || counted(t, nodes[0].app.metrics().lateReplies, "ok") != 1 {
+		t.Errorf("sent %d times", sent)
+	}
+}
+
+// TestSharedAnswerIsSealed: another node gets the answer from the store, and who reads the store does not.
+func TestSharedAnswerIsSealed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(4*time.Second, replyXML))
+		message := paceMessage(1)
+		if got := f.send(message, 0); got.answer != replyXML {
+			t.Errorf("%+v", got)
+		}
+		f.freeze(0) // the answer that took long is in the store, and needs nobody
+		if got := f.send(message, 1); got.answer != replyXML || got.after != 0 {
+			t.Errorf("%+v", got)
+		}
+		id := pushIDOf(t, f.nodes[0].m, message)
+		data, err := f.store.Peek(t.Context(), answerName(id, 1))
+		if err != nil || !crypto.IsSealed(data) || strings.Contains(string(data), "Content") {
+			t.Errorf("in the store: %q, %v", data, err)
+		}
+	})
+}
+
+// pushIDOf is the identity of a message to the plain account.
+func pushIDOf(t *testing.T, m *Message, message string) pushID {
+	t.Helper()
+	p := newPush()
+	defer p.release()
+	r := accountSender(t).push("/"+accountID, message)
+	if err := p.query.parse(r.URL.RawQuery); err != nil {
+		t.Fatal(err)
+	}
+	_, candidates := m.candidates(r.URL.Path)
+	if err := p.readBody(r, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.open(candidates); err != nil {
+		t.Fatal(err)
+	}
+	return p.identity(accountID, routeOf(r))
+}
+
+// TestSharedReload: a push that is held under one configuration gets its answer after a reload, on both sides.
+func TestSharedReload(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(7*time.Second, replyXML))
+		time.AfterFunc(6*time.Second, func() {
+			for _, p := range f.nodes {
+				next := *p.m.app.env
+				p.m.app.shared.claims.use(&next)
+			}
+		})
+		if got := f.send(paceMessage(1), 0, 1); got.answer != replyXML || got.after != 7*time.Second {
+			t.Errorf("%+v", got)
+		}
+		if n := f.runs.Load(); n != 1 {
+			t.Errorf("the backend ran %d times", n)
+		}
+	})
+}
+
+// TestSharedStops: a node whose last configuration ends is alive for others until its backends are done.
+func TestSharedStops(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(12*time.Second, replyXML))
+		time.AfterFunc(time.Second, f.claims(0).close)
+		if got := f.send(paceMessage(1), 0, 1, 1); got.answer != replyXML || got.attempt != 3 {
+			t.Errorf("%+v", got)
+		}
+		if n := f.runs.Load(); n != 1 {
+			t.Errorf("the backend ran %d times", n)
+		}
+		time.Sleep(maxHold)
+		f.claims(0).work.Wait()
+	})
+}
+
+func TestDeduplicationNeedsAStore(t *testing.T) {
+	t.Parallel()
+	_, ctx := newTestApp(t, testConfig(""))
+	for value, want := range map[string]string{"cluster": "store redis", "both": "want cluster or local", "local": "", "": ""} {
+		m := new(Message)
+		if err := json.Unmarshal([]byte(`{"deduplication": "`+value+`"}`), m); err != nil {
+			t.Fatal(err)
+		}
+		err := m.Provision(ctx)
+		switch {
+		case (err == nil) != (want == ""), err != nil && !strings.Contains(err.Error(), want):
+			t.Errorf("%q: %v, want %q", value, err, want)
+		case err == nil && (m.clustered || m.Deduplication != deduplicateLocal):
+			t.Errorf("%q with files: %q", value, m.Deduplication)
+		}
+	}
+	if n := testutil.ToFloat64(newMetrics(tokens.NewManager(), newCallTable(nil)).degraded); n != 0 {
+		t.Errorf("degraded is %v at first", n)
+	}
+}
