@@ -111,6 +111,21 @@ func (s *MemStore) Take(ctx context.Context, name string) ([]byte, error) {
 	return v.data, nil
 }
 
+// Replace implements Ephemeral.
+func (s *MemStore) Replace(ctx context.Context, name string, value []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.shared.mu.Lock()
+	defer s.shared.mu.Unlock()
+	v, ok := s.shared.get(onceKey(name))
+	if !ok {
+		return fs.ErrNotExist
+	}
+	s.shared.set(onceKey(name), value, time.Until(v.ends))
+	return nil
+}
+
 // ClaimAll implements Claims.
 func (s *MemStore) ClaimAll(claims []Claim, _ time.Duration) error {
 	s.shared.mu.Lock()
