@@ -248,7 +248,7 @@ func (c *claims) close() {
 
 // beat shows that this node lives, and tries a store that failed, until ctx ends.
 func (c *claims) beat(ctx context.Context, store tokens.Claims) {
-	probe, backAt := probeFirst, time.Time{}
+	probe, backAt, wasLate := probeFirst, time.Time{}, false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -278,8 +278,9 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 			c.beatAt.Store(int64(time.Since(c.start)))
 		}
 		next := beatEvery
+		late := errors.Is(err, context.DeadlineExceeded)
 		switch {
-		case !c.away.Load() && err != nil && ctx.Err() == nil:
+		case !c.away.Load() && err != nil && ctx.Err() == nil && (wasLate || !late):
 			c.failed(err)
 			continue // kick sets the timer
 		case c.away.Load():
@@ -293,6 +294,7 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 				next = probe/2 + mathrand.N(probe) //nolint:gosec // no secret
 			}
 		}
+		wasLate = late // once, it may be this machine that was
 		timer.Reset(next)
 	}
 }
@@ -706,6 +708,13 @@ func (c *claims) await(id pushID) (signal <-chan struct{}, stop func()) {
 			delete(c.waiting, id)
 		}
 	}
+}
+
+// held is how many messages that other nodes have answered pushes are held of here.
+func (c *claims) held() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
 }
 
 // want tells the node that has a message that a push of it is held here.

@@ -136,8 +136,8 @@ func TestSharedPace(t *testing.T) {
 						t.Errorf("the backend ran %d times", n)
 					}
 					for i, p := range f.nodes {
-						if n := p.m.app.calls().inFlight(); n != 0 || len(p.m.places) != 0 || len(f.claims(i).waiting) != 0 {
-							t.Errorf("node %d: %d in flight, %d places taken, %d waiting", i, n, len(p.m.places), len(f.claims(i).waiting))
+						if n := p.m.app.calls().inFlight(); n != 0 || len(p.m.places) != 0 || f.claims(i).held() != 0 {
+							t.Errorf("node %d: %d in flight, %d places taken, %d waiting", i, n, len(p.m.places), f.claims(i).held())
 						}
 					}
 					late := 0.0

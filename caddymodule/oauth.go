@@ -37,7 +37,7 @@ import (
 // open such a callback with a code of their own, and so sign that person in as somebody else. RequireStart refuses these.
 //
 // WeChat, the back button and prefetching repeat callbacks: the same code, path and appid within five minutes give the
-// same redirect, while the code is exchanged once; where the login began here, to the browser where it did. Later, or
+// same redirect, on any node, while the code is exchanged once; where the login began here, to the browser where it did. Later, or
 // under another path, the code is used up. No code is sent twice on the gateway's own account: where WeChat refused the
 // platform's token before it looked at the code, the token is renewed and the page asks the visitor to try again; where
 // WeChat may or may not have taken the code, it counts as used.
@@ -49,7 +49,8 @@ import (
 //
 // The users' own tokens never leave the gateway, which keeps at most 100,000 tracking ids at a time, in memory. When
 // there are more, the one that was not looked at for longest goes and is counted in
-// caddy_wechat_oauth_forgotten_total; caddy_wechat_oauth_users says how many there are.
+// caddy_wechat_oauth_forgotten_total; caddy_wechat_oauth_users says how many there are. In a Redis that gateways share
+// (store redis), sealed, are all that may be needed on another node: tracking ids, codes and flows, each for its time.
 //
 // Requests for other paths go on to the next handler.
 type OAuth struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"net"
@@ -126,15 +127,27 @@ type releaseMessage struct {
 	openID, code    string
 }
 
-// beginReleaseMessage has the message sent, unless it was for an earlier push of the same.
+// beginReleaseMessage has the message sent, unless it was for an earlier push of the same, on whichever node of those that share
+// a store.
 func (a *App) beginReleaseMessage(m releaseMessage) {
 	key := releaseCheckKey(m.platform, m.account, m.openID, m.code)
 	if _, again := a.shared.releaseChecks.GetOrSet(key, func() []byte { return nil }); again {
 		return
 	}
 	a.shared.background(func(ctx context.Context) {
-		if !a.finishReleaseCheck(ctx, m) {
-			a.shared.releaseChecks.Delete(key) // should WeChat ask again, it is tried again
+		nodes, shared := a.env.Store.(tokens.Ephemeral)
+		name := "release/" + hex.EncodeToString(key[:])
+		if shared {
+			_, first, err := nodes.Claim(ctx, name, nil, releaseCheckMemory)
+			if err == nil && !first {
+				return // another node has it sent
+			}
+		}
+		if !a.finishReleaseCheck(ctx, m) { // should WeChat ask again, it is tried again
+			a.shared.releaseChecks.Delete(key)
+			if shared {
+				_, _ = nodes.Take(context.WithoutCancel(ctx), name) // a store that does not answer forgets it in time
+			}
 		}
 	})
 }

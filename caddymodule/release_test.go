@@ -462,6 +462,23 @@ func TestReleaseCheckMessageOnce(t *testing.T) {
 	}
 }
 
+// TestReleaseCheckMessageOnceOnAllNodes: WeChat pushes the same again to another node, and one message is sent.
+func TestReleaseCheckMessageOnceOnAllNodes(t *testing.T) {
+	t.Parallel()
+	f := newCheckingWeChat(t)
+	store := tokens.NewMemStore()
+	f.allow("c", testedID, false)
+	for range 2 {
+		m, app, _ := newReleaseCheck(t, f)
+		app.env.Store = store
+		serve(t, m, platformSender(t).push("/", queryAuthCode(testedOriginal, "c")), nil)
+		app.shared.work.Wait()
+	}
+	if sent := f.messages(); len(sent) != 1 {
+		t.Errorf("sent %v", sent)
+	}
+}
+
 // TestReleaseCheckRefusedMessage: what is done depends on whether a message may have gone out.
 func TestReleaseCheckRefusedMessage(t *testing.T) {
 	t.Parallel()

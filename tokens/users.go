@@ -31,6 +31,10 @@ const (
 	// loginTimeout bounds all that one login asks of WeChat: a component token, the exchange, the profile. It also
 	// bounds one question about a user later on.
 	loginTimeout = 25 * time.Second
+	// sharedFlows are told to the other nodes at once, and then sharedFlowsPerSecond: strangers can end as many as they
+	// like, each is kept for FlowLife, and the store must have room for tokens. This node knows the others too.
+	sharedFlows          = 2000
+	sharedFlowsPerSecond = 100
 	// trackingIDBytes of randomness make an id that cannot be guessed: 128 bits.
 	trackingIDBytes = 16
 )
@@ -70,6 +74,7 @@ type UserTable struct {
 	flows  *Window[string, [sha256.Size]byte] // the code that each flow came back with
 
 	nodes  *Manager // through which nodes share; nil: there is this one alone
+	ended  budget   // of flows that are shared
 	asking keyLocks // by tracking id, of users whom another node keeps
 }
 
@@ -355,7 +360,7 @@ func (t *UserTable) endFlow(ctx context.Context, flow string, key [sha256.Size]b
 	first, known := t.flows.Get(flow)
 	if !known {
 		mine := key
-		if t.nodes != nil {
+		if t.nodes != nil && t.ended.spend(sharedFlows, sharedFlowsPerSecond) {
 			mine = t.nodes.endSharedFlow(ctx, flow, key)
 		}
 		first, _ = t.flows.GetOrSet(strings.Clone(flow), func() [sha256.Size]byte { return mine })

@@ -458,7 +458,7 @@ func TestUserOfAnAccessList(t *testing.T) {
 func hasRights(t *testing.T, servers []*redistest.Server, more string, o Options) {
 	t.Helper()
 	args := []any{"ACL", "SETUSER", "gateway", "on", ">pass", "~wechat:*", "&wechat:*", "+@connection", "+@scripting"}
-	for c := range strings.FieldsSeq("hget hset hdel hkeys get set del time publish subscribe info " + more) {
+	for c := range strings.FieldsSeq("hget hset hdel hkeys get set del pttl time publish subscribe info " + more) {
 		args = append(args, "+"+c)
 	}
 	for _, s := range servers {
@@ -478,6 +478,24 @@ func hasRights(t *testing.T, servers []*redistest.Server, more string, o Options
 	}
 	if names, err := b.List(t.Context(), "wechat/v1/account"); err != nil || len(names) != 1 {
 		t.Error(names, err)
+	}
+	if err := a.ClaimAll([]tokens.Claim{{Name: "x", Value: []byte("1"), TTL: time.Minute}}, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if value, _, err := b.PeekClaim(t.Context(), "x"); err != nil || string(value) != "1" {
+		t.Error(value, err)
+	}
+	if swapped, err := b.SwapClaim(t.Context(), "x", []byte("1"), []byte("2"), 0); err != nil || !swapped {
+		t.Error(swapped, err)
+	}
+	if err := a.Beat(t.Context(), "node", time.Minute); err != nil {
+		t.Error(err)
+	}
+	if alive, err := b.Lives(t.Context(), "node"); err != nil || !alive {
+		t.Error(alive, err)
+	}
+	if err := a.Tell(t.Context(), "node", "x"); err != nil {
+		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
