@@ -348,15 +348,13 @@ func (l *fleetLoad) push(ctx context.Context) {
 	})
 }
 
-// excusesRuns: a backend gets a message again only after the node that had it first is gone, or cannot be heard, and then
-// once.
+// excusesRuns: a backend gets a message once more only after the node that had it first is gone, and once from each node
+// that cannot hear of the others.
 func (l *fleetLoad) excusesRuns(runs []backendRun, ended time.Time) bool {
-	if len(runs) > 2 {
-		return false
-	}
-	return l.excused(runs[0].at, ended, 0, func(x *fleetFault) bool {
-		return nodeGone(x) && x.node.name == runs[0].node || locksGone(x)
-	})
+	first := runs[0].at.Add(-appWait) // when it may have come
+	gone := l.excused(first, ended, 0, func(x *fleetFault) bool { return nodeGone(x) && x.node.name == runs[0].node })
+	apart := l.excused(first, ended, noticed, locksGone)
+	return apart && len(runs) <= len(l.f.nodes) || gone && len(runs) <= 2
 }
 
 func describe(begun time.Time, runs []backendRun, result wxsim.PushResult) string {
