@@ -487,6 +487,13 @@ func newFleetBackend() *fleetBackend {
 	return &fleetBackend{over: make(chan struct{}), runs: make(map[string][]backendRun)}
 }
 
+// ran is how often the backend was given a message.
+func (b *fleetBackend) ran(s script) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.runs[s.String()])
+}
+
 // take returns and forgets the runs of a message.
 func (b *fleetBackend) take(s script) []backendRun {
 	b.mu.Lock()
