@@ -160,6 +160,7 @@ func (r *fleetRun) killRedis() {
 		r.f.redis.Kill()
 		r.wait(2 * time.Second)
 		r.f.redis.Restart()
+		r.f.redis.Do("REPLICAOF", "NO", "ONE") // it may have been started as the replica
 		return nil
 	})
 }

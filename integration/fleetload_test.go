@@ -37,27 +37,26 @@ const (
 	// afterwards is for how long after a fault its consequences may still show: the lock of a node that died is in the way of
 	// those who need a token.
 	afterwards = leaseLife + 5*time.Second
-	// inForce is how soon what one node was told counts on all.
+	// fleetInForce is how soon what one node was told counts on all.
 	fleetInForce = time.Second
 )
 
 // fleetRow is what happened under one kind of fault.
 type fleetRow struct {
-	times     int
-	lasted    time.Duration
-	calls     int
-	slowest   time.Duration // of the calls
-	failed    int           // calls that neither the app's balancer nor the gateways made good
-	refused   int           // calls that WeChat refused for their token
-	seen      int           // of these refusals: those that an app got to see
-	renewed   int           // tokens that WeChat handed out
-	early     int           // of these: in the place of one that had life left and was not refused
-	void      int           // refresh tokens that WeChat called invalid
-	pushes    int
-	retried   int // pushes that came more than once
-	elsewhere int // of these: to which more than one node was given
-	twice     int // messages that the backend was given again, unexcused
-	again     int // the same, when the node that had it died, slept, or was cut off
+	times   int
+	lasted  time.Duration
+	calls   int
+	slowest time.Duration // of the calls
+	failed  int           // calls that neither the app's balancer nor the gateways made good
+	refused int           // calls that WeChat refused for their token
+	seen    int           // of these refusals: those that an app got to see
+	renewed int           // tokens that WeChat handed out
+	early   int           // of these: in the place of one that had life left and was not refused
+	void    int           // refresh tokens that WeChat called invalid
+	pushes  int
+	retried int // pushes that came more than once
+	twice   int // messages that the backend was given again, unexcused
+	again   int // the same, when the node that had it died, slept, or was cut off
 	unanswered,
 	logins, loginsFailed,
 	events, eventsLost int
@@ -88,7 +87,6 @@ type fleetLoad struct {
 	phase  string
 	began  time.Time
 	count  int
-	open   map[string]bool // accounts whose authorization changes right now
 	early  []earlyRenewal
 }
 
@@ -96,12 +94,11 @@ type fleetLoad struct {
 type earlyRenewal struct {
 	at   time.Time
 	what string
-	whom string
 	row  string
 }
 
 func newFleetLoad() *fleetLoad {
-	l := &fleetLoad{rows: make(map[string]*fleetRow), open: make(map[string]bool)}
+	l := &fleetLoad{rows: make(map[string]*fleetRow)}
 	l.enter(nothingFails)
 	return l
 }
@@ -155,7 +152,7 @@ func (l *fleetLoad) observe(e wxsim.Entry) {
 		if v.Rule == wxsim.RuleFreshRefresh || v.Rule == wxsim.RuleTwoRefreshes {
 			l.mu.Lock()
 			l.rows[l.phase].early++
-			l.early = append(l.early, earlyRenewal{e.Time, v.Text, e.AppID, l.phase})
+			l.early = append(l.early, earlyRenewal{e.Time, v.Text, l.phase})
 			l.mu.Unlock()
 		}
 	}
@@ -431,7 +428,7 @@ func (l *fleetLoad) login(ctx context.Context) {
 			}
 		})
 		if err != nil {
-			l.complain(start, noticed, "a login: %v", err)
+			l.complain(start, 2*noticed, "a login: %v", err)
 		}
 	})
 }
@@ -493,13 +490,13 @@ func (l *fleetLoad) judge() string {
 	t, f := l.f.t, l.f
 	t.Helper()
 	l.enter(nothingFails)
-	l.rows[nothingFails].times = 0
-	type renewalIn struct{ row, whom string }
-	for _, e := range l.early {
-		from, to := e.at.Add(-time.Second), e.at.Add(time.Second)
-		switch {
-		case l.excused(from, to, afterwards, locksGone), l.excused(from, to, afterwards, nodeGone):
-		default:
+	l.note(func(r *fleetRow) { r.times = 0 })
+	lost := l.lostRecords()
+	l.mu.Lock()
+	early := slices.Clone(l.early)
+	l.mu.Unlock()
+	for _, e := range early {
+		if !l.excused(e.at.Add(-time.Second), e.at.Add(time.Second), afterwards, func(x *fleetFault) bool { return locksGone(x) || nodeGone(x) }) {
 			t.Errorf("%s, at %s, under %q", e.what, e.at.Format("15:04:05.000"), e.row)
 		}
 	}
@@ -517,7 +514,8 @@ func (l *fleetLoad) judge() string {
 			}
 		}
 	}
-	lost := l.lostRecords()
+	l.mu.Lock() // the gateways go on
+	defer l.mu.Unlock()
 	total := &fleetRow{}
 	for _, name := range l.order {
 		total.add(l.rows[name])
@@ -582,14 +580,18 @@ func (l *fleetLoad) lostRecords() (lost int) {
 	}
 	f.wechat.ExpireAll(wxsim.KindAuthorizer, "")
 	f.wechat.ExpireAll(wxsim.KindComponent, "")
-	before := l.rows[nothingFails].void
+	voids := func() (n int) {
+		l.note(func(r *fleetRow) { n = r.void })
+		return n
+	}
+	before := voids()
 	for _, u := range slices.Concat(l.steady, l.moving, []wxsim.User{l.plain}) {
 		if err := f.untilGood(t.Context(), n, u, healTime); err != nil {
 			lost++
 			t.Errorf("lost: %v", err)
 		}
 	}
-	if void := l.rows[nothingFails].void - before; void > 0 {
+	if void := voids() - before; void > 0 {
 		lost += void
 		t.Errorf("%d refresh tokens in Redis are not WeChat's", void)
 	}
