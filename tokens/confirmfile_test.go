@@ -295,3 +295,34 @@ func TestConfirmFileFailures(t *testing.T) {
 		})
 	}
 }
+
+// What one node had from WeChat the others serve at once, also one that WeChat has just not answered.
+func TestConfirmFileOfAnotherNode(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		_, err := a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+			next := *cur
+			next.FuncInfo = []int{confirmSet}
+			return &next
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.giveConfirmFiles("", "")
+		if _, found, err := b.ConfirmFile(t.Context(), accountTestFile, testAuthorizer); found || err == nil {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		a.giveConfirmFiles("", confirmAnswer(accountTestFile, confirmTestContent))
+		if got := confirmed(t, a.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+			t.Fatalf("served %q", got)
+		}
+		atOnce(t, func() {
+			if got := confirmed(t, b.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+				t.Errorf("the other node served %q", got)
+			}
+		})
+		revoke(t, a)
+		if _, found, _ := b.ConfirmFile(t.Context(), accountTestFile, testAuthorizer); found {
+			t.Error("served for an account that is gone")
+		}
+	})
+}
