@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -8,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -33,11 +36,15 @@ func newRefusingPaths() *tokens.Window[refusingPath, struct{}] {
 // that says why there was none.
 func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, first *http.Response) (*http.Response, error) {
 	path := refusingPath{key: call.key, path: strings.ToLower(call.path), once: !call.repeatable()}
+	renew := t.app.manager().Renew
 	if t.believesNot(path) {
-		return t.refusedAgain(req, call, first), nil
+		// Unless the token was replaced while the call was under way: then the refusal says nothing about the path.
+		renew = t.replaced
 	}
-	token, err := t.app.manager().Renew(req.Context(), call.key, call.token.Value)
+	token, err := renew(req.Context(), call.key, call.token.Value)
 	switch {
+	case errors.Is(err, errNotReplaced):
+		return t.refusedAgain(req, call, first), nil
 	case err != nil && req.Context().Err() != nil:
 		_ = first.Body.Close()
 		return t.failed(req, call, err)
@@ -64,6 +71,18 @@ func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, firs
 		res = t.refusedAgain(req, call, res)
 	}
 	return res, nil
+}
+
+// errNotReplaced: the token that WeChat refused is the current one.
+var errNotReplaced = errors.New("the token was not replaced")
+
+// replaced returns the current token if it is another one than the refused, and renews nothing.
+func (t *Transport) replaced(ctx context.Context, k tokens.Key, refused secret.String) (tokens.Token, error) {
+	token, err := t.app.manager().Get(ctx, k)
+	if err != nil || token.Value.Same(refused) {
+		return tokens.Token{}, errNotReplaced
+	}
+	return token, nil
 }
 
 // believesNot reports whether a refusal on that path is no reason to renew the token. Of the calls that cannot be

@@ -19,6 +19,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 func TestAPIHeals(t *testing.T) {
@@ -202,6 +205,42 @@ func TestAPIAlwaysRefusingPath(t *testing.T) {
 	}
 	if n := logs.FilterLevelExact(zapcore.ErrorLevel).Len(); n != 1 {
 		t.Errorf("%d Error lines, want 1", n)
+	}
+}
+
+// A path that was not believed once is believed as far as it takes the token that replaced the refused one meanwhile, by
+// another call or on another node.
+func TestAPIRefusedWhileReplaced(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.authorize()
+	wechat.answer(lastingRefusal)
+	const path = "/" + authorizerID + "/cgi-bin/user/info"
+	if a := g.get(path, bearer(crmKey)); a.code(t) != 40001 {
+		t.Fatalf("got %d %s", a.Status, a.Body)
+	}
+	wechat.answer(nil)
+	key := tokens.AuthorizerKey(platformID, authorizerID)
+	var once sync.Once
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		refused := false
+		once.Do(func() {
+			refused = true
+			if _, err := g.app.manager().Renew(t.Context(), key, secret.String{}); err != nil {
+				t.Error(err)
+			}
+			lastingRefusal(w, r)
+		})
+		if !refused {
+			io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
+		}
+	})
+	before := wechat.tokensIssued(authorizerID)
+	if a := g.get(path, bearer(crmKey)); a.Body != `{"errcode":0,"errmsg":"ok"}` {
+		t.Errorf("got %d %s", a.Status, a.Body)
+	}
+	if n := wechat.tokensIssued(authorizerID) - before; n != 1 {
+		t.Errorf("%d renewals, want that of the other call alone", n)
 	}
 }
 

@@ -102,19 +102,8 @@ type told struct {
 }
 
 func (b *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
+	m, s, asJSON, err := readScript(r)
 	if err != nil {
-		return
-	}
-	asJSON := strings.HasPrefix(string(body), "{")
-	var m told
-	if asJSON {
-		err = json.Unmarshal(body, &m)
-	} else {
-		err = xml.Unmarshal(body, &m)
-	}
-	s, ok := parseScript(m.Content + m.EventKey)
-	if err != nil || !ok {
 		http.Error(w, "not a script", http.StatusBadRequest)
 		return
 	}
@@ -136,6 +125,27 @@ func (b *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.give(w, r, s, m, asJSON)
+}
+
+// readScript reads a message, in either format, and what it tells the backend to do.
+func readScript(r *http.Request) (m told, s script, asJSON bool, err error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return m, s, false, err
+	}
+	if asJSON = strings.HasPrefix(string(body), "{"); asJSON {
+		err = json.Unmarshal(body, &m)
+	} else {
+		err = xml.Unmarshal(body, &m)
+	}
+	if err != nil {
+		return m, s, asJSON, err
+	}
+	s, ok := parseScript(m.Content + m.EventKey)
+	if !ok {
+		err = fmt.Errorf("%q is no script", m.Content+m.EventKey)
+	}
+	return m, s, asJSON, err
 }
 
 func (b *scripted) give(w http.ResponseWriter, r *http.Request, s script, m told, asJSON bool) {

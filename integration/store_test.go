@@ -34,7 +34,13 @@ func spilled(t *testing.T, w *integration.World) []string {
 // metric is one line of the gateway's metrics, name and labels as they are printed.
 func metric(t *testing.T, w *integration.World, name string) string {
 	t.Helper()
-	_, text := fetch(t, plainClient, http.MethodGet, "http://"+w.Admin+"/metrics", nil, "")
+	return metricAt(t, w.Admin, name)
+}
+
+// metricAt is one line of the metrics of the process with that admin endpoint.
+func metricAt(t *testing.T, admin, name string) string {
+	t.Helper()
+	_, text := fetch(t, plainClient, http.MethodGet, "http://"+admin+"/metrics", nil, "")
 	for line := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), name+" "); ok {
 			return value

@@ -412,6 +412,40 @@ func TestLostLockUndoesNothing(t *testing.T) {
 	})
 }
 
+// A node sleeps in the middle of a renewal until its lock has gone to another one, which renews: it has the other's token
+// when it goes on, although its own call to WeChat fails.
+func TestRenewalThatWasSleptThrough(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		a.store.fail(func(op, _ string) error {
+			if op == "lock" {
+				return errDisk // as good as lost
+			}
+			return nil
+		})
+		before := a.get(t, testAuthKey)
+		var begun atomic.Bool
+		a.wx.set(func(f *fakeWeChat) {
+			f.rotate, f.strict = true, true
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path != pathAuthorizerToken || !begun.CompareAndSwap(false, true) {
+					return "", nil
+				}
+				if _, err := b.Renew(t.Context(), testAuthKey, before.Value); err != nil {
+					t.Errorf("the other node: %v", err)
+				}
+				return "", errDisk
+			}
+		})
+		got, err := a.Renew(t.Context(), testAuthKey, before.Value)
+		if err != nil || !sameToken(got, b.get(t, testAuthKey)) {
+			t.Errorf("generation %d, %v; the other node has generation %d", got.Generation, err, b.get(t, testAuthKey).Generation)
+		}
+		if n := a.wx.count(pathAuthorizerToken); n != 2 {
+			t.Errorf("WeChat was asked %d times, want 2", n)
+		}
+	})
+}
+
 func TestOlderTicketNeverWins(t *testing.T) {
 	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
 		older := Ticket{secret.New("ticket@@@older"), time.Now().Add(time.Minute)}

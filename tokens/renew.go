@@ -144,6 +144,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return m.recall(ctx, env, k)
 	}
 	if err != nil {
+		if other := m.renewedElsewhere(ctx, env, e); other != nil {
+			return other, nil
+		}
 		if counts(err) {
 			m.renewalFailed(env, k, err)
 		}
@@ -153,6 +156,21 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		m.rogue(env, k)
 	}
 	return m.keep(ctx, env, k, e, g)
+}
+
+// renewedElsewhere returns what another node has put in the place of e while a renewal failed here, or nil: this process
+// may have slept for so long that its lock and its call to WeChat ended.
+func (m *Manager) renewedElsewhere(ctx context.Context, env *Environment, e *entry) *entry {
+	if m.hearing.Load() == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkWait)
+	defer cancel()
+	now, err := m.reread(ctx, env, e.key)
+	if err != nil || !now.live(time.Now().UnixNano()) || now.token.Value.Same(e.token.Value) {
+		return nil
+	}
+	return now
 }
 
 // rogue reports a token that WeChat refused although it had life left and no node here renewed it.

@@ -42,6 +42,9 @@ type Config struct {
 	// PushDial connects to push URLs, so that a public name can lead to a local port.
 	// Default: the system's dialer.
 	PushDial func(ctx context.Context, network, address string) (net.Conn, error)
+	// PushApart gives each attempt of a push a connection of its own, so that PushDial decides where each goes. The
+	// values of the context that a push is made with are in PushDial's.
+	PushApart bool
 	// Ask has WeChat's pages ask whoever opens them in a browser, who agrees or refuses by a click. Default: a browser is
 	// sent on at once, as one whose owner agrees. [Server.Visit] and [Server.FollowAuthorizationLink] ask nobody.
 	Ask bool

@@ -64,6 +64,8 @@ const (
 const (
 	minTokenChars = 16
 	freshLife     = 15 * time.Minute // a token with more life than this needs no renewal
+	freshShare    = 3                // nor does one of a short life with more than this part of it, and freshSlack
+	freshSlack    = time.Second      // lives are told in whole seconds
 	earlyUses     = 6                // an early death comes after at most so many uses
 )
 
@@ -164,7 +166,7 @@ func (s *Server) checkRenewal(c *call, h holder) {
 	if cur == nil || cur.refused || cur.lost || s.dead(cur, time.Now()) != 0 {
 		return
 	}
-	if left := time.Until(cur.expires); left > freshLife {
+	if left := time.Until(cur.expires); left > min(freshLife, cur.expires.Sub(cur.issued)/freshShare+freshSlack) {
 		if id := (whose{h.kind, h.appID}); s.forgiven[id] {
 			delete(s.forgiven, id)
 			return

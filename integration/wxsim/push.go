@@ -337,14 +337,14 @@ const (
 	idlePushConns = 64
 )
 
-// newPushClient is WeChat as a client: HTTP/1.1, kept-alive connections, no redirects.
-func newPushClient(roots *x509.CertPool, dial func(context.Context, string, string) (net.Conn, error)) *http.Client {
+// newPushClient is WeChat as a client: HTTP/1.1, kept-alive connections unless they are to be apart, no redirects.
+func newPushClient(roots *x509.CertPool, dial func(context.Context, string, string) (net.Conn, error), apart bool) *http.Client {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext: dial, DisableCompression: true, MaxIdleConnsPerHost: idlePushConns, IdleConnTimeout: idleTimeout,
+			DialContext: dial, DisableCompression: true, DisableKeepAlives: apart, MaxIdleConnsPerHost: idlePushConns, IdleConnTimeout: idleTimeout,
 			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			// A non-nil empty map keeps HTTP/2 off.
 			TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},

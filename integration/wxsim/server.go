@@ -103,7 +103,7 @@ func New(cfg Config) *Server {
 		msgID: time.Now().UnixNano(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.pushing = newPushClient(cfg.PushRoots, cfg.PushDial)
+	s.pushing = newPushClient(cfg.PushRoots, cfg.PushDial, cfg.PushApart)
 	var errs []error
 	for _, p := range cfg.Platforms {
 		errs = append(errs, s.addPlatform(p))

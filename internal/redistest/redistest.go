@@ -173,13 +173,26 @@ func Replica(t testing.TB, addr string, options ...string) *Server {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(addr)
 	r := Start(t, append([]string{"--replicaof", host + " " + port}, options...)...)
+	awaitStep(t, r)
+	return r
+}
+
+// Follow makes a server a replica of another, and waits until it is in step.
+func Follow(t testing.TB, s *Server, addr string) {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(addr)
+	s.Do("REPLICAOF", host, port)
+	awaitStep(t, s)
+}
+
+func awaitStep(t testing.TB, r *Server) {
+	t.Helper()
 	Eventually(t, "the replica is in step", func() error {
 		if info, _ := r.Do("INFO", "replication").(string); !strings.Contains(info, "master_link_status:up") {
 			return fmt.Errorf("%s", info)
 		}
 		return nil
 	})
-	return r
 }
 
 // Sentinels starts three Sentinels that watch over a master by a name, and waits until they know each other and its

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Relay is a TCP relay to a server: what stands between a gateway and its Redis, and can fail.
@@ -18,6 +19,7 @@ type Relay struct {
 	target string
 	gate   chan struct{} // closed while bytes may pass
 	closed bool          // no connection is made
+	slow   time.Duration // each piece waits for so long
 	conns  map[net.Conn]bool
 }
 
@@ -84,6 +86,13 @@ func (r *Relay) Pass() {
 	}
 }
 
+// Slow has everything that passes wait for a while; 0 ends that.
+func (r *Relay) Slow(by time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow = by
+}
+
 // Retarget leads new connections to another server, and breaks those that there are.
 func (r *Relay) Retarget(target string) {
 	r.mu.Lock()
@@ -134,9 +143,10 @@ func (r *Relay) copy(to io.Writer, from io.Reader) {
 		n, err := from.Read(buf)
 		if n > 0 {
 			r.mu.Lock()
-			gate := r.gate
+			gate, slow := r.gate, r.slow
 			r.mu.Unlock()
 			<-gate
+			time.Sleep(slow)
 			if _, err := to.Write(buf[:n]); err != nil {
 				return
 			}
