@@ -45,6 +45,7 @@ type proxyFront struct {
 	*httptest.Server
 	failed atomic.Value // the handler's last error
 	begun  chan struct{}
+	proxy  *reverseproxy.Handler
 }
 
 // newProxyFront provisions reverse_proxy from its JSON. The transport's own options are added to those of config["transport"].
@@ -62,6 +63,8 @@ func newProxyFront(t *testing.T, transport, config object) *proxyFront {
 		t.Fatal(err)
 	}
 	_, ctx := newTestApp(t, testConfig(""))
+	ctx, cancel := caddy.NewContext(ctx)
+	t.Cleanup(cancel) // which ends health checks, and cleans up
 	provisioning.Lock()
 	module, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", raw)
 	provisioning.Unlock()
@@ -69,7 +72,7 @@ func newProxyFront(t *testing.T, transport, config object) *proxyFront {
 		t.Fatal(err)
 	}
 	proxy := module.(*reverseproxy.Handler)
-	f := &proxyFront{begun: make(chan struct{}, 1)}
+	f := &proxyFront{begun: make(chan struct{}, 1), proxy: proxy}
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{})
 		caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, "127.0.0.1")
@@ -88,13 +91,7 @@ func newProxyFront(t *testing.T, transport, config object) *proxyFront {
 			w.WriteHeader(status)
 		}
 	}))
-	t.Cleanup(func() {
-		f.Close()
-		_ = proxy.Cleanup()
-		if c, ok := proxy.Transport.(caddy.CleanerUpper); ok {
-			_ = c.Cleanup()
-		}
-	})
+	t.Cleanup(f.Close)
 	return f
 }
 
@@ -279,6 +276,73 @@ func TestLeanPassiveHealth(t *testing.T) {
 				t.Errorf("%d %q", status, body)
 			}
 		}
+	})
+}
+
+// TestLeanActiveHealth: Caddy's health checks go over the transport, and decide who is asked.
+func TestLeanActiveHealth(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		var sick atomic.Bool
+		serve := func(name string, health func() int) string {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/health" {
+					w.WriteHeader(health())
+				}
+				_, _ = io.WriteString(w, name)
+			}))
+			t.Cleanup(s.Close)
+			return s.Listener.Addr().String()
+		}
+		one := serve("one", func() int {
+			if sick.Load() {
+				return http.StatusInternalServerError
+			}
+			return http.StatusOK
+		})
+		two := serve("two", func() int { return http.StatusOK })
+		f := newProxyFront(t, transport, object{
+			"upstreams":      to(one, two),
+			"load_balancing": object{"selection_policy": object{"policy": "first"}},
+			"health_checks":  object{"active": object{"uri": "/health", "interval": "10ms", "timeout": "5s"}},
+		})
+		for _, want := range []string{"one", "two", "one"} {
+			sick.Store(want == "two")
+			deadline := time.Now().Add(leanPatience)
+			for _, body := f.ask(t, "GET", "/", ""); body != want; _, body = f.ask(t, "GET", "/", "") {
+				if time.Now().After(deadline) {
+					t.Fatalf("still %q, not %q", body, want)
+				}
+			}
+		}
+	})
+}
+
+// TestLeanReload: a transport that is cleaned up while it serves finishes what it has begun, and leaves nothing open.
+func TestLeanReload(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		here, on := make(chan struct{}), make(chan struct{})
+		backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			here <- struct{}{}
+			<-on
+			_, _ = io.WriteString(w, "done")
+		}))
+		f := newProxyFront(t, transport, object{"upstreams": to(backend.Listener.Addr().String())})
+		answered := make(chan string, 1)
+		go func() {
+			_, body := f.ask(t, "POST", "/", "text")
+			answered <- body
+		}()
+		<-here
+		if err := f.proxy.Transport.(caddy.CleanerUpper).Cleanup(); err != nil {
+			t.Error(err)
+		}
+		close(on)
+		if body := <-answered; body != "done" {
+			t.Errorf("got %q", body)
+		}
+		backend.Close() // waits until its connections are closed or idle
 	})
 }
 

@@ -838,6 +838,31 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestCloseInFlight: what is under way when the client is closed ends well, and its connection is closed then.
+func TestCloseInFlight(t *testing.T) {
+	t.Parallel()
+	here, on, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	b := newBackend(t, func(w *wire) {
+		defer close(closed)
+		if _, _, err := w.request(); err == nil {
+			close(here)
+			<-on
+			w.say(okAnswer)
+		}
+		w.untilClosed()
+	})
+	c := newLean(t)
+	got := make(chan string, 1)
+	go func() { got <- roundTrip(c, newRequest(t, "POST", b.url(), strings.NewReader("text"))) }()
+	<-here
+	c.Close()
+	close(on)
+	if text := <-got; !strings.Contains(text, `"ok"`) {
+		t.Error(text)
+	}
+	hasClosed(t, closed)
+}
+
 // TestMaxIdle: the connection that has been idle for longest goes.
 func TestMaxIdle(t *testing.T) {
 	t.Parallel()
