@@ -26,6 +26,10 @@ type behindProxy struct {
 }
 
 func newBehindProxy(t *testing.T, backend string) *behindProxy {
+	return newBehindProxyOver(t, backend, map[string]any{"protocol": "http", "compression": false})
+}
+
+func newBehindProxyOver(t *testing.T, backend string, transport map[string]any) *behindProxy {
 	t.Helper()
 	_, ctx := newTestApp(t, testConfig(""))
 	m := new(Message)
@@ -34,7 +38,7 @@ func newBehindProxy(t *testing.T, backend string) *behindProxy {
 	}
 	config, _ := json.Marshal(map[string]any{
 		"upstreams": []any{map[string]string{"dial": backend}},
-		"transport": map[string]any{"protocol": "http", "compression": false},
+		"transport": transport,
 	})
 	provisioning.Lock()
 	defer provisioning.Unlock()
@@ -156,6 +160,10 @@ func TestHeaderRulesChangeOnlyTheirRequest(t *testing.T) {
 // say, the push is not sent again: it may have been acted upon.
 func TestPushIsNotSentTwice(t *testing.T) {
 	t.Parallel()
+	eachTransport(t, testPushIsNotSentTwice)
+}
+
+func testPushIsNotSentTwice(t *testing.T, transport object) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +194,7 @@ func TestPushIsNotSentTwice(t *testing.T) {
 			}()
 		}
 	}()
-	b := newBehindProxy(t, l.Addr().String())
+	b := newBehindProxyOver(t, l.Addr().String(), transport)
 	for range 2 {
 		r := platformSender(t).push("/"+authorizerID, textMessage("x"))
 		r.Header.Set("Idempotency-Key", "1")

@@ -1,6 +1,6 @@
 // Package caddymodule holds the gateway's Caddy modules: the app behind the global option wechat, the handlers
 // wechat_verify, wechat_event, wechat_message, wechat_api, wechat_oauth, wechat_authorize and wechat_jssdk, the matcher wechat_message, the
-// reverse_proxy transport wechat, the on-demand TLS permission wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
+// reverse_proxy transports wechat and wechat_lean, the on-demand TLS permission wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
 package caddymodule
 
 import (
@@ -20,6 +20,7 @@ func init() {
 	caddy.RegisterModule(new(MessageMatcher))
 	caddy.RegisterModule(new(API))
 	caddy.RegisterModule(new(Transport))
+	caddy.RegisterModule(new(LeanTransport))
 	caddy.RegisterModule(new(OAuth))
 	caddy.RegisterModule(new(Authorize))
 	caddy.RegisterModule(new(JSSDK))

@@ -41,6 +41,7 @@ type room struct {
 
 var rooms = []room{
 	{path: "internal/secret"},
+	{path: "internal/http1", may: []string{"golang.org/x/net"}},
 	{path: "crypto", may: []string{module + "/internal/secret"}},
 	{
 		path: "tokens",

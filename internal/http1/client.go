@@ -1,0 +1,420 @@
+// Package http1 is an HTTP/1.1 client for proxies that costs little CPU: an exchange is driven by the goroutine that asked for it. net/http's
+// has two goroutines for each connection and wakes them, and the caller, several times a request, which is a third of what a proxied request costs.
+//
+// What it does not do, so that it can do the rest in one goroutine: HTTP/2, forward proxies, decompression, cookies, redirects.
+//
+// How an exchange goes. A request without a body, or with a small one of known length, leaves in one write, and its answer is read by the
+// same goroutine. A body that may have to be waited for is sent by a goroutine that lives as long as the body, so that an answer can come
+// before the request is through. An idle connection has no goroutine and no buffers; before it is used again it is looked at whether the
+// backend has closed it or said something unasked. What is read is held to the letter of RFC 9112: an answer that two readers
+// might understand in two ways is an error.
+package http1
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"time"
+)
+
+// Defaults and limits.
+const (
+	defaultMaxHeader  = 10 << 20 // bytes of a head, as net/http
+	defaultReadBuffer = 4 << 10
+	maxHeaderFields   = 1000
+	maxTrailer        = 4 << 10 // bytes
+	// inlineMax is how long a body may be to leave in one write with its head. A kernel takes that much without a reader at the other end.
+	inlineMax = 16 << 10
+	// keepBuffer is the size up to which a buffer of a request is kept for another.
+	keepBuffer = 64 << 10
+	// sendGrace is how long a request may go on being sent after its answer is complete, or an answer be waited for after sending failed.
+	sendGrace = 50 * time.Millisecond
+	// sniffWait is how long a GET and the like wait to see whether their body of unknown length is empty, as in net/http.
+	sniffWait = 200 * time.Millisecond
+)
+
+// Target is what a connection leads to. A connection serves requests to its own target only.
+type Target struct {
+	Network, Address string
+	// Secure is for TLS, with ServerName as the name that the certificate has to be for.
+	Secure     bool
+	ServerName string
+}
+
+// Client sends requests. Its fields are not changed once it is in use.
+type Client struct {
+	// Dial opens a connection. Its errors are returned as they are.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// TLS is for targets that are secure; each gets a copy.
+	TLS              *tls.Config
+	HandshakeTimeout time.Duration
+	// HandshakeError, if set, makes what is returned of a failed handshake.
+	HandshakeError func(error) error
+
+	NoKeepAlive    bool
+	IdleTimeout    time.Duration // 0: forever
+	MaxIdle        int           // 0: no limit
+	MaxIdlePerHost int           // 0: no limit
+	MaxPerHost     int           // connections to a target; 0: no limit
+
+	HeaderTimeout   time.Duration // from the end of the request to the end of the answer's head; 0: none
+	ContinueTimeout time.Duration // how long a request with Expect: 100-continue keeps its body back
+	MaxHeader       int           // bytes of an answer's head; 0: 10 MiB
+	ReadBuffer      int           // 0: 4 KiB
+
+	pool    pool
+	readers sync.Pool
+}
+
+// buffers are requests on their way out.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// Errors of an exchange that are not the network's.
+var (
+	ErrHeaderTimeout = error(&timeoutError{"timeout awaiting response headers"})
+	ErrHeaderTooLong = errors.New("the answer's head is longer than max_response_header_size")
+	ErrTooManyFields = fmt.Errorf("the answer's head has more than %d fields", maxHeaderFields)
+	errReadClosed    = errors.New("read on a closed response body")
+)
+
+type timeoutError struct{ text string }
+
+func (e *timeoutError) Error() string { return e.text }
+func (*timeoutError) Timeout() bool   { return true }
+func (*timeoutError) Temporary() bool { return true }
+
+// RoundTrip sends req to target and returns the answer as soon as its head is there. It keeps http.RoundTripper's contract.
+func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, error) {
+	o, err := c.prepare(req)
+	if err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	res, err := c.send(o, target)
+	o.free()
+	return res, err
+}
+
+// send tries connections until one is good, or a new one is not.
+func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
+	ctx := o.req.Context()
+	for {
+		if ctx.Err() != nil {
+			o.closeBody()
+			return nil, context.Cause(ctx)
+		}
+		conn, err := c.connect(ctx, target)
+		if err != nil {
+			o.closeBody()
+			switch {
+			case ctx.Err() != nil:
+				return nil, context.Cause(ctx)
+			case o.touched:
+				// The body is used up: whoever tries again after an error of dialing would send half a request.
+				return nil, fmt.Errorf("no connection for a second try: %v", err) //nolint:errorlint // see above
+			}
+			return nil, err
+		}
+		e := &exchange{client: c, req: o.req, ctx: ctx, conn: conn}
+		res, err := e.run(o)
+		if err == nil {
+			return res, nil
+		}
+		if !conn.reused || !e.mayRepeat(o, err) {
+			o.closeBody()
+			return nil, err
+		}
+	}
+}
+
+// exchange is a request on a connection, and its answer. It is the answer's body as well.
+type exchange struct {
+	res    http.Response
+	client *Client
+	req    *http.Request
+	ctx    context.Context
+	conn   *conn
+	br     *bufio.Reader
+	unhook func() bool // ends the watch over ctx
+	sender *sender     // nil: all was sent before anything was read
+
+	last bool // the connection ends with this exchange
+
+	mu       sync.Mutex
+	gotHead  bool
+	timer    *time.Timer // of HeaderTimeout
+	timedOut bool
+	reading  bool
+	closed   bool
+	err      error // what Read has ended with
+
+	// What is left of the body.
+	kind    bodyKind
+	left    int64
+	chunked io.Reader
+	landed  bool // the body is in br, all of it, and the connection has gone on
+}
+
+// run sends the request and reads the answer's head. After an error the connection is closed.
+func (e *exchange) run(o *outgoing) (*http.Response, error) {
+	if e.ctx.Done() != nil {
+		conn := e.conn
+		e.unhook = context.AfterFunc(e.ctx, conn.close)
+	}
+	e.last = o.last || e.client.NoKeepAlive
+	err := e.write(o)
+	if err == nil {
+		err = e.readHead(o)
+	}
+	if err != nil {
+		return nil, e.fail(err)
+	}
+	return &e.res, nil
+}
+
+// fail ends an exchange that has no answer, and says why.
+func (e *exchange) fail(err error) error {
+	e.watch(false)
+	e.client.release(e.conn, false)
+	if e.sender != nil {
+		// Whoever gets the error may do with the request what he likes, so the sender has to be done with it.
+		e.sender.stop()
+		<-e.sender.done
+		if e.sender.bodyErr != nil {
+			err = e.sender.bodyErr
+		}
+	}
+	if e.br != nil {
+		e.client.putReader(e.br)
+		e.br = nil
+	}
+	timedOut := e.stopTimer()
+	if e.unhook != nil {
+		e.unhook()
+	}
+	switch {
+	case e.ctx.Err() != nil:
+		return context.Cause(e.ctx)
+	case timedOut:
+		return ErrHeaderTimeout
+	}
+	return err
+}
+
+// write sends the head, and as much of the body as goes with it.
+func (e *exchange) write(o *outgoing) error {
+	if err := o.readInline(); err != nil {
+		return err
+	}
+	if o.mode == sniffed {
+		if err := o.sniff(e); err != nil {
+			return err
+		}
+	}
+	n, err := e.conn.nc.Write(*o.buf)
+	if err != nil {
+		o.wrote = n > 0
+		return &writeError{err}
+	}
+	o.wrote = true
+	switch o.mode {
+	case streamed, sniffed:
+		e.sender = o.startSender(e)
+	default:
+		e.watch(true)
+	}
+	return nil
+}
+
+// writeError is a failed write of a request's head.
+type writeError struct{ err error }
+
+func (e *writeError) Error() string { return "write the request: " + e.err.Error() }
+func (e *writeError) Unwrap() error { return e.err }
+
+// watch starts HeaderTimeout, or sees to it that it does not start any more.
+func (e *exchange) watch(start bool) {
+	d := e.client.HeaderTimeout
+	if d <= 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !start {
+		e.gotHead = true
+		return
+	}
+	if !e.gotHead {
+		e.timer = time.AfterFunc(d, func() {
+			e.mu.Lock()
+			late := !e.gotHead
+			e.timedOut = late
+			e.mu.Unlock()
+			if late {
+				e.conn.close()
+			}
+		})
+	}
+}
+
+// stopTimer ends HeaderTimeout and reports whether it was over already.
+func (e *exchange) stopTimer() bool {
+	if e.client.HeaderTimeout <= 0 {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.gotHead = true
+	if e.timer != nil {
+		e.timer.Stop()
+	}
+	return e.timedOut
+}
+
+// readHead reads heads until one is the answer's.
+func (e *exchange) readHead(o *outgoing) error {
+	c := e.client
+	e.br = c.getReader(e.conn.nc)
+	trace := httptrace.ContextClientTrace(e.ctx)
+	most := c.MaxHeader
+	if most <= 0 {
+		most = defaultMaxHeader
+	}
+	limit := most
+	for first := true; ; first = false {
+		block, fields, err := readBlock(e.br, limit, true)
+		if err != nil {
+			if !first {
+				err = unanswered(err)
+			}
+			return err
+		}
+		if err := parseHead(&e.res, block, fields); err != nil {
+			return err
+		}
+		code := e.res.StatusCode
+		if code >= 200 || code == http.StatusSwitchingProtocols {
+			break
+		}
+		if code == http.StatusContinue && e.sender != nil && e.sender.proceed != nil {
+			if trace != nil && trace.Got100Continue != nil {
+				trace.Got100Continue()
+			}
+			e.sender.goOn(true)
+		}
+		limit -= len(block)
+		if trace != nil && trace.Got1xxResponse != nil {
+			if err := trace.Got1xxResponse(code, textproto.MIMEHeader(e.res.Header)); err != nil {
+				return err
+			}
+			limit = most // whoever takes them limits them
+		}
+		e.res.Header = nil
+	}
+	if e.stopTimer() {
+		return ErrHeaderTimeout
+	}
+	return e.start(o)
+}
+
+// start makes the answer's body.
+func (e *exchange) start(o *outgoing) error {
+	res := &e.res
+	res.Request = e.req
+	res.TLS = e.conn.state
+	kind, err := frame(res, o.method)
+	if err != nil {
+		return err
+	}
+	e.last = e.last || res.Close || res.StatusCode == http.StatusSwitchingProtocols
+	if e.sender != nil && e.sender.proceed != nil {
+		e.sender.goOn(!e.last)
+	}
+	e.kind, e.left = kind, res.ContentLength
+	switch {
+	case kind == bodyUpgrade:
+		res.Body = &upgraded{e: e}
+	case kind == bodyNone:
+		res.Body = http.NoBody
+		e.finish(true)
+		e.freeReader()
+	case kind == bodyLength && e.left <= int64(e.br.Buffered()):
+		res.Body = e
+		e.landed = true
+		e.finish(e.left == int64(e.br.Buffered()))
+	default:
+		if kind == bodyChunked {
+			e.chunked = newChunkedReader(e.br)
+		}
+		res.Body = e
+	}
+	return nil
+}
+
+// finish ends the exchange on the connection, once: clean says that the answer was read to its end, and nothing after it.
+func (e *exchange) finish(clean bool) {
+	if e.unhook != nil && !e.unhook() {
+		clean = false
+	}
+	if e.last || !e.landed && e.br.Buffered() > 0 {
+		clean = false
+	}
+	if e.sender != nil {
+		e.sender.answered(clean)
+		return
+	}
+	e.client.release(e.conn, clean)
+}
+
+func (e *exchange) freeReader() {
+	if e.br != nil {
+		e.client.putReader(e.br)
+		e.br = nil
+	}
+}
+
+// mayRepeat reports whether a request that failed on a connection that was idle may go to another one: when nothing of it was
+// written, or, as RFC 9110 has it in 9.2.2, when the connection ended without a byte of an answer and repeating does no harm.
+func (e *exchange) mayRepeat(o *outgoing, err error) bool {
+	if e.ctx.Err() != nil {
+		return false
+	}
+	if _, ok := errors.AsType[*writeError](err); ok && !o.wrote {
+		return true
+	}
+	if _, ok := errors.AsType[*noAnswerError](err); !ok {
+		return false
+	}
+	return o.harmless()
+}
+
+func (c *Client) getReader(r io.Reader) *bufio.Reader {
+	if br, ok := c.readers.Get().(*bufio.Reader); ok {
+		br.Reset(r)
+		return br
+	}
+	size := c.ReadBuffer
+	if size <= 0 {
+		size = defaultReadBuffer
+	}
+	return bufio.NewReaderSize(r, size)
+}
+
+func (c *Client) putReader(br *bufio.Reader) {
+	br.Reset(nil)
+	c.readers.Put(br)
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+}
