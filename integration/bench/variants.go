@@ -49,7 +49,7 @@ var variants = []variant{
 	},
 	{
 		Name: "lean transport", Scenario: "inbound",
-		Proxy: "transport wechat_http",
+		Proxy: "transport wechat_lean",
 	},
 	{
 		Name: "no compression", Scenario: "inbound",
