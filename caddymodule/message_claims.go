@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,12 @@ const (
 	probeFirst = 250 * time.Millisecond // before a store that failed is tried again, with chance; doubled
 	probeMost  = 4 * time.Second        // while it fails again within
 	probeCalm  = 10 * time.Second
+
+	// What was answered while the store was away is claimed once it is back, since pushes of it may come to other nodes: those of
+	// the last catchUpAge, caughtUpAtOnce in one exchange, and maxCaughtUp of them.
+	catchUpAge     = 15 * time.Second
+	caughtUpAtOnce = 256
+	maxCaughtUp    = 20_000
 
 	maxClaimJobs  = 16 // pieces of work that other nodes ask for, at once
 	maxClaimTries = 8  // changes of one claim that others come in between
@@ -290,6 +297,7 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 			if err == nil {
 				backAt = time.Now()
 				c.back()
+				c.catchUp()
 			} else {
 				next = probe/2 + mathrand.N(probe) //nolint:gosec // no secret
 			}
@@ -325,6 +333,32 @@ func (c *claims) back() {
 	c.degraded.Set(0)
 	if s := c.store.Load(); s != nil {
 		s.log.Info("pushes that come again are known on all nodes again")
+	}
+}
+
+// catchUp claims the messages that this node has taken on while the store was away.
+func (c *claims) catchUp() {
+	for batch := range slices.Chunk(c.calls.unclaimed(time.Now()), caughtUpAtOnce) {
+		store := c.shared()
+		if store == nil {
+			return
+		}
+		list := make([]tokens.Claim, len(batch))
+		for i, u := range batch {
+			life := claimLife(u.validUntil)
+			own := standing{owner: c.node, life: life + u.age, count: u.arrivals, run: 1, state: claimRunning}
+			list[i] = tokens.Claim{Name: u.call.id.name(), Value: own.encode(), TTL: life}
+		}
+		if err := store.ClaimAll(list, claimWait); err != nil {
+			c.failed(err)
+			return
+		}
+		for i := range list {
+			held, err := parseStanding(list[i].Held)
+			if list[i].First || err == nil && held.mine(c.node) { // else it was begun on another node too
+				c.calls.own(batch[i].call, 1)
+			}
+		}
 	}
 }
 

@@ -318,6 +318,26 @@ func (t *callTable) own(c *call, run int) {
 	c.owned, c.run = true, run
 }
 
+// unclaimedCall is a message that other nodes know nothing of.
+type unclaimedCall struct {
+	call       *call
+	age        time.Duration // since its first push
+	arrivals   int
+	validUntil int64
+}
+
+// unclaimed are the messages that this node has answered, or is having answered, for itself alone, and that may be pushed again.
+func (t *callTable) unclaimed(now time.Time) (list []unclaimedCall) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range t.calls {
+		if age := now.Sub(c.first); !c.owned && !c.abandoned && age < catchUpAge && len(list) < maxCaughtUp {
+			list = append(list, unclaimedCall{c, age, c.arrivals, c.validUntil})
+		}
+	}
+	return list
+}
+
 // adopt is own of a call of which pushes came elsewhere before.
 func (t *callTable) adopt(c *call, u *turn, held standing, p pace) arrival {
 	t.own(c, held.run)

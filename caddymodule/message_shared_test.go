@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -273,6 +274,54 @@ func TestSharedOwnerDies(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSharedCatchesUp: what a node took on while the store failed is known on all nodes once that is back, in time for WeChat's
+// next push.
+func TestSharedCatchesUp(t *testing.T) {
+	t.Parallel()
+	for name, takes := range map[string]time.Duration{"running": 7 * time.Second, "answered": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 2, nil, after(takes, replyXML))
+				_ = f.claims(0).shared()
+				synctest.Wait()
+				f.claims(0).failed(errors.New("no answer"))
+				began := time.Now()
+				if takes == 0 { // and WeChat does not get the answer
+					_, _ = f.nodes[0].push(paceMessage(1))
+					time.Sleep(wechatWait)
+				} else if _, ok := f.nodes[0].push(paceMessage(1)); ok {
+					t.Fatal("answered before the backend was")
+				}
+				if _, err := f.claims(1).peek(onlyPush(t, f)); err != nil {
+					t.Errorf("nothing is claimed %v after the push: %v", time.Since(began), err)
+				}
+				if got := f.send(paceMessage(1), 1); got.answer != replyXML {
+					t.Errorf("%+v", got)
+				}
+				if n := f.runs.Load(); n != 1 {
+					t.Errorf("the backend ran %d times", n)
+				}
+				time.Sleep(maxHold)
+			})
+		})
+	}
+}
+
+// onlyPush is the one message that node 0 knows.
+func onlyPush(t *testing.T, f *fleet) (id pushID) {
+	t.Helper()
+	calls := f.nodes[0].m.app.calls()
+	calls.mu.Lock()
+	defer calls.mu.Unlock()
+	if len(calls.calls) != 1 {
+		t.Fatalf("%d messages", len(calls.calls))
+	}
+	for id = range calls.calls {
+	}
+	return id
 }
 
 // TestSharedNeverAThird: when the node that took over dies too, the message is lost and said to be.

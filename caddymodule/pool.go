@@ -21,6 +21,9 @@ const (
 
 	backgroundTimeout = 30 * time.Second // one piece of work begun for a push that was already answered
 	drainTimeout      = 5 * time.Second  // for such work when the last configuration goes
+	// exitTimeout is how long a process that ends waits for the backends that work on pushes: as long as WeChat does.
+	exitTimeout = 15 * time.Second
+	exitLook    = 20 * time.Millisecond // how often it looks whether they are done
 )
 
 // sharedPool holds what outlives a configuration, one per store. Adding an account, a client or a key is the
@@ -134,8 +137,26 @@ func (s *shared) background(work func(context.Context)) {
 	})
 }
 
+// runOut waits for backends that work on pushes. The server does not: a push that WeChat dropped has no connection any more, and
+// its handler would end with the process, unanswered. After a reload they go on by themselves.
+func (s *shared) runOut() {
+	timeout := time.After(exitTimeout)
+	look := time.NewTicker(exitLook)
+	defer look.Stop()
+	for s.calls.inFlight() > 0 {
+		select {
+		case <-look.C:
+		case <-timeout:
+			return
+		}
+	}
+}
+
 // Destruct ends everything once the last configuration that used it is gone.
 func (s *shared) Destruct() error {
+	if caddy.Exiting() {
+		s.runOut()
+	}
 	drained := make(chan struct{})
 	go func() { s.work.Wait(); close(drained) }()
 	select {

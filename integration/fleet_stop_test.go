@@ -15,7 +15,7 @@ func TestFleetNodeStopped(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fleetOptions{nodes: 2})
 	first, second := f.nodes[0], f.nodes[1]
-	s := script{"stopped", 7 * time.Second, giveText}
+	s := script{"stopped", 11 * time.Second, giveText}
 	pushed := make(chan wxsim.PushResult, 1)
 	f.only(first)
 	go func() {

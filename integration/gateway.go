@@ -24,7 +24,7 @@ import (
 // Deadlines of the gateway process.
 const (
 	startTimeout = 30 * time.Second
-	stopTimeout  = 15 * time.Second
+	stopTimeout  = 20 * time.Second
 )
 
 // Gateway is a gateway process: the built Caddy with the gateway's modules.
