@@ -1,10 +1,6 @@
 package caddymodule
 
-import (
-	"net/http"
-
-	"golang.org/x/net/http/httpguts"
-)
+import "golang.org/x/net/http/httpguts"
 
 // The headers by which the gateway tells a backend what it verified. A caller's own copies are removed first.
 // They are in canonical form, so they can be used as map keys.
@@ -19,9 +15,5 @@ const (
 // trustedHeaders are all of them.
 var trustedHeaders = [...]string{headerAppID, headerPlatform, headerOpenID, headerMsgType, headerEvent}
 
-// setTrusted sets a trusted header unless the value is empty or cannot stand in a header.
-func setTrusted(h http.Header, name, value string) {
-	if value != "" && httpguts.ValidHeaderFieldValue(value) {
-		h[name] = []string{value}
-	}
-}
+// isTrusted reports whether a value can stand in a trusted header. One that cannot is left out, and so is an empty one.
+func isTrusted(value string) bool { return value != "" && httpguts.ValidHeaderFieldValue(value) }

@@ -237,11 +237,11 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		m.app.refuse(w, r, "message", err)
 		return nil
 	}
-	m.app.metrics().pushes.WithLabelValues("message", "ok").Inc()
+	m.app.metrics().messageOK.Inc()
 	if p.answered.IsZero() {
 		p.answered = time.Now()
 	}
-	m.app.metrics().pushDuration.WithLabelValues("message").Observe(p.answered.Sub(started).Seconds())
+	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())
 	return nil
 }
 

@@ -36,11 +36,12 @@ type pushID [16]byte
 
 // identity is by what a push is known when WeChat pushes it again: receive id, account, route and MsgId, or, for
 // events and what else has none, the text itself. WeChat makes timestamp and nonce anew for each push.
-func (p *push) identity(appid, route string) pushID {
+func (p *push) identity(appid string, r *http.Request) pushID {
 	b := p.scratch[:0]
-	for _, part := range [...]string{p.codec.ReceiveID(), appid, route} {
+	for _, part := range [...]string{p.codec.ReceiveID(), appid} {
 		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
 	}
+	b = appendRoute(b, r)
 	// The MsgID that events have is another matter's, such as a template message's.
 	if id := p.fields.MsgID; len(id) > 0 && string(p.fields.MsgType) != "event" {
 		b = append(append(b, 'm'), id...)
@@ -57,10 +58,10 @@ func shortSum(b []byte) pushID {
 	return pushID(sum[:len(pushID{})])
 }
 
-// routeOf names the address that a push came to: WeChat pushes again to the same one, and the same message on another one
+// appendRoute appends the address that a push came to: WeChat pushes again to the same one, and the same message on another one
 // is another application's. It is the path before handlers such as handle_path cut it. Spellings that Caddy's matchers take for
 // one are one: nothing signs the address, and somebody could send a push again under each.
-func routeOf(r *http.Request) string {
+func appendRoute(b []byte, r *http.Request) []byte {
 	p := r.URL.Path
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
 		p = original.URL.Path
@@ -69,7 +70,9 @@ func routeOf(r *http.Request) string {
 	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
 		host = host[:i]
 	}
-	return strings.ToLower(strings.TrimSuffix(host, ".") + path.Clean(p))
+	host, p = strings.ToLower(strings.TrimSuffix(host, ".")), strings.ToLower(path.Clean(p)) // neither is copied as a rule
+	b = append(binary.AppendUvarint(b, uint64(len(host))), host...)
+	return append(binary.AppendUvarint(b, uint64(len(p))), p...)
 }
 
 // passiveReply is what becomes of a push (被动回复).

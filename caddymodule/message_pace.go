@@ -27,7 +27,7 @@ func (m *Message) pace() pace {
 
 // pass has the next handler answer a push, or joins it to the earlier push that did.
 func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, at time.Time) error {
-	id, age, validUntil := p.identity(f.appid, routeOf(r)), p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second)
+	id, age, validUntil := p.identity(f.appid, r), p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second)
 	if m.clustered {
 		return m.passShared(w, r, next, p, f, &turn{id: id, at: at, age: age, validUntil: validUntil})
 	}
@@ -443,7 +443,7 @@ func (m *Message) settle(p *push, f *facts, c *call, a passiveReply, late bool) 
 		return // there is nothing to deliver
 	}
 	if !late && m.delivered(c) {
-		m.app.metrics().replies.WithLabelValues(outcomeSealed).Inc()
+		m.app.metrics().messageSealed.Inc()
 		return
 	}
 	if m.clustered {
@@ -451,7 +451,7 @@ func (m *Message) settle(p *push, f *facts, c *call, a passiveReply, late bool) 
 		case taken:
 			return
 		case delivered:
-			m.app.metrics().replies.WithLabelValues(outcomeSealed).Inc()
+			m.app.metrics().messageSealed.Inc()
 			return
 		}
 	}

@@ -175,11 +175,7 @@ var sealedPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return
 // writeReply encrypts an answer with the key that opened the push, and sends it. In plaintext mode it goes as it is.
 func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	if p.plain {
-		h := w.Header()
-		h["Content-Type"] = []string{contentType(p.format)}
-		h["Content-Length"] = []string{strconv.Itoa(len(reply))}
-		w.WriteHeader(http.StatusOK)
-		_, _ = w.Write(reply)
+		writeBody(w, contentType(p.format), reply)
 		return nil
 	}
 	buf := sealedPool.Get().(*[]byte)
@@ -188,15 +184,21 @@ func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	if err != nil {
 		return err
 	}
-	h := w.Header()
-	h["Content-Type"] = []string{contentType(p.format)}
-	h["Content-Length"] = []string{strconv.Itoa(len(sealed))}
-	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(sealed)
+	writeBody(w, contentType(p.format), sealed)
 	if cap(sealed) <= maxPooledBuffer {
 		*buf = sealed
 	}
 	return nil
+}
+
+// writeBody answers with a body of known length. Header rules of the configuration change values in place, so no array of values
+// is another response's too.
+func writeBody(w http.ResponseWriter, mediaType string, body []byte) {
+	values := [...]string{mediaType, strconv.Itoa(len(body))}
+	h := w.Header()
+	h["Content-Type"], h["Content-Length"] = values[:1:1], values[1:]
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body)
 }
 
 // textReply is a passive text reply to a push, in its format.

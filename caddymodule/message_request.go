@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -100,55 +101,85 @@ var notPassedOn = [...]string{
 // of r pointed to is left as it is.
 func makePlaintext(r *http.Request, p *push, f *facts, text *plaintext) {
 	u := *r.URL
-	u.RawQuery = plaintextQuery(u.RawQuery, f.openID)
-	r.URL, r.RequestURI = &u, u.RequestURI()
+	r.RequestURI, u.RawQuery = plaintextURI(&u, f.openID)
+	r.URL = &u
 
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = text.body(), int64(len(text.data)), nil, nil
 	// With GetBody net/http sends the push again when a kept connection turns out to be closed before a byte was
 	// written; once anything was written it does not, because a POST is not idempotent.
 	r.GetBody = func() (io.ReadCloser, error) { return text.body(), nil }
 
-	h := make(http.Header, len(r.Header)+len(trustedHeaders))
-	for name, values := range r.Header {
-		h[name] = append([]string(nil), values...) // a header rule below us changes values in place
-	}
-	for _, name := range trustedHeaders {
-		delete(h, name)
-	}
-	for _, name := range notPassedOn {
-		delete(h, name)
-	}
-	setTrusted(h, headerAppID, f.appid)
-	setTrusted(h, headerPlatform, f.platform)
-	setTrusted(h, headerOpenID, f.openID)
-	setTrusted(h, headerMsgType, f.msgType)
-	setTrusted(h, headerEvent, f.event)
-	h["Content-Type"] = []string{contentType(p.fields.Format)}
-	r.Header = h
+	r.Header = plaintextHeader(r.Header, p, f)
 	f.announce(r)
 }
 
-// plaintextQuery is the query as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
+// plaintextHeader is a push's header as a backend gets it. A header rule below us may change values in place, so they are copies;
+// all of them share one array.
+func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
+	trusted := [...]struct{ name, value string }{
+		{headerAppID, f.appid}, {headerPlatform, f.platform}, {headerOpenID, f.openID}, {headerMsgType, f.msgType},
+		{headerEvent, f.event}, {"Content-Type", contentType(p.fields.Format)},
+	}
+	count := len(trusted)
+	for _, values := range from {
+		count += len(values)
+	}
+	all := make([]string, 0, count)
+	add := func(values ...string) []string {
+		start := len(all)
+		all = append(all, values...)
+		return all[start:len(all):len(all)]
+	}
+	h := make(http.Header, len(from)+len(trusted))
+	for name, values := range from {
+		if !isOurs(name) {
+			h[name] = add(values...)
+		}
+	}
+	for i := range trusted {
+		if t := &trusted[i]; isTrusted(t.value) {
+			h[t.name] = add(t.value)
+		}
+	}
+	return h
+}
+
+// isOurs reports whether a caller's header is not passed on.
+func isOurs(name string) bool {
+	return slices.Contains(trustedHeaders[:], name) || slices.Contains(notPassedOn[:], name)
+}
+
+// plaintextURI is a push's URI, and the query in it, as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
 // nonce, and must not think that the body is encrypted. The openid, which no signature covers, becomes the sender's.
-func plaintextQuery(raw, openID string) string {
+func plaintextURI(u *url.URL, openID string) (uri, query string) {
+	bare := *u
+	bare.RawQuery, bare.ForceQuery = "", false
+	path := bare.RequestURI()
 	var b strings.Builder
-	b.Grow(len(raw))
-	for raw != "" {
+	b.Grow(len(path) + len("?") + len(u.RawQuery) + len("&openid=") + len(openID))
+	b.WriteString(path)
+	for raw := u.RawQuery; raw != ""; {
 		var pair string
 		pair, raw, _ = strings.Cut(raw, "&")
 		name, _, _ := strings.Cut(pair, "=")
+		separator := byte('&')
+		if b.Len() == len(path) {
+			separator = '?'
+		}
 		switch {
 		case name == "encrypt_type", name == "msg_signature":
 			continue
 		case name == "openid" && openID != "":
-			pair = "openid=" + url.QueryEscape(openID)
+			b.WriteByte(separator)
+			b.WriteString("openid=")
+			b.WriteString(url.QueryEscape(openID))
+		default:
+			b.WriteByte(separator)
+			b.WriteString(pair)
 		}
-		if b.Len() > 0 {
-			b.WriteByte('&')
-		}
-		b.WriteString(pair)
 	}
-	return b.String()
+	uri = b.String()
+	return uri, strings.TrimPrefix(uri[len(path):], "?")
 }
 
 // contentType is the media type of a message format. A header's value is always a slice of its own: header rules of

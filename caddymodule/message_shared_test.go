@@ -573,7 +573,7 @@ func pushIDOf(t *testing.T, m *Message, message string) pushID {
 	if err := p.open(candidates); err != nil {
 		t.Fatal(err)
 	}
-	return p.identity(accountID, routeOf(r))
+	return p.identity(accountID, r)
 }
 
 // TestSharedReload: a push that is held under one configuration gets its answer after a reload, on both sides.

@@ -36,6 +36,11 @@ type metrics struct {
 	authorize       *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
+
+	// Those of every message, so that none looks for them.
+	messageOK       prometheus.Counter
+	messageDuration prometheus.Observer
+	messageSealed   prometheus.Counter
 }
 
 func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
@@ -51,7 +56,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 	}
 	// WeChat gives up after 5 s, so the buckets are dense below that.
 	pushBuckets := []float64{.005, .025, .1, .25, .5, 1, 2, 3, 4, 4.5, 5, 10}
-	return &metrics{
+	m := &metrics{
 		pushes:       counter("pushes_total", "Pushes received, by endpoint and what became of them.", "endpoint", "result"),
 		pushDuration: histogram("push_duration_seconds", "Time from a push to its answer.", pushBuckets, "endpoint"),
 		replies:      counter("replies_total", "Answers to messages, by outcome: one for each message, however often it was pushed.", "outcome"),
@@ -88,6 +93,9 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
 		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
 	}
+	m.messageOK, m.messageDuration = m.pushes.WithLabelValues("message", "ok"), m.pushDuration.WithLabelValues("message")
+	m.messageSealed = m.replies.WithLabelValues(outcomeSealed)
+	return m
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
