@@ -24,11 +24,12 @@ const (
 	// lostMargin is how long before the last push must be answered the waiting for a backend ends.
 	lostMargin = 250 * time.Millisecond
 
-	answerLife     = time.Minute // how long an answer is kept for a push that comes again
-	maxAnswerBytes = 64 << 20    // of all kept answers together
-	answerOverhead = 256         // bytes that a kept answer costs besides its text
-	maxIdentities  = 1_000_000   // of answered pushes whose answers are gone
-	identityBucket = 16          // seconds; identities are forgotten by the bucket
+	answerLife     = time.Minute      // how long an answer is kept for a push that comes again
+	maxAnswerBytes = 16 << 20         // of all kept answers together: those of a quarter of a minute at 2000 messages a second
+	retryLife      = 15 * time.Second // for how long WeChat may push a message again
+	answerOverhead = 256              // bytes that a kept answer costs besides its text
+	maxIdentities  = 1_000_000        // of answered pushes whose answers are gone
+	identityBucket = 16               // seconds; identities are forgotten by the bucket
 )
 
 // pushID tells one push from another: 128 bits of SHA-256.
@@ -307,7 +308,7 @@ func (t *callTable) sweep(now time.Time) {
 		if !full && now.Sub(c.answeredAt) < answerLife {
 			break
 		}
-		if full && now.Sub(c.answeredAt) < answerLife && !c.abandoned {
+		if full && now.Sub(c.answeredAt) < retryLife && !c.abandoned {
 			t.dropped("answer")
 		}
 		t.answered[t.head] = nil
