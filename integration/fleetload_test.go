@@ -379,9 +379,13 @@ func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 	lost := 0
 	if mathrand.IntN(3) == 0 { //nolint:gosec // no secret
 		result, err := l.f.wechat.Unauthorize(ctx, integration.PlatformID, u.AppID)
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			return
 		}
+		// The account comes back also when the load ends now: what is in force at the end is looked at.
+		var done context.CancelFunc
+		ctx, done = context.WithTimeout(context.WithoutCancel(ctx), healTime)
+		defer done()
 		if err != nil || !result.OK() {
 			l.complain(start, 0, "unauthorized: %s %v", result.Wrong, err)
 		}
