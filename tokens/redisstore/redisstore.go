@@ -309,20 +309,6 @@ func (s *Store) folder(name string) string {
 func lockKey(folder, field string) string  { return folder + ":lock:" + field }
 func fenceKey(folder, field string) string { return folder + ":fence:" + field }
 
-// failure is the error of an operation: that of its context where that has ended.
-func failure(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, redis.ErrClosed):
-		return fmt.Errorf("redis: %w", tokens.ErrClosed)
-	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
-		return fmt.Errorf("redis did not answer: %w (%w)", ctx.Err(), err)
-	default:
-		return fmt.Errorf("redis: %w", err)
-	}
-}
-
 var (
 	_ tokens.Store   = (*Store)(nil)
 	_ tokens.Swapper = (*Store)(nil)
