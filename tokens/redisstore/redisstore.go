@@ -77,7 +77,7 @@ type Options struct {
 	PoolSize    int           // connections to one server, at most. Default: DefaultPoolSize for each processor
 
 	// Report is told when the store begins to be out of reach for news of other nodes, rarely again while that lasts, and
-	// nil once it is over; and ErrEvicts. Default: nobody.
+	// nil once it is over; and ErrEvicts or ErrTooOld. Default: nobody.
 	Report func(error)
 }
 
