@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -439,6 +441,32 @@ type deafListener struct{}
 
 func (deafListener) Listening(bool) {}
 func (deafListener) Changed(string) {}
+
+// TestSentinelsHaveAUserOfTheirOwn: and the server another password.
+func TestSentinelsHaveAUserOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	master := redistest.Start(t)
+	sentinel := redistest.Sentinels(t, "wechat", master, 0)[0]
+	master.Do("ACL", "SETUSER", "gateway", "on", ">of-the-server", "~*", "&*", "+@all")
+	asked := redis.NewClient(&redis.Options{Addr: sentinel})
+	defer func() { _ = asked.Close() }()
+	for _, args := range [][]any{{"ACL", "SETUSER", "asker", "on", ">of-the-sentinels", "~*", "&*", "+@all"}, {"ACL", "SETUSER", "default", "off"}} {
+		if err := asked.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{
+		Addresses: []string{sentinel}, Master: "wechat", Username: "gateway", Password: secret.New("of-the-server"),
+		SentinelUsername: "asker", SentinelPassword: secret.New("of-the-sentinels"),
+	}
+	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err != nil {
+		t.Error(err)
+	}
+	o.SentinelPassword = secret.New("of-nobody")
+	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err == nil || !strings.Contains(err.Error(), "sentinels") || strings.Contains(err.Error(), "of-nobody") {
+		t.Errorf("with the wrong password the error is %v", err)
+	}
+}
 
 // TestUserOfAnAccessList: these rights are enough, and docs/clustering.md names them.
 func TestUserOfAnAccessList(t *testing.T) {
