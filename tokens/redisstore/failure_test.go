@@ -592,6 +592,37 @@ func TestSilentConnectionIsNoticed(t *testing.T) {
 	}
 }
 
+// TestClaimsThatNobodyWaitsForAreNotMade: a server that comes back is not met by all that was asked of it meanwhile, and
+// Close does not wait for that.
+func TestClaimsThatNobodyWaitsForAreNotMade(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr)
+	s := open(t, Options{Addresses: []string{relay.Addr}})
+	claim := func(name string, within time.Duration) error {
+		return s.ClaimAll([]tokens.Claim{{Name: name, Value: []byte("x"), TTL: time.Minute}}, within)
+	}
+	if err := claim("before", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	relay.Hang()
+	const callers = 4 * maxPipelines * maxBatch
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			if err := claim(fmt.Sprint("meanwhile ", i), pipelineLimit/4); !errors.Is(err, errSlow) {
+				t.Errorf("error %v, want %v", err, errSlow)
+			}
+		})
+	}
+	wg.Wait()
+	relay.Pass()
+	redistest.Eventually(t, "claims are made again", func() error { return claim("afterwards", time.Minute) })
+	if n, _ := server.Do("DBSIZE").(int64); n > maxPipelines*maxBatch+2 {
+		t.Errorf("%d claims were made, of %d", n, callers+2)
+	}
+}
+
 // TestCloseEndsWhatIsLeft: later operations say so and do not hang.
 func TestCloseEndsWhatIsLeft(t *testing.T) {
 	t.Parallel()
