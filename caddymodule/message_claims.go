@@ -744,13 +744,6 @@ func (c *claims) await(id pushID) (signal <-chan struct{}, stop func()) {
 	}
 }
 
-// held is how many messages that other nodes have answered pushes are held of here.
-func (c *claims) held() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.waiting)
-}
-
 // want tells the node that has a message that a push of it is held here.
 func (c *claims) want(owner string, id pushID) { c.tell(owner, "w "+id.name()+" "+c.node) }
 

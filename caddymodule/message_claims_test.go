@@ -232,3 +232,10 @@ func TestClaimsWiped(t *testing.T) {
 	server.Do("FLUSHALL")
 	wg.Wait()
 }
+
+// held is how many messages that other nodes have answered pushes are held of here.
+func (c *claims) held() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
+}

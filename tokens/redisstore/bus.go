@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,11 +29,15 @@ const (
 	reportEvery = 10 * time.Minute
 	// maxHeard bounds the messages that wait for the listener.
 	maxHeard = 64
+	// leastVersion of Redis, the first number of it, runs our scripts.
+	leastVersion = 7
 )
 
 var (
 	// ErrEvicts: the server is set up to throw away records when it is full.
 	ErrEvicts = errors.New("redis may throw away refresh tokens when its memory is full: set maxmemory-policy to noeviction")
+	// ErrTooOld: the server is of before Redis 7.0, and refuses locks and claims.
+	ErrTooOld = errors.New("redis is too old: version 7.0 or later is needed")
 
 	errSilent = errors.New("nothing that is published comes back")
 )
@@ -86,7 +91,7 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	begin := func() {
 		l.Listening(true)
 		begun()
-		wg.Go(func() { s.checkEviction(ctx) })
+		wg.Go(func() { s.checkServer(ctx) })
 	}
 	wg.Go(func() {
 		for {
@@ -144,19 +149,37 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	}
 }
 
-// checkEviction reports a server that throws records away. One that does not tell is taken to know what it does.
-func (s *Store) checkEviction(ctx context.Context) {
+// checkServer reports a server that is not fit for what it is to keep. One that does not tell is taken to be.
+func (s *Store) checkServer(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, silenceMost/2)
 	defer cancel()
-	info, err := s.client.Info(ctx, "memory").Result()
-	if err != nil {
-		return
-	}
-	for line := range strings.Lines(info) {
-		if policy, ok := strings.CutPrefix(strings.TrimSpace(line), "maxmemory_policy:"); ok && policy != "noeviction" {
-			s.report(fmt.Errorf("%w; it is %s", ErrEvicts, policy))
+	for _, section := range []string{"server", "memory"} { // of two at once Redis knows nothing before 7.0
+		info, err := s.client.Info(ctx, section).Result()
+		if err != nil {
+			return
+		}
+		if err := unfit(info); err != nil {
+			s.report(err)
 		}
 	}
+}
+
+// unfit is what is wrong with a server by what it says of itself.
+func unfit(info string) error {
+	for line := range strings.Lines(info) {
+		switch name, value, _ := strings.Cut(strings.TrimSpace(line), ":"); name {
+		case "redis_version":
+			major, _, _ := strings.Cut(value, ".")
+			if n, err := strconv.Atoi(major); err == nil && n < leastVersion {
+				return fmt.Errorf("%w; it is %.32s", ErrTooOld, value)
+			}
+		case "maxmemory_policy":
+			if value != "noeviction" {
+				return fmt.Errorf("%w; it is %.32s", ErrEvicts, value)
+			}
+		}
+	}
+	return nil
 }
 
 var _ tokens.Bus = (*Store)(nil)

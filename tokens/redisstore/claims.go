@@ -43,6 +43,7 @@ type claimant struct {
 	claims []tokens.Claim
 	done   chan error
 	timer  *time.Timer
+	gone   bool // it did not wait so long; under the batcher's mu
 }
 
 var claimants = sync.Pool{New: func() any {
@@ -75,7 +76,10 @@ func (s *Store) ClaimAll(claims []tokens.Claim, within time.Duration) error {
 		claimants.Put(c)
 		return err
 	case <-c.timer.C:
-		return errSlow // c may still be written to
+		b.mu.Lock()
+		c.gone = true // c may still be written to
+		b.mu.Unlock()
+		return errSlow
 	}
 }
 
@@ -86,16 +90,22 @@ func (s *Store) sendClaims() {
 	for {
 		runtime.Gosched() // who is about to claim does so first; on an idle machine that is nobody, and takes no time
 		b.mu.Lock()
-		n := min(len(b.waiting), maxBatch)
-		if n == 0 {
+		n := 0
+		batch = batch[:0]
+		for n < len(b.waiting) && len(batch) < maxBatch {
+			if c := b.waiting[n]; !c.gone { // a store that comes back is spared what nobody waits for any more
+				batch = append(batch, c)
+			}
+			n++
+		}
+		rest := copy(b.waiting, b.waiting[n:])
+		clear(b.waiting[rest:])
+		b.waiting = b.waiting[:rest]
+		if len(batch) == 0 {
 			b.running--
 			b.mu.Unlock()
 			return
 		}
-		batch = append(batch[:0], b.waiting[:n]...)
-		rest := copy(b.waiting, b.waiting[n:])
-		clear(b.waiting[rest:])
-		b.waiting = b.waiting[:rest]
 		b.mu.Unlock()
 		s.sendBatch(batch)
 	}

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -440,6 +442,32 @@ type deafListener struct{}
 func (deafListener) Listening(bool) {}
 func (deafListener) Changed(string) {}
 
+// TestSentinelsHaveAUserOfTheirOwn: and the server another password.
+func TestSentinelsHaveAUserOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	master := redistest.Start(t)
+	sentinel := redistest.Sentinels(t, "wechat", master, 0)[0]
+	master.Do("ACL", "SETUSER", "gateway", "on", ">of-the-server", "~*", "&*", "+@all")
+	asked := redis.NewClient(&redis.Options{Addr: sentinel})
+	defer func() { _ = asked.Close() }()
+	for _, args := range [][]any{{"ACL", "SETUSER", "asker", "on", ">of-the-sentinels", "~*", "&*", "+@all"}, {"ACL", "SETUSER", "default", "off"}} {
+		if err := asked.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{
+		Addresses: []string{sentinel}, Master: "wechat", Username: "gateway", Password: secret.New("of-the-server"),
+		SentinelUsername: "asker", SentinelPassword: secret.New("of-the-sentinels"),
+	}
+	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err != nil {
+		t.Error(err)
+	}
+	o.SentinelPassword = secret.New("of-nobody")
+	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err == nil || !strings.Contains(err.Error(), "sentinels") || strings.Contains(err.Error(), "of-nobody") {
+		t.Errorf("with the wrong password the error is %v", err)
+	}
+}
+
 // TestUserOfAnAccessList: these rights are enough, and docs/clustering.md names them.
 func TestUserOfAnAccessList(t *testing.T) {
 	t.Parallel()
@@ -561,6 +589,37 @@ func TestSilentConnectionIsNoticed(t *testing.T) {
 	relay.Pass()
 	if !<-on {
 		t.Error("does not listen again")
+	}
+}
+
+// TestClaimsThatNobodyWaitsForAreNotMade: a server that comes back is not met by all that was asked of it meanwhile, and
+// Close does not wait for that.
+func TestClaimsThatNobodyWaitsForAreNotMade(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr)
+	s := open(t, Options{Addresses: []string{relay.Addr}})
+	claim := func(name string, within time.Duration) error {
+		return s.ClaimAll([]tokens.Claim{{Name: name, Value: []byte("x"), TTL: time.Minute}}, within)
+	}
+	if err := claim("before", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	relay.Hang()
+	const callers = 4 * maxPipelines * maxBatch
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			if err := claim(fmt.Sprint("meanwhile ", i), pipelineLimit/4); !errors.Is(err, errSlow) {
+				t.Errorf("error %v, want %v", err, errSlow)
+			}
+		})
+	}
+	wg.Wait()
+	relay.Pass()
+	redistest.Eventually(t, "claims are made again", func() error { return claim("afterwards", time.Minute) })
+	if n, _ := server.Do("DBSIZE").(int64); n > maxPipelines*maxBatch+2 {
+		t.Errorf("%d claims were made, of %d", n, callers+2)
 	}
 }
 

@@ -77,7 +77,7 @@ type Options struct {
 	PoolSize    int           // connections to one server, at most. Default: DefaultPoolSize for each processor
 
 	// Report is told when the store begins to be out of reach for news of other nodes, rarely again while that lasts, and
-	// nil once it is over; and ErrEvicts. Default: nobody.
+	// nil once it is over; and ErrEvicts or ErrTooOld. Default: nobody.
 	Report func(error)
 }
 
@@ -308,20 +308,6 @@ func (s *Store) folder(name string) string {
 
 func lockKey(folder, field string) string  { return folder + ":lock:" + field }
 func fenceKey(folder, field string) string { return folder + ":fence:" + field }
-
-// failure is the error of an operation: that of its context where that has ended.
-func failure(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, redis.ErrClosed):
-		return fmt.Errorf("redis: %w", tokens.ErrClosed)
-	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
-		return fmt.Errorf("redis did not answer: %w (%w)", ctx.Err(), err)
-	default:
-		return fmt.Errorf("redis: %w", err)
-	}
-}
 
 var (
 	_ tokens.Store   = (*Store)(nil)

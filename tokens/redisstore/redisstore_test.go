@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -102,5 +103,25 @@ func TestOptionsAreChecked(t *testing.T) {
 				t.Errorf("the error shows a secret: %v", err)
 			}
 		})
+	}
+}
+
+func TestUnfit(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		info string
+		want error
+	}{
+		{"# Server\r\nredis_version:7.0.15\r\n", nil},
+		{"redis_version:10.2.0\r\nmaxmemory_policy:noeviction\r\n", nil},
+		{"redis_version:6.0.16\r\n", ErrTooOld},
+		{"redis_version:5.0.7\r\nmaxmemory_policy:noeviction\r\n", ErrTooOld},
+		{"redis_version:x\r\nmaxmemory_policy:volatile-lru\r\n", ErrEvicts},
+		{"maxmemory_policy:noeviction\r\n", nil},
+		{"", nil},
+	} {
+		if err := unfit(tt.info); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+			t.Errorf("%q: %v, want %v", tt.info, err, tt.want)
+		}
 	}
 }
