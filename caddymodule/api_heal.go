@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"net/url"
@@ -10,7 +9,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -39,11 +37,11 @@ func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, firs
 	renew := t.app.manager().Renew
 	if t.believesNot(path) {
 		// Unless the token was replaced while the call was under way: then the refusal says nothing about the path.
-		renew = t.replaced
+		renew = t.app.manager().Replaced
 	}
 	token, err := renew(req.Context(), call.key, call.token.Value)
 	switch {
-	case errors.Is(err, errNotReplaced):
+	case errors.Is(err, tokens.ErrNotReplaced):
 		return t.refusedAgain(req, call, first), nil
 	case err != nil && req.Context().Err() != nil:
 		_ = first.Body.Close()
@@ -71,18 +69,6 @@ func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, firs
 		res = t.refusedAgain(req, call, res)
 	}
 	return res, nil
-}
-
-// errNotReplaced: the token that WeChat refused is the current one.
-var errNotReplaced = errors.New("the token was not replaced")
-
-// replaced returns the current token if it is another one than the refused, and renews nothing.
-func (t *Transport) replaced(ctx context.Context, k tokens.Key, refused secret.String) (tokens.Token, error) {
-	token, err := t.app.manager().Get(ctx, k)
-	if err != nil || token.Value.Same(refused) {
-		return tokens.Token{}, errNotReplaced
-	}
-	return token, nil
 }
 
 // believesNot reports whether a refusal on that path is no reason to renew the token. Of the calls that cannot be

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -205,6 +207,88 @@ func TestAPIAlwaysRefusingPath(t *testing.T) {
 	}
 	if n := logs.FilterLevelExact(zapcore.ErrorLevel).Len(); n != 1 {
 		t.Errorf("%d Error lines, want 1", n)
+	}
+}
+
+// A path that is not believed gets the token that another node is having renewed: WeChat has voided the one of before, and the
+// record of the next one is not written yet.
+func TestAPIRefusingPathMeetsARenewal(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	hold := make(chan chan struct{}, 1) // of what holds an answer with a token back
+	acted := make(chan struct{})
+	refused := make(chan struct{}, 8)
+	wechat.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		wechat.ServeHTTP(rec, r)
+		if strings.HasSuffix(r.URL.Path, "/api_authorizer_token") {
+			select {
+			case answer := <-hold:
+				close(acted)
+				<-answer
+			default:
+			}
+		}
+		maps.Copy(w.Header(), rec.Header())
+		_, _ = w.Write(rec.Body.Bytes())
+		if strings.Contains(rec.Body.String(), "40001") {
+			refused <- struct{}{}
+		}
+	})
+	server := redistest.Start(t)
+	nodes := make([]*gateway, 2)
+	for i := range nodes {
+		store := fmt.Sprintf(`{"store": {"module": "redis", "addresses": [%q]}, "seal_keys": [%q],`,
+			redistest.NewRelay(t, server.Addr).Addr, strings.Repeat("07", 32))
+		nodes[i] = newGateway(t, wechat, strings.Replace(gatewayConfig(wechat.URL), "{", store, 1), "")
+	}
+	a, b := nodes[0], nodes[1]
+	a.authorize()
+	const path = "/" + authorizerID + "/cgi-bin/user/info"
+	key := tokens.AuthorizerKey(platformID, authorizerID)
+	redistest.Eventually(t, "both nodes hear each other's renewals", func() error {
+		renewed, err := a.app.manager().Renew(t.Context(), key, secret.String{})
+		if err != nil {
+			return err
+		}
+		got, err := b.app.manager().Replaced(t.Context(), key, secret.New("another"))
+		if err == nil && !got.Value.Same(renewed.Value) {
+			err = errors.New("an older token")
+		}
+		return err
+	})
+	wechat.answer(lastingRefusal)
+	if got := b.get(path, bearer(crmKey)); got.code(t) != 40001 {
+		t.Fatalf("got %d %s, want WeChat's second refusal", got.Status, got.Body)
+	}
+	wechat.answer(nil)
+	<-refused
+	<-refused
+
+	answer := make(chan struct{})
+	hold <- answer
+	held, err := a.app.manager().Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewal := make(chan error, 1)
+	go func() {
+		_, err := a.app.manager().Renew(t.Context(), key, held.Value)
+		renewal <- err
+	}()
+	<-acted
+	issued := wechat.tokensIssued(authorizerID)
+	go func() {
+		<-refused
+		close(answer)
+	}()
+	if got := b.get(path, bearer(crmKey)); got.Body != `{"errcode":0,"errmsg":"ok"}` {
+		t.Errorf("while another node renews: got %d %s", got.Status, got.Body)
+	}
+	if err := <-renewal; err != nil {
+		t.Error(err)
+	}
+	if n := wechat.tokensIssued(authorizerID); n != issued {
+		t.Errorf("%d more renewals, want none", n-issued)
 	}
 }
 

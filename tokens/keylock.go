@@ -53,3 +53,10 @@ func (l *keyLocks) lock(ctx context.Context, name string) (unlock func(), err er
 		return nil, ctx.Err()
 	}
 }
+
+// taken reports whether somebody holds the name's lock, or waits for it.
+func (l *keyLocks) taken(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.locks[name] != nil
+}

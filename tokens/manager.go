@@ -372,6 +372,56 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 	return m.awaitRenewal(ctx, env, k, refused)
 }
 
+const (
+	// replacedWait is for how long Replaced waits: from the moment in which WeChat voids a token to the record of the next one it
+	// takes WeChat's answer and one write.
+	replacedWait = time.Second
+	// replacedEvery is how often it looks meanwhile, at what is in memory.
+	replacedEvery = 20 * time.Millisecond
+)
+
+// ErrNotReplaced means that the token which WeChat refused is the current one.
+var ErrNotReplaced = errors.New("the token was not replaced")
+
+// Replaced returns the current token if it is another one than the refused, and takes the refusal for no reason to renew. WeChat
+// voids a token before the next one is known here: so Replaced waits for a moment while a renewal is under way, or may be on
+// another node.
+func (m *Manager) Replaced(ctx context.Context, k Key, refused secret.String) (Token, error) {
+	env, err := m.current()
+	if err != nil {
+		return Token{}, err
+	}
+	limit := time.NewTimer(replacedWait)
+	defer limit.Stop()
+	look := time.NewTicker(replacedEvery)
+	defer look.Stop()
+	for {
+		renewing := m.mayBeRenewed(k) // asked first, or one that ends in between would be missed
+		token, err := m.token(ctx, env, k)
+		switch {
+		case err != nil:
+			return Token{}, err
+		case !token.Value.Same(refused):
+			return token, nil
+		case !renewing:
+			return Token{}, ErrNotReplaced
+		}
+		select {
+		case <-look.C:
+		case <-limit.C:
+			return Token{}, ErrNotReplaced
+		case <-ctx.Done():
+			return Token{}, fmt.Errorf("wait for a token: %w", ctx.Err())
+		}
+	}
+}
+
+// mayBeRenewed reports whether a renewal is under way on this node, or may be on one that is heard.
+func (m *Manager) mayBeRenewed(k Key) bool {
+	h := m.hearing.Load()
+	return h != nil && h.since.Load() != deaf || m.locks.taken(k.recordName()+renewalLock)
+}
+
 // lookup returns the entry of a key from the cache or else from the store, read once for all who ask at the same
 // time; its token may have ended.
 func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, error) {
