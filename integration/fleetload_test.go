@@ -37,6 +37,8 @@ const (
 	// afterwards is for how long after a fault its consequences may still show: the lock of a node that died is in the way of
 	// those who need a token.
 	afterwards = leaseLife + 5*time.Second
+	// pushLife is for how long WeChat pushes a message.
+	pushLife = 15 * time.Second
 	// fleetInForce is how soon what one node was told counts on all.
 	fleetInForce = time.Second
 )
