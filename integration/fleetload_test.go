@@ -421,23 +421,20 @@ func (l *fleetLoad) tickets(ctx context.Context) {
 func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 	row, start := l.row(), time.Now()
 	lost := 0
+	stopped := ctx
+	ctx = context.WithoutCancel(ctx) // an account whose authorization has ended must not be left so: it would count as lost
 	if mathrand.IntN(3) == 0 { //nolint:gosec // no secret
 		result, err := l.f.wechat.Unauthorize(ctx, integration.PlatformID, u.AppID)
-		if ctx.Err() != nil {
-			return
-		}
 		if err != nil || !result.OK() {
 			l.complain(start, 0, "unauthorized: %s %v", result.Wrong, err)
 		}
 	}
 	a, err := l.f.wechat.Reauthorize(ctx, integration.PlatformID, u.AppID)
-	if ctx.Err() != nil {
-		return
-	}
 	if err != nil || !a.Push.OK() {
 		l.complain(start, 0, "authorized: %s %v", a.Push.Wrong, err)
 		return
 	}
+	ctx = stopped
 	// Another node may have to take over: what it needs for that is a few minutes, but a call goes to WeChat at once.
 	err = errors.New("no node")
 	for deadline := time.Now().Add(healTime); err != nil && time.Now().Before(deadline) && ctx.Err() == nil; {
