@@ -423,7 +423,7 @@ func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 	lost := 0
 	stopped := ctx
 	ctx = context.WithoutCancel(ctx) // an account whose authorization has ended must not be left so: it would count as lost
-	if mathrand.IntN(3) == 0 { //nolint:gosec // no secret
+	if mathrand.IntN(3) == 0 {       //nolint:gosec // no secret
 		result, err := l.f.wechat.Unauthorize(ctx, integration.PlatformID, u.AppID)
 		if err != nil || !result.OK() {
 			l.complain(start, 0, "unauthorized: %s %v", result.Wrong, err)
