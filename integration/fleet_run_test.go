@@ -98,6 +98,9 @@ func (r *fleetRun) node() *fleetNode {
 // fail runs a fault from its begin to its end, and waits until all is well again.
 func (r *fleetRun) fail(kind string, n *fleetNode, do func() error) {
 	r.f.t.Helper()
+	if locksGone(&fleetFault{kind: kind}) {
+		r.wait(r.untilOnePush())
+	}
 	x := r.begin(kind, n)
 	err := do()
 	r.end(x)
@@ -105,6 +108,18 @@ func (r *fleetRun) fail(kind string, n *fleetNode, do func() error) {
 		r.f.t.Errorf("%s: %v", kind, err)
 	}
 	r.recover(time.Now())
+}
+
+// untilOnePush is how long it takes until no push meets two faults of Redis: each may cost the message one more run.
+func (r *fleetRun) untilOnePush() (wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range r.faults {
+		if locksGone(x) {
+			wait = max(wait, time.Until(x.to.Add(pushLife)))
+		}
+	}
+	return wait
 }
 
 func (r *fleetRun) killNode() {

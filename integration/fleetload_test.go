@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -37,6 +38,8 @@ const (
 	// afterwards is for how long after a fault its consequences may still show: the lock of a node that died is in the way of
 	// those who need a token.
 	afterwards = leaseLife + 5*time.Second
+	// pushLife is for how long WeChat pushes a message.
+	pushLife = 15 * time.Second
 	// fleetInForce is how soon what one node was told counts on all.
 	fleetInForce = time.Second
 )
@@ -347,7 +350,8 @@ func (l *fleetLoad) push(ctx context.Context) {
 
 // excusesRuns: a backend gets a message once more, and no more than that, only if between its first push and its second run one
 // of the nodes that had it run was gone or out of Redis' reach, or Redis was away from all. WeChat pushes for 15 s, so no
-// fault of before or after counts. Nodes need noticed to find that Redis is back.
+// fault of before or after counts. Nodes need noticed to find that Redis is back. On a machine with too much to do Redis may take
+// longer than a node waits for a claim, which is half a second: that is as good as away, and the node says so in its log.
 func (l *fleetLoad) excusesRuns(begun time.Time, runs []backendRun) bool {
 	if len(runs) > 2 {
 		return false
@@ -358,7 +362,40 @@ func (l *fleetLoad) excusesRuns(begun time.Time, runs []backendRun) bool {
 	second := runs[1].at
 	gone := l.excused(begun, second, 0, func(x *fleetFault) bool { return nodeGone(x) && x.node.name == runs[0].node })
 	apart := l.excused(begun, second, noticed, func(x *fleetFault) bool { return locksGone(x) && (x.node == nil || ran(x.node)) })
-	return gone || apart
+	return gone || apart || slices.ContainsFunc(l.f.nodes, func(n *fleetNode) bool { return ran(n) && n.withoutClaims(begun, second) })
+}
+
+// What a node logs when Redis fails it for claims, and when it does so no more.
+const (
+	claimsEnd   = "the store does not answer for pushes"
+	claimsBegin = "pushes that come again are known on all nodes again"
+)
+
+// withoutClaims reports whether the node said between two times, or before and not taken back, that Redis does not answer.
+func (n *fleetNode) withoutClaims(from, to time.Time) bool {
+	without := false
+	for line := range strings.Lines(n.Log()) {
+		ends := strings.Contains(line, claimsEnd)
+		if !ends && !strings.Contains(line, claimsBegin) {
+			continue
+		}
+		var entry struct{ TS float64 }
+		if json.Unmarshal([]byte(line), &entry) != nil {
+			continue
+		}
+		at := time.UnixMilli(int64(entry.TS * 1000))
+		if at.After(to) {
+			break
+		}
+		if ends && !at.Before(from) {
+			return true
+		}
+		if !ends && without && !at.Before(from) {
+			return true
+		}
+		without = ends
+	}
+	return without
 }
 
 func describe(begun time.Time, runs []backendRun, result wxsim.PushResult) string {
@@ -384,27 +421,20 @@ func (l *fleetLoad) tickets(ctx context.Context) {
 func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 	row, start := l.row(), time.Now()
 	lost := 0
-	if mathrand.IntN(3) == 0 { //nolint:gosec // no secret
+	stopped := ctx
+	ctx = context.WithoutCancel(ctx) // an account whose authorization has ended must not be left so: it would count as lost
+	if mathrand.IntN(3) == 0 {       //nolint:gosec // no secret
 		result, err := l.f.wechat.Unauthorize(ctx, integration.PlatformID, u.AppID)
-		if err != nil && ctx.Err() != nil {
-			return
-		}
-		// The account comes back also when the load ends now: what is in force at the end is looked at.
-		var done context.CancelFunc
-		ctx, done = context.WithTimeout(context.WithoutCancel(ctx), healTime)
-		defer done()
 		if err != nil || !result.OK() {
 			l.complain(start, 0, "unauthorized: %s %v", result.Wrong, err)
 		}
 	}
 	a, err := l.f.wechat.Reauthorize(ctx, integration.PlatformID, u.AppID)
-	if ctx.Err() != nil {
-		return
-	}
 	if err != nil || !a.Push.OK() {
 		l.complain(start, 0, "authorized: %s %v", a.Push.Wrong, err)
 		return
 	}
+	ctx = stopped
 	// Another node may have to take over: what it needs for that is a few minutes, but a call goes to WeChat at once.
 	err = errors.New("no node")
 	for deadline := time.Now().Add(healTime); err != nil && time.Now().Before(deadline) && ctx.Err() == nil; {
