@@ -77,7 +77,7 @@ func TestScaleRedis(t *testing.T) {
 func newRedisSeeds(t *testing.T, f *fleet, accounts, used int) *redisSeeds {
 	t.Helper()
 	s := &redisSeeds{
-		seeds: &seeds{accounts: accounts, known: make(map[int]string), obtained: time.Now().Add(-30 * 24 * time.Hour).Unix()},
+		seeds:  &seeds{accounts: accounts, known: make(map[int]string), obtained: time.Now().Add(-30 * 24 * time.Hour).Unix()},
 		server: redistest.Start(t),
 	}
 	var err error
@@ -314,7 +314,7 @@ func compareLayouts(t *testing.T, many *redisSeeds) {
 	many.server.Do("CONFIG", "RESETSTAT")
 	for range 100 {
 		many.server.Do("HKEYS", folder)
-		many.server.Do("HGET", folder, "wx")
+		many.server.Do("HGET", folder, many.appid(0))
 	}
 	t.Logf("a folder of %v records is a %v; microseconds in Redis: %s", fields, encoding, perCall(many.server, "hkeys", "hget"))
 	for _, layout := range []struct {
