@@ -1,4 +1,5 @@
-// Package redistest starts real Redis servers for tests: one, one with a replica and Sentinels, or a Cluster of three.
+// Package redistest starts real Redis servers for tests: one, one with a replica and Sentinels, or a Cluster of
+// three, with replicas if wanted.
 // They are processes of the test's own, on loopback, and end with it.
 package redistest
 
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +21,9 @@ import (
 
 	"github.com/redis/go-redis/v9"
 )
+
+// slots are those of a Cluster.
+const slots = 16384
 
 // patience is how long a server gets to start, and a group of them to agree.
 const patience = 30 * time.Second
@@ -229,25 +234,77 @@ func Sentinels(t testing.TB, name string, master *Server, replicas int) (addrs [
 // Cluster starts a Cluster of three nodes.
 func Cluster(t testing.TB) []*Server {
 	t.Helper()
-	const slots = 16384
 	nodes := make([]*Server, 3)
 	for i := range nodes {
-		nodes[i] = Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+		nodes[i] = clusterNode(t)
 		nodes[i].Do("CLUSTER", "ADDSLOTSRANGE", i*slots/len(nodes), (i+1)*slots/len(nodes)-1)
 		if i > 0 {
-			host, port, _ := net.SplitHostPort(nodes[0].Addr)
-			nodes[i].Do("CLUSTER", "MEET", host, port)
+			meet(nodes[i], nodes[0])
 		}
 	}
+	awaitCluster(t, nodes)
+	return nodes
+}
+
+// ReplicatedCluster starts a Cluster of three masters, each with a replica, in step, at the same place of the other slice.
+func ReplicatedCluster(t testing.TB) (masters, replicas []*Server) {
+	t.Helper()
+	masters = Cluster(t)
+	for range masters {
+		r := clusterNode(t)
+		meet(r, masters[0])
+		replicas = append(replicas, r)
+	}
+	awaitCluster(t, append(slices.Clone(masters), replicas...))
+	for i, r := range replicas {
+		r.Do("CLUSTER", "REPLICATE", masters[i].Do("CLUSTER", "MYID"))
+		awaitStep(t, r)
+	}
+	for _, n := range append(slices.Clone(masters), replicas...) {
+		Eventually(t, "the node knows who is whose replica", func() error {
+			nodes, _ := n.Do("CLUSTER", "NODES").(string)
+			if strings.Count(nodes, "slave ") != len(replicas) {
+				return fmt.Errorf("%s", nodes)
+			}
+			return nil
+		})
+	}
+	return masters, replicas
+}
+
+// MasterOf is the number of the master, of those that Cluster and ReplicatedCluster start, that has a key or channel.
+func MasterOf(masters []*Server, key string) int {
+	slot, _ := masters[0].Do("CLUSTER", "KEYSLOT", key).(int64)
+	n := len(masters)
+	for i := range n - 1 {
+		if int(slot) < (i+1)*slots/n {
+			return i
+		}
+	}
+	return n - 1
+}
+
+func clusterNode(t testing.TB) *Server {
+	t.Helper()
+	return Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+}
+
+func meet(n, other *Server) {
+	host, port, _ := net.SplitHostPort(other.Addr)
+	n.Do("CLUSTER", "MEET", host, port)
+}
+
+func awaitCluster(t testing.TB, nodes []*Server) {
+	t.Helper()
+	known := fmt.Sprintf("cluster_known_nodes:%d\r", len(nodes))
 	for _, n := range nodes {
 		Eventually(t, "the node sees a whole Cluster", func() error {
-			if info, _ := n.Do("CLUSTER", "INFO").(string); !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:3") {
+			if info, _ := n.Do("CLUSTER", "INFO").(string); !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, known) {
 				return fmt.Errorf("%s", info)
 			}
 			return nil
 		})
 	}
-	return nodes
 }
 
 // Eventually waits until try succeeds.

@@ -40,6 +40,7 @@ var (
 	ErrTooOld = errors.New("redis is too old: version 7.0 or later is needed")
 
 	errSilent = errors.New("nothing that is published comes back")
+	errMoved  = errors.New("the Cluster has other masters")
 )
 
 // Watch implements tokens.Bus.
@@ -83,6 +84,10 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	cluster := s.clusterBeats()
+	if cluster != nil {
+		cluster.look(ctx)
+	}
 	sub := s.client.Subscribe(ctx, s.channel)
 	defer func() { _ = sub.Close() }() // which ends Receive
 
@@ -111,16 +116,42 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	defer beats.Stop()
 	beating := make(chan struct{}, 1) // holds one element while a heartbeat is sent
 	last := time.Now()
+	beat := func() {
+		select {
+		case beating <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-beating }()
+				ctx, cancel := context.WithTimeout(ctx, silenceMost)
+				defer cancel()
+				if cluster != nil {
+					cluster.send(ctx)
+					return
+				}
+				_ = s.client.Publish(ctx, s.channel, s.origin+" ").Err() // it will not come back
+			})
+		default: // the one before is still on its way
+		}
+	}
 	for {
 		select {
 		case msg := <-heard:
 			switch msg := msg.(type) {
 			case *redis.Subscription:
 				last = time.Now()
+				if cluster != nil {
+					cluster.restart()
+					beat()
+					continue
+				}
 				begin()
 			case *redis.Message:
 				origin, name, _ := strings.Cut(msg.Payload, " ")
+				origin, master, _ := strings.Cut(origin, viaMaster)
 				switch {
+				case origin == s.origin && cluster != nil:
+					if master != "" && cluster.came(master) {
+						begin()
+					}
 				case origin == s.origin:
 					last = time.Now()
 				case name != "":
@@ -132,21 +163,137 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-beats.C:
+			if cluster != nil {
+				last = cluster.last()
+				if cluster.moved() {
+					return errMoved
+				}
+			}
 			if time.Since(last) > silenceMost {
 				return errSilent
 			}
-			select {
-			case beating <- struct{}{}:
-				wg.Go(func() {
-					defer func() { <-beating }()
-					ctx, cancel := context.WithTimeout(ctx, silenceMost)
-					defer cancel()
-					_ = s.client.Publish(ctx, s.channel, s.origin+" ").Err() // it will not come back
-				})
-			default: // the one before is still on its way
-			}
+			beat()
 		}
 	}
+}
+
+// clusterBeats are heartbeats in a Cluster: one by way of each master. What a record's master publishes reaches the one
+// that is listened to by way of that master, and only beats that take it, too, tell that it does. A master that fails over
+// may also come back without the last writes, which those who listen then write again.
+type clusterBeats struct {
+	s      *Store
+	client *redis.ClusterClient
+
+	mu      sync.Mutex
+	whole   bool                 // a beat has come back by way of each master
+	changed bool                 // since then, others have become masters
+	heard   map[string]time.Time // when a beat came back last, by master; zero: not yet
+	begun   time.Time
+}
+
+// viaMaster stands between the origin of a beat and the master by way of which it goes.
+const viaMaster = "~"
+
+// clusterBeats is nil if there is no Cluster.
+func (s *Store) clusterBeats() *clusterBeats {
+	client, ok := s.client.(*redis.ClusterClient)
+	if !ok {
+		return nil
+	}
+	return &clusterBeats{s: s, client: client, begun: time.Now()}
+}
+
+// restart forgets what came, for there is another subscription.
+func (c *clusterBeats) restart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.whole, c.changed, c.heard, c.begun = false, false, nil, time.Now()
+}
+
+// look has the client ask the Cluster who its masters are. By itself it believes in a dead one for as long as it is asked
+// for nothing but a subscription there.
+func (c *clusterBeats) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, silenceMost)
+	defer cancel()
+	_ = c.client.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil })
+}
+
+// send publishes a beat on each master, of those that the Cluster names now.
+func (c *clusterBeats) send(ctx context.Context) {
+	var mu sync.Mutex
+	var masters []string
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	err := c.client.ForEachMaster(ctx, func(_ context.Context, client *redis.Client) error {
+		addr := client.Options().Addr
+		mu.Lock()
+		masters = append(masters, addr)
+		mu.Unlock()
+		wg.Go(func() { _ = client.Publish(ctx, c.s.channel, c.s.origin+viaMaster+addr+" ").Err() }) // it will not come back
+		return nil
+	})
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	same := len(masters) == len(c.heard)
+	for _, m := range masters {
+		_, known := c.heard[m]
+		same = same && known
+	}
+	if same {
+		return
+	}
+	c.changed = c.whole
+	heard := make(map[string]time.Time, len(masters))
+	for _, m := range masters {
+		heard[m] = c.heard[m]
+	}
+	c.heard = heard
+}
+
+// came takes a beat that came back, and reports whether it was the first by way of the last master.
+func (c *clusterBeats) came(master string) (begins bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.heard[master]; !ok {
+		return false // the next one will be known
+	}
+	c.heard[master] = time.Now()
+	if c.whole {
+		return false
+	}
+	for _, at := range c.heard {
+		if at.IsZero() {
+			return false
+		}
+	}
+	c.whole = true
+	return true
+}
+
+// last is when the beat came back that is missing for the longest time.
+func (c *clusterBeats) last() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.whole {
+		return c.begun
+	}
+	oldest := time.Now()
+	for _, at := range c.heard {
+		if at.Before(oldest) {
+			oldest = at
+		}
+	}
+	return oldest
+}
+
+// moved reports whether others have become masters since a beat came back from each.
+func (c *clusterBeats) moved() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
 }
 
 // checkServer reports a server that is not fit for what it is to keep. One that does not tell is taken to be.

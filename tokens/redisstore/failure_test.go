@@ -99,11 +99,19 @@ type node struct {
 
 func newNode(t *testing.T, wx *fakeWeChat, target string, cut bool) *node {
 	t.Helper()
-	n := &node{Manager: tokens.NewManager(), wx: wx, relay: redistest.NewRelay(t, target)}
+	relay := redistest.NewRelay(t, target)
 	if cut {
-		n.relay.Cut()
+		relay.Cut()
 	}
-	n.store = open(t, Options{Addresses: []string{n.relay.Addr}})
+	n := newNodeOn(t, wx, Options{Addresses: []string{relay.Addr}})
+	n.relay = relay
+	return n
+}
+
+// newNodeOn is a node without a relay.
+func newNodeOn(t *testing.T, wx *fakeWeChat, o Options) *node {
+	t.Helper()
+	n := &node{Manager: tokens.NewManager(), wx: wx, store: open(t, o)}
 	client, err := tokens.NewClient(tokens.ClientOptions{Transport: wx})
 	if err != nil {
 		t.Fatal(err)
