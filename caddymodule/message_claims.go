@@ -696,6 +696,9 @@ func (c *claims) dead(node string) bool {
 	now := time.Now()
 	look := now.Sub(p.lookedAt) >= peerEvery
 	if look {
+		if now.Sub(p.lookedAt) > deadAfter {
+			p.deadSince = time.Time{} // what it did between then and now nobody has seen
+		}
 		p.lookedAt = now
 	}
 	verdict := !p.deadSince.IsZero() && now.Sub(p.deadSince) >= deadAfter

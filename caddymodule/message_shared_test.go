@@ -324,6 +324,31 @@ func onlyPush(t *testing.T, f *fleet) (id pushID) {
 	return id
 }
 
+// TestSharedMissedLongAgo: a node that was not seen once, long ago, is not dead because it is not seen once more.
+func TestSharedMissedLongAgo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(0, replyXML))
+		node := f.claims(0).node
+		for range 2 {
+			f.thaw(0)
+			time.Sleep(time.Minute)
+			f.freeze(0)
+			time.Sleep(beatLife + time.Second)
+			if f.claims(1).dead(node) {
+				t.Error("dead at the first look")
+			}
+		}
+		for range int(deadAfter/peerEvery) + 1 {
+			time.Sleep(peerEvery)
+			_ = f.claims(1).dead(node)
+		}
+		if !f.claims(1).dead(node) {
+			t.Error("not dead although it is not seen for long")
+		}
+	})
+}
+
 // TestSharedNeverAThird: when the node that took over dies too, the message is lost and said to be.
 func TestSharedNeverAThird(t *testing.T) {
 	t.Parallel()
