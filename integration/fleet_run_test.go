@@ -24,8 +24,9 @@ func TestFleet(t *testing.T) {
 	t.Logf("\n%s", run.finish(10*time.Second))
 }
 
-// TestFleetSentinels has Sentinels fail over, whom the nodes ask for the server. It is not parallel, as TestFleet is not.
+// TestFleetSentinels has Sentinels fail over, whom the nodes ask for the server.
 func TestFleetSentinels(t *testing.T) {
+	t.Parallel()
 	const name = "gateways"
 	server := redistest.Start(t, "--appendonly", "yes")
 	replica := redistest.Replica(t, server.Addr, "--appendonly", "yes")
