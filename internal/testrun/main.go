@@ -44,7 +44,7 @@ func main() {
 	flag.StringVar(&o.root, "root", ".", "the repository's root")
 	flag.StringVar(&o.skips, "skips", "scripts/allowed-skips.txt", "file that names the skips that are no failure, below the root")
 	flag.StringVar(&o.cover, "cover", "", "write a coverage profile of the race run to this file")
-	flag.StringVar(&o.coverPkg, "coverpkg", "./crypto/...,./tokens/...,./caddymodule/...", "packages that the profile covers")
+	flag.StringVar(&o.coverPkg, "coverpkg", "./crypto/...,./tokens/...,./caddymodule/...,./internal/http1", "packages that the profile covers")
 	flag.StringVar(&o.summary, "summary", "", "write the closing line to this file too")
 	flag.DurationVar(&o.timeout, "timeout", 9*time.Minute, "longest time for one package's tests")
 	flag.IntVar(&o.parallel, "p", 0, "packages built and tested at a time; 0: as many as there are processors")
