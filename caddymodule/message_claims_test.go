@@ -182,10 +182,10 @@ func TestClaimsWithoutRedis(t *testing.T) {
 			if again, _ := b.answer(t, message, backend); again != first {
 				t.Errorf("on another node: %s, first it was %s", again, first)
 			}
-			for text, want := range map[string]int{"the store does not answer for pushes": 1, "are known on all nodes again": 1} {
-				if n := a.log.count(text); n < want { // a busy machine may be late once more
-					t.Errorf("%d lines with %q", n, text)
-				}
+			// Once for each time, which a busy machine may add one to, and not for each push.
+			away, back := a.log.count("the store does not answer for pushes"), a.log.count("are known on all nodes again")
+			if away < 1 || away > 2 || back != away {
+				t.Errorf("the log says %d times that the store is away, and %d times that it is back", away, back)
 			}
 		})
 	}
