@@ -19,14 +19,14 @@ func TestAdminOrphans(t *testing.T) {
 		body   string
 	}{
 		{&Admin{}, "", http.StatusNotFound, ""},
-		{&Admin{app: app}, "", http.StatusOK, `{"orphans":[]}`},
-		{&Admin{app: app}, "?redirect=ftp://x", http.StatusBadRequest, ""},
-		{&Admin{app: app}, "?redirect=https:///x", http.StatusBadRequest, ""},
-		{&Admin{app: app}, "?redirect=%", http.StatusOK, `{"orphans":[]}`},
+		{&Admin{operations{app: app}}, "", http.StatusOK, `{"orphans":[]}`},
+		{&Admin{operations{app: app}}, "?redirect=ftp://x", http.StatusBadRequest, ""},
+		{&Admin{operations{app: app}}, "?redirect=https:///x", http.StatusBadRequest, ""},
+		{&Admin{operations{app: app}}, "?redirect=%", http.StatusOK, `{"orphans":[]}`},
 	} {
 		rec := httptest.NewRecorder()
 		status := http.StatusOK
-		err := tt.admin.orphans(rec, httptest.NewRequest(http.MethodGet, "http://localhost/wechat/orphans"+tt.query, nil))
+		err := tt.admin.operations.orphans(rec, httptest.NewRequest(http.MethodGet, "http://localhost/wechat/orphans"+tt.query, nil))
 		if refused, ok := err.(caddy.APIError); ok {
 			status = refused.HTTPStatus
 		} else if err != nil {

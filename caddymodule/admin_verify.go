@@ -39,21 +39,21 @@ func newVerifyFile(f tokens.VerifyFile) verifyFile {
 }
 
 // verifyFiles lists the files that were added at run time, and those that WeChat gave for the platforms.
-func (a *Admin) verifyFiles(w http.ResponseWriter, r *http.Request) error {
-	if a.app == nil {
+func (o *operations) verifyFiles(w http.ResponseWriter, r *http.Request) error {
+	if o.app == nil {
 		return errNoApp
 	}
-	files, err := a.app.manager().VerifyFiles(r.Context())
+	files, err := o.app.manager().VerifyFiles(r.Context())
 	if err != nil {
-		return a.storeFailed("verification files cannot be listed", err)
+		return o.storeFailed("verification files cannot be listed", err)
 	}
 	list := make([]verifyFile, 0, len(files))
 	for _, f := range files {
 		list = append(list, newVerifyFile(f))
 	}
 	auto := []verifyFile{}
-	given := a.app.manager().ConfirmFiles()
-	for _, p := range a.app.Platforms {
+	given := o.app.manager().ConfirmFiles()
+	for _, p := range o.app.Platforms {
 		if f, ok := given[p.AppID]; ok {
 			shown := newVerifyFile(f)
 			shown.Platform = p.AppID
@@ -64,8 +64,8 @@ func (a *Admin) verifyFiles(w http.ResponseWriter, r *http.Request) error {
 }
 
 // addVerifyFile adds a file, or replaces one.
-func (a *Admin) addVerifyFile(w http.ResponseWriter, r *http.Request) error {
-	if a.app == nil {
+func (o *operations) addVerifyFile(w http.ResponseWriter, r *http.Request) error {
+	if o.app == nil {
 		return errNoApp
 	}
 	name := r.PathValue("name")
@@ -83,16 +83,16 @@ func (a *Admin) addVerifyFile(w http.ResponseWriter, r *http.Request) error {
 	if isPage(content) {
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: errors.New(f.Warning)}
 	}
-	added, err := a.app.manager().PutVerifyFile(r.Context(), name, content)
+	added, err := o.app.manager().PutVerifyFile(r.Context(), name, content)
 	switch {
 	case errors.Is(err, tokens.ErrVerifyFile):
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err}
 	case errors.Is(err, tokens.ErrVerifyFull):
 		return caddy.APIError{HTTPStatus: http.StatusConflict, Err: err}
 	case err != nil:
-		return a.storeFailed("a verification file cannot be kept", err)
+		return o.storeFailed("a verification file cannot be kept", err)
 	}
-	a.logger.Info("verification file added", zap.String("file", name), zap.Int("size", len(content)), zap.Bool("replaced", !added))
+	o.logger.Info("verification file added", zap.String("file", name), zap.Int("size", len(content)), zap.Bool("replaced", !added))
 	status := http.StatusOK
 	if added {
 		status = http.StatusCreated
@@ -101,26 +101,26 @@ func (a *Admin) addVerifyFile(w http.ResponseWriter, r *http.Request) error {
 }
 
 // deleteVerifyFile removes a file that was added at run time.
-func (a *Admin) deleteVerifyFile(w http.ResponseWriter, r *http.Request) error {
-	if a.app == nil {
+func (o *operations) deleteVerifyFile(w http.ResponseWriter, r *http.Request) error {
+	if o.app == nil {
 		return errNoApp
 	}
 	name := r.PathValue("name")
-	found, err := a.app.manager().DeleteVerifyFile(r.Context(), name)
+	found, err := o.app.manager().DeleteVerifyFile(r.Context(), name)
 	switch {
 	case err != nil:
-		return a.storeFailed("a verification file cannot be removed", err)
+		return o.storeFailed("a verification file cannot be removed", err)
 	case !found:
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no file '%s' was added at run time", name)}
 	}
-	a.logger.Info("verification file removed", zap.String("file", name))
+	o.logger.Info("verification file removed", zap.String("file", name))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
 // storeFailed tells the log why, and the caller where to look.
-func (a *Admin) storeFailed(what string, err error) error {
-	a.logger.Error(what, zap.Error(err))
+func (o *operations) storeFailed(what string, err error) error {
+	o.logger.Error(what, zap.Error(err))
 	return caddy.APIError{HTTPStatus: http.StatusServiceUnavailable, Err: errors.New(what + ": the log says why")}
 }
 

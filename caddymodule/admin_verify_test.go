@@ -17,7 +17,7 @@ import (
 func adminMux(t *testing.T, app *App) *http.ServeMux {
 	t.Helper()
 	mux := http.NewServeMux()
-	for _, route := range (&Admin{app: app, logger: zap.NewNop()}).Routes() {
+	for _, route := range (&Admin{operations{app, zap.NewNop()}}).Routes() {
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := route.Handler.ServeHTTP(w, r)
 			if refused, ok := err.(caddy.APIError); ok {
