@@ -474,6 +474,13 @@ func (l *fleetLoad) login(ctx context.Context) {
 	})
 }
 
+// asksAgain reports whether the page has the visitor press a button to try again. It is what there is when another node renewed
+// the component token a moment ago, and this one's, which WeChat voids at once here, was sent along with the code: the
+// gateway never sends a code twice by itself.
+func (a fleetAnswer) asksAgain() bool {
+	return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, `href="">重试</a>`)
+}
+
 func (l *fleetLoad) loginOf(ctx context.Context, u wxsim.User) error {
 	const state = "s1"
 	begun := l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer {
@@ -487,7 +494,13 @@ func (l *fleetLoad) loginOf(ctx context.Context, u wxsim.User) error {
 		return err
 	}
 	cookies := (&http.Response{Header: begun.header}).Cookies()
-	landed := l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer { return l.f.get(ctx, n, callback, cookies) })
+	land := func() fleetAnswer {
+		return l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer { return l.f.get(ctx, n, callback, cookies) })
+	}
+	landed := land()
+	if landed.asksAgain() {
+		landed = land()
+	}
 	to, err := url.Parse(landed.header.Get("Location"))
 	if err != nil || landed.err != nil || landed.status != http.StatusFound || !strings.HasPrefix(to.String(), fleetWeb) || to.Fragment != state {
 		return fmt.Errorf("callback: %s", landed)
@@ -546,8 +559,8 @@ func (l *fleetLoad) judge() string {
 			switch {
 			case v.Rule == wxsim.RuleFreshRefresh, v.Rule == wxsim.RuleTwoRefreshes: // counted above
 			case v.Rule == wxsim.RuleAnswer && e.Path == "/wx/event" && e.Status == http.StatusServiceUnavailable:
-				// Not acknowledged, so that WeChat pushes it again.
-				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) {
+				// Not acknowledged, so that WeChat pushes it again. The record's lock may be that of a node that died with it.
+				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) && !l.excused(e.Time, e.Time.Add(appWait), afterwards, nodeGone) {
 					f.errorf("an event got 503 at %s, while nothing failed", e.Time.Format("15:04:05.000"))
 				}
 			default:
