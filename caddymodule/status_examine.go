@@ -104,11 +104,6 @@ func (x *examination) examineStore(ctx context.Context) {
 	if x.store.Degraded {
 		x.found(deduplicationDegraded())
 	}
-	if troubled, ok := a.store.(interface{ Trouble() error }); ok {
-		if err := troubled.Trouble(); err != nil {
-			x.found(storeSetUp(x.store.Module, err))
-		}
-	}
 }
 
 func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus {
@@ -270,6 +265,13 @@ func (x *examination) configuration(ctx context.Context) {
 	}
 	if x.storeErr != nil {
 		return
+	}
+	if store, ok := a.store.(interface{ Unfit(context.Context) error }); ok {
+		ctx, cancel := context.WithTimeout(ctx, storeCheckWait)
+		defer cancel()
+		if err := store.Unfit(ctx); err != nil {
+			x.found(storeUnfit(x.store.Module, err))
+		}
 	}
 	files, err := a.manager().VerifyFiles(ctx)
 	if err != nil {

@@ -156,7 +156,7 @@ func storeWriteFails(s StoreStatus) Finding {
 	}
 }
 
-func storeSetUp(module string, err error) Finding {
+func storeUnfit(module string, err error) Finding {
 	reason := safeReason(err)
 	return Finding{
 		Level: Red, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
