@@ -8,6 +8,17 @@ import (
 
 // Admin adds the gateway's own routes to Caddy's admin endpoint. They return state, never a token, a key or a message.
 //
+//	GET /wechat/status
+//
+// is the state of platforms, accounts, clients, the store, WeChat's hosts, backends and pushes, with findings: what is
+// wrong or worth a look, the worst first, each with its remedy in English and Chinese. The level of the whole is that of
+// its worst finding: green, yellow or red.
+//
+//	GET /wechat/ready
+//
+// answers 200 if tickets, tokens and the store allow service, and else 503 with the findings that stand in the way; see
+// the handler wechat_ready.
+//
 //	GET /wechat/orphans[?redirect=<https URL>]
 //
 // lists the accounts that authorised a platform and whose authorization code was never exchanged, so that WeChat has no

@@ -35,6 +35,7 @@ type Transport struct {
 
 	app     *App
 	origins map[string]*url.URL // by dial address
+	hosts   map[*url.URL]*hostHealth
 	logger  *zap.Logger
 	stall   time.Duration // stallTimeout, but for tests
 	lost    damper
@@ -61,9 +62,10 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	t.app = app
 	t.stall = stallTimeout
 	t.refusing = newRefusingPaths()
-	t.origins = make(map[string]*url.URL)
+	t.origins, t.hosts = make(map[string]*url.URL), make(map[*url.URL]*hostHealth)
 	for _, origin := range app.apiOrigins() {
 		t.origins[dialAddress(origin)] = origin
+		t.hosts[origin] = app.health().hosts.at(origin.Host)
 	}
 	return t.HTTPTransport.Provision(ctx)
 }
@@ -168,8 +170,12 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}
 	if err != nil {
+		if req.Context().Err() == nil && (call.body == nil || !call.body.failed()) { // else it was the caller
+			t.hosts[origin].failed(err)
+		}
 		return nil, false, err
 	}
+	t.hosts[origin].ok()
 	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError

@@ -75,6 +75,7 @@ type App struct {
 
 	platformCodecs []candidate // of all platforms, in order
 
+	store    StoreModule
 	env      *tokens.Environment
 	poolKey  string
 	shared   *shared
@@ -106,13 +107,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	a.store = store
 	shared, err := acquireShared(store.Identity())
 	if err != nil {
 		return err
 	}
 	a.shared, a.poolKey = shared, store.Identity()
 	a.env = &tokens.Environment{
-		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.metrics,
+		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.health,
 	}
 	if a.env.Spill, err = a.spillFolder(r, store.Identity()); err != nil {
 		return err
@@ -121,9 +123,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 		a.env.Pages = open
 	}
 	for _, p := range a.Platforms {
+		p.ring = shared.health.ring(p.AppID, p.prints)
 		a.env.Platforms = append(a.env.Platforms, tokens.PlatformCredentials{AppID: p.AppID, Secret: p.secret})
 	}
 	for _, acc := range a.Accounts {
+		acc.ring = shared.health.ring(acc.AppID, acc.prints)
 		a.env.Accounts = append(a.env.Accounts, tokens.AccountCredentials{AppID: acc.AppID, Secret: acc.secret})
 	}
 	if err := shared.metrics.register(ctx.GetMetricsRegistry(), usersCollector{shared.users}); err != nil {
@@ -218,7 +222,7 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 	if len(api) == 0 {
 		api = []string{tokens.DefaultOrigin}
 	}
-	opts := tokens.ClientOptions{}
+	opts := tokens.ClientOptions{Heard: func(host string, err error) { a.health().hosts.note(host, err) }}
 	a.origins = nil
 	for _, s := range api {
 		v, err := r.required("api", s)
@@ -295,6 +299,9 @@ func (a *App) users() *tokens.UserTable { return a.shared.users }
 func (a *App) authorizations() *authorizations { return a.shared.authorizations }
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
+
+// health is what was seen of pushes, calls, hosts and the store.
+func (a *App) health() *health { return a.shared.health }
 
 // calls are the messages on their way.
 func (a *App) calls() *callTable { return a.shared.calls }

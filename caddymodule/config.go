@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -34,6 +35,8 @@ type Platform struct {
 	ReleaseCheck *bool `json:"release_check,omitempty"`
 
 	codec  *crypto.Codec
+	prints fingerprints
+	ring   *ring
 	secret secret.String
 }
 
@@ -54,6 +57,8 @@ type Account struct {
 	Mode string `json:"mode,omitempty"`
 
 	codec  *crypto.Codec // nil: receives no pushes
+	prints fingerprints
+	ring   *ring
 	secret secret.String
 	mode   string // Mode, or its default
 }
@@ -227,28 +232,36 @@ func (r resolver) newestFirst(field string, list []string) ([]string, error) {
 }
 
 // codec builds the push credentials of a receive id.
-func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, error) {
+func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, fingerprints, error) {
+	var prints fingerprints
 	tokenTexts, err := r.newestFirst("token", tokens)
 	if err != nil {
-		return nil, err
+		return nil, prints, err
 	}
 	var keyTexts []string
 	if len(aesKeys) > 0 {
 		if keyTexts, err = r.newestFirst("aes_key", aesKeys); err != nil {
-			return nil, err
+			return nil, prints, err
 		}
 	}
 	secrets := make([]secret.String, len(tokenTexts))
 	for i, t := range tokenTexts {
 		secrets[i] = secret.New(t)
+		if !slices.Contains(tokenTexts[:i], t) { // as the codec counts them
+			prints.tokens = append(prints.tokens, ringPrint(receiveID, "token", t))
+		}
 	}
 	keys := make([]crypto.Key, len(keyTexts))
 	for i, k := range keyTexts {
 		if keys[i], err = crypto.ParseKey(k); err != nil {
-			return nil, fmt.Errorf("aes_key %d: %w", i+1, err)
+			return nil, prints, fmt.Errorf("aes_key %d: %w", i+1, err)
+		}
+		if !slices.ContainsFunc(keys[:i], keys[i].Same) {
+			prints.keys = append(prints.keys, ringPrint(receiveID, "key", k))
 		}
 	}
-	return crypto.NewCodec(receiveID, secrets, keys)
+	codec, err := crypto.NewCodec(receiveID, secrets, keys)
+	return codec, prints, err
 }
 
 // complete refuses a platform that lacks something.
@@ -276,7 +289,7 @@ func (p *Platform) provision(r resolver) error {
 		return err
 	}
 	p.secret = secret.New(s)
-	p.codec, err = r.codec(p.AppID, p.Tokens, p.AESKeys)
+	p.codec, p.prints, err = r.codec(p.AppID, p.Tokens, p.AESKeys)
 	return err
 }
 
@@ -322,7 +335,7 @@ func (a *Account) provision(r resolver) error {
 			a.mode = modePlain
 		}
 	}
-	a.codec, err = r.codec(a.AppID, a.Tokens, a.AESKeys)
+	a.codec, a.prints, err = r.codec(a.AppID, a.Tokens, a.AESKeys)
 	return err
 }
 

@@ -184,7 +184,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		return err
 	}
 	if len(p.fields.InfoType) == 0 || len(p.fields.MsgType) > 0 {
-		if err := p.inTime(window); err != nil {
+		if err := e.app.inTime(p, window); err != nil {
 			return err
 		}
 		e.misdirected(w, r, p)
@@ -204,7 +204,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) error {
 	f := &p.fields
 	infoType := string(f.InfoType)
-	if err := p.inTime(window); err != nil {
+	if err := a.inTime(p, window); err != nil {
 		if infoType != "component_verify_ticket" || p.query.inWindow(math.MaxInt64) != nil {
 			return err
 		}

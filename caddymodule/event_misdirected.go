@@ -15,6 +15,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // Limits of messages that come to the authorization-event URL.
@@ -33,6 +35,7 @@ var (
 // misdirected has a message that came to the authorization-event URL handled by the site's wechat_message, as if it had
 // come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success.
 func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) {
+	e.app.health().sightings.saw(codeMessageMisdirected, p.platform.AppID, tokens.Text{})
 	found, err := e.messageRoute(r, p)
 	if err == nil {
 		err = found.run(w, r, p)

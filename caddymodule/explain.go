@@ -19,9 +19,11 @@ func (t *Transport) explain(call *apiCall, code int64, answer []byte) {
 	case key.Kind == tokens.KindComponent && call.appid != key.Platform && strings.HasPrefix(call.path, "/sns/"):
 		key = tokens.AuthorizerKey(key.Platform, call.appid) // a login is the account's, whoever's token exchanges the code
 	}
-	if known, _ := tokens.Explain(code); !known.Reported() { // before the answer is copied
+	known, _ := tokens.Explain(code)
+	if !known.Reported() { // before the answer is copied
 		return
 	}
+	t.sawRefusal(call, key, known, answer)
 	r, say := t.app.manager().ExplainRefusal(key, call.path, code, string(answer))
 	if !say {
 		return

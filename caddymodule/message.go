@@ -273,6 +273,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if len(p.fields.InfoType) > 0 && len(p.fields.MsgType) == 0 && p.platform != nil {
 		m.app.logger.Warn("an authorization event came to a message URL and was handled: in the platform's console, compare 授权事件接收URL with 消息与事件接收URL",
 			zap.String("platform", p.platform.AppID), zap.ByteString("info_type", p.fields.InfoType))
+		m.app.health().sightings.saw(codeEventMisdirected, p.platform.AppID, tokens.Text{})
 		if err := m.app.keepEvent(r.Context(), p, window); err != nil {
 			return err
 		}
@@ -282,7 +283,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if len(p.fields.MsgType) == 0 {
 		return errPlaintext
 	}
-	if err := p.inTime(window); err != nil {
+	if err := m.app.inTime(p, window); err != nil {
 		return err
 	}
 	if m.app.answerReleaseCheck(w, p, appid) { // for the account that it names, whatever the path says

@@ -395,6 +395,7 @@ func (m *Message) note(p *push, f *facts, a passiveReply, why error) {
 	if a.outcome != outcomeSealed {
 		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
 	}
+	m.app.sawAnswered(f.appid, a.outcome, why)
 	switch a.outcome {
 	case outcomeLost:
 		m.app.logger.Error("a push is lost: no backend could be reached before WeChat's last push; the sender sees the fallback or nothing",

@@ -23,6 +23,8 @@ type operation struct {
 // list is all there is.
 func (o *operations) list() []operation {
 	return []operation{
+		{http.MethodGet, "/status", o.status},
+		{http.MethodGet, "/ready", o.ready},
 		{http.MethodGet, "/orphans", o.orphans},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},

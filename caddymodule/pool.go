@@ -35,6 +35,7 @@ type shared struct {
 	manager *tokens.Manager
 	users   *tokens.UserTable
 	metrics *metrics
+	health  *health
 	calls   *callTable
 	claims  *claims
 	// bodies has the text that came with each timestamp and nonce in plaintext mode.
@@ -64,6 +65,7 @@ func acquireShared(identity string) (*shared, error) {
 		s.users.Share(manager)
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
+		s.health = newHealth(s.metrics)
 		s.claims = newClaims(s.calls, s.metrics.degraded)
 		return s, nil
 	})

@@ -249,6 +249,7 @@ func (p *push) open(candidates []candidate) error {
 				return errSignature
 			}
 			p.opened, p.codec, p.platform, p.account = opened, c.codec, c.platform, c.account
+			p.ring().opened(opened, false)
 			if crypto.ScanFields(opened.Message, &p.fields) != nil {
 				return errPlaintext
 			}
@@ -262,6 +263,14 @@ func (p *push) open(candidates []candidate) error {
 		}
 	}
 	return worst
+}
+
+// ring is that of the credentials that opened the push.
+func (p *push) ring() *ring {
+	if p.platform != nil {
+		return p.platform.ring
+	}
+	return p.account.ring
 }
 
 // openPlain accepts a push in plaintext, whose signature covers timestamp and nonce alone, for an account in plaintext
@@ -281,6 +290,7 @@ func (p *push) openPlain(candidates []candidate) error {
 		}
 		p.plain, p.codec, p.account = true, c.codec, c.account
 		p.opened = crypto.Opened{Message: p.body}
+		p.ring().opened(p.opened, true)
 		if crypto.ScanFields(p.body, &p.fields) != nil {
 			return errPlaintext
 		}
@@ -366,6 +376,7 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, er
 		why = errNotKept
 	}
 	a.metrics().pushes.WithLabelValues(endpoint, why.result).Inc()
+	a.sawRefused(r, endpoint, why)
 	fields := []zap.Field{
 		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
 		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr),

@@ -84,6 +84,7 @@ func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) b
 	if known != "" {
 		appid = known
 	}
+	touch(p.platform.ring.release)
 	content := ""
 	if bytes.Equal(p.fields.MsgType, []byte("text")) {
 		content = string(p.fields.Content)

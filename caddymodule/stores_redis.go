@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -246,6 +247,9 @@ func (s *RedisStore) Store() tokens.Store { return s.store }
 
 // Identity implements StoreModule.
 func (s *RedisStore) Identity() string { return s.identity }
+
+// Unfit asks whether the server is fit for what it is to keep; nil: it is, or does not tell.
+func (s *RedisStore) Unfit(ctx context.Context) error { return s.store.Unfit(ctx) }
 
 // UnmarshalCaddyfile parses
 //

@@ -7,7 +7,10 @@ import (
 )
 
 // Text is a text in the two languages of the gateway's users.
-type Text struct{ EN, ZH string }
+type Text struct {
+	EN string `json:"en"`
+	ZH string `json:"zh"`
+}
 
 // Class is what an errcode of WeChat's asks of the gateway.
 type Class string

@@ -58,6 +58,7 @@ type pushState struct {
 	asked  time.Time // when api_start_push_ticket was last called
 	wanted bool      // WeChat has to be asked, whether or not there is a ticket
 	said   time.Time // when the log last heard that it cannot be asked
+	askErr error     // why that was so the last time
 
 	missingAt time.Time // when neither this node nor the store had a live ticket
 	missing   error     // what was said then
@@ -225,12 +226,13 @@ func (t *ticketTable) mayAsk(platform string) time.Duration {
 }
 
 // notAsked takes back that WeChat was asked, as it was not reached, and says whether to say so in the log.
-func (t *ticketTable) notAsked(platform string, reached bool) (say bool) {
+func (t *ticketTable) notAsked(platform string, err error) (say bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
 	t.change(platform, func(s *pushState) {
-		if !reached {
+		s.askErr = err
+		if errors.Is(err, ErrUnreachable) {
 			s.asked = now.Add(askAgain - pushInterval)
 		}
 		if say = s.said.IsZero() || now.Sub(s.said) >= troubleLogEvery; say {
@@ -238,6 +240,13 @@ func (t *ticketTable) notAsked(platform string, reached bool) (say bool) {
 		}
 	})
 	return say
+}
+
+// agreed notes that WeChat was asked.
+func (t *ticketTable) agreed(platform string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.change(platform, func(s *pushState) { s.askErr = nil })
 }
 
 // PutTicket keeps a ticket that was pushed. It is durable when nil is returned. An older one than the one held is
@@ -480,7 +489,7 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		Secret string `json:"component_secret"`
 	}{p.AppID, p.Secret.Reveal()}
 	if err := env.API.Post(ctx, pathStartPush, nil, body, nil); err != nil {
-		if m.tickets.notAsked(p.AppID, !errors.Is(err, ErrUnreachable)) {
+		if m.tickets.notAsked(p.AppID, err) {
 			args := []any{"platform", p.AppID, "error", err}
 			if api, ok := errors.AsType[*APIError](err); ok {
 				args = append(args, api.Explained()...)
@@ -489,6 +498,7 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		}
 		return err
 	}
+	m.tickets.agreed(p.AppID)
 	if err := m.storeRecord(ctx, env, pushAskedName(p.AppID), askedWire{AskedAt: time.Now().Unix()}); err != nil {
 		env.Log.Warn("it cannot be kept that WeChat was asked to push tickets", "platform", p.AppID, "error", err)
 	}

@@ -42,6 +42,7 @@ type troubles struct {
 
 type trouble struct {
 	failures int
+	failedAt time.Time
 	retryAt  time.Time
 	err      error
 	loggedAt time.Time
@@ -78,7 +79,7 @@ func (t *troubles) failed(k Key, err error) (retryAt time.Time, say bool) {
 	defer t.mu.Unlock()
 	x, now := t.at(k), time.Now()
 	x.failures++
-	x.err = err
+	x.err, x.failedAt = err, now
 	x.retryAt = now.Add(backoff(x.failures))
 	if say = x.failures == 1 || now.Sub(x.loggedAt) >= troubleLogEvery; say {
 		x.loggedAt = now

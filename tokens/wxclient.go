@@ -39,6 +39,9 @@ type ClientOptions struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// Timeout bounds one call. Default: DefaultTimeout.
 	Timeout time.Duration
+	// Heard, if not nil, is told how each exchange with an origin's host, host[:port], ended: an *APIError is an answer
+	// too. It must be quick, and safe for concurrent use.
+	Heard func(host string, err error)
 	// Transport replaces the client's own, for tests. Proxy is not used then.
 	Transport http.RoundTripper
 }
@@ -50,13 +53,17 @@ type Client struct {
 	origins []string
 	timeout time.Duration
 	http    *http.Client
+	heard   func(host string, err error)
 	// traced: the transport reports its connections, so that "no connection" is known and not guessed.
 	traced bool
 }
 
 // NewClient checks the options; it opens no connection.
 func NewClient(o ClientOptions) (*Client, error) {
-	c := &Client{timeout: o.Timeout}
+	c := &Client{timeout: o.Timeout, heard: o.Heard}
+	if c.heard == nil {
+		c.heard = func(string, error) {}
+	}
 	if c.timeout <= 0 {
 		c.timeout = DefaultTimeout
 	}
@@ -118,13 +125,25 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		var connected bool
 		answer, connected, err = c.exchange(ctx, method, origin+path, query, payload)
 		if err == nil {
-			return decodeAnswer(path, answer, out, func() []string { return secretsOf(query, payload) })
+			err = decodeAnswer(path, answer, out, func() []string { return secretsOf(query, payload) })
+			c.tell(origin, err)
+			return err
 		}
+		c.tell(origin, err)
 		if connected || ctx.Err() != nil {
 			break
 		}
 	}
 	return fmt.Errorf("%s: %w: %w", path, ErrUnreachable, err)
+}
+
+// tell tells how an exchange with an origin ended. What was called off says nothing.
+func (c *Client) tell(origin string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	_, host, _ := strings.Cut(origin, "://")
+	c.heard(host, err)
 }
 
 // exchange makes one request. Connected is false only if it is certain that nothing of it reached the other side.

@@ -296,19 +296,30 @@ func (c *clusterBeats) moved() bool {
 	return c.changed
 }
 
-// checkServer reports a server that is not fit for what it is to keep. One that does not tell is taken to be.
+// checkServer reports a server that is not fit for what it is to keep.
 func (s *Store) checkServer(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, silenceMost/2)
 	defer cancel()
+	for _, err := range s.unfit(ctx) {
+		s.report(err)
+	}
+}
+
+// Unfit asks the server whether it is fit for what it is to keep: the error is ErrEvicts, ErrTooOld, or both. One that does
+// not tell is taken to be.
+func (s *Store) Unfit(ctx context.Context) error { return errors.Join(s.unfit(ctx)...) }
+
+func (s *Store) unfit(ctx context.Context) (errs []error) {
 	for _, section := range []string{"server", "memory"} { // of two at once Redis knows nothing before 7.0
 		info, err := s.client.Info(ctx, section).Result()
 		if err != nil {
-			return
+			return errs
 		}
 		if err := unfit(info); err != nil {
-			s.report(err)
+			errs = append(errs, err)
 		}
 	}
+	return errs
 }
 
 // unfit is what is wrong with a server by what it says of itself.

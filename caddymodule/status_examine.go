@@ -1,0 +1,321 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// Ages at which something is said. WeChat pushes a ticket every ten minutes, and one lives twelve hours.
+const (
+	ticketLate     = 25 * time.Minute // two are missing: the gateway asks WeChat to push again
+	ticketLost     = time.Hour        // six are, and asking did not help
+	ticketDead     = 12 * time.Hour
+	codeWaits      = time.Minute // an exchange takes a second
+	rotationSettle = time.Hour   // without a push by an older key while the newest opens them: WeChat has forgotten the older
+	writeFailLife  = sightingLife
+)
+
+// aboutStore is what findings about the store count for.
+const aboutStore = "store"
+
+// examination gathers the state of one configuration and what is wrong with it. It belongs to one goroutine.
+type examination struct {
+	app      *App
+	now      time.Time
+	findings []Finding
+
+	platforms []PlatformStatus
+	accounts  []AccountStatus
+	store     StoreStatus
+	storeErr  error
+}
+
+// examine looks at what service depends on: store, tickets and tokens.
+func (a *App) examine(ctx context.Context) *examination {
+	x := &examination{app: a, now: time.Now(), platforms: []PlatformStatus{}, accounts: []AccountStatus{}}
+	x.examineStore(ctx)
+	tokenCtx, cancel := context.WithTimeout(ctx, tokenCheckWait)
+	defer cancel()
+	for _, p := range a.Platforms {
+		x.platforms = append(x.platforms, x.platform(tokenCtx, p))
+	}
+	failing := 0
+	for _, acc := range a.Accounts {
+		s, dead := x.account(acc)
+		x.accounts = append(x.accounts, s)
+		if dead {
+			failing++
+		}
+	}
+	if len(a.Platforms) == 0 && failing > 0 && failing == len(a.Accounts) {
+		for i := range x.findings {
+			x.findings[i].unready = x.findings[i].unready || x.findings[i].Level == Red && x.app.account(x.findings[i].about) != nil
+		}
+	}
+	return x
+}
+
+// found adds a finding.
+func (x *examination) found(f Finding) { x.findings = append(x.findings, f) }
+
+// levelOf is the worst level of what was found about something.
+func (x *examination) levelOf(about string) Level {
+	level := Green
+	for _, f := range x.findings {
+		if f.about == about {
+			level = worst(level, f.Level)
+		}
+	}
+	return level
+}
+
+func (x *examination) examineStore(ctx context.Context) {
+	a := x.app
+	m := a.manager()
+	ctx, cancel := context.WithTimeout(ctx, storeCheckWait)
+	defer cancel()
+	x.storeErr = m.CheckStore(ctx)
+	writeFails, failedAt, reason := a.health().store.last()
+	x.store = StoreStatus{
+		Module: a.storeModule(), LastError: timeOf(failedAt), Error: reason,
+		Waiting: m.Waiting(), Unsaved: m.Unsaved(), Degraded: a.claims().away.Load(),
+	}
+	switch {
+	case x.storeErr != nil:
+		if x.store.Error == "" {
+			x.store.LastError, x.store.Error = timeOf(x.now), safeReason(x.storeErr)
+		}
+		x.found(storeDown(x.store))
+	case writeFails && (x.store.Waiting+x.store.Unsaved > 0 || x.now.Sub(failedAt) < writeFailLife):
+		x.found(storeWriteFails(x.store))
+	}
+	if unsaved := x.store.Unsaved; unsaved > 0 {
+		x.found(recordsUnsaved(unsaved))
+	}
+	if spilled := x.store.Waiting - x.store.Unsaved; spilled > 0 {
+		x.found(recordsWaiting(x.store.Waiting))
+	}
+	if x.store.Degraded {
+		x.found(deduplicationDegraded())
+	}
+}
+
+func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus {
+	m := x.app.manager()
+	s := PlatformStatus{AppID: p.AppID, Keys: keyStatus(p.ring), LastPush: timeOf(when(p.ring.last))}
+	received := m.TicketReceived(p.AppID)
+	if x.storeErr == nil && x.now.Sub(received) > ticketReread {
+		_, _ = m.Ticket(ctx, p.AppID) // another node may have been told since
+		received = m.TicketReceived(p.AppID)
+	}
+	if !received.IsZero() {
+		s.Ticket = &TicketStatus{Received: *timeOf(received), Age: max(0, int64(x.now.Sub(received)/time.Second))}
+	}
+	hasTicket := x.ticket(p, received)
+	state := m.TokenState(tokens.ComponentKey(p.AppID))
+	if !state.Live && hasTicket && x.storeErr == nil {
+		_, err := m.Get(ctx, tokens.ComponentKey(p.AppID)) // which is held back if it failed a moment ago
+		if state = m.TokenState(tokens.ComponentKey(p.AppID)); state.Err == nil && !state.Live {
+			state.Err = err
+		}
+	}
+	s.Token = tokenStatus(state)
+	if state.Err != nil && !errors.Is(state.Err, tokens.ErrNoTicket) {
+		x.found(tokenFails(subjectPlatform(p.AppID), p.AppID, state, !state.Live))
+	}
+	if at := when(p.ring.release); !at.IsZero() {
+		s.ReleaseCheck = ReleaseCheckStatus{true, timeOf(at)}
+	}
+	lost := len(m.Orphans(p.AppID))
+	waiting, oldest := m.Unexchanged(p.AppID)
+	s.Unexchanged = lost + waiting
+	if waiting > 0 && x.now.Sub(oldest) > codeWaits {
+		x.found(authorizationsWait(p.AppID, waiting))
+	}
+	if lost > 0 {
+		x.found(authorizationsLost(p.AppID, lost))
+	}
+	x.rotation(subjectPlatform(p.AppID), p.AppID, p.ring)
+	return s
+}
+
+// ticket looks at a platform's ticket and reports whether there is one that can be exchanged.
+func (x *examination) ticket(p *Platform, received time.Time) bool {
+	m := x.app.manager()
+	asking := m.PushRefusal(p.AppID)
+	refused := m.TicketRefusal(p.AppID)
+	age := x.now.Sub(received)
+	switch {
+	case received.IsZero():
+		x.found(noTicket(p.AppID, asking))
+	case refused != nil:
+		x.found(ticketRefused(p.AppID, refused))
+	case age > ticketDead:
+		x.found(ticketExpired(p.AppID, age, asking))
+	default:
+		if age > ticketLate {
+			x.found(ticketOverdue(p.AppID, age, asking))
+		}
+		return true
+	}
+	return false
+}
+
+// account looks at a plain account; dead: it has no token, and gets none.
+func (x *examination) account(acc *Account) (s AccountStatus, dead bool) {
+	state := x.app.manager().TokenState(tokens.AccountKey(acc.AppID))
+	s = AccountStatus{
+		AppID: acc.AppID, Mode: acc.mode, Token: tokenStatus(state), Keys: keyStatus(acc.ring), LastPush: timeOf(when(acc.ring.last)),
+	}
+	if state.Err != nil {
+		x.found(tokenFails(subjectAccount(acc.AppID), acc.AppID, state, false))
+		dead = !state.Live
+	}
+	x.rotation(subjectAccount(acc.AppID), acc.AppID, acc.ring)
+	return s, dead
+}
+
+func tokenStatus(state tokens.TokenState) TokenStatus {
+	s := TokenStatus{Refreshed: timeOf(state.ObtainedAt)}
+	if state.Live {
+		s.Expires = timeOf(state.ExpiresAt)
+	}
+	if state.Err != nil {
+		reason := reasonOf(state.Err)
+		s.Error = &reason
+	}
+	return s
+}
+
+func keyStatus(r *ring) []KeyStatus {
+	list := make([]KeyStatus, 0, len(r.tokens)+len(r.keys))
+	for i, at := range r.keys {
+		list = append(list, KeyStatus{"aes_key", i, timeOf(when(at))})
+	}
+	for i, at := range r.tokens {
+		list = append(list, KeyStatus{"token", i, timeOf(when(at))})
+	}
+	return list
+}
+
+// rotation says how far the change of a key or a token is.
+func (x *examination) rotation(subject, appid string, r *ring) {
+	for _, of := range []struct {
+		what string
+		used []*atomic.Int64
+	}{{"aes_key", r.keys}, {"token", r.tokens}} {
+		if len(of.used) < 2 {
+			continue
+		}
+		newest, older := when(of.used[0]), time.Time{}
+		for _, at := range of.used[1:] {
+			if used := when(at); used.After(older) {
+				older = used
+			}
+		}
+		since := older // the older ones have not been seen since
+		if since.IsZero() {
+			since = x.app.health().started
+		}
+		switch {
+		case older.After(newest):
+			x.found(olderInUse(subject, appid, of.what))
+		case newest.After(older) && x.now.Sub(since) > rotationSettle:
+			x.found(olderUnused(subject, appid, of.what))
+		}
+	}
+}
+
+// host looks at one of WeChat's hosts.
+func (x *examination) host(name string, h *hostHealth) HostStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	okAt := when(&h.okAt)
+	s := HostStatus{Host: name, Level: Green, LastOK: timeOf(okAt), LastError: timeOf(h.failedAt), EgressIP: h.egressIP}
+	if h.failedAt.IsZero() {
+		return s
+	}
+	s.Error = h.class + ": " + h.reason
+	if okAt.Before(h.failedAt.Truncate(time.Second)) { // what answers is noted to the second
+		s.Level = Red
+		x.found(hostFails(name, h.class, h.reason, x.app.proxyTo != nil))
+	}
+	return s
+}
+
+// configuration says what of the configuration itself is worth a look.
+func (x *examination) configuration(ctx context.Context) {
+	a := x.app
+	if len(a.Platforms)+len(a.Accounts) == 0 {
+		x.found(nothingConfigured())
+	}
+	if a.env.Sealer == nil {
+		x.found(noSealKey())
+	}
+	for _, acc := range a.Accounts {
+		if acc.mode == modePlain {
+			x.found(plainMode(acc.AppID))
+		}
+	}
+	if x.storeErr != nil {
+		return
+	}
+	if store, ok := a.store.(interface{ Unfit(context.Context) error }); ok {
+		ctx, cancel := context.WithTimeout(ctx, storeCheckWait)
+		defer cancel()
+		if err := store.Unfit(ctx); err != nil {
+			x.found(storeUnfit(x.store.Module, err))
+		}
+	}
+	files, err := a.manager().VerifyFiles(ctx)
+	if err != nil {
+		return // the store's finding is there by the next examination
+	}
+	for _, f := range files {
+		if doubt := doubtOf(f.Content); doubt != "" {
+			x.found(verifyFileDoubtful(f.Name, doubt))
+		}
+	}
+}
+
+// sightings says what was seen of late.
+func (x *examination) sightings() {
+	for _, s := range x.app.health().sightings.recent(x.now) {
+		x.found(x.sighted(s))
+	}
+}
+
+// subjectOf names whom an appid is.
+func (a *App) subjectOf(appid string) string {
+	switch {
+	case a.platform(appid) != nil:
+		return subjectPlatform(appid)
+	case a.account(appid) != nil || isAppID(appid):
+		return subjectAccount(appid)
+	}
+	return appid
+}
+
+func subjectPlatform(appid string) string { return "platform " + appid }
+
+func subjectAccount(appid string) string { return "account " + appid }
+
+// span writes a duration for people.
+func span(d time.Duration) tokens.Text {
+	switch {
+	case d >= 2*time.Hour:
+		n := int(d / time.Hour)
+		return texts(strconv.Itoa(n)+" hours", strconv.Itoa(n)+" 小时")
+	case d >= 2*time.Minute:
+		n := int(d / time.Minute)
+		return texts(strconv.Itoa(n)+" minutes", strconv.Itoa(n)+" 分钟")
+	}
+	n := int(d / time.Second)
+	return texts(fmt.Sprintf("%d seconds", n), fmt.Sprintf("%d 秒", n))
+}

@@ -1,0 +1,96 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+)
+
+// TokenState is what a node knows of a token without asking anybody.
+type TokenState struct {
+	ExpiresAt  time.Time // of the token in memory, dead or alive; zero: there is none
+	ObtainedAt time.Time
+	Live       bool // it can be used
+
+	Err      error     // why the last renewal failed; nil: it did not, or was not tried since the configuration changed
+	FailedAt time.Time // when that was
+	Failures int       // in a row
+}
+
+// TokenState returns the state of a token. It neither waits nor counts as a use of the token.
+func (m *Manager) TokenState(k Key) (s TokenState) {
+	c := m.cache.Load()
+	if c == nil {
+		return s
+	}
+	if e := c.get(k); e != nil && !e.token.Value.IsZero() {
+		s.ExpiresAt, s.ObtainedAt, s.Live = e.token.ExpiresAt, e.rec.ObtainedAt, e.live(time.Now().UnixNano())
+	}
+	m.troubles.mu.Lock()
+	defer m.troubles.mu.Unlock()
+	if x := m.troubles.keys[k]; x != nil && x.failures > 0 {
+		s.Err, s.FailedAt, s.Failures = x.err, x.failedAt, x.failures
+	}
+	return s
+}
+
+// PushRefusal returns why WeChat could not be asked, when it last was, to push a platform's tickets; nil: it could, or was
+// not asked.
+func (m *Manager) PushRefusal(platform string) error {
+	m.tickets.mu.Lock()
+	defer m.tickets.mu.Unlock()
+	return m.tickets.push[platform].askErr
+}
+
+// TicketRefusal returns why WeChat refused the newest ticket of a platform that this node knows; nil: it did not.
+func (m *Manager) TicketRefusal(platform string) error {
+	m.tickets.mu.Lock()
+	defer m.tickets.mu.Unlock()
+	if s := m.tickets.push[platform]; !s.refused.Value.IsZero() && m.tickets.held[platform].same(s.refused) {
+		return s.refusal
+	}
+	return nil
+}
+
+// Unexchanged returns how many authorization codes of a platform, pushed to this node or taken up by it, are not exchanged
+// yet, and when WeChat made the oldest of them.
+func (m *Manager) Unexchanged(platform string) (n int, oldest time.Time) {
+	o := &m.intents
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for k, intents := range o.byKey {
+		if k.Platform != platform {
+			continue
+		}
+		for _, in := range intents {
+			n++
+			if oldest.IsZero() || in.CreatedAt.Before(oldest) {
+				oldest = in.CreatedAt
+			}
+		}
+	}
+	return n, oldest
+}
+
+// CheckStore reads from the store and returns its error, wrapping ErrStore, if it does not answer before ctx ends. Those who
+// ask at the same time share one read.
+func (m *Manager) CheckStore(ctx context.Context) error {
+	env, err := m.current()
+	if err != nil {
+		return err
+	}
+	_, err = share(ctx, m, env.flightName("check", ""), storeTimeout, func(ctx context.Context) (struct{}, error) {
+		_, err := m.loadRaw(ctx, env, path.Join(root, "check")) // there is none: that is an answer too
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return struct{}{}, err
+	})
+	if err != nil && !errors.Is(err, ErrStore) {
+		err = fmt.Errorf("%w: it does not answer: %w", ErrStore, err)
+	}
+	return err
+}
