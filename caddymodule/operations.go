@@ -23,6 +23,11 @@ type operation struct {
 // list is all there is.
 func (o *operations) list() []operation {
 	return []operation{
+		{http.MethodGet, "/authorizers", o.authorizers},
+		{http.MethodGet, "/authorizers/{appid}", o.authorizer},
+		{http.MethodPost, "/refresh/{appid}", o.refresh},
+		{http.MethodPost, "/revoke/{appid}", o.revoke},
+		{http.MethodPost, "/drain", o.drain},
 		{http.MethodGet, "/orphans", o.orphans},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},

@@ -146,6 +146,16 @@ func (t *troubles) hold(k Key) error {
 	return fmt.Errorf("%w: %w", ErrBackoff, x.err)
 }
 
+// last returns the last failure if it was not made good since.
+func (t *troubles) last(k Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if x := t.keys[k]; x != nil {
+		return x.err
+	}
+	return nil
+}
+
 // adopt gives a new entry of the cache what is known of its key's troubles.
 func (t *troubles) adopt(e *entry) {
 	t.mu.Lock()
