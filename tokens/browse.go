@@ -48,7 +48,7 @@ type AuthorizerQuery struct {
 	// accounts' names, in an index that the first such question has built. Empty: all.
 	Text   string
 	Cursor string // Next of the page before; empty: the first one
-	Limit  int    // 1 to MaxAuthorizers
+	Limit  int    // 1 to MaxAuthorizers; an appid or a gh_ id has one page, with a line for each platform
 }
 
 // AuthorizerState says how an account stands.

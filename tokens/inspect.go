@@ -275,7 +275,7 @@ func (m *Manager) Drain(ctx context.Context) (d Drained, err error) {
 	ctx, cancel := context.WithTimeout(ctx, drainWait)
 	defer cancel()
 	err = m.resumeIntents(ctx) // what waits on this node is tried in any case
-	opens := m.intents.open() // before one ends
+	opens := m.intents.open()  // before one ends
 	attempts := m.queue.tryNow(intentJobs)
 	if d.Waiting = len(attempts); d.Waiting > 0 {
 		err = nil
