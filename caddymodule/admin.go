@@ -19,6 +19,35 @@ import (
 // answers 200 if tickets, tokens and the store allow service, and else 503 with the findings that stand in the way; see
 // the handler wechat_ready.
 //
+//	GET /wechat/authorizers[?platform=<appid>][&q=<text>][&limit=<number>][&cursor=<next>]
+//
+// lists the accounts that authorised a platform, 50 on a page or as many as limit says, at most 200. While next is not
+// empty there are more, and cursor goes on from there; a page may be short, even empty, and have a next. With q, an appid, the
+// beginning of one or a gh_ id, the store is asked for those accounts. Any other q is a part of the name: it is looked for in an index in
+// memory that the first such question has built in the background, so that answers have what was read so far until index.state
+// is ready. It is dropped when nobody has looked for a name for 15 minutes, and built anew every 30. Names are those that the
+// gateway has learned: of an account that was never used since it was imported or read from WeChat's list, none is known.
+//
+//	GET /wechat/authorizers/<appid>[?platform=<appid>]
+//
+// shows one of them: its name, its type and the company or person behind it (which WeChat is asked for, and which are left
+// out if it does not answer in two seconds), its permission sets, and how its token stands.
+//
+//	POST /wechat/refresh/<appid>[?platform=<appid>]
+//
+// has WeChat give a new token for an authorizer, an account of the configuration or a platform, once a minute at most on one node. The
+// old one serves until the new one is there. For an account of the configuration the new one is forced, of which WeChat allows 20 a day and the gateway uses 15.
+//
+//	POST /wechat/revoke/<appid>[?platform=<appid>]
+//
+// drops an authorization and its tokens, as when WeChat pushes that the account took it back. For WeChat it goes on; the
+// account can authorise again. Platform must be there if the account has authorised several.
+//
+//	POST /wechat/drain
+//
+// tries at once to exchange the authorization codes whose exchange failed and that wait for their next attempt, once in ten
+// seconds at most, and says after 20 seconds at the latest what came of it.
+//
 //	GET /wechat/orphans[?redirect=<https URL>]
 //
 // lists the accounts that authorised a platform and whose authorization code was never exchanged, so that WeChat has no

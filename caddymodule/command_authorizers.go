@@ -17,65 +17,10 @@ import (
 )
 
 const (
-	defaultAuthorizers = 50
-	maxAuthorizers     = 200 // of one page
-	completedAppIDs    = 20
+	maxAuthorizers   = 200 // of one page
+	completedAppIDs  = 20
+	unreadableAnswer = "the gateway's answer cannot be read: is it of another version? %w"
 )
-
-// authorizerRow is one account of a list, as the admin endpoint gives it.
-type authorizerRow struct {
-	Platform string `json:"platform"`
-	AppID    string `json:"appid"`
-	Name     string `json:"name"`
-	UserName string `json:"user_name"`
-	State    string `json:"state"`
-}
-
-// authorizersPage is a page of them.
-type authorizersPage struct {
-	Authorizers []authorizerRow `json:"authorizers"`
-	Next        string          `json:"next"`
-	Index       struct {
-		State string `json:"state"`
-		Seen  int    `json:"seen"`
-	} `json:"index"`
-}
-
-// entryRow is a push or a call, as a page on an account shows it.
-type entryRow struct {
-	Time    time.Time `json:"time"`
-	Kind    string    `json:"kind"`
-	Client  string    `json:"client"`
-	What    string    `json:"what"`
-	Outcome string    `json:"outcome"`
-	Errcode int64     `json:"errcode"`
-	RID     string    `json:"rid"`
-	Reason  string    `json:"reason"`
-}
-
-// authorizerDetail is all about one account.
-type authorizerDetail struct {
-	authorizerRow
-	Type struct {
-		MiniProgram bool `json:"mini_program"`
-	} `json:"type"`
-	Principal      string `json:"principal"`
-	PermissionSets []struct {
-		ID   int `json:"id"`
-		Name struct {
-			EN string `json:"en"`
-			ZH string `json:"zh"`
-		} `json:"name"`
-	} `json:"permission_sets"`
-	Token struct {
-		Expires   *time.Time      `json:"expires"`
-		Refreshed *time.Time      `json:"refreshed"`
-		Error     json.RawMessage `json:"error"`
-	} `json:"token"`
-	LastPush  *entryRow `json:"last_push"`
-	LastCall  *entryRow `json:"last_call"`
-	LastError *entryRow `json:"last_error"`
-}
 
 type authorizersParams struct {
 	askParams
@@ -139,7 +84,7 @@ func (p *authorizersParams) completeAppID(_ *cobra.Command, args []string, begun
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return p.complete("/wechat/authorizers?"+p.query(begun, completedAppIDs, "").Encode(), func(body []byte) (words []string) {
-		var page authorizersPage
+		var page authorizerPage
 		_ = json.Unmarshal(body, &page) // an answer of another shape completes nothing
 		for _, a := range page.Authorizers {
 			words = append(words, cobra.CompletionWithDesc(shown(a.AppID), shown(a.Name)))
@@ -188,9 +133,9 @@ func (p *authorizersParams) list(ctx context.Context, w, talk io.Writer, args []
 		if err != nil {
 			return err
 		}
-		var page authorizersPage
+		var page authorizerPage
 		if err := json.Unmarshal(body, &page); err != nil {
-			return fmt.Errorf("the gateway's answer cannot be read: is it of another version? %w", err)
+			return fmt.Errorf(unreadableAnswer, err)
 		}
 		if p.json {
 			if err := printJSON(w, body); err != nil {
@@ -220,7 +165,7 @@ func (p *authorizersParams) list(ctx context.Context, w, talk io.Writer, args []
 // pageWidths keeps the columns of several pages in line.
 var pageWidths = []string{"wx1111111111111111", "wx1111111111111111", "authorized", "gh_0123456789ab"}
 
-func (page *authorizersPage) print(w io.Writer, names bool) {
+func (page *authorizerPage) print(w io.Writer, names bool) {
 	t := table{pageWidths}
 	if names {
 		t = append(t, []string{"PLATFORM", "APPID", "STATE", "GH_ID", "NAME"})
@@ -251,28 +196,31 @@ func (p *authorizersParams) show(ctx context.Context, w io.Writer, appid string)
 	}
 	var a authorizerDetail
 	if err := json.Unmarshal(body, &a); err != nil {
-		return fmt.Errorf("the gateway's answer cannot be read: is it of another version? %w", err)
+		return fmt.Errorf(unreadableAnswer, err)
 	}
 	a.print(w, time.Now())
 	return nil
 }
 
 func (a *authorizerDetail) print(w io.Writer, now time.Time) {
-	kind := "official account (公众号)"
-	if a.Type.MiniProgram {
+	kind := "-" // it is not known
+	switch {
+	case a.Type != nil && a.Type.MiniProgram:
 		kind = "mini program (小程序)"
+	case a.Type != nil:
+		kind = "official account (公众号)"
 	}
 	t := table{
 		{"appid", shown(a.AppID)}, {"platform", shown(a.Platform)}, {"state", shown(a.State)}, {"name", orDash(a.Name)},
 		{"gh_ id", orDash(a.UserName)}, {"type", kind}, {"principal", orDash(a.Principal)},
 		{"token ends", ago(a.Token.Expires, now)}, {"refreshed", ago(a.Token.Refreshed, now)},
 	}
-	if reason := errorText(a.Token.Error); reason != "" {
-		t = append(t, []string{"token error", reason})
+	if a.Token.Error != "" {
+		t = append(t, []string{"token error", shown(a.Token.Error)})
 	}
 	for _, e := range []struct {
 		name string
-		*entryRow
+		*Entry
 	}{{"last push", a.LastPush}, {"last call", a.LastCall}, {"last error", a.LastError}} {
 		t = append(t, []string{e.name, e.line(now)})
 	}
@@ -281,30 +229,17 @@ func (a *authorizerDetail) print(w io.Writer, now time.Time) {
 		if i == 0 {
 			name = "permissions"
 		}
-		t = append(t, []string{name, fmt.Sprintf("%d %s %s", set.ID, shown(set.Name.ZH), shown(set.Name.EN))})
+		text := strconv.Itoa(set.ID)
+		if set.Name != nil {
+			text += " " + shown(set.Name.ZH) + " " + shown(set.Name.EN)
+		}
+		t = append(t, []string{name, text})
 	}
 	t.write(w)
 }
 
-// errorText reads an error that is a text, or one in two languages.
-func errorText(raw json.RawMessage) string {
-	var text string
-	if json.Unmarshal(raw, &text) == nil {
-		return shown(text)
-	}
-	var both struct {
-		EN string `json:"en"`
-		ZH string `json:"zh"`
-	}
-	_ = json.Unmarshal(raw, &both) // what is neither says nothing
-	if inChinese() {
-		return shown(both.ZH)
-	}
-	return shown(both.EN)
-}
-
 // line is an entry in one line.
-func (e *entryRow) line(now time.Time) string {
+func (e *Entry) line(now time.Time) string {
 	if e == nil {
 		return "-"
 	}
@@ -314,8 +249,8 @@ func (e *entryRow) line(now time.Time) string {
 			text += "  " + shown(part)
 		}
 	}
-	if e.Errcode != 0 {
-		text += "  errcode " + strconv.FormatInt(e.Errcode, 10)
+	if e.ErrCode != 0 {
+		text += "  errcode " + strconv.FormatInt(e.ErrCode, 10)
 	}
 	if e.RID != "" {
 		text += "  rid " + shown(e.RID)
@@ -367,7 +302,7 @@ func (p *authorizersParams) refresh(ctx context.Context, w io.Writer, appid stri
 		Expires  *time.Time `json:"expires"`
 	}
 	if err := json.Unmarshal(body, &done); err != nil {
-		return fmt.Errorf("the gateway's answer cannot be read: is it of another version? %w", err)
+		return fmt.Errorf(unreadableAnswer, err)
 	}
 	_, _ = fmt.Fprintf(w, "the %s token of %s was renewed and ends %s\n", shown(done.Kind), shown(done.AppID), ago(done.Expires, time.Now()))
 	return nil

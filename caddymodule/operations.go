@@ -25,6 +25,11 @@ func (o *operations) list() []operation {
 	return []operation{
 		{http.MethodGet, "/status", o.status},
 		{http.MethodGet, "/ready", o.ready},
+		{http.MethodGet, "/authorizers", o.authorizers},
+		{http.MethodGet, "/authorizers/{appid}", o.authorizer},
+		{http.MethodPost, "/refresh/{appid}", o.refresh},
+		{http.MethodPost, "/revoke/{appid}", o.revoke},
+		{http.MethodPost, "/drain", o.drain},
 		{http.MethodGet, "/orphans", o.orphans},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},

@@ -118,10 +118,10 @@ func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus 
 		s.Ticket = &TicketStatus{Received: *timeOf(received), Age: max(0, int64(x.now.Sub(received)/time.Second))}
 	}
 	hasTicket := x.ticket(p, received)
-	state := m.TokenState(tokens.ComponentKey(p.AppID))
+	state := m.HeldToken(tokens.ComponentKey(p.AppID))
 	if !state.Live && hasTicket && x.storeErr == nil {
 		_, err := m.Get(ctx, tokens.ComponentKey(p.AppID)) // which is held back if it failed a moment ago
-		if state = m.TokenState(tokens.ComponentKey(p.AppID)); state.Err == nil && !state.Live {
+		if state = m.HeldToken(tokens.ComponentKey(p.AppID)); state.Err == nil && !state.Live {
 			state.Err = err
 		}
 	}
@@ -169,7 +169,7 @@ func (x *examination) ticket(p *Platform, received time.Time) bool {
 
 // account looks at a plain account; dead: it has no token, and gets none.
 func (x *examination) account(acc *Account) (s AccountStatus, dead bool) {
-	state := x.app.manager().TokenState(tokens.AccountKey(acc.AppID))
+	state := x.app.manager().HeldToken(tokens.AccountKey(acc.AppID))
 	s = AccountStatus{
 		AppID: acc.AppID, Mode: acc.mode, Token: tokenStatus(state), Keys: keyStatus(acc.ring), LastPush: timeOf(when(acc.ring.last)),
 	}

@@ -197,23 +197,65 @@ func (m *Manager) refresh(ctx context.Context, env *Environment, k Key, refresh 
 // Revoke notes that an account took its authorization back at a time given by WeChat. The tokens are dropped at once;
 // the note is durable when nil is returned. If the authorization held is newer, nothing happens.
 func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Time) error {
+	at = fromUnix(unix(at))
+	e, dropped, err := m.end(ctx, AuthorizerKey(platform, appid), func(cur *record) (time.Time, bool) {
+		return at, cur == nil || !at.Before(cur.AuthorizedAt) && !(cur.revoked() && !at.After(cur.RevokedAt))
+	})
+	switch {
+	case err != nil:
+		return err
+	case dropped:
+		m.env.Load().Log.Info("authorization revoked", "platform", platform, "appid", appid)
+	case e.authorized():
+		m.env.Load().Log.Info("revocation is older than the authorization held: ignored", "platform", platform, "appid", appid)
+	}
+	return nil
+}
+
+// Forget drops an authorization as Revoke does, because who runs the gateway says so. WeChat still has it, and the account
+// can authorise again. The error is ErrNotAuthorized if none is held; one that was revoked before is no error.
+func (m *Manager) Forget(ctx context.Context, platform, appid string) error {
+	known := false
+	_, dropped, err := m.end(ctx, AuthorizerKey(platform, appid), func(cur *record) (time.Time, bool) {
+		if known = cur != nil; !known || cur.revoked() {
+			return time.Time{}, false
+		}
+		at := time.Now().Truncate(time.Second)
+		if at.Before(cur.AuthorizedAt) {
+			at = cur.AuthorizedAt // by WeChat's clock, which is ahead
+		}
+		return at, true
+	})
+	switch {
+	case err != nil:
+		return err
+	case dropped:
+		m.env.Load().Log.Warn("an authorization is dropped by who runs the gateway; for WeChat it goes on", "platform", platform, "appid", appid)
+	case !known:
+		return fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
+	}
+	return nil
+}
+
+// end notes the end of an authorization. When is asked for its time, and whether there is anything to note.
+func (m *Manager) end(ctx context.Context, k Key, when func(cur *record) (at time.Time, ends bool)) (e *entry, dropped bool, err error) {
 	env, err := m.current()
 	if err != nil {
-		return err
+		return nil, false, err
 	}
-	k := AuthorizerKey(platform, appid)
 	if err := env.knows(k); err != nil {
-		return err
+		return nil, false, err
 	}
-	at = fromUnix(unix(at))
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	if e := m.cache.Load().get(k); e != nil && e.authorized() && !at.Before(e.rec.AuthorizedAt) {
-		e.refused.Store(true) // not served while the note is being written
+	if e := m.cache.Load().get(k); e != nil && e.authorized() {
+		if _, ends := when(e.rec); ends {
+			e.refused.Store(true) // not served while the note is being written
+		}
 	}
-	dropped := false
-	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
-		if dropped = cur == nil || !at.Before(cur.AuthorizedAt) && !(cur.revoked() && !at.After(cur.RevokedAt)); !dropped {
+	e, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+		at, ends := when(cur)
+		if dropped = ends; !ends {
 			return nil
 		}
 		next := &record{RevokedAt: at}
@@ -223,14 +265,12 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 		return next
 	})
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	if dropped {
 		m.troubles.over(k, secret.String{})
 		m.rosters.settled(k)
-		env.Log.Info("authorization revoked", "platform", platform, "appid", appid)
-	} else if e.authorized() {
-		env.Log.Info("revocation is older than the authorization held: ignored", "platform", platform, "appid", appid)
+		m.shown.Delete(k)
 	}
-	return nil
+	return e, dropped, nil
 }

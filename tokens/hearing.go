@@ -144,6 +144,7 @@ func (h *hearing) Changed(name string) {
 	c := m.cache.Load()
 	h.marks[c.place(k)].Store(m.beat.Add(1))
 	m.troubles.retry(k)
+	m.hearName(k)
 	if env := m.env.Load(); k.Kind == KindAuthorizer && env != nil {
 		m.strangers.absent.Delete(absentAccount{env.serial, h.since.Load(), k.AppID})
 	}

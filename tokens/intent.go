@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -104,11 +106,15 @@ func (in Intent) received(now time.Time) Intent {
 	return in
 }
 
+// intentJobs is how the names of the jobs begin that exchange codes.
+const intentJobs = "intent "
+
 func (m *Manager) queueIntent(hash string, in Intent) {
 	d := &duty{since: time.Now()} // by our clock: WeChat's may differ
-	m.intents.add(hash, in)
-	m.queue.add("intent "+hash, 0, func(ctx context.Context) error {
+	open := m.intents.add(hash, in)
+	m.queue.add(intentJobs+hash, 0, func(ctx context.Context) error {
 		err := m.fulfil(ctx, hash, in, d)
+		open.lost.Store(err == nil && d.lost)
 		if err == nil {
 			m.intents.done(hash, in)
 		}
@@ -118,34 +124,56 @@ func (m *Manager) queueIntent(hash string, in Intent) {
 
 // openIntents are the intents that this node is working on.
 type openIntents struct {
-	mu    sync.Mutex
-	byKey map[Key]map[string]Intent // by hash of the code
+	mu     sync.Mutex
+	byHash map[string]*openIntent    // by hash of the code
+	byKey  map[Key]map[string]Intent // likewise, below the account if that is known
 }
 
-func (o *openIntents) add(hash string, in Intent) {
+// openIntent is one of them.
+type openIntent struct {
+	Intent
+	lost atomic.Bool // nothing more can be done for it
+}
+
+func (o *openIntents) add(hash string, in Intent) *openIntent {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if in.AppID == "" {
-		return
-	}
-	k := AuthorizerKey(in.Platform, in.AppID)
-	if o.byKey == nil {
+	if o.byHash == nil {
+		o.byHash = make(map[string]*openIntent)
 		o.byKey = make(map[Key]map[string]Intent)
 	}
+	open := o.byHash[hash]
+	if open == nil { // else there is a job for it
+		open = &openIntent{Intent: in}
+		o.byHash[hash] = open
+	}
+	if in.AppID == "" {
+		return open
+	}
+	k := AuthorizerKey(in.Platform, in.AppID)
 	if o.byKey[k] == nil {
 		o.byKey[k] = make(map[string]Intent)
 	}
 	o.byKey[k][hash] = in
+	return open
 }
 
 func (o *openIntents) done(hash string, in Intent) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	delete(o.byHash, hash)
 	k := AuthorizerKey(in.Platform, in.AppID)
 	delete(o.byKey[k], hash)
 	if len(o.byKey[k]) == 0 {
 		delete(o.byKey, k)
 	}
+}
+
+// open returns them by the hashes of their codes.
+func (o *openIntents) open() map[string]*openIntent {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.byHash)
 }
 
 // latest is the intent of an account that WeChat pushed last.
@@ -180,6 +208,7 @@ func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key) error 
 type duty struct {
 	since time.Time // when it was taken up
 	said  time.Time // when the log last heard that it is tried again
+	lost  bool      // the code stands for nothing any more
 }
 
 // triedAgain tells the log about an attempt that failed, once and then rarely.
@@ -223,11 +252,13 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, d *duty) e
 		d.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", args...)
 		return err
 	case hopeless:
+		d.lost = true
 		env.Log.Error("authorization code died before it was exchanged: "+instead.Error(), args...)
 	case time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)):
 		d.triedAgain(env.Log, "authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
 		return instead
 	default:
+		d.lost = true
 		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization", append(args, "instead", instead)...)
 	}
 	return m.deleteRecord(ctx, env, intentName(hash))

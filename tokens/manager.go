@@ -54,6 +54,9 @@ type Manager struct {
 	written recentWrites
 
 	shares sharing
+	names  names
+	shown  *Window[Key, shownInfo]
+	orders *Window[Key, time.Time]
 
 	strangers strangers
 	verify    [verifyShards]verifyShard
@@ -74,6 +77,8 @@ type Manager struct {
 func NewManager() *Manager {
 	return &Manager{
 		strangers: newStrangers(),
+		shown:     NewWindow[Key, shownInfo](shownLife, maxShown),
+		orders:    NewWindow[Key, time.Time](RenewNowEvery, maxOrders),
 		confirm:   confirmFiles{accounts: NewWindow[Key, confirmState](confirmMemory, maxConfirmStates)},
 	}
 }

@@ -116,11 +116,16 @@ func (t *tally) moved() (r Moved) {
 
 // each calls work for 0 to n-1 on a few goroutines, until one fails.
 func each(ctx context.Context, n int, work func(ctx context.Context, i int) error) error {
+	return eachOn(ctx, n, moveWorkers, work)
+}
+
+// eachOn is each on so many goroutines.
+func eachOn(ctx context.Context, n, workers int, work func(ctx context.Context, i int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	todo := make(chan int)
 	var wg sync.WaitGroup
-	for range min(n, moveWorkers) {
+	for range min(n, workers) {
 		wg.Go(func() {
 			for i := range todo {
 				if err := work(ctx, i); err != nil {

@@ -72,9 +72,12 @@ func classOf(name string) (recordClass, bool) {
 	}
 }
 
-// shards are the folders that records are spread over below one.
+// shardCount is the number of folders that records are spread over below one.
+const shardCount = 256
+
+// shards are these folders.
 func shards(folder string) []string {
-	list := make([]string, 256)
+	list := make([]string, shardCount)
 	for i := range list {
 		list[i] = path.Join(folder, hex.EncodeToString([]byte{byte(i)}))
 	}

@@ -2,6 +2,8 @@ package tokens
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -21,6 +23,7 @@ type job struct {
 	running bool // at most once at a time
 	again   bool // added again while running
 	light   bool
+	awaited []chan error // get what the attempt that is under way, or else the next, comes to
 }
 
 // maxLight bounds the jobs that may as well not be done: what wanted one asks again.
@@ -94,6 +97,35 @@ func (q *retryQueue) hasten(id string) {
 	}
 }
 
+// attempt is one attempt of a job that somebody waits for.
+type attempt struct {
+	id    string
+	ended chan error // gets one
+}
+
+// tryNow makes all jobs due now whose ids have a prefix, also those that wait because they failed, and returns their
+// attempts, or those that are under way.
+func (q *retryQueue) tryNow(prefix string) (attempts []attempt) {
+	q.mu.Lock()
+	for id, j := range q.jobs {
+		if !strings.HasPrefix(id, prefix) {
+			continue
+		}
+		a := attempt{id, make(chan error, 1)}
+		j.awaited = append(j.awaited, a.ended)
+		if attempts = append(attempts, a); !j.running {
+			j.due = time.Now()
+		}
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	slices.SortFunc(attempts, func(a, b attempt) int { return strings.Compare(a.id, b.id) })
+	return attempts
+}
+
 // take returns a job that is due, marked as running, or else how long until the next one is; negative: none.
 func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 	q.mu.Lock()
@@ -121,6 +153,10 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	j.running = false
+	for _, ended := range j.awaited {
+		ended <- err
+	}
+	j.awaited = nil
 	retry, chosen := err.(retryError)
 	if j.light {
 		err, j.again = nil, false // also after a panic

@@ -47,19 +47,25 @@ func (m *Manager) renewIfStale(env *Environment, e *entry, now int64) {
 		return
 	}
 	launch(m, env.flight("renew", e.key), renewTimeout, func(ctx context.Context) (*entry, error) {
-		return m.renew(ctx, env, e.key, secret.String{})
+		return m.renew(ctx, env, e.key, secret.String{}, false)
 	})
 }
 
 // awaitRenewal waits for a renewal and returns its token, which is live and not the refused one.
 func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, refused secret.String) (Token, error) {
+	return m.awaitRenewalFor(ctx, env, k, refused, false)
+}
+
+// awaitRenewalFor is awaitRenewal. Ordered says that the token which is refused works as far as is known, and serves on
+// until there is another.
+func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (Token, error) {
 	// A flight that was under way when we joined may have been asked for less than we need: one more goes for us.
 	for range 2 {
 		if err := m.barred(k); err != nil {
 			return Token{}, err
 		}
 		e, err := share(ctx, m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
-			return m.renew(ctx, env, k, refused)
+			return m.renew(ctx, env, k, refused, ordered)
 		})
 		switch {
 		case err != nil:
@@ -98,8 +104,8 @@ func (m *Manager) barred(k Key) error {
 }
 
 // renew is one renewal: the cluster's lock, another look, WeChat, the store, the cache. It runs once per key at a
-// time on this node, also when the configuration changes meanwhile.
-func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused secret.String) (*entry, error) {
+// time on this node, also when the configuration changes meanwhile. Ordered: WeChat has not refused the token.
+func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (*entry, error) {
 	lock := k.recordName() + renewalLock
 	leave, err := m.locks.lock(ctx, lock)
 	if err != nil {
@@ -116,7 +122,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 	}
 	now := time.Now().UnixNano()
 	if e.refused.Load() {
-		refused = e.token.Value // also if the caller's was an earlier one
+		refused, ordered = e.token.Value, false // also if the caller's was an earlier one
 	}
 	isRefused := !refused.IsZero() && e.token.Value.Same(refused)
 	switch {
@@ -131,7 +137,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		env.Log.Error("the store gives no lock; renewing a token without it, another node may do the same",
 			"kind", k.Kind, "appid", k.owner(), "error", lockErr)
 	}
-	if isRefused {
+	if isRefused && !ordered {
 		if err := m.troubles.spend(k); err != nil {
 			return nil, err
 		}
@@ -152,7 +158,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 		return nil, err
 	}
-	if isRefused && now < e.staleAt && !g.access.Same(refused) {
+	if isRefused && !ordered && now < e.staleAt && !g.access.Same(refused) {
 		m.rogue(env, k)
 	}
 	return m.keep(ctx, env, k, e, g)
@@ -426,6 +432,7 @@ func (m *Manager) publish(k Key, rec *record, beat uint64) *entry {
 	e.readAt.Store(beat)
 	m.troubles.adopt(e)
 	c.put(e)
+	m.learnName(k, rec)
 	return e
 }
 

@@ -9,32 +9,15 @@ import (
 	"time"
 )
 
-// TokenState is what a node knows of a token without asking anybody.
-type TokenState struct {
-	ExpiresAt  time.Time // of the token in memory, dead or alive; zero: there is none
-	ObtainedAt time.Time
-	Live       bool // it can be used
-
-	Err      error     // why the last renewal failed; nil: it did not, or was not tried since the configuration changed
-	FailedAt time.Time // when that was
-	Failures int       // in a row
-}
-
-// TokenState returns the state of a token. It neither waits nor counts as a use of the token.
-func (m *Manager) TokenState(k Key) (s TokenState) {
-	c := m.cache.Load()
-	if c == nil {
-		return s
+// HeldToken returns how a token stands as far as this node knows without asking anybody. It neither waits nor counts as a
+// use of the token.
+func (m *Manager) HeldToken(k Key) TokenState {
+	if c := m.cache.Load(); c != nil {
+		if e := c.get(k); e != nil {
+			return m.tokenState(e)
+		}
 	}
-	if e := c.get(k); e != nil && !e.token.Value.IsZero() {
-		s.ExpiresAt, s.ObtainedAt, s.Live = e.token.ExpiresAt, e.rec.ObtainedAt, e.live(time.Now().UnixNano())
-	}
-	m.troubles.mu.Lock()
-	defer m.troubles.mu.Unlock()
-	if x := m.troubles.keys[k]; x != nil && x.failures > 0 {
-		s.Err, s.FailedAt, s.Failures = x.err, x.failedAt, x.failures
-	}
-	return s
+	return m.tokenState(&entry{key: k})
 }
 
 // PushRefusal returns why WeChat could not be asked, when it last was, to push a platform's tickets; nil: it could, or was

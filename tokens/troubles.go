@@ -147,6 +147,16 @@ func (t *troubles) hold(k Key) error {
 	return fmt.Errorf("%w: %w", ErrBackoff, x.err)
 }
 
+// last returns when the last failure was, how many there were in a row and the failure itself, if it was not made good since.
+func (t *troubles) last(k Key) (at time.Time, failures int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if x := t.keys[k]; x != nil && x.failures > 0 {
+		return x.failedAt, x.failures, x.err
+	}
+	return time.Time{}, 0, nil
+}
+
 // adopt gives a new entry of the cache what is known of its key's troubles.
 func (t *troubles) adopt(e *entry) {
 	t.mu.Lock()
