@@ -35,6 +35,7 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil
 	err, panicked := error(nil), true
 	defer func() { // Caddy's proxy panics to cut off an answer that has begun
+		call.enter(&req.entry)
 		switch {
 		case panicked && call.outcome != outcomeUnreachable:
 			a.count(req, outcomeCanceled) // it was the caller to whom nothing more could be written

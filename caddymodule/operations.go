@@ -23,7 +23,10 @@ type operation struct {
 // list is all there is.
 func (o *operations) list() []operation {
 	return []operation{
+		{http.MethodGet, "/explain", o.explainCode},
+		{http.MethodGet, "/feed", o.liveFeed},
 		{http.MethodGet, "/orphans", o.orphans},
+		{http.MethodGet, "/refusals", o.refusals},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},
 		{http.MethodPost, "/verify/{name}", o.addVerifyFile},

@@ -229,6 +229,7 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 		m.troubles.over(k, secret.String{})
 		m.rosters.settled(k)
 		env.Log.Info("authorization revoked", "platform", platform, "appid", appid)
+		env.Observer.Happened(Unauthorized, k, nil)
 	} else if e.authorized() {
 		env.Log.Info("revocation is older than the authorization held: ignored", "platform", platform, "appid", appid)
 	}
