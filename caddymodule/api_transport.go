@@ -169,7 +169,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
 func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, token secret.String) (res *http.Response, refused bool, err error) {
-	ctx, cancel := context.WithCancel(req.Context())
+	traced, end := traceCall(req.Context(), call, req.Method)
+	defer func() { end(res) }()
+	ctx, cancel := context.WithCancel(traced)
 	call.status, call.errcode, call.rid, call.reason = 0, 0, "", ""
 	res, err = t.HTTPTransport.RoundTrip(call.request(ctx, req.Method, origin, token))
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {

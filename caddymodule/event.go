@@ -160,7 +160,7 @@ func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		e.app.refuse(w, r, "event", p, err)
 		return nil
 	}
-	e.app.feedPush(p, feedEvent, outcomeOK)
+	e.app.feedPush(r.Context(), p, feedEvent, outcomeOK)
 	e.app.metrics().pushes.WithLabelValues("event", "ok").Inc()
 	e.app.metrics().pushDuration.WithLabelValues("event").Observe(time.Since(started).Seconds())
 	return nil

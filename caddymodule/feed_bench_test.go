@@ -51,7 +51,7 @@ func feedOfPush(tb testing.TB) func() {
 		p.entry = Entry{Time: at}
 		p.answered = at
 		app.nameMessage(p, f)
-		app.feedPush(p, feedPush, outcomeOK)
+		app.feedPush(tb.Context(), p, feedPush, outcomeOK)
 	}
 }
 

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -41,7 +42,7 @@ func (a *App) nameEvent(p *push) {
 }
 
 // feedPush enters a push that was accepted. Kind is what it is unless it turned out to be something else.
-func (a *App) feedPush(p *push, kind, outcome string) {
+func (a *App) feedPush(ctx context.Context, p *push, kind, outcome string) {
 	e := &p.entry
 	switch {
 	case e.Outcome != "": // of the backend
@@ -61,11 +62,12 @@ func (a *App) feedPush(p *push, kind, outcome string) {
 		answered = time.Now()
 	}
 	e.took = answered.Sub(e.Time)
+	traceEntry(ctx, e)
 	a.shared.feed.add(e)
 }
 
 // feedRefused enters a push that was refused.
-func (a *App) feedRefused(endpoint string, p *push, why *refusal) {
+func (a *App) feedRefused(ctx context.Context, endpoint string, p *push, why *refusal) {
 	e := &p.entry
 	if e.Kind == "" {
 		e.Kind = feedPush
@@ -82,6 +84,7 @@ func (a *App) feedRefused(endpoint string, p *push, why *refusal) {
 		e.Platform = p.platform.AppID
 	}
 	e.Status, e.Reason, e.took = why.status, why.reason, time.Since(e.Time)
+	traceEntry(ctx, e)
 	a.shared.feed.add(e)
 }
 

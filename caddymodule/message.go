@@ -230,7 +230,7 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	switch err := m.serve(w, r, next, p, started); {
 	case errors.Is(err, errHeld), errors.Is(err, errDropped):
 		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()
-		m.app.feedPush(p, feedPush, outcomeHeld)
+		m.app.feedPush(r.Context(), p, feedPush, outcomeHeld)
 		if errors.Is(err, errHeld) {
 			panic(http.ErrAbortHandler) // ends without an answer: who seems to have hung up may listen all the same
 		}
@@ -244,7 +244,7 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		p.answered = time.Now()
 	}
 	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())
-	m.app.feedPush(p, feedPush, outcomeOK)
+	m.app.feedPush(r.Context(), p, feedPush, outcomeOK)
 	return nil
 }
 

@@ -367,7 +367,7 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p 
 	if !ok {
 		why = errNotKept
 	}
-	a.feedRefused(endpoint, p, why)
+	a.feedRefused(r.Context(), endpoint, p, why)
 	a.metrics().pushes.WithLabelValues(endpoint, why.result).Inc()
 	fields := []zap.Field{
 		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
