@@ -159,7 +159,7 @@ func (a *API) proxyConfig() map[string]any {
 // ServeHTTP admits a call and passes it on, or answers it. It never returns an error while the request's URI may carry
 // a secret, because Caddy would log that URI.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	req := &apiRequest{Request: r}
+	req := &apiRequest{Request: r, started: time.Now()}
 	if refused := a.read(req); refused != nil {
 		return a.refuse(w, req, refused)
 	}
@@ -241,6 +241,7 @@ func (a *API) serveGateway(w http.ResponseWriter, req *apiRequest) error {
 	rec := caddyhttp.NewResponseRecorder(w, nil, nil)
 	err := a.serveUsers(rec, r, req.client)
 	outcome := outcomeOK
+	req.entry.Status = rec.Status()
 	if rec.Status() != http.StatusOK {
 		outcome = outcomeRefused
 	}
@@ -248,14 +249,15 @@ func (a *API) serveGateway(w http.ResponseWriter, req *apiRequest) error {
 	return err
 }
 
-// count counts a call.
+// count counts a call and enters it into the feed.
 func (a *API) count(req *apiRequest, outcome string) {
 	m := a.app.metrics()
 	if outcome == outcomeOK {
 		m.apiServed.of(req.clientName()).Inc()
-		return
+	} else {
+		m.apiRequests.WithLabelValues(req.clientName(), outcome).Inc()
 	}
-	m.apiRequests.WithLabelValues(req.clientName(), outcome).Inc()
+	a.feedCall(req, outcome)
 }
 
 // announce tells placeholders and the access log who calls for whom, as far as that is known.
@@ -287,6 +289,9 @@ func (req *apiRequest) placeholder(key string) (any, bool) {
 // refuse writes a refusal, counts it and logs it.
 func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal) error {
 	a.announce(req)
+	status := req.statusFor(refused)
+	req.entry.Status, req.entry.ErrCode, req.entry.Reason, req.entry.wechats = status, refused.code, refused.msg, refused.wechats
+	req.entry.RID = refused.rid
 	a.count(req, req.outcome(refused))
 	level := zapcore.DebugLevel
 	missed := 0
@@ -301,7 +306,6 @@ func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal
 			zap.String("rule", refused.rule), zap.Int64("errcode", refused.code), zap.String("reason", refused.msg),
 			zap.String("remote", req.RemoteAddr), zap.Int("not_logged", missed))
 	}
-	status := req.statusFor(refused)
 	switch status {
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", "Bearer")

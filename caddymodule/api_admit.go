@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -35,6 +36,10 @@ type apiRequest struct {
 	platform    string // of the authorizer appid, if the caller's token was given out for that one
 	client      *Client
 	fingerprint string // of the client's key
+
+	// For the feed.
+	started time.Time
+	entry   Entry
 }
 
 // clientName is the client's, or empty while there is none.

@@ -18,6 +18,9 @@ type apiRefusal struct {
 	code   int64  // errcode; for trouble between the gateway and WeChat, the HTTP status
 	msg    string // errmsg: what is wrong and what to do, without a secret
 	rule   string // which check refused, for the log
+	// wechats: the code is one that WeChat gave for a token, with that request id.
+	wechats bool
+	rid     string
 }
 
 func refuse(status int, code int64, rule, format string, args ...any) *apiRefusal {
@@ -71,7 +74,9 @@ func tokenRefusal(err error, appid string, sdk bool) *apiRefusal {
 			return refuse(http.StatusOK, codeUnauthorizedAPI, "token", "WeChat gives the gateway no token for %s: %d %s [gateway: %s]",
 				appid, api.Code, api.Msg, known.Remedy.EN)
 		}
-		return refuse(http.StatusOK, api.Code, "token", "%s", withRemedy(api))
+		refused := refuse(http.StatusOK, api.Code, "token", "%s", withRemedy(api))
+		refused.wechats, refused.rid = true, api.RID
+		return refused
 	}
 	switch {
 	case errors.Is(err, tokens.ErrStore), errors.Is(err, tokens.ErrClosed):

@@ -35,6 +35,7 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil
 	err, panicked := error(nil), true
 	defer func() { // Caddy's proxy panics to cut off an answer that has begun
+		call.enter(&req.entry)
 		switch {
 		case panicked && call.outcome != outcomeUnreachable:
 			a.count(req, outcomeCanceled) // it was the caller to whom nothing more could be written
@@ -81,6 +82,7 @@ func staysHere(name string) bool {
 	case "Authorization", "Cookie", "Cookie2", "Idempotency-Key", "X-Idempotency-Key", // an idempotency key makes net/http send a POST twice
 		"Forwarded", "True-Client-Ip", "X-Cluster-Client-Ip", "X-Remote-Ip", "X-Remote-Addr", "Client-Ip", "X-Host", "X-Scheme", "X-Url-Scheme",
 		"Via", "Origin", "Referer", "Early-Data", "Front-End-Https", "X-Method-Override", "X-Http-Method",
+		"Traceparent", "Tracestate", "Baggage", "B3", "Uber-Trace-Id", "Sentry-Trace", "X-Cloud-Trace-Context",
 		"Accept-Encoding", "Expect", "Content-Length", "Host",
 		"Connection", "Keep-Alive", "Upgrade", "Te", "Trailer", "Transfer-Encoding", "Alt-Svc", "Incremental":
 		return true
@@ -95,11 +97,13 @@ func staysHere(name string) bool {
 const stayInitials = "XCFAPS:"
 
 // stayPrefixes begin the headers with which proxies and CDNs tell each other where a request came from and what it was
-// before they changed it, and the gateway's own.
+// before they changed it, the gateway's own, and those of tracing, which Caddy's handler of that name adds: WeChat is no part
+// of anybody's trace.
 var stayPrefixes = []string{
 	"X-Wechat-", "X-Forward", "X-Origin", "X-Rewrite-", "X-Real-", "X-Client-", "X-Proxy", "X-Http-Method-",
 	"X-Envoy-", "X-Amz", "X-Azure-", "X-Appengine-", "Cf-", "Cdn-", "Fastly-", "Fly-", "Akamai-", "X-Akamai-",
 	"Proxy-", "Sec-", ":",
+	"X-B3-", "Uberctx-", "Ot-Tracer-", "Ot-Baggage-", "X-Ot-", "X-Datadog-",
 }
 
 // nominated reports whether a Connection header names a header as being for this hop only.

@@ -51,6 +51,7 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 		return res, false, nil
 	}
 	call.outcome = outcomeError
+	call.errcode, call.rid = code, strings.Clone(tokens.RequestID(string(head)))
 	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
 	t.explain(call, code, head)
 	if code == codeNotAuthorized && call.key.Kind == tokens.KindAuthorizer {
@@ -68,12 +69,13 @@ func (t *Transport) halfAnswer(call *apiCall, err error) *apiRefusal {
 	if ok, missed := t.lost.allow(); ok {
 		t.logger.Warn("WeChat began to answer and fell silent", zap.Inline(call), zap.Duration("waited", t.stall), zap.Int("not_logged", missed))
 	}
-	return unreachable(err, "WeChat began to answer and did not go on")
+	call.reason = "WeChat began to answer and did not go on"
+	return unreachable(err, call.reason)
 }
 
 // notAPI refuses an answer that cannot be WeChat's API speaking.
 func (t *Transport) notAPI(call *apiCall, what string) *apiRefusal {
-	call.outcome = outcomeUnreachable
+	call.outcome, call.reason = outcomeUnreachable, "WeChat's host gave no usable answer: "+what
 	if ok, missed := t.lost.allow(); ok {
 		t.logger.Warn("answer from WeChat's host is not its API's", zap.String("reason", what), zap.Inline(call), zap.Int("not_logged", missed))
 	}

@@ -107,6 +107,12 @@ type apiCall struct {
 	appid  string
 
 	outcome string // for the metric
+
+	// For the feed: WeChat's status, errcode and request id, or why there is no answer of WeChat's.
+	status  int
+	errcode int64
+	rid     string
+	reason  string
 }
 
 // repeatable reports whether the call may be sent a second time, whole.
@@ -165,7 +171,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
 func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, token secret.String) (res *http.Response, refused bool, err error) {
-	res, err = t.HTTPTransport.RoundTrip(call.request(req.Context(), req.Method, origin, token))
+	traced, end := traceCall(req.Context(), call, req.Method)
+	defer func() { end(res) }()
+	call.status, call.errcode, call.rid, call.reason = 0, 0, "", ""
+	res, err = t.HTTPTransport.RoundTrip(call.request(traced, req.Method, origin, token))
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}
@@ -176,6 +185,7 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 		return nil, false, err
 	}
 	t.hosts[origin].ok()
+	call.status = res.StatusCode
 	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
@@ -221,6 +231,7 @@ func (t *Transport) failed(req *http.Request, call *apiCall, err error) (*http.R
 	}
 	call.outcome = outcomeUnreachable
 	if call.body != nil && call.body.failed() {
+		call.reason = "the request's body broke off"
 		return ownAnswer(req, refuse(http.StatusBadRequest, http.StatusBadRequest, "body", "the request's body broke off")), nil
 	}
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); dialing {
@@ -230,7 +241,9 @@ func (t *Transport) failed(req *http.Request, call *apiCall, err error) (*http.R
 		t.logger.Warn("exchange with WeChat failed; it is not repeated", zap.Inline(call),
 			zap.String("reason", safeReason(err)), zap.Int("not_logged", missed))
 	}
-	return ownAnswer(req, unreachable(err, "WeChat was called but did not answer")), nil
+	refused := unreachable(err, "WeChat was called but did not answer")
+	call.reason = refused.msg
+	return ownAnswer(req, refused), nil
 }
 
 // safeReason is the text of an error of net/http's, unless it may quote an answer or a URL.

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -108,13 +109,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.store = store
-	shared, err := acquireShared(store.Identity())
+	shared, err := acquireShared(store.Identity(), storeName(store))
 	if err != nil {
 		return err
 	}
 	a.shared, a.poolKey = shared, store.Identity()
 	a.env = &tokens.Environment{
-		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: shared.health,
+		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: &watcher{shared.health, shared},
 	}
 	if a.env.Spill, err = a.spillFolder(r, store.Identity()); err != nil {
 		return err
@@ -129,6 +130,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	for _, acc := range a.Accounts {
 		acc.ring = shared.health.ring(acc.AppID, acc.prints)
 		a.env.Accounts = append(a.env.Accounts, tokens.AccountCredentials{AppID: acc.AppID, Secret: acc.secret})
+	}
+	if err := a.provisionEvents(ctx); err != nil {
+		return err
 	}
 	if err := shared.metrics.register(ctx.GetMetricsRegistry(), usersCollector{shared.users}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -199,6 +203,20 @@ func (a *App) resolveSealKeys(r resolver) ([][]byte, error) {
 		}
 	}
 	return keys, nil
+}
+
+// provisionEvents finds the events app of this configuration.
+func (a *App) provisionEvents(ctx caddy.Context) error {
+	v, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("events: %w", err)
+	}
+	events, ok := v.(*caddyevents.App)
+	if !ok {
+		return fmt.Errorf("the app named events is a %T", v)
+	}
+	a.shared.introduce(a.env, &emitter{ctx: ctx, app: events})
+	return nil
 }
 
 // spillFolder is where this process keeps what the store of that identity does not take.

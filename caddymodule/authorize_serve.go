@@ -62,6 +62,14 @@ type linkOptions struct {
 	categories []int
 }
 
+// platformID is the appid of the platform that the request is for, as far as that is known.
+func (req *authorizeRequest) platformID() string {
+	if req.platform == nil {
+		return ""
+	}
+	return req.platform.AppID
+}
+
 // parse takes a path apart; nil: it is none of the handler's.
 func (a *Authorize) parse(path string) *authorizeRequest {
 	below, ok := strings.CutPrefix(path, a.base)
@@ -90,7 +98,9 @@ func (a *Authorize) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddy
 	if req == nil {
 		return next.ServeHTTP(w, r)
 	}
+	started := time.Now()
 	result, failure := a.serve(w, r, req)
+	a.app.feedStep(feedAuthorization, string(req.step), started, "", req.platformID(), result, failure)
 	if failure == nil {
 		a.count(req.step, result)
 		return nil

@@ -58,17 +58,7 @@ func explain(w io.Writer, codes []string, asJSON bool) error {
 			_, _ = fmt.Fprintf(w, "%d  (%s)\n  %s\n  %s\n  remedy: %s\n  处理: %s\n", e.Code, e.Class, e.Meaning.EN, e.Meaning.ZH, e.Remedy.EN, e.Remedy.ZH)
 			continue
 		}
-		type text struct {
-			EN string `json:"en"`
-			ZH string `json:"zh"`
-		}
-		line, err := json.Marshal(struct {
-			Code    int64        `json:"errcode"`
-			Known   bool         `json:"known"`
-			Class   tokens.Class `json:"class"`
-			Meaning text         `json:"meaning"`
-			Remedy  text         `json:"remedy"`
-		}{e.Code, known, e.Class, text(e.Meaning), text(e.Remedy)})
+		line, err := json.Marshal(newExplanation(code))
 		if err != nil {
 			return err
 		}

@@ -155,10 +155,12 @@ func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	started := time.Now()
 	p := newPush()
 	defer p.release()
+	p.entry.Time = started
 	if err := e.serve(w, r, next, p); err != nil {
-		e.app.refuse(w, r, "event", err)
+		e.app.refuse(w, r, "event", p, err)
 		return nil
 	}
+	e.app.feedPush(r.Context(), p, feedEvent, outcomeOK)
 	e.app.metrics().pushes.WithLabelValues("event", "ok").Inc()
 	e.app.metrics().pushDuration.WithLabelValues("event").Observe(time.Since(started).Seconds())
 	return nil
@@ -187,6 +189,8 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		if err := e.app.inTime(p, window); err != nil {
 			return err
 		}
+		p.entry.Platform, p.entry.What = p.platform.AppID, e.app.shared.feed.words.name(string(p.fields.MsgType), "")
+		p.entry.Reason = "a message came to the authorization-event URL"
 		e.misdirected(w, r, p)
 		return nil
 	}
@@ -204,6 +208,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) error {
 	f := &p.fields
 	infoType := string(f.InfoType)
+	a.nameEvent(p)
 	if err := a.inTime(p, window); err != nil {
 		if infoType != "component_verify_ticket" || p.query.inWindow(math.MaxInt64) != nil {
 			return err

@@ -60,3 +60,25 @@ func withRemedy(refusal *tokens.APIError) string {
 	}
 	return refusal.Msg + " [gateway: " + known.Remedy.EN + "]"
 }
+
+// explanation is what is known of an errcode, as JSON.
+type explanation struct {
+	Code    int64          `json:"errcode"`
+	Known   bool           `json:"known"`
+	Class   tokens.Class   `json:"class"`
+	Meaning *explainedText `json:"meaning"`
+	Remedy  *explainedText `json:"remedy"`
+}
+
+// explainedText is a text for people, as JSON.
+type explainedText struct {
+	EN string `json:"en"`
+	ZH string `json:"zh"`
+}
+
+func newExplainedText(t tokens.Text) *explainedText { return &explainedText{t.EN, t.ZH} }
+
+func newExplanation(code int64) explanation {
+	e, known := tokens.Explain(code)
+	return explanation{code, known, e.Class, newExplainedText(e.Meaning), newExplainedText(e.Remedy)}
+}

@@ -387,5 +387,3 @@ func (t *hostTable) shown() (hosts map[string]*hostHealth, names []string) {
 	defer t.mu.Unlock()
 	return maps.Clone(t.hosts), slices.Sorted(maps.Keys(t.hosts))
 }
-
-var _ tokens.Observer = (*health)(nil)

@@ -123,7 +123,7 @@ func TestOAuthOnSeveralNodes(t *testing.T) {
 	if codes[http.StatusOK] != 1 {
 		t.Errorf("redeemed once: %v", codes)
 	}
-	if n := counted(t, nodes[0].metrics().storeErrors, "share"); n == 0 {
+	if n := counted(t, nodes[0].metrics().storeErrors, "redis", "share"); n == 0 {
 		t.Error("no metric says that nothing was shared")
 	}
 }

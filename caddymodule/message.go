@@ -226,15 +226,17 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	started := time.Now()
 	p := newPush()
 	defer p.release()
+	p.entry.Time = started
 	switch err := m.serve(w, r, next, p, started); {
 	case errors.Is(err, errHeld), errors.Is(err, errDropped):
 		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()
+		m.app.feedPush(r.Context(), p, feedPush, outcomeHeld)
 		if errors.Is(err, errHeld) {
 			panic(http.ErrAbortHandler) // ends without an answer: who seems to have hung up may listen all the same
 		}
 		return nil
 	case err != nil:
-		m.app.refuse(w, r, "message", err)
+		m.app.refuse(w, r, "message", p, err)
 		return nil
 	}
 	m.app.metrics().messageOK.Inc()
@@ -242,6 +244,7 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		p.answered = time.Now()
 	}
 	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())
+	m.app.feedPush(r.Context(), p, feedPush, outcomeOK)
 	return nil
 }
 
@@ -257,6 +260,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	window := time.Duration(m.TimestampWindow)
 	appid, candidates := m.candidates(r.URL.Path)
+	p.entry.AppID = appid
 	switch r.Method {
 	case http.MethodGet:
 		return p.handshake(w, candidates, window)
@@ -295,7 +299,9 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if p.plain && !m.app.shared.firstBody(p, window, m.clustered) {
 		return errReplayed
 	}
-	return m.pass(w, r, next, p, newFacts(p, appid), started)
+	f := newFacts(p, appid)
+	m.app.nameMessage(p, f)
+	return m.pass(w, r, next, p, f, started)
 }
 
 // isForAnother reports whether a platform's push names another account than the path does. The path is not signed, so

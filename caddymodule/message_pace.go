@@ -396,6 +396,9 @@ func (m *Message) note(p *push, f *facts, a passiveReply, why error) {
 		m.app.metrics().replies.WithLabelValues(a.outcome).Inc()
 	}
 	m.app.sawAnswered(f.appid, a.outcome, why)
+	if a.outcome == outcomeLost || a.outcome == outcomeUnusable {
+		p.entry.Outcome, p.entry.Reason = outcomeFailed, backendReason(a.outcome, why)
+	}
 	switch a.outcome {
 	case outcomeLost:
 		m.app.logger.Error("a push is lost: no backend could be reached before WeChat's last push; the sender sees the fallback or nothing",
@@ -506,6 +509,7 @@ func (m *Message) writeAnswer(w http.ResponseWriter, p *push, a passiveReply) {
 
 // writeSlow answers the last push without the backend's answer.
 func (m *Message) writeSlow(w http.ResponseWriter, p *push) {
+	p.slow = true
 	if m.SlowReply != slowText || m.app.writeReply(w, p, textReply(p, m.SlowReplyText)) != nil {
 		writePlain(w, success)
 	}

@@ -37,6 +37,9 @@ type metrics struct {
 	authorize       *prometheus.CounterVec
 	storeDuration   *prometheus.HistogramVec
 	storeErrors     *prometheus.CounterVec
+	lockWait        prometheus.Histogram
+	eventsDropped   prometheus.Counter
+	store           string // the store's module, as a label
 
 	// Those of every message, so that none looks for them.
 	messageOK       prometheus.Counter
@@ -107,8 +110,14 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		oauth:         counter("oauth_total", "OAuth steps, by step and result.", "step", "result"),
 		jssdk:         counter("jssdk_total", "Pages to be signed for the JS-SDK, by result.", "result"),
 		authorize:     counter("authorize_total", "Steps of authorizing a platform, by step and result.", "step", "result"),
-		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "op"),
-		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "op"),
+		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "store", "op"),
+		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "store", "op"),
+		lockWait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "lock_wait_seconds", Help: "Time until the store gave a lock, or did not.", Buckets: prometheus.DefBuckets,
+		}),
+		eventsDropped: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "caddy", Subsystem: "wechat", Name: "events_dropped_total", Help: "Events that no handler heard of, because those that are subscribed are too slow.",
+		}),
 	}
 	m.messageOK, m.messageDuration = m.pushes.WithLabelValues("message", "ok"), m.pushDuration.WithLabelValues("message")
 	m.messageSealed = m.replies.WithLabelValues(outcomeSealed)
@@ -120,6 +129,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
 		m.apiErrors, m.oauth, m.jssdk, m.authorize, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
+		m.lockWait, m.eventsDropped,
 		m.joined, m.takenOver, m.degraded, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }
@@ -164,6 +174,8 @@ type keepingCollector struct{ manager *tokens.Manager }
 var (
 	ticketAgeDesc = prometheus.NewDesc("caddy_wechat_ticket_age_seconds",
 		"Time since the newest component_verify_ticket came; WeChat pushes one every ten minutes.", []string{"platform"}, nil)
+	tokensCachedDesc = prometheus.NewDesc("caddy_wechat_tokens_cached",
+		"Tokens in memory, by kind.", []string{"kind"}, nil)
 	recordsWaitingDesc = prometheus.NewDesc("caddy_wechat_records_waiting",
 		"Token records that the store has not taken yet, in the spill folder or in memory.", nil, nil)
 	recordsUnsavedDesc = prometheus.NewDesc("caddy_wechat_records_unsaved",
@@ -173,6 +185,7 @@ var (
 // Describe implements prometheus.Collector.
 func (keepingCollector) Describe(c chan<- *prometheus.Desc) {
 	c <- ticketAgeDesc
+	c <- tokensCachedDesc
 	c <- recordsWaitingDesc
 	c <- recordsUnsavedDesc
 }
@@ -184,16 +197,20 @@ func (k keepingCollector) Collect(c chan<- prometheus.Metric) {
 			c <- prometheus.MustNewConstMetric(ticketAgeDesc, prometheus.GaugeValue, time.Since(came).Seconds(), platform)
 		}
 	}
+	for kind, n := range k.manager.Cached() {
+		c <- prometheus.MustNewConstMetric(tokensCachedDesc, prometheus.GaugeValue, float64(n), string(kind))
+	}
 	c <- prometheus.MustNewConstMetric(recordsWaitingDesc, prometheus.GaugeValue, float64(k.manager.Waiting()))
 	c <- prometheus.MustNewConstMetric(recordsUnsavedDesc, prometheus.GaugeValue, float64(k.manager.Unsaved()))
 }
 
 // StoreOperation implements tokens.Observer.
 func (m *metrics) StoreOperation(op string, took time.Duration, err error) {
-	m.storeDuration.WithLabelValues(op).Observe(took.Seconds())
+	m.storeDuration.WithLabelValues(m.store, op).Observe(took.Seconds())
+	if op == "lock" {
+		m.lockWait.Observe(took.Seconds())
+	}
 	if err != nil {
-		m.storeErrors.WithLabelValues(op).Inc()
+		m.storeErrors.WithLabelValues(m.store, op).Inc()
 	}
 }
-
-var _ tokens.Observer = (*metrics)(nil)

@@ -74,7 +74,9 @@ func (o *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	if req == nil {
 		return next.ServeHTTP(w, r)
 	}
+	started := time.Now()
 	answer, failure := o.serve(r, req)
+	o.app.feedStep(feedLogin, string(req.step), started, req.appid, req.platform, outcomeOK, failure)
 	if failure != nil {
 		if failure.page.status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", "GET, HEAD")

@@ -112,7 +112,7 @@ type accountType struct {
 }
 
 type permissionSet struct {
-	ID   int        `json:"id"`
+	ID   int          `json:"id"`
 	Name *tokens.Text `json:"name,omitempty"` // nil: it is not known here
 }
 
@@ -162,7 +162,7 @@ func (o *operations) authorizer(w http.ResponseWriter, r *http.Request) error {
 		listedAuthorizer: newListedAuthorizer(d.ListedAuthorizer), AuthorizedAt: utc(d.AuthorizedAt), RevokedAt: utc(d.RevokedAt),
 		Principal: d.Principal, PermissionSets: []permissionSet{}, Token: newTokenState(d.Token),
 	}
-	shown.LastPush, shown.LastCall, shown.LastError = o.app.feed().of(appid)
+	shown.LastPush, shown.LastCall, shown.LastError = o.app.shared.feed.of(appid)
 	if d.Asked {
 		shown.Type = &accountType{d.MiniProgram}
 	}

@@ -36,6 +36,8 @@ type shared struct {
 	users   *tokens.UserTable
 	metrics *metrics
 	health  *health
+	feed    *feed
+	events  *eventQueue
 	calls   *callTable
 	claims  *claims
 	// bodies has the text that came with each timestamp and nonce in plaintext mode.
@@ -51,21 +53,26 @@ type shared struct {
 
 	mu           sync.Mutex
 	environments []*tokens.Environment // in force and waiting, the current one last
+	emitters     map[*tokens.Environment]*emitter
 }
 
-func acquireShared(identity string) (*shared, error) {
+// acquireShared takes the state of the store with that identity. Module is the store's, as a label.
+func acquireShared(identity, module string) (*shared, error) {
 	v, _, err := sharedPool.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		manager := tokens.NewManager()
 		s := &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
-			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(),
+			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(), feed: newFeed(),
 			authorizations: newAuthorizations(manager),
 		}
 		s.users.Share(manager)
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
+		s.metrics.store = module
 		s.health = newHealth(s.metrics)
+		s.events = newEventQueue(ctx, s.metrics.eventsDropped.Inc)
+		s.emitters = make(map[*tokens.Environment]*emitter)
 		s.claims = newClaims(s.calls, s.metrics.degraded)
 		return s, nil
 	})
@@ -85,8 +92,16 @@ func (s *shared) use(env *tokens.Environment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.environments = append(s.environments, env)
+	s.events.current.Store(s.emitters[env])
 	s.manager.Use(env)
 	s.claims.use(env)
+}
+
+// introduce says how the configuration of an environment emits events, before it is in force.
+func (s *shared) introduce(env *tokens.Environment, e *emitter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.emitters[env] = e
 }
 
 // retire withdraws an environment. When it is the current one, because its configuration was refused after all, the
@@ -94,13 +109,18 @@ func (s *shared) use(env *tokens.Environment) {
 func (s *shared) retire(env *tokens.Environment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.emitters, env)
 	i := slices.Index(s.environments, env)
 	if i < 0 {
 		return
 	}
 	current := i == len(s.environments)-1
 	s.environments = slices.Delete(s.environments, i, i+1)
+	if current && i == 0 {
+		s.events.current.Store(nil) // nobody can hear them any more
+	}
 	if current && i > 0 {
+		s.events.current.Store(s.emitters[s.environments[i-1]])
 		s.manager.Use(s.environments[i-1])
 		s.claims.use(s.environments[i-1])
 	}
@@ -166,6 +186,7 @@ func (s *shared) Destruct() error {
 	case <-time.After(drainTimeout):
 	}
 	s.cancel()
+	s.events.close(drainTimeout)
 	s.claims.close()
 	s.manager.Close()
 	s.users.Close()

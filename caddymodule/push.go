@@ -40,6 +40,8 @@ type push struct {
 	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
 	guard    *bodyGuard    // in plaintext mode, if other nodes are to say whether the text is the first
 	answered time.Time     // if its handler was busy for longer
+	slow     bool          // it was answered without the backend's answer
+	entry    Entry         // of the feed
 }
 
 var pushPool = sync.Pool{New: func() any { return &push{body: make([]byte, 0, 4<<10)} }}
@@ -370,11 +372,12 @@ const (
 
 // refuse answers a push that is not accepted, counts it, and logs why. It does not return the error to Caddy, which
 // would log the URI and with it signatures and openids.
-func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, err error) {
+func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p *push, err error) {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
 		why = errNotKept
 	}
+	a.feedRefused(r.Context(), endpoint, p, why)
 	a.metrics().pushes.WithLabelValues(endpoint, why.result).Inc()
 	a.sawRefused(r, endpoint, why)
 	fields := []zap.Field{

@@ -107,6 +107,8 @@ func (a *App) answerReleaseCheck(w http.ResponseWriter, p *push, appid string) b
 	default:
 		writePlain(w, success)
 	}
+	p.entry.AppID, p.entry.Platform, p.entry.What = appid, p.platform.AppID, whatReleaseCheck
+	a.shared.events.emit(happening{name: eventReleaseCheck, platform: p.platform.AppID, appid: appid})
 	a.metrics().replies.WithLabelValues(outcomeReleaseCheck).Inc()
 	a.logger.Info("release check answered", zap.String("platform", p.platform.AppID), zap.String("appid", appid), zap.String("item", item))
 	return true

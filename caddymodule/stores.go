@@ -61,6 +61,14 @@ func (s *CaddyStore) Identity() string {
 	return fmt.Sprintf("%T %s", s.storage, settings)
 }
 
+// storeName is what a store's module is called in the configuration.
+func storeName(store StoreModule) string {
+	if m, ok := store.(caddy.Module); ok {
+		return m.CaddyModule().ID.Name()
+	}
+	return "" // Caddy loads nothing else
+}
+
 func (a *App) provisionStore(ctx caddy.Context) (StoreModule, error) {
 	if len(a.StoreRaw) == 0 {
 		a.StoreRaw = json.RawMessage(`{"module":"caddy"}`)

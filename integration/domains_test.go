@@ -79,7 +79,7 @@ func shakeHandsAt(ctx context.Context, w *integration.World, addr, name string) 
 // storeLoads is how often the gateway has read its store.
 func storeLoads(t *testing.T, w *integration.World) int {
 	t.Helper()
-	n, err := strconv.Atoi(metric(t, w, `caddy_wechat_store_operation_duration_seconds_count{op="load"}`))
+	n, err := strconv.Atoi(metric(t, w, `caddy_wechat_store_operation_duration_seconds_count{op="load",store="caddy"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

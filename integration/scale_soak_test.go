@@ -493,7 +493,7 @@ func seededCall(t *testing.T, w *integration.World, n int) callCost {
 // metrics are the samples of a /metrics page, by name and labels.
 type metrics map[string]int
 
-var storeOperation = regexp.MustCompile(`^caddy_wechat_store_operation_duration_seconds_count\{op="(\w+)"\}$`)
+var storeOperation = regexp.MustCompile(`^caddy_wechat_store_operation_duration_seconds_count\{op="(\w+)",store="\w+"\}$`)
 
 func metricsOf(t *testing.T, w *integration.World) metrics {
 	t.Helper()

@@ -271,6 +271,7 @@ func (m *Manager) end(ctx context.Context, k Key, when func(cur *record) (at tim
 		m.troubles.over(k, secret.String{})
 		m.rosters.settled(k)
 		m.shown.Delete(k)
+		env.Observer.Happened(Unauthorized, k, nil)
 	}
 	return e, dropped, nil
 }

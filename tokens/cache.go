@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,10 +114,12 @@ type cache struct {
 		sync.RWMutex
 		_ [40]byte // a cache line each
 	}
-	closed bool // guarded by all guards
+	closed bool                        // guarded by all guards
+	tokens [len(allKinds)]atomic.Int64 // that are in it, as far as ristretto says
 }
 
 func newCache() (*cache, error) {
+	c := &cache{seed: maphash.MakeSeed()}
 	entries, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
 		NumCounters:            cacheCounters,
 		MaxCost:                cacheEntries,
@@ -127,11 +130,34 @@ func newCache() (*cache, error) {
 		ShouldUpdate: func(next, held *entry) bool {
 			return next.key != held.key || !held.rec.supersedes(next.rec)
 		},
+		OnExit: func(e *entry) { c.count(e, -1) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &cache{entries: entries, seed: maphash.MakeSeed()}, nil
+	c.entries = entries
+	return c, nil
+}
+
+// count notes that an entry came in or went.
+func (c *cache) count(e *entry, n int64) {
+	if e == nil || e.token.Value.IsZero() {
+		return
+	}
+	if i := slices.Index(allKinds[:], e.key.Kind); i >= 0 {
+		c.tokens[i].Add(n)
+	}
+}
+
+// Cached is how many tokens of each kind are in memory.
+func (m *Manager) Cached() map[Kind]int {
+	cached := make(map[Kind]int, len(allKinds))
+	if c := m.cache.Load(); c != nil {
+		for i, kind := range allKinds {
+			cached[kind] = int(c.tokens[i].Load())
+		}
+	}
+	return cached
 }
 
 // get returns the key's entry, or nil.
@@ -160,7 +186,10 @@ func (c *cache) put(e *entry) {
 	if c.closed {
 		return
 	}
-	c.entries.Set(h, e, 1)
+	c.count(e, 1)
+	if !c.entries.Set(h, e, 1) {
+		c.count(e, -1) // dropped, without a word to OnExit
+	}
 	// A new item waits in a buffer and is dropped there if an item of the key arrived before it.
 	c.entries.Wait()
 	if held, ok := c.entries.Get(h); ok && held != e && held.key == e.key && !held.rec.supersedes(e.rec) {

@@ -181,7 +181,7 @@ func (m *Manager) confirmFile(ctx context.Context, env *Environment, k Key, ever
 		if err != nil && !errors.Is(err, ErrNoTicket) && m.confirm.say(k.Platform) {
 			args := []any{"platform", k.Platform, "appid", k.owner(), "error", err}
 			if api, ok := errors.AsType[*APIError](err); ok {
-				args = append(args, api.Explained()...)
+				args = append(args, m.explained(k, api)...)
 			}
 			env.Log.Warn("WeChat gives no verification file for the web-view domain; tried again", args...)
 		}

@@ -514,8 +514,9 @@ func (o *observed) TokenRefreshed(kind Kind, _ string, _ time.Duration, err erro
 	}
 }
 
-func (o *observed) RogueRefresh(Kind, string) {}
-func (o *observed) TokenAwaited(int)          {}
+func (o *observed) RogueRefresh(Kind, string)      {}
+func (o *observed) TokenAwaited(int)               {}
+func (o *observed) Happened(Happening, Key, error) {}
 
 func (o *observed) StoreOperation(op string, _ time.Duration, err error) {
 	o.mu.Lock()

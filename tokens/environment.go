@@ -32,10 +32,27 @@ type Observer interface {
 	// RogueRefresh reports a token that WeChat refused long before its end, although no node here renewed it: another
 	// system is refreshing the tokens of that appid.
 	RogueRefresh(kind Kind, appid string)
+	// Happened reports what those who run the gateway, and their programs, may want to hear of. Err is why something failed.
+	Happened(what Happening, k Key, err error)
 	// StoreOperation reports one operation on the store: load, store, delete, list, lock, or share, which is a
 	// step of what nodes share for a short time.
 	StoreOperation(op string, took time.Duration, err error)
 }
+
+// Happening is what Observer hears of a key.
+type Happening uint8
+
+// What can happen.
+const (
+	TicketReceived Happening = iota // WeChat pushed a platform's ticket that is newer than the one held
+	TicketOverdue                   // none came for ticketOverdue; said again with each look
+	Authorized                      // the account authorised the platform, or authorised it again
+	Unauthorized                    // it took that back
+	TokenRenewed                    // by a call to WeChat
+	TokenFailed                     // WeChat gave none
+	TokenRogue                      // see RogueRefresh
+	CallFailed                      // WeChat refused another call of the gateway's own
+)
 
 // Environment is what one generation of the configuration brings. It must not be changed after Use.
 type Environment struct {
@@ -116,6 +133,7 @@ type noObserver struct{}
 func (noObserver) TokenRefreshed(Kind, string, time.Duration, error) {}
 func (noObserver) TokenAwaited(int)                                  {}
 func (noObserver) RogueRefresh(Kind, string)                         {}
+func (noObserver) Happened(Happening, Key, error)                    {}
 func (noObserver) StoreOperation(string, time.Duration, error)       {}
 
 var _ Observer = noObserver{}

@@ -139,6 +139,7 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 	m.done.put(c.hash(), g.appid)
 	_ = m.sharedPut(ctx, exchangedName(c.hash()), exchangedWire{g.appid}, codeLife) // else WeChat says that it is used
 	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
+	env.Observer.Happened(Authorized, AuthorizerKey(c.platform, g.appid), nil)
 	return a, nil
 }
 

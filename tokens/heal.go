@@ -149,6 +149,7 @@ func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accou
 	if taken {
 		m.troubles.over(k, secret.String{})
 		env.Log.Warn("an authorization was taken over from WeChat, which the store did not have", "platform", k.Platform, "appid", k.AppID)
+		env.Observer.Happened(Authorized, k, nil)
 	}
 	return e, nil
 }
@@ -220,6 +221,7 @@ func (m *Manager) confirmGone(ctx context.Context, env *Environment, k Key) erro
 	if err == nil && gone {
 		m.troubles.over(k, secret.String{})
 		env.Log.Warn("the account has not authorised the platform any more, by WeChat's list; no push had said so", "platform", k.Platform, "appid", k.AppID)
+		env.Observer.Happened(Unauthorized, k, nil)
 	}
 	return err
 }

@@ -24,6 +24,9 @@ const (
 	KindCard Kind = "card"
 )
 
+// allKinds are all of them.
+var allKinds = [...]Kind{KindComponent, KindAuthorizer, KindAccount, KindJSAPI, KindCard}
+
 // Key names one token. It is comparable.
 type Key struct {
 	Kind     Kind

@@ -39,6 +39,7 @@ type Manager struct {
 	unsealed unsealedNames
 	troubles troubles
 	refusals refusalTable
+	failures refusalTable // of the gateway's own, that a log line of theirs tells of
 	tickets  ticketTable
 	rosters  rosterTable
 	intents  openIntents

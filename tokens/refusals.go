@@ -130,6 +130,25 @@ func (m *Manager) ExplainRefusal(k Key, api string, code int64, text string) (r 
 	return r, true
 }
 
+// explained are the fields of a log line on a failure of the gateway's own that is damped otherwise: what to do about it the
+// first time, and then again once troubleLogEvery has passed for the account and code. A token that comes and goes would have
+// it said each time.
+func (m *Manager) explained(k Key, e *APIError) []any {
+	about := refusalKey{k.owner(), e.Code}
+	if known, _ := Explain(e.Code); k.Platform != "" && known.NamesEgressIP() {
+		about.appid = k.Platform
+	}
+	say, missed := m.failures.tell(about)
+	if !say {
+		return []any{"errcode", e.Code, "rid", e.RID}
+	}
+	args := e.Explained()
+	if missed > 0 {
+		args = append(args, "not_logged", missed)
+	}
+	return args
+}
+
 // explainPermission says which permission set a call to an authorizer's API needed.
 func (m *Manager) explainPermission(r *Refusal, k Key) {
 	var granted []int
@@ -155,6 +174,9 @@ func (m *Manager) explainPermission(r *Refusal, k Key) {
 // account that has not authorised the platform is one to look for in WeChat's list.
 func (m *Manager) report(env *Environment, k Key, err error) {
 	api, ok := errors.AsType[*APIError](err)
+	if ok && api.API != pathAuthorizerToken && api.API != pathGetTicket {
+		env.Observer.Happened(CallFailed, k, err)
+	}
 	if !ok || api.API == pathAuthorizerToken || api.API == pathGetTicket || api.Code == codeNotAuthorized {
 		return
 	}

@@ -182,6 +182,7 @@ func (m *Manager) renewedElsewhere(ctx context.Context, env *Environment, e *ent
 // rogue reports a token that WeChat refused although it had life left and no node here renewed it.
 func (m *Manager) rogue(env *Environment, k Key) {
 	env.Observer.RogueRefresh(k.Kind, k.owner())
+	env.Observer.Happened(TokenRogue, k, nil)
 	if times, say := m.troubles.rogue(k); say {
 		env.Log.Warn("another system is refreshing tokens of "+k.owner()+": WeChat refused one that nobody here had renewed; have it use the gateway instead",
 			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "times", times)
@@ -221,6 +222,11 @@ func (m *Manager) fetch(ctx context.Context, env *Environment, k Key, e *entry, 
 	}
 	if err == nil || counts(err) {
 		env.Observer.TokenRefreshed(k.Kind, k.owner(), time.Since(start), err)
+		what := TokenRenewed
+		if err != nil {
+			what = TokenFailed
+		}
+		env.Observer.Happened(what, k, err)
 	}
 	return g, err
 }
@@ -310,7 +316,7 @@ func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
 	}
 	args := []any{"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err}
 	if api, ok := errors.AsType[*APIError](err); ok {
-		args = append(args, api.Explained()...)
+		args = append(args, m.explained(k, api)...)
 	}
 	env.Log.Error("token cannot be renewed; the old one serves as long as it lives", args...)
 }

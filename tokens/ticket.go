@@ -273,6 +273,7 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 	}
 	if held.same(t) && !before.same(t) {
 		m.troubles.over(ComponentKey(platform), secret.String{}) // what failed for want of a ticket may be tried at once
+		env.Observer.Happened(TicketReceived, ComponentKey(platform), nil)
 	}
 	if err := m.saveTicket(ctx, env, platform); err != nil {
 		m.queue.add("ticket "+platform, backoffFirst, m.saveTicketLater(platform))
@@ -444,6 +445,9 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		case err != nil && !errors.Is(err, ErrNoTicket):
 			return err
 		}
+		if last := m.tickets.get(platform).receivedAt; !last.IsZero() && time.Since(last) >= ticketOverdue {
+			env.Observer.Happened(TicketOverdue, ComponentKey(platform), err)
+		}
 		if wait := m.askedLately(ctx, env, platform); wait > 0 {
 			return retryError{after: wait}
 		}
@@ -492,7 +496,7 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 		if m.tickets.notAsked(p.AppID, err) {
 			args := []any{"platform", p.AppID, "error", err}
 			if api, ok := errors.AsType[*APIError](err); ok {
-				args = append(args, api.Explained()...)
+				args = append(args, m.explained(ComponentKey(p.AppID), api)...)
 			}
 			env.Log.Error("component_verify_ticket awaited, and WeChat cannot be asked to push one; tried again", args...)
 		}

@@ -63,6 +63,9 @@ func (e *APIError) Error() string {
 	if e.Msg != "" {
 		text += " " + e.Msg
 	}
+	if e.RID != "" && !strings.Contains(e.Msg, e.RID) { // the text was cut off before it, or left out
+		text += " rid: " + e.RID
+	}
 	return text
 }
 
