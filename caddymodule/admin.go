@@ -8,6 +8,12 @@ import (
 
 // Admin adds the gateway's own routes to Caddy's admin endpoint. They return state, never a token, a key or a message.
 //
+//	GET /wechat/funcs
+//	GET /wechat/qr?text=<link>
+//
+// list the landing places of wechat_oauth with the links that lead to them, {appid} in the place of an authorizer where
+// all may come, and the pages of wechat_authorize; and draw one of these links as a QR code, in SVG.
+//
 //	GET /wechat/orphans[?redirect=<https URL>]
 //
 // lists the accounts that authorised a platform and whose authorization code was never exchanged, so that WeChat has no

@@ -23,7 +23,9 @@ type operation struct {
 // list is all there is.
 func (o *operations) list() []operation {
 	return []operation{
+		{http.MethodGet, "/funcs", o.funcs},
 		{http.MethodGet, "/orphans", o.orphans},
+		{http.MethodGet, "/qr", o.qr},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},
 		{http.MethodPost, "/verify/{name}", o.addVerifyFile},
