@@ -48,6 +48,12 @@ import (
 // tries at once to exchange the authorization codes whose exchange failed and that wait for their next attempt, once in ten
 // seconds at most, and says after 20 seconds at the latest what came of it.
 //
+//	GET /wechat/funcs
+//	GET /wechat/qr?text=<link>
+//
+// list the landing places of wechat_oauth with the links that lead to them, {appid} in the place of an authorizer where
+// all may come, and the pages of wechat_authorize; and draw one of these links as a QR code, in SVG.
+//
 //	GET /wechat/orphans[?redirect=<https URL>]
 //
 // lists the accounts that authorised a platform and whose authorization code was never exchanged, so that WeChat has no

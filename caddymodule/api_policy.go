@@ -151,14 +151,26 @@ func fingerprintOf(hash [sha256.Size]byte) string { return hex.EncodeToString(ha
 // isTrustedLoopback reports whether a request comes from a program on this machine: straight from a loopback address,
 // not through a proxy on it, and not from a web page in a browser on it.
 func isTrustedLoopback(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !peer.Addr().Unmap().IsLoopback() || !isOwnHost(r.Host) {
+	if !isOwnHost(r.Host) || !isDirectLoopback(r) {
 		return false
 	}
 	for name := range r.Header {
-		switch {
-		case name == "Forwarded", name == "X-Real-Ip", name == "Via", name == "Origin",
-			strings.HasPrefix(name, "X-Forwarded-"), strings.HasPrefix(name, "Sec-Fetch-"):
+		if name == "Origin" || strings.HasPrefix(name, "Sec-Fetch-") {
+			return false
+		}
+	}
+	return true
+}
+
+// isDirectLoopback reports whether a request comes straight from a loopback address: not through a proxy on this machine,
+// which says so in a header.
+func isDirectLoopback(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || !peer.Addr().Unmap().IsLoopback() {
+		return false
+	}
+	for name := range r.Header {
+		if name == "Forwarded" || name == "X-Real-Ip" || name == "Via" || strings.HasPrefix(name, "X-Forwarded-") {
 			return false
 		}
 	}

@@ -69,6 +69,7 @@ type App struct {
 	Proxy string `json:"proxy,omitempty"`
 
 	logger  *zap.Logger
+	ctx     caddy.Context // of this configuration, to find its sites by
 	origins []*url.URL
 	open    *url.URL
 	proxyTo *url.URL
@@ -91,7 +92,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision resolves and checks the configuration and takes the state that reloads share. It opens no connection
 // and writes nothing.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.logger = ctx.Logger()
+	a.logger, a.ctx = ctx.Logger(), ctx
 	r := resolver{caddy.NewReplacer()}
 	if err := a.provisionNames(r); err != nil {
 		return err

@@ -1,5 +1,5 @@
 // Package caddymodule holds the gateway's Caddy modules: the app behind the global option wechat, the handlers
-// wechat_verify, wechat_event, wechat_message, wechat_api, wechat_oauth, wechat_authorize, wechat_jssdk and wechat_ready, the matcher wechat_message, the
+// wechat_verify, wechat_event, wechat_message, wechat_api, wechat_oauth, wechat_authorize, wechat_jssdk, wechat_ready and wechat_console, the matcher wechat_message, the
 // reverse_proxy transports wechat and wechat_lean, the on-demand TLS permission wechat, the stores, and what is on Caddy's admin endpoint. The documentation of each module is its type's comment.
 package caddymodule
 
@@ -25,6 +25,7 @@ func init() {
 	caddy.RegisterModule(new(Authorize))
 	caddy.RegisterModule(new(JSSDK))
 	caddy.RegisterModule(new(Ready))
+	caddy.RegisterModule(new(Console))
 	caddy.RegisterModule(new(Admin))
 	caddy.RegisterModule(new(Permission))
 
@@ -39,12 +40,13 @@ func init() {
 	httpcaddyfile.RegisterHandlerDirective("wechat_ready", parseReady)
 	httpcaddyfile.RegisterHandlerDirective("wechat_message", parseMessage)
 	httpcaddyfile.RegisterHandlerDirective("wechat_api", parseAPI)
+	httpcaddyfile.RegisterHandlerDirective("wechat_console", parseConsole)
 
 	// Before redir: no login, rewrite, redirect or catch-all may hide what WeChat itself calls.
 	for _, directive := range []string{"wechat_verify", "wechat_event", "wechat_oauth", "wechat_authorize", "wechat_jssdk", "wechat_ready"} {
 		httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "redir")
 	}
-	for _, directive := range []string{"wechat_message", "wechat_api"} {
+	for _, directive := range []string{"wechat_message", "wechat_api", "wechat_console"} {
 		httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "handle")
 	}
 }

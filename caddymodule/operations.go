@@ -34,6 +34,8 @@ func (o *operations) list() []operation {
 		{http.MethodGet, "/feed", o.liveFeed},
 		{http.MethodGet, "/orphans", o.orphans},
 		{http.MethodGet, "/refusals", o.refusals},
+		{http.MethodGet, "/funcs", o.funcs},
+		{http.MethodGet, "/qr", o.qr},
 		{http.MethodGet, "/verify", o.verifyFiles},
 		{http.MethodPut, "/verify/{name}", o.addVerifyFile},
 		{http.MethodPost, "/verify/{name}", o.addVerifyFile},

@@ -567,10 +567,10 @@ func secondNode(t *testing.T, w *integration.World) string {
 	return startNode(t, w)["api"]
 }
 
-// startNode starts another process on the storage of the first, and returns its addresses: admin, api, https, http.
+// startNode starts another process on the storage of the first, and returns its addresses: admin, api, console, https, http.
 func startNode(t *testing.T, w *integration.World) map[string]string {
 	t.Helper()
-	ports := map[string]string{"admin": "", "api": "", "https": "", "http": ""}
+	ports := map[string]string{"admin": "", "api": "", "console": "", "https": "", "http": ""}
 	for name := range ports {
 		addr, err := integration.FreeAddr("")
 		if err != nil {
@@ -580,7 +580,7 @@ func startNode(t *testing.T, w *integration.World) map[string]string {
 	}
 	g := &integration.Gateway{
 		Binary: w.Binary, Dir: w.Dir, Caddyfile: w.Caddyfile, Admin: ports["admin"],
-		Env: append(slices.Clone(w.Gateway.Env), "WECHAT_ADMIN="+ports["admin"], "WECHAT_API_PORT="+integration.Port(ports["api"]),
+		Env: append(slices.Clone(w.Gateway.Env), "WECHAT_ADMIN="+ports["admin"], "WECHAT_API_PORT="+integration.Port(ports["api"]), "WECHAT_CONSOLE_PORT="+integration.Port(ports["console"]),
 			"WECHAT_HTTPS_PORT="+integration.Port(ports["https"]), "WECHAT_HTTP_PORT="+integration.Port(ports["http"])),
 	}
 	t.Cleanup(func() {

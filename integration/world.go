@@ -49,15 +49,15 @@ type World struct {
 	Log io.Writer
 	// TLS has the gateway and browsers reach WeChat over TLS, with certificates of a CA that is in WeChatCA.
 	TLS bool
-	// Ports are wanted addresses by name (https, http, api, admin); taken or absent ones are replaced by free ones.
+	// Ports are wanted addresses by name (https, http, api, console, admin); taken or absent ones are replaced by free ones.
 	Ports map[string]string
 
 	WeChat  *wxsim.Server
 	Backend *Backend
 	Gateway *Gateway
 
-	// HTTPS, HTTP, API and Admin are the gateway's addresses.
-	HTTPS, HTTP, API, Admin string
+	// HTTPS, HTTP, API, Console and Admin are the gateway's addresses.
+	HTTPS, HTTP, API, Console, Admin string
 	// ClientKey is the key of the client crm.
 	ClientKey string
 	// WeChatCA is the certificate of WeChat's CA as PEM, with TLS.
@@ -157,7 +157,7 @@ func (w *World) prepare() error {
 	if w.Dir, err = filepath.Abs(w.Dir); err != nil {
 		return err
 	}
-	for name, into := range map[string]*string{"https": &w.HTTPS, "http": &w.HTTP, "api": &w.API, "admin": &w.Admin} {
+	for name, into := range map[string]*string{"https": &w.HTTPS, "http": &w.HTTP, "api": &w.API, "console": &w.Console, "admin": &w.Admin} {
 		if *into, err = FreeAddr(w.Ports[name]); err != nil {
 			return err
 		}
@@ -241,6 +241,7 @@ func (w *World) environment() []string {
 		"WECHAT_HOST=" + Host, "WECHAT_TLS=internal", "WECHAT_ADMIN=" + w.Admin,
 		"WECHAT_HTTPS_PORT=" + Port(w.HTTPS), "WECHAT_HTTP_PORT=" + Port(w.HTTP),
 		"WECHAT_API_PORT=" + Port(w.API), "WECHAT_API_BIND=127.0.0.1",
+		"WECHAT_CONSOLE_PORT=" + Port(w.Console), "WECHAT_CONSOLE_BIND=127.0.0.1",
 		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
 		"WECHAT_BACKEND=" + w.Backend.Addr(), "WECHAT_GPS_BACKEND=" + w.Backend.Addr(),
 		"WECHAT_WEB=http://" + w.Backend.Addr(), "WECHAT_PAGES_BACKEND=" + w.Backend.Addr(),

@@ -31,7 +31,12 @@ const (
 // scan reads the QR code that the page shows, from the screen.
 func (v *visitor) scan() string {
 	v.t.Helper()
-	picture, err := png.Decode(bytes.NewReader(get(v, chromedp.Screenshot(chromedp.CSS("figure svg")))))
+	return v.scanOf("figure svg")
+}
+
+func (v *visitor) scanOf(selector string) string {
+	v.t.Helper()
+	picture, err := png.Decode(bytes.NewReader(get(v, chromedp.Screenshot(chromedp.CSS(selector)))))
 	if err != nil {
 		v.t.Fatal(err)
 	}

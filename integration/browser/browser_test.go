@@ -17,7 +17,7 @@ func TestBrowser(t *testing.T) {
 	for _, flow := range []struct {
 		name string
 		run  func(*testing.T, *world)
-	}{{"authorize", authorization}, {"login", login}, {"jssdk", jssdk}} {
+	}{{"authorize", authorization}, {"login", login}, {"jssdk", jssdk}, {"console", console}} {
 		t.Run(flow.name, func(t *testing.T) {
 			w.join(t)
 			flow.run(t, w)

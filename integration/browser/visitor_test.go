@@ -274,7 +274,7 @@ func (v *visitor) content(name string) {
 			continue
 		}
 		origin := u.Scheme + "://" + u.Host
-		if u.Scheme != "data" && !slices.Contains([]string{v.w.URL(""), v.w.web, v.w.WeChat.URL(), "https://" + pictureHost}, origin) {
+		if u.Scheme != "data" && !slices.Contains(append([]string{v.w.URL(""), v.w.web, v.w.WeChat.URL(), "https://" + pictureHost}, v.w.more...), origin) {
 			v.t.Errorf("%s: the browser asked %s", name, origin)
 		}
 	}

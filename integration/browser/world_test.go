@@ -42,7 +42,8 @@ type world struct {
 	*integration.World
 	chromium context.Context // of the browser, whose tabs are made from it
 	outside  *httptest.Server
-	web      string // the origin of the web application, behind the gateway
+	web      string   // the origin of the web application, behind the gateway
+	more     []string // further origins that a browser may ask
 }
 
 // more is what the tests want beside what Caddyfile.example has.
@@ -54,6 +55,13 @@ const more = `
 		require_start
 		func verify {$WECHAT_WEB}/webVerify/
 	}
+	handle_path /console* {
+		basic_auth {
+			bob $2a$04$U/1vaQzI3l01TcGT/pCCoeNkgx47lC9qmgfY50mqzd46GXHMurjRy
+		}
+		wechat_console
+	}
+	wechat_console /open/*
 `
 
 func newWorld(t *testing.T) *world {

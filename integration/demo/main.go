@@ -57,7 +57,7 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 	defer func() { err = errors.Join(err, log.Close()) }()
 	w := &integration.World{
 		Binary: binary, Dir: dir, Caddyfile: config, Log: log,
-		Ports: map[string]string{"https": "127.0.0.1:8443", "http": "127.0.0.1:8080", "api": "127.0.0.1:8090", "admin": "127.0.0.1:2019"},
+		Ports: map[string]string{"https": "127.0.0.1:8443", "http": "127.0.0.1:8080", "api": "127.0.0.1:8090", "console": "127.0.0.1:2020", "admin": "127.0.0.1:2019"},
 		// Pushes come as awkwardly as from WeChat; only what would make two runs of the show differ is off.
 		Config: wxsim.Config{Ask: true, Faults: wxsim.Faults{
 			DuplicatePushes: -1, RepeatedTickets: -1, StaleTickets: -1, LostAnswers: -1, SlowAnswers: -1, EarlyDeath: -1,

@@ -252,6 +252,7 @@ func (s *show) invite() {
 	s.line("   curl -k -i %s", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/scan?state=menu1"))
 	s.line("   %s   # in a browser: an account authorises the platform", w.URL("/wx/authorize"))
 	s.line("   %s   # in a browser: a login", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/verify?scope=snsapi_userinfo&state=menu2"))
+	s.line("   http://localhost:%s   # in a browser: the console", integration.Port(w.Console))
 	s.line("   curl -k '%s'   # a page is signed for JS-SDK", w.URL("/wx/jssdk/"+integration.AuthorizerID+"?url="+url.QueryEscape(w.URL("/shop?x=1"))))
 	s.line("   curl -k -i -d '<xml/>' '%s'   # a forged push", w.URL("/wx/message/"+integration.AuthorizerID+"?timestamp=1&nonce=2&msg_signature=3"))
 	s.line("   curl -H 'Authorization: Bearer %s' '%s'", w.ClientKey, w.APIURL("/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+s.user.OpenID))

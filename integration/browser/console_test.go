@@ -1,0 +1,553 @@
+package browser_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+)
+
+// watch notes what the page is kept from.
+const watch = `window.violations = []; addEventListener("securitypolicyviolation", e => violations.push(e.violatedDirective + " " + e.blockedURI));`
+
+// audit lists what people who see badly, use a keyboard or hold a small phone would stumble over.
+const audit = `(phone => {
+	const found = [], shown = e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length > 0;
+	const scope = document.querySelector("dialog[open]") || document;
+	const all = [...scope.querySelectorAll("*")].filter(shown), where = e => e.outerHTML.slice(0, 90);
+	const ids = [...document.querySelectorAll("[id]")].map(e => e.id);
+	for (const id of ids.filter((id, i) => ids.indexOf(id) !== i)) found.push("id twice: " + id);
+	if (!["en", "zh-CN"].includes(document.documentElement.lang)) found.push("lang: " + document.documentElement.lang);
+	if (document.querySelectorAll("main").length !== 1) found.push("main landmarks");
+	for (const e of document.querySelectorAll("[aria-labelledby], [aria-describedby], label[for]")) {
+		for (const name of ["aria-labelledby", "aria-describedby", "for"]) {
+			for (const id of (e.getAttribute(name) || "").split(" ").filter(Boolean)) if (!document.getElementById(id)) found.push(name + " refers to nothing: " + id);
+		}
+	}
+	for (const e of document.querySelectorAll("[style], [onclick], [onerror], [onload], style")) found.push("inline style or handler: " + where(e));
+	for (const e of all) {
+		if (e.tabIndex > 0) found.push("tabindex: " + where(e));
+		if (e.matches("a, button")) {
+			if (!(e.getAttribute("aria-label") || e.textContent).trim()) found.push("no name: " + where(e));
+			if (e.tagName === "A" && e.hasAttribute("href") && !/^https?:$/.test(e.protocol)) found.push("link to " + e.protocol);
+		}
+		if (e.matches("input, select") && !e.labels.length) found.push("no label: " + where(e));
+		if (e.matches("img") && !e.hasAttribute("alt")) found.push("no alt: " + where(e));
+		if (e.matches("th") && !e.scope) found.push("no scope: " + where(e));
+		if (phone && e.matches("button:not(.link), .button, nav a, input, select") && e.getBoundingClientRect().height < 43.5) found.push("too small to press: " + e.getBoundingClientRect().height + " " + where(e));
+	}
+	let level = scope === document ? 0 : 1;
+	for (const e of all.filter(e => /^H[1-6]$/.test(e.tagName))) {
+		const n = +e.tagName[1];
+		if (n > level + 1) found.push("heading skips a level: " + where(e));
+		level = n;
+	}
+	if (scope === document && all.filter(e => e.tagName === "H1").length !== 1) found.push("h1 is not there once");
+	const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth;
+	if (wide > 0) found.push(wide + " pixels too wide");
+	// Contrast, with what is behind the text put together from its ancestors.
+	const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+	const rgba = color => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255]; };
+	const over = ([r, g, b, a], under) => [r, g, b].map((c, i) => c * a + under[i] * (1 - a));
+	const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+	for (const e of all) {
+		const texts = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || e.matches("input");
+		if (!texts || e.closest(".unseen") || e.closest(".skip") || e.matches(":disabled") || e.closest("[aria-hidden]")) continue;
+		const chain = []; for (let a = e; a; a = a.parentElement) chain.unshift(a);
+		let behind = [255, 255, 255], opacity = 1;
+		for (const a of chain) { const s = getComputedStyle(a); behind = over(rgba(s.backgroundColor), behind); opacity *= s.opacity; }
+		const s = getComputedStyle(e), [r, g, b, a] = rgba(s.color), front = over([r, g, b, a * opacity], behind);
+		const [hi, lo] = [luminance(front), luminance(behind)].sort((x, y) => y - x), ratio = (hi + .05) / (lo + .05);
+		if (ratio < 4.5) found.push("contrast " + ratio.toFixed(2) + ": " + where(e));
+	}
+	return [...new Set(found)];
+})`
+
+// operator is a visitor of the console.
+type operator struct {
+	*visitor
+	home   string // the console's address
+	visits int
+	// mayFail lets requests fail: the gateway is away, or answers that it cannot.
+	mayFail bool
+}
+
+func newOperator(t *testing.T, w *world, d device, language, home string) *operator {
+	t.Helper()
+	v := newVisitor(t, w, d, language)
+	set(v, page.Enable, page.EnableParams{})
+	set(v, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch})
+	return &operator{visitor: v, home: home}
+}
+
+// js evaluates an expression in the page.
+func js[T any](o *operator, expression string) T {
+	o.t.Helper()
+	return get(o.visitor, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+}
+
+// until waits for something to be so in the page.
+func (o *operator) until(condition string) {
+	o.t.Helper()
+	ctx, cancel := context.WithTimeout(o.ctx, stepLimit)
+	defer cancel()
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		if js[bool](o, "!!("+condition+")") {
+			tick.Stop()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			o.t.Fatalf("it does not come about that %s; the page says:\n%s", condition, js[string](o, "document.body.innerText"))
+		}
+	}
+}
+
+// visit opens a section of the console and waits until the gateway has answered.
+func (o *operator) visit(section string) {
+	o.t.Helper()
+	o.visits++ // with another address than before, so that the page is loaded anew
+	o.open(o.home + "?" + strconv.Itoa(o.visits) + section)
+	o.until(`document.querySelector("#summary strong")`)
+	switch section {
+	case "#authorizers":
+		o.until(`document.querySelectorAll("#accounts tbody tr").length || (document.querySelector("#accounts-empty").checkVisibility() && !/…$/.test(document.querySelector("#accounts-empty").textContent))`)
+	case "#feed":
+		o.until(`document.querySelectorAll("#entries tbody tr").length || !/…$/.test(document.querySelector("#entries-empty").textContent)`)
+	case "#links":
+		o.until(`document.querySelector("#funcs").children.length`)
+	}
+}
+
+// judge holds what is shown against all that a page must be, by day and by night, and takes pictures.
+func (o *operator) judge(name string, words ...string) {
+	o.t.Helper()
+	shown := js[string](o, "document.body.innerText")
+	for _, word := range words {
+		if !strings.Contains(shown, word) {
+			o.t.Errorf("%s does not say %q:\n%s", name, word, shown)
+		}
+	}
+	language, _, _ := strings.Cut(o.language, "-")
+	if got := js[string](o, "document.documentElement.lang"); !strings.HasPrefix(got, language) {
+		o.t.Errorf("%s: lang is %s", name, got)
+	}
+	for _, colors := range []string{"dark", "light"} {
+		set(o.visitor, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+			{Name: "prefers-color-scheme", Value: colors}, {Name: "prefers-reduced-motion", Value: "reduce"},
+		}})
+		o.settle()
+		phone := "false"
+		if o.device.mobile {
+			phone = "true"
+		}
+		for _, complaint := range js[[]string](o, audit+"("+phone+")") {
+			o.t.Errorf("%s, %s, %s, %s: %s", name, o.device.name, language, colors, complaint)
+		}
+		if screenshots != "" {
+			file := filepath.Join(screenshots, strings.Join([]string{"console", name, o.device.name, language, colors}, "-")+".png")
+			if err := os.WriteFile(file, get(o.visitor, chromedp.FullScreenshot(100)), 0o600); err != nil {
+				o.t.Fatal(err)
+			}
+		}
+	}
+	o.quiet(name)
+}
+
+// quiet fails for whatever the browser has against the page.
+func (o *operator) quiet(name string) {
+	o.t.Helper()
+	if violations := js[[]string](o, "window.violations"); len(violations) > 0 {
+		o.t.Errorf("%s: the policy was violated: %q", name, violations)
+	}
+	if js[bool](o, "window.pwned !== undefined") {
+		o.t.Errorf("%s: data ran as a script", name)
+	}
+	o.mu.Lock()
+	if o.mayFail {
+		o.complaints = slices.DeleteFunc(o.complaints, func(c complaint) bool { return strings.Contains(c.text, "Failed to load resource") })
+	}
+	o.mu.Unlock()
+	o.content(name)
+}
+
+// console shows the console every state that a gateway may be in, and has people use it.
+func console(t *testing.T, w *world) {
+	s := newStage(t, w)
+	w.more = append(w.more, s.URL, "http://"+w.Console, "http://localhost:"+integration.Port(w.Console))
+	sections := []string{"#health", "#authorizers", "#feed", "#links", "#errors/61004"}
+	t.Run("scenes", func(t *testing.T) {
+		for _, d := range []device{desktop, phone} {
+			for _, language := range []string{english, chinese} {
+				for _, now := range []scene{healthy(), empty(), ticketless(), storeless(), backendless(), million(), hostile()} {
+					s.set(now)
+					o := newOperator(t, w, d, language, s.URL+"/")
+					for _, section := range sections {
+						if strings.HasPrefix(now.name, "sick") && section != "#health" || now.name == "million" && section != "#authorizers" {
+							continue
+						}
+						o.visit(section)
+						name, _, _ := strings.Cut(section[1:], "/")
+						if section == "#errors/61004" {
+							o.until(`document.querySelector("#explained dd")`)
+							o.until(`document.querySelectorAll("#refused tbody tr").length || document.querySelector("#refused-empty").textContent.length > 10 || !/…$/.test(document.querySelector("#refused-empty").textContent)`)
+						}
+						o.judge(now.name + "-" + name)
+					}
+				}
+			}
+		}
+	})
+	t.Run("narrow", func(t *testing.T) {
+		small := phone
+		small.name, small.width, small.height = "small", 320, 568
+		for _, now := range []scene{healthy(), hostile()} {
+			s.set(now)
+			o := newOperator(t, w, small, english, s.URL+"/")
+			for _, section := range sections {
+				o.visit(section)
+				name, _, _ := strings.Cut(section[1:], "/")
+				o.judge(now.name + "-" + name)
+			}
+		}
+	})
+	t.Run("million", func(t *testing.T) { consoleMillion(t, w, s) })
+	t.Run("keyboard", func(t *testing.T) { consoleKeyboard(t, w, s) })
+	t.Run("feed", func(t *testing.T) { consoleFeed(t, w, s) })
+	t.Run("links", func(t *testing.T) { consoleLinks(t, w, s) })
+	t.Run("choices", func(t *testing.T) { consoleChoices(t, w, s) })
+	t.Run("away", func(t *testing.T) { consoleAway(t, w, s) })
+	t.Run("gateway", func(t *testing.T) { consoleGateway(t, w) })
+}
+
+// consoleMillion pages through a million accounts and searches among them, and never has more than a page.
+func consoleMillion(t *testing.T, w *world, s *stage) {
+	s.set(million())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.visit("#authorizers")
+	first := js[string](o, `document.querySelector("#accounts tbody").innerText`)
+	for n := range 3 {
+		js[bool](o, `(document.querySelector("#next").click(), true)`)
+		o.until(`document.querySelector("#page").textContent === "Page ` + string(rune('2'+n)) + `" && document.querySelector("#accounts tbody").innerText.includes("` + map[int]string{0: "000050", 1: "000100", 2: "000150"}[n] + `")`)
+	}
+	for n := range 3 {
+		js[bool](o, `(document.querySelector("#previous").click(), true)`)
+		o.until(`document.querySelector("#accounts tbody").innerText.includes("` + map[int]string{0: "000100", 1: "000050", 2: "000000"}[n] + `")`)
+	}
+	if got := js[string](o, `document.querySelector("#accounts tbody").innerText`); got != first {
+		t.Error("back at the beginning there are others")
+	}
+	if rows := js[int](o, `document.querySelectorAll("#accounts tbody tr").length`); rows != 50 {
+		t.Errorf("%d rows", rows)
+	}
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#q"), "门店"))
+	o.until(`document.querySelector("#index-note").checkVisibility()`)
+	o.judge("million-search", "The index of names is being built: 640,000 accounts", "门店 777777")
+	for _, r := range s.requests() {
+		if strings.HasPrefix(r, "GET authorizers?") && !strings.Contains(r, "limit=50") {
+			t.Errorf("asked for %s", r)
+		}
+	}
+	// A choice among several platforms is asked of the gateway.
+	js[bool](o, `(document.querySelector("#platform").value = "wx4444444444444444", document.querySelector("#platform").dispatchEvent(new Event("change")))`)
+	o.until(`performance.getEntriesByType("resource").some(e => e.name.includes("platform=wx4444444444444444"))`)
+	o.quiet("platform")
+}
+
+// consoleKeyboard uses the console without a mouse.
+func consoleKeyboard(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.visit("#authorizers")
+	o.settle()
+	stops := o.stopsOf(40)
+	want := []string{"Skip to the content", "Theme: auto", "中文", "Health", "Authorizers", "Live", "Links", "Errors", "#q", "New authorization", "老王水果店", "Sunrise Coffee 晨光咖啡", "城南图书馆", "(no name)"}
+	if !slices.Equal(stops, want) {
+		t.Errorf("the tab key stops at %q, want %q", stops, want)
+	}
+	js[bool](o, `(document.querySelector(".skip").focus(), true)`)
+	get(o.visitor, chromedp.KeyEvent(kb.Enter))
+	o.until(`document.activeElement.id === "main"`)
+	get(o.visitor, chromedp.KeyEvent("/"))
+	o.until(`document.activeElement.id === "q"`)
+	get(o.visitor, chromedp.KeyEvent("Sunrise"))
+	o.until(`document.querySelectorAll("#accounts tbody tr").length === 1`)
+	get(o.visitor, chromedp.KeyEvent(kb.Tab)) // the button for a new authorization
+	get(o.visitor, chromedp.KeyEvent(kb.Tab))
+	get(o.visitor, chromedp.KeyEvent(kb.Enter))
+	o.until(`document.querySelector("#drawer").open && document.querySelector("#detail dl")`)
+	if !js[bool](o, `document.querySelector("#drawer").contains(document.activeElement)`) {
+		t.Error("the drawer does not have the focus")
+	}
+	o.judge("drawer", "老王水果店", "gh_0123456789ab", "Official Account", "Messages", "61004", "white list", "/cgi-bin/user/info")
+	js[bool](o, `(document.querySelector("#detail .acts button").focus(), true)`)
+	get(o.visitor, chromedp.KeyEvent(kb.Enter))
+	o.until(`document.querySelector("#detail-status").textContent.startsWith("Refreshed")`)
+	if !slices.ContainsFunc(s.requests(), func(r string) bool {
+		return strings.HasPrefix(r, "POST refresh/wx3333333333333332?platform=wx1111111111111111")
+	}) {
+		t.Errorf("asked %q", s.requests())
+	}
+	if js[bool](o, `document.activeElement === document.body`) {
+		t.Error("the focus is lost after refreshing")
+	}
+	o.judge("drawer-refreshed")
+	get(o.visitor, chromedp.KeyEvent(kb.Escape))
+	o.until(`!document.querySelector("#drawer").open`)
+	if got := js[string](o, `document.activeElement.textContent`); !strings.Contains(got, "Sunrise") {
+		t.Errorf("after Esc the focus is on %q", got)
+	}
+	// What the gateway refuses is said.
+	o.mayFail = true
+	o.visit("#authorizers/wx9999999999999999")
+	o.until(`document.querySelector("#detail").textContent.includes("no platform knows wx9999999999999999")`)
+	get(o.visitor, chromedp.KeyEvent(kb.Escape))
+	o.until(`location.hash === "#authorizers"`)
+	o.quiet("keyboard")
+	p := newOperator(t, w, phone, chinese, s.URL+"/")
+	p.visit("#authorizers")
+	js[bool](p, `(document.querySelector("#accounts tbody button").click(), true)`)
+	p.until(`document.querySelector("#detail dl")`)
+	p.judge("drawer", "刷新令牌", "消息管理权限", "白名单")
+}
+
+// stopsOf presses the tab key until the focus has been everywhere, and names what had it. The focus must show.
+func (o *operator) stopsOf(most int) (names []string) {
+	o.t.Helper()
+	for range most {
+		get(o.visitor, chromedp.KeyEvent(kb.Tab))
+		focused := js[struct{ Name, Outline string }](o, `(() => {
+			const e = document.activeElement;
+			return {Name: e === document.body ? "" : e.matches("input") ? "#" + e.id : e.innerText.trim(), Outline: getComputedStyle(e).outlineStyle};
+		})()`)
+		if focused.Name == "" || len(names) > 0 && focused.Name == names[0] {
+			return names
+		}
+		if focused.Outline == "none" {
+			o.t.Errorf("nothing shows that %q has the focus", focused.Name)
+		}
+		names = append(names, focused.Name)
+	}
+	o.t.Fatalf("more than %d stops: %q", most, names)
+	return nil
+}
+
+// consoleFeed watches what comes by, filters it and pauses it.
+func consoleFeed(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.visit("#feed")
+	rows := `document.querySelectorAll("#entries tbody tr").length`
+	before := js[int](o, rows)
+	o.until(rows + " > " + js[string](o, `String(`+rows+`)`))
+	if newest := js[int](o, rows); newest <= before {
+		t.Errorf("%d rows, then %d", before, newest)
+	}
+	js[bool](o, `(document.querySelector("#feed-outcome").value = "problems", document.querySelector("#feed-outcome").dispatchEvent(new Event("change")))`)
+	if shown := js[string](o, `document.querySelector("#entries tbody").innerText`); strings.Contains(shown, "component_verify_ticket") || !strings.Contains(shown, "61004") {
+		t.Errorf("problems only: %s", shown)
+	}
+	js[bool](o, `(document.querySelector("#feed-kind").value = "push", document.querySelector("#feed-kind").dispatchEvent(new Event("change")))`)
+	if shown := js[string](o, `document.querySelector("#entries tbody").innerText`); strings.Contains(shown, "61004") || !strings.Contains(shown, "the backend could not be reached") {
+		t.Errorf("problems of pushes only: %s", shown)
+	}
+	js[bool](o, `(document.querySelector("#feed-kind").value = "", document.querySelector("#feed-kind").dispatchEvent(new Event("change")))`)
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#feed-appid"), "wx333"))
+	o.until(`document.querySelector("#missed").textContent.includes("until it is complete")`)
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#feed-appid"), "3333333333333"))
+	o.until(`[...document.querySelectorAll("#entries tbody td:nth-child(3) button")].every(b => b.textContent === "wx3333333333333333") && ` + rows)
+	js[bool](o, `(document.querySelector("#pause").click(), true)`)
+	s.set(healthy())
+	o.until(`document.querySelector("#pause").getAttribute("aria-pressed") === "true" && document.querySelector("#announce").textContent`)
+	o.judge("feed-paused", "61004")
+	o.untilAsked(s, "GET status?", 2) // and meanwhile nothing of the feed
+	for _, r := range s.requests() {
+		if strings.HasPrefix(r, "GET feed?") {
+			t.Error("it is asked for the feed while that is paused")
+			break
+		}
+	}
+	// An entry's code leads to what it means.
+	js[bool](o, `(document.querySelector("#entries tbody a").click(), true)`)
+	o.until(`document.querySelector("#explained").textContent.includes("white list") && document.querySelector("#view-errors").checkVisibility()`)
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#code"), "0"))
+	get(o.visitor, chromedp.KeyEvent(kb.Enter))
+	o.until(`document.querySelector("#explained").textContent.includes("not in the table")`)
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#code"), "x"))
+	get(o.visitor, chromedp.KeyEvent(kb.Enter))
+	o.until(`document.querySelector("#explained").textContent.includes("is a number")`)
+	// Nobody looks: nothing is asked.
+	js[bool](o, `(Object.defineProperty(document, "hidden", {value: true, configurable: true}), document.dispatchEvent(new Event("visibilitychange")))`)
+	o.settle()
+	s.set(healthy())
+	wait := time.NewTimer(7 * time.Second) // longer than a status lasts
+	select {
+	case <-wait.C:
+	case <-o.ctx.Done():
+	}
+	if asked := s.requests(); len(asked) > 0 {
+		t.Errorf("asked while hidden: %q", asked)
+	}
+	js[bool](o, `(Object.defineProperty(document, "hidden", {value: false, configurable: true}), document.dispatchEvent(new Event("visibilitychange")))`)
+	o.untilAsked(s, "GET status?", 1)
+	o.quiet("feed")
+}
+
+// untilAsked waits until the stage was asked that often.
+func (o *operator) untilAsked(s *stage, prefix string, times int) {
+	o.t.Helper()
+	ctx, cancel := context.WithTimeout(o.ctx, stepLimit)
+	defer cancel()
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		n := 0
+		for _, r := range s.requests() {
+			if strings.HasPrefix(r, prefix) {
+				n++
+			}
+		}
+		if n >= times {
+			tick.Stop()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			o.t.Fatalf("asked %q", s.requests())
+		}
+	}
+}
+
+// consoleLinks tries the links of the gateway itself, and reads a QR code from the screen.
+func consoleLinks(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.visit("#links")
+	get(o.visitor, chromedp.SendKeys(chromedp.CSS("#fill-appid"), integration.AuthorizerID))
+	link := w.startOf("scan", "")
+	o.until(`[...document.querySelectorAll("#funcs a")].some(a => a.href === "` + link + `")`)
+	js[bool](o, `([...document.querySelectorAll("#funcs button")].find(b => b.dataset.key === "qr `+link+`").click(), true)`)
+	o.until(`document.querySelector("#funcs img")?.naturalWidth > 0`)
+	o.judge("links-qr", "Scan it with WeChat.")
+	if got := o.scanOf("#funcs img"); got != link {
+		t.Errorf("the QR code says %s, want %s", got, link)
+	}
+	if start := js[string](o, `document.querySelector("#starts a").href`); start != w.URL(authorizePage) {
+		t.Errorf("a new authorization begins at %s", start)
+	}
+	o.quiet("links")
+}
+
+// consoleChoices: language and looks are kept.
+func consoleChoices(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, desktop, chinese, s.URL+"/")
+	o.visit("#health")
+	o.judge("choices", "一切正常")
+	js[bool](o, `(document.querySelector("#language").click(), document.querySelector("#theme").click(), document.querySelector("#theme").click(), true)`)
+	o.language = english
+	o.visit("#health")
+	if got := js[string](o, `document.documentElement.dataset.theme + " " + getComputedStyle(document.documentElement).colorScheme + " " + document.title`); got != "dark dark Health · WeChat gateway" {
+		t.Errorf("after coming back: %s", got)
+	}
+	o.judge("choices", "All is well", "Theme: dark")
+}
+
+// consoleAway: the gateway goes away and comes back.
+func consoleAway(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.mayFail = true
+	o.visit("#health")
+	gone := healthy()
+	gone.gone = true
+	s.set(gone)
+	o.until(`document.querySelector("#away").checkVisibility() && /Next try in \d+ s/.test(document.querySelector("#away-text").textContent)`)
+	o.untilAsked(s, "GET status?", 2)
+	o.judge("away", "The gateway does not answer (no connection)", "All is well")
+	s.set(ticketless())
+	js[bool](o, `(document.querySelector("#again").click(), true)`)
+	o.until(`!document.querySelector("#away").checkVisibility() && document.title.startsWith("(1)")`)
+	o.judge("back", "Something is wrong", "13 hours old")
+	// A button on a card has the gateway do something, and says how that went.
+	js[bool](o, `([...document.querySelectorAll("#cards button")].find(b => b.dataset.key.startsWith("drain")).click(), true)`)
+	o.until(`document.querySelector("#cards").textContent.includes("1 of 2 exchanged")`)
+	o.quiet("drain")
+}
+
+// consoleGateway opens the console of the gateway itself, in each way that there is.
+func consoleGateway(t *testing.T, w *world) {
+	forwarded := forward(t, w.Console)
+	w.more = append(w.more, "http://localhost:"+integration.Port(forwarded))
+	for name, home := range map[string]string{
+		"localhost": "http://localhost:" + integration.Port(w.Console) + "/", "address": "http://" + w.Console + "/",
+		"forwarded": "http://localhost:" + integration.Port(forwarded) + "/",
+	} {
+		o := newOperator(t, w, desktop, english, home)
+		o.mayFail = true
+		o.open(home + "#links")
+		o.until(`[...document.querySelectorAll("#funcs a")].some(a => a.href.endsWith("/wx/thirdParty/authorize/` + integration.AccountID + `/scan"))`)
+		if o.status != http.StatusOK || !strings.HasPrefix(o.at, home) {
+			t.Errorf("%s: %d at %s", name, o.status, o.at)
+		}
+		o.quiet(name)
+	}
+	o := newOperator(t, w, desktop, english, w.URL("/console"))
+	o.mayFail = true
+	o.open(w.URL("/open/"))
+	o.visitor.see("console-denied", http.StatusForbidden, "The console is not open to the outside", "ssh -L 9000:127.0.0.1:2020")
+	set(o.visitor, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{"Authorization": "Basic Ym9iOmhpY2N1cA=="}})
+	o.open(o.home + "#links") // without the slash, below a path that handle_path takes off
+	if want := w.URL("/console/#links"); o.at != want || o.status != http.StatusOK {
+		t.Errorf("logged in: %d at %s, want %s", o.status, o.at, want)
+	}
+	o.until(`[...document.querySelectorAll("#funcs a")].length > 0`)
+	o.quiet("logged in")
+	p := newOperator(t, w, phone, chinese, "")
+	p.open(w.URL("/open/"))
+	p.visitor.see("console-denied", http.StatusForbidden, "控制台不对外开放")
+}
+
+// forward lets an address be reached by another port, as ssh -L does.
+func forward(t *testing.T, to string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = near.Close() }()
+				far, err := net.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer func() { _ = far.Close() }()
+				go func() { _, _ = io.Copy(far, near); _ = far.Close() }()
+				_, _ = io.Copy(near, far)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
