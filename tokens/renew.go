@@ -57,10 +57,10 @@ func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, ref
 }
 
 // awaitRenewalFor is awaitRenewal. Ordered says that the token which is refused works as far as is known, and serves on
-// until there is another.
+// until there is another; that WeChat gives it again is no failure then.
 func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (Token, error) {
 	// A flight that was under way when we joined may have been asked for less than we need: one more goes for us.
-	for range 2 {
+	for round := range 2 {
 		if err := m.barred(k); err != nil {
 			return Token{}, err
 		}
@@ -72,7 +72,7 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 			return Token{}, err
 		case k.Kind == KindAuthorizer && !e.authorized():
 			return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
-		case e.live(time.Now().UnixNano()) && (refused.IsZero() || !e.token.Value.Same(refused)):
+		case e.live(time.Now().UnixNano()) && (refused.IsZero() || !e.token.Value.Same(refused) || ordered && round > 0):
 			return e.token, nil
 		}
 	}
