@@ -77,11 +77,12 @@ type App struct {
 
 	platformCodecs []candidate // of all platforms, in order
 
-	store    StoreModule
-	env      *tokens.Environment
-	poolKey  string
-	shared   *shared
-	activate sync.Once
+	store       StoreModule
+	storeModule string // its name in the configuration
+	env         *tokens.Environment
+	poolKey     string
+	shared      *shared
+	activate    sync.Once
 }
 
 // CaddyModule returns the Caddy module information.

@@ -300,7 +300,8 @@ func isTLSError(err error) bool {
 	_, record := errors.AsType[tls.RecordHeaderError](err)
 	_, alert := errors.AsType[tls.AlertError](err)
 	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
-	return verify || record || alert || authority || strings.Contains(err.Error(), "TLS handshake")
+	text := err.Error() // net/http has no types for these
+	return verify || record || alert || authority || strings.Contains(text, "TLS handshake") || strings.Contains(text, "HTTP response to HTTPS client")
 }
 
 // rootOf is the part of an error that says why there is no connection: what is around it may name a URL.

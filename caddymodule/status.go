@@ -274,15 +274,6 @@ func (a *App) clientStatus() []ClientStatus {
 	return list
 }
 
-// storeModule is the store's name in the configuration.
-func (a *App) storeModule() string {
-	var named struct {
-		Module string `json:"module"`
-	}
-	_ = json.Unmarshal(a.StoreRaw, &named) // Provision has read it
-	return named.Module
-}
-
 // hosts shows WeChat's hosts that are configured.
 func (x *examination) hosts() []HostStatus {
 	list := make([]HostStatus, 0, len(x.app.origins))

@@ -83,7 +83,7 @@ func (x *examination) examineStore(ctx context.Context) {
 	x.storeErr = m.CheckStore(ctx)
 	writeFails, failedAt, reason := a.health().store.last()
 	x.store = StoreStatus{
-		Module: a.storeModule(), LastError: timeOf(failedAt), Error: reason,
+		Module: a.storeModule, LastError: timeOf(failedAt), Error: reason,
 		Waiting: m.Waiting(), Unsaved: m.Unsaved(), Degraded: a.claims().away.Load(),
 	}
 	switch {

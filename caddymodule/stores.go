@@ -73,6 +73,11 @@ func (a *App) provisionStore(ctx caddy.Context) (StoreModule, error) {
 	if len(a.StoreRaw) == 0 {
 		a.StoreRaw = json.RawMessage(`{"module":"caddy"}`)
 	}
+	var named struct {
+		Module string `json:"module"`
+	}
+	_ = json.Unmarshal(a.StoreRaw, &named) // LoadModule says what is wrong with it, and leaves nothing of it
+	a.storeModule = named.Module
 	v, err := ctx.LoadModule(a, "StoreRaw")
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
