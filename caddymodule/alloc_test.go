@@ -52,3 +52,12 @@ func TestMatcherAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestFeedAllocatesNothing(t *testing.T) {
+	for name, enter := range map[string]func(){"push": feedOfPush(t), "call": feedOfCall(t)} {
+		enter() // the account's place
+		if n := testing.AllocsPerRun(500, enter); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}

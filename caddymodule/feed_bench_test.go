@@ -2,6 +2,8 @@ package caddymodule
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -58,7 +60,7 @@ func feedOfPush(tb testing.TB) func() {
 // feedOfCall does with a call what the feed adds to it.
 func feedOfCall(tb testing.TB) func() {
 	g := newGateway(tb, newFakeWeChat(tb), "", "")
-	req := &apiRequest{appid: accountID, path: "/cgi-bin/user/info", client: g.app.Clients[0]}
+	req := &apiRequest{Request: httptest.NewRequest(http.MethodGet, "/", nil), appid: accountID, path: "/cgi-bin/user/info", client: g.app.Clients[0]}
 	call := &apiCall{status: 200, key: tokens.AccountKey(accountID)}
 	return func() {
 		req.started, req.entry = time.Now(), Entry{}
