@@ -364,7 +364,7 @@ func TestFeedOfCalls(t *testing.T) {
 func TestFeedOfTheGatewaysOwn(t *testing.T) {
 	t.Parallel()
 	app, _ := newTestApp(t, testConfig(""))
-	w := &watcher{app.metrics(), app.shared}
+	w := &watcher{app.shared.health, app.shared}
 	k := tokens.AuthorizerKey(platformID, authorizerID)
 	api := &tokens.APIError{Code: 61004, Msg: "hidden", RID: "rid-1", API: "/cgi-bin/component/api_authorizer_token"}
 	for what, err := range map[tokens.Happening]error{
