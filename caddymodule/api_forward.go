@@ -94,7 +94,7 @@ func staysHere(name string) bool {
 }
 
 // stayInitials are the first letters of stayPrefixes.
-const stayInitials = "XCFAPS:"
+const stayInitials = "XCFAPSUO:"
 
 // stayPrefixes begin the headers with which proxies and CDNs tell each other where a request came from and what it was
 // before they changed it, the gateway's own, and those of tracing, which Caddy's handler of that name adds: WeChat is no part
