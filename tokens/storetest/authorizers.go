@@ -11,7 +11,7 @@ import (
 
 // authorizersInPages: a manager lists the accounts that the store has, each once, and goes on where another one was.
 func authorizersInPages(t *testing.T, s tokens.Store) {
-	const platform = "wx00000000000000aa"
+	const platform = "wxffffffffffffffff"
 	env := &tokens.Environment{Store: s, Platforms: []tokens.PlatformCredentials{{AppID: platform}}, RosterEvery: -1}
 	var list strings.Builder
 	var want []string
