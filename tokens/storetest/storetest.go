@@ -41,6 +41,7 @@ func Run(t *testing.T, open func() tokens.Store) {
 		{"locks are independent", locksIndependent},
 		{"unlock after the context ended", unlockLate},
 		{"unlock twice", unlockTwice},
+		{"authorizers in pages", authorizersInPages},
 	}
 	s := open()
 	if _, ok := s.(tokens.Swapper); ok {
