@@ -635,7 +635,9 @@ func TestStatusOfCalls(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
-	call := func() { g.do(http.MethodGet, "/"+authorizerID+"/cgi-bin/user/info?openid=o1", nil, "Authorization: Bearer "+crmKey) }
+	call := func() {
+		g.do(http.MethodGet, "/"+authorizerID+"/cgi-bin/user/info?openid=o1", nil, "Authorization: Bearer "+crmKey)
+	}
 	answering := func(text string) {
 		wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
