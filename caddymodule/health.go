@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -189,7 +191,8 @@ type hostTable struct {
 
 // hostHealth is how one of them did.
 type hostHealth struct {
-	okAt atomic.Int64 // Unix seconds
+	okAt    atomic.Int64 // Unix seconds
+	failing atomic.Bool  // it did the last time
 
 	mu       sync.Mutex
 	failedAt time.Time
@@ -232,12 +235,18 @@ func (t *hostTable) note(host string, err error) {
 }
 
 // ok notes that the host answered. It is on the way of each call.
-func (h *hostHealth) ok() { touch(&h.okAt) }
+func (h *hostHealth) ok() {
+	touch(&h.okAt)
+	if h.failing.Load() {
+		h.failing.Store(false)
+	}
+}
 
 func (h *hostHealth) failed(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failedAt, h.class, h.reason = time.Now(), classOf(err), safeReason(rootOf(err))
+	h.failing.Store(true)
 }
 
 // sawAddress notes the address that WeChat sees calls come from.
@@ -282,6 +291,15 @@ func classOf(err error) string {
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return classDNS
+	}
+	if dial, ok := errors.AsType[reverseproxy.DialError](err); ok { // which does not say what it wraps
+		switch text := dial.Error(); {
+		case strings.Contains(text, "lookup "):
+			return classDNS
+		case strings.Contains(text, "timeout"):
+			return classTimeout
+		}
+		return classDial
 	}
 	if isTLSError(err) {
 		return classTLS

@@ -111,8 +111,8 @@ func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus 
 	s := PlatformStatus{AppID: p.AppID, Keys: keyStatus(p.ring), LastPush: timeOf(when(p.ring.last))}
 	received := m.TicketReceived(p.AppID)
 	if x.storeErr == nil && x.now.Sub(received) > ticketReread {
-		_, _ = m.Ticket(ctx, p.AppID) // another node may have been told since
-		received = m.TicketReceived(p.AppID)
+		// Another node may have been told since. If the store fails now, it is found by the next examination.
+		received, _ = m.LastTicket(ctx, p.AppID)
 	}
 	if !received.IsZero() {
 		s.Ticket = &TicketStatus{Received: *timeOf(received), Age: max(0, int64(x.now.Sub(received)/time.Second))}
@@ -242,7 +242,7 @@ func (x *examination) host(name string, h *hostHealth) HostStatus {
 		return s
 	}
 	s.Error = h.class + ": " + h.reason
-	if okAt.Before(h.failedAt.Truncate(time.Second)) { // what answers is noted to the second
+	if h.failing.Load() {
 		s.Level = Red
 		x.found(hostFails(name, h.class, h.reason, x.app.proxyTo != nil))
 	}

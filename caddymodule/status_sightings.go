@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -123,6 +125,9 @@ func (a *App) sawAnswered(appid, outcome string, why error) {
 			code = codeRepliesUnusable
 		}
 		reason := "?"
+		if he, ok := errors.AsType[caddyhttp.HandlerError](why); ok && he.Err != nil {
+			why = he.Err
+		}
 		if why != nil {
 			reason = safeReason(rootOf(why))
 		}

@@ -235,11 +235,11 @@ func TestStatusOfOldTickets(t *testing.T) {
 		if isReady(app) == tt.unready {
 			t.Errorf("%s: ready %t", tt.age, !tt.unready)
 		}
-		pushTicket(t, eventHandler(t, ctx))
-		if tt.code != "" {
-			s = look(t, app)
-			s.hasNot(t, "no_ticket", "ticket_overdue", "ticket_expired")
+		next := strings.Replace(ticketElement, "abcdef", "next", 1)
+		if rec := serve(t, eventHandler(t, ctx), eventSender(t).push("/wx/event", eventXML("component_verify_ticket", next)), nil); rec.Code != http.StatusOK {
+			t.Fatal(rec.Code)
 		}
+		look(t, app).hasNot(t, "no_ticket", "ticket_overdue", "ticket_expired")
 		if err := app.Cleanup(); err != nil {
 			t.Fatal(err)
 		}
@@ -635,7 +635,9 @@ func TestStatusOfCalls(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.authorize()
-	call := func() { g.do(http.MethodGet, "/"+authorizerID+"/cgi-bin/user/info?openid=o1", nil, "Authorization: Bearer "+crmKey) }
+	call := func() {
+		g.do(http.MethodGet, "/"+authorizerID+"/cgi-bin/user/info?openid=o1", nil, "Authorization: Bearer "+crmKey)
+	}
 	answering := func(text string) {
 		wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

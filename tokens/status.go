@@ -20,6 +20,27 @@ func (m *Manager) HeldToken(k Key) TokenState {
 	return m.tokenState(&entry{key: k})
 }
 
+// LastTicket returns when the newest ticket of a platform came, alive or not, to this node or, by the store, to another
+// one or before a restart; the zero time: never. The error says that the store was not read.
+func (m *Manager) LastTicket(ctx context.Context, platform string) (time.Time, error) {
+	held := m.tickets.get(platform)
+	env, err := m.current()
+	if err != nil {
+		return held.receivedAt, err
+	}
+	var stored ticketWire
+	err = m.loadRecord(ctx, env, ticketName(platform), &stored)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return held.receivedAt, nil
+	case err != nil:
+		return held.receivedAt, err
+	case fromUnix(stored.CreatedAt).After(held.CreatedAt):
+		return stored.held().receivedAt, nil
+	}
+	return held.receivedAt, nil
+}
+
 // PushRefusal returns why WeChat could not be asked, when it last was, to push a platform's tickets; nil: it could, or was
 // not asked.
 func (m *Manager) PushRefusal(platform string) error {
