@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -175,6 +176,35 @@ func TestDashboard(t *testing.T) {
 	for name := range metrics {
 		if !strings.Contains(string(text), name) && !slices.Contains(notOnTheBoard, name) {
 			t.Errorf("no panel shows %s", name)
+		}
+	}
+}
+
+// TestMonitoringNamesEverything: each metric with its labels, and each event, is in the documentation.
+func TestMonitoringNamesEverything(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := exposed(t)
+	for name, labels := range metrics {
+		row := "| `" + name + "` | "
+		if len(labels) > 0 {
+			row += "`" + strings.Join(labels, "`, `") + "`"
+		}
+		if !strings.Contains(string(text), row+" | ") {
+			t.Errorf("not there: %s", row)
+		}
+	}
+	for _, m := range regexp.MustCompile("\\| `(caddy_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
+		if _, ok := metrics[m[1]]; !ok {
+			t.Errorf("there is no metric %s", m[1])
+		}
+	}
+	for _, event := range append(slices.Collect(maps.Values(eventNames)), eventReleaseCheck) {
+		if !strings.Contains(string(text), "| `"+event+"` | ") {
+			t.Errorf("not there: %s", event)
 		}
 	}
 }
