@@ -42,7 +42,12 @@ const defaultOpen = "https://open.weixin.qq.com"
 // caddy_wechat_records_waiting, caddy_wechat_records_unsaved, caddy_wechat_api_requests_total,
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total, caddy_wechat_authorize_total,
 // caddy_wechat_oauth_users, caddy_wechat_oauth_forgotten_total,
-// caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total.
+// caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total, caddy_wechat_lock_wait_seconds, caddy_wechat_tokens_cached,
+// caddy_wechat_api_calls_today, caddy_wechat_events_dropped_total.
+//
+// Events, through Caddy's events app, with the data platform, appid, kind, and for failures reason and errcode, as far as
+// they apply: wechat_ticket_received, wechat_ticket_overdue, wechat_authorized, wechat_unauthorized, wechat_token_refreshed,
+// wechat_token_failed, wechat_rogue_refresh, wechat_release_check. They are emitted in the background.
 type App struct {
 	// Platforms are the third-party platforms, in the order in which a push is tried against them.
 	Platforms []*Platform `json:"platforms,omitempty"`

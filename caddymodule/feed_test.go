@@ -271,7 +271,7 @@ func TestFeedOfPushes(t *testing.T) {
 	for i, want := range []Entry{
 		{Kind: "push", AppID: authorizerID, Platform: platformID, What: "text", Outcome: "ok"},
 		{Kind: "push", AppID: authorizerID, Platform: platformID, What: "event CLICK", Outcome: "ok"},
-		{Kind: "push", AppID: authorizerID, Platform: platformID, What: "text", Outcome: "failed", Reason: "it is neither empty, nor success, nor XML: it begins with an HTML page"},
+		{Kind: "push", AppID: authorizerID, Platform: platformID, What: "text", Outcome: "failed", Reason: "it is neither empty, nor success, nor xml: it begins with an HTML page"},
 		{Kind: "push", AppID: authorizerID, Outcome: "refused", Status: 403, Reason: errSignature.reason},
 		{Kind: "push", AppID: authorizerID, Platform: platformID, Outcome: "refused", Status: 403, Reason: errStale.reason},
 		{Kind: "event", Platform: platformID, What: "component_verify_ticket", Outcome: "ok"},
