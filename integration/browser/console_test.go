@@ -62,15 +62,28 @@ const audit = `(phone => {
 	if (wide > 0) found.push(wide + " pixels too wide");
 	// Contrast, with what is behind the text put together from its ancestors.
 	const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-	const rgba = color => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255]; };
+	const known = new Map(), behinds = new Map([[null, {color: [255, 255, 255], opacity: 1}]]);
+	const rgba = color => {
+		if (!known.has(color)) {
+			canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+			const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+			known.set(color, [r, g, b, a / 255]);
+		}
+		return known.get(color);
+	};
 	const over = ([r, g, b, a], under) => [r, g, b].map((c, i) => c * a + under[i] * (1 - a));
 	const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+	const back = e => {
+		if (!behinds.has(e)) {
+			const around = back(e.parentElement), s = getComputedStyle(e);
+			behinds.set(e, {color: over(rgba(s.backgroundColor), around.color), opacity: around.opacity * s.opacity});
+		}
+		return behinds.get(e);
+	};
 	for (const e of all) {
 		const texts = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || e.matches("input");
 		if (!texts || e.closest(".unseen") || e.closest(".skip") || e.matches(":disabled") || e.closest("[aria-hidden]")) continue;
-		const chain = []; for (let a = e; a; a = a.parentElement) chain.unshift(a);
-		let behind = [255, 255, 255], opacity = 1;
-		for (const a of chain) { const s = getComputedStyle(a); behind = over(rgba(s.backgroundColor), behind); opacity *= s.opacity; }
+		const {color: behind, opacity} = back(e);
 		const s = getComputedStyle(e), [r, g, b, a] = rgba(s.color), front = over([r, g, b, a * opacity], behind);
 		const [hi, lo] = [luminance(front), luminance(behind)].sort((x, y) => y - x), ratio = (hi + .05) / (lo + .05);
 		if (ratio < 4.5) found.push("contrast " + ratio.toFixed(2) + ": " + where(e));
@@ -139,6 +152,11 @@ func (o *operator) visit(section string) {
 func (o *operator) judge(name string, words ...string) {
 	o.t.Helper()
 	shown := js[string](o, "document.body.innerText")
+	for _, junk := range []string{"[object", "undefined", "NaN", "Invalid Date"} {
+		if strings.Contains(shown, junk) {
+			o.t.Errorf("%s says %s:\n%s", name, junk, shown)
+		}
+	}
 	for _, word := range words {
 		if !strings.Contains(shown, word) {
 			o.t.Errorf("%s does not say %q:\n%s", name, word, shown)
