@@ -330,7 +330,7 @@
 			]),
 			d.state === "revoked" ? null : el("div", { class: "acts" }, el("button", { type: "button", "data-key": "refresh", on: refreshShown }, t("refresh"))),
 			el("h3", {}, t("permissions")),
-			d.permission_sets?.length ? el("ul", { class: "chips" }, d.permission_sets.map(p => el("li", { class: "badge" }, `${pick(p.name) || p.id} `, el("span", { class: "soft" }, p.id)))) : el("p", { class: "soft" }, t("noPermissions")),
+			d.permission_sets?.length ? el("ul", { class: "chips" }, d.permission_sets.map(p => el("li", { class: "badge" }, pick(p.name) ? `${pick(p.name)} ` : "", el("span", { class: "soft" }, p.id)))) : el("p", { class: "soft" }, t("noPermissions")),
 			entry(t("lastPush"), d.last_push), entry(t("lastCall"), d.last_call), entry(t("lastError"), d.last_error));
 	}
 	async function refreshShown() {

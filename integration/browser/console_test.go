@@ -180,12 +180,21 @@ func (o *operator) judge(name string, words ...string) {
 		}
 		if screenshots != "" {
 			file := filepath.Join(screenshots, strings.Join([]string{"console", name, o.device.name, language, colors}, "-")+".png")
-			if err := os.WriteFile(file, get(o.visitor, chromedp.FullScreenshot(100)), 0o600); err != nil {
+			if err := os.WriteFile(file, o.photograph(), 0o600); err != nil {
 				o.t.Fatal(err)
 			}
 		}
 	}
 	o.quiet(name)
+}
+
+// photograph is a picture of the whole page, or of what is to be seen while a drawer is open.
+func (o *operator) photograph() []byte {
+	o.t.Helper()
+	if js[bool](o, `document.querySelector("#drawer").open`) {
+		return get(o.visitor, chromedp.CaptureScreenshot())
+	}
+	return get(o.visitor, chromedp.FullScreenshot(100))
 }
 
 // quiet fails for whatever the browser has against the page.
