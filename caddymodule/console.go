@@ -171,6 +171,7 @@ func isConsoleHost(host string) bool {
 		}
 		host = name
 	}
+	// Not strings.EqualFold, to which localhoſt is the same.
 	return strings.ToLower(host) == "localhost" || host == "127.0.0.1" || host == "[::1]"
 }
 

@@ -18,8 +18,8 @@
 	if (theme !== "light" && theme !== "dark") theme = "auto";
 
 	const t = (key, values = {}) => (TEXT[lang][key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
-	const pick = text => text ? text[lang] || text.en || text.zh || "" : "";
-	const named = key => TEXT[lang][key] || key; // of a word that the gateway may use and this page not know
+	const pick = text => typeof text === "string" ? text : text ? text[lang] || text.en || text.zh || "" : "";
+	const named = key => TEXT[lang][key] || key.replace(/^sign_/, ""); // of a word that the gateway may use and this page not know
 
 	// el makes an element. Whatever comes from the gateway is text and nothing else.
 	function el(tag, props, ...children) {
@@ -30,14 +30,14 @@
 			else if (name === "class") e.className = value;
 			else e.setAttribute(name, value === true ? "" : value);
 		}
-		e.append(...children.flat().filter(c => c !== undefined && c !== null && c !== "" && c !== false));
+		e.append(...children.flat(Infinity).filter(c => c !== undefined && c !== null && c !== "" && c !== false));
 		return e;
 	}
 
 	// swap replaces what is in a place. The focus stays with what has the same data-key.
 	function swap(place, ...nodes) {
 		const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-		place.replaceChildren(...nodes.flat().filter(n => n !== undefined && n !== null && n !== ""));
+		place.replaceChildren(...nodes.flat(Infinity).filter(n => n !== undefined && n !== null && n !== ""));
 		if (focused !== undefined) [...place.querySelectorAll("[data-key]")].find(e => e.dataset.key === focused)?.focus({ preventScroll: true });
 	}
 
@@ -76,12 +76,13 @@
 	async function ask(path, { method = "GET", signal } = {}) {
 		const signals = [AbortSignal.timeout(ANSWER_WITHIN), ...(signal ? [signal] : [])];
 		const change = method === "GET" ? {} : { headers: { "Content-Type": "application/json" }, body: "{}" };
-		const response = await fetch("api/" + path, { method, signal: AbortSignal.any(signals), cache: "no-store", redirect: "error", ...change });
+		const response = await fetch("api/" + path, { method, signal: AbortSignal.any(signals), cache: "no-store", redirect: "manual", ...change });
+		if (response.type === "opaqueredirect") throw new Refused(401, "redirect"); // to a login
 		const text = await response.text();
 		let body = null;
 		try { body = JSON.parse(text); } catch { /* a proxy in between may answer with a page */ }
 		if (!response.ok) throw new Refused(response.status, typeof body?.error === "string" ? body.error : `HTTP ${response.status}`);
-		if (body === null) throw new Refused(response.status, "not JSON");
+		if (body === null) throw new Refused(401, "not JSON"); // a page, most likely to log in on
 		return body;
 	}
 	const query = values => { const q = new URLSearchParams(); for (const [k, v] of Object.entries(values)) if (v) q.set(k, v); return q.size ? "?" + q : ""; };
@@ -142,7 +143,7 @@
 			: t("fresh", { ago: ago(new Date(updated + skew).toISOString()) });
 	}
 
-	const badge = (level, words) => el("span", { class: "badge " + (["green", "yellow", "red"].includes(level) ? level : "") }, words || t("sign_" + level));
+	const badge = (level, words) => el("span", { class: "badge " + (["green", "yellow", "red"].includes(level) ? level : "") }, words || named("sign_" + level));
 
 	// rows makes a list of names and values, without those that have none.
 	function rows(pairs) {
@@ -156,7 +157,7 @@
 		return [
 			[t("token"), token.expires ? timeOf(token.expires, t("tokenUntil", { at: clock(token.expires) })) : token.error ? null : t("none")],
 			["", token.refreshed ? el("span", { class: "soft" }, t("refreshed", { ago: ago(token.refreshed) })) : null],
-			[t("error"), token.error ? el("span", { class: "red" }, typeof token.error === "string" ? token.error : pick(token.error)) : null],
+			[t("error"), token.error ? el("span", { class: "red" }, pick(token.error)) : null],
 		];
 	}
 
@@ -210,6 +211,7 @@
 		$("level").className = "dot " + level;
 		swap($("level"), el("span", { "aria-hidden": "true" }, count(bad.length)), el("span", { class: "unseen" }, t("countFindings", { n: count(bad.length) })));
 		showTitle();
+		showPlatforms();
 		swap($("findings"), bad.map(f => el("li", { class: f.level },
 			el("div", { class: "top" }, badge(f.level), el("strong", {}, pick(f.text)), el("span", { class: "subject" }, el("bdi", {}, f.subject || ""))),
 			pick(f.remedy) ? el("p", { class: "remedy" }, el("strong", {}, t("remedy") + (lang === "zh" ? "：" : ": ")), pick(f.remedy)) : null)));
@@ -219,18 +221,18 @@
 			card(t("platforms"), (s.platforms || []).map(p => item(p.appid, p.level, rows([
 				[t("ticket"), p.ticket?.received ? timeOf(p.ticket.received, ago(p.ticket.received)) : t("never")],
 				...tokenRows(p.token), ...keyRows(p.keys),
-				[t("releaseCheck"), p.release_check ? p.release_check.last || p.release_check.seen === true ? t("seen", { ago: p.release_check.last ? ago(p.release_check.last) : "" }) : t("notSeen") : null],
+				[t("releaseCheck"), p.release_check ? p.release_check.last || p.release_check.seen ? t("seen", { ago: p.release_check.last ? ago(p.release_check.last) : "" }).trim() : t("notSeen") : null],
 				[t("unexchanged"), p.unexchanged || null],
 			]), p.unexchanged ? doing("drain " + p.appid, t("drain"), "drain", got => t("drained", { done: got.done, tried: got.tried })) : null,
 			doing("refresh " + p.appid, t("refresh"), "refresh/" + encodeURIComponent(p.appid), refreshed)))),
 			card(t("accounts"), (s.accounts || []).map(a => item(a.appid, a.level, rows([[t("mode"), a.mode], ...tokenRows(a.token), [t("lastPush"), a.last_push ? timeOf(a.last_push, ago(a.last_push)) : t("never")]])))),
 			card(t("store"), s.store ? [item(store.module || "", store.level, rows([
 				[t("state"), store.degraded ? t("degraded") : null], [t("waiting"), store.waiting || null], [t("unsaved"), store.unsaved || null],
-				[t("lastError"), store.last_error ? typeof store.last_error === "string" ? el("span", { class: "red" }, store.last_error) : pick(store.last_error) : null],
+				[t("lastError"), store.last_error ? el("span", { class: "red" }, pick(store.last_error)) : null],
 			]))] : []),
 			card(t("hosts"), (s.hosts || []).map(h => item(h.host, h.level, rows([
 				[t("lastOk"), h.last_ok ? timeOf(h.last_ok, ago(h.last_ok)) : t("never")], [t("lastError"), h.last_error ? timeOf(h.last_error, ago(h.last_error)) : null],
-				[t("error"), h.error], [t("egress"), h.egress_ip],
+				[t("error"), pick(h.error)], [t("egress"), h.egress_ip],
 			])))),
 			card(t("backends"), (s.backends || []).map(b => item(b.address, b.level, rows([[t("inFlight"), count(b.in_flight || 0)], [t("fails"), b.fails || null]])))),
 			card(t("pushes"), s.pushes ? [el("div", { class: "item" }, rows([[t("inFlight"), count(pushes.in_flight || 0)], [t("lastPush"), pushes.last ? timeOf(pushes.last, ago(pushes.last)) : t("never")]]))] : []),
@@ -257,6 +259,7 @@
 		if (!keep) announce(accounts.error ? why(accounts.error) : accounts.list.length ? t("found", { n: accounts.list.length }) : t("noMatch", { q }));
 	}
 
+	const stateBadge = state => badge(state === "authorized" ? "green" : state === "revoked" ? "yellow" : "", named(state || ""));
 	const cell = (name, ...content) => el("td", { role: "cell", "data-name": name }, content);
 
 	function showAccounts() {
@@ -264,7 +267,7 @@
 		swap($("accounts").tBodies[0], (list || []).map(a => el("tr", { role: "row" },
 			cell(t("name"), el("button", { type: "button", class: "link who", "data-key": a.platform + a.appid, title: a.name, on: () => openDrawer(a.appid, a.platform) }, el("bdi", {}, a.name || t("noName")))),
 			cell("AppID", el("span", { class: "code" }, a.appid)), cell(t("original"), a.user_name ? el("span", { class: "code" }, a.user_name) : ""),
-			cell(t("platform"), el("span", { class: "code" }, a.platform)), cell(t("state"), badge(a.state === "revoked" ? "yellow" : "green", named(a.state))))));
+			cell(t("platform"), el("span", { class: "code" }, a.platform)), cell(t("state"), stateBadge(a.state)))));
 		$("accounts").hidden = !list?.length;
 		$("accounts-empty").hidden = list?.length > 0;
 		$("accounts-empty").textContent = list === null ? t("loading") : accounts.error ? why(accounts.error) : q ? t("noMatch", { q }) : t("noAccounts");
@@ -321,13 +324,13 @@
 		swap($("detail"),
 			rows([
 				["AppID", el("span", { class: "code" }, d.appid)], [t("original"), d.user_name ? el("span", { class: "code" }, d.user_name) : null],
-				[t("platform"), el("span", { class: "code" }, d.platform || "")], [t("state"), badge(d.state === "revoked" ? "yellow" : "green", named(d.state))],
+				[t("platform"), el("span", { class: "code" }, d.platform || "")], [t("state"), stateBadge(d.state)],
 				[t("type"), d.type ? t(d.type.mini_program ? "mini" : "official") : null], [t("principal"), d.principal ? el("bdi", {}, d.principal) : null],
 				...tokenRows(d.token),
 			]),
 			d.state === "revoked" ? null : el("div", { class: "acts" }, el("button", { type: "button", "data-key": "refresh", on: refreshShown }, t("refresh"))),
 			el("h3", {}, t("permissions")),
-			d.permission_sets?.length ? el("ul", { class: "chips" }, d.permission_sets.map(p => el("li", { class: "badge" }, `${pick(p.name) || p.id} `, el("span", { class: "soft" }, p.id)))) : el("p", { class: "soft" }, t("noPermissions")),
+			d.permission_sets?.length ? el("ul", { class: "chips" }, d.permission_sets.map(p => el("li", { class: "badge" }, pick(p.name) ? `${pick(p.name)} ` : "", el("span", { class: "soft" }, p.id)))) : el("p", { class: "soft" }, t("noPermissions")),
 			entry(t("lastPush"), d.last_push), entry(t("lastCall"), d.last_call), entry(t("lastError"), d.last_error));
 	}
 	async function refreshShown() {
@@ -350,7 +353,7 @@
 	const outcomeLevel = outcome => outcome === "ok" ? "green" : outcome === "refused" ? "yellow" : outcome === "failed" ? "red" : "";
 	const codeLink = code => el("a", { href: "#errors/" + code, "data-key": "code " + code, title: t("explainCode", { code }), on: () => { if ($("drawer").open) $("drawer").close(); } }, String(code));
 	function outcomeCell(e) {
-		return [badge(outcomeLevel(e.outcome), named(e.outcome || "")), e.errcode ? [" ", codeLink(e.errcode)] : "", !e.errcode && e.status ? [" ", el("span", { class: "soft" }, t("status", { n: e.status }))] : ""];
+		return [badge(outcomeLevel(e.outcome), named(e.outcome || "")), e.errcode ? [" ", codeLink(e.errcode)] : "", !e.errcode && e.status && e.outcome !== "ok" ? [" ", el("span", { class: "soft keep" }, t("status", { n: e.status }))] : ""];
 	}
 	function entryMore(e) {
 		const words = pick(e.meaning) || e.reason || "", remedy = pick(e.remedy);
@@ -476,7 +479,7 @@
 		$("explained").hidden = explained === null;
 		if (explained === null) return;
 		if (explained.bad || explained.error) { swap($("explained"), el("p", {}, explained.bad ? t("notCode") : why(explained.error))); return; }
-		swap($("explained"), el("h3", {}, String(explained.errcode ?? asked)), explained.known === false ? el("p", {}, t("unknownCode")) : null,
+		swap($("explained"), el("h2", {}, String(explained.errcode ?? asked)), explained.known === false ? el("p", {}, t("unknownCode")) : null,
 			rows([[t("meaning"), pick(explained.meaning)], [t("remedy"), pick(explained.remedy)]]));
 	}
 	$("explain").addEventListener("submit", e => {

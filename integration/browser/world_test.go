@@ -61,7 +61,6 @@ const more = `
 		}
 		wechat_console
 	}
-	wechat_console /open/*
 `
 
 func newWorld(t *testing.T) *world {
