@@ -18,7 +18,10 @@ import (
 func wechatCommand() caddycmd.Command {
 	return caddycmd.Command{
 		Name: "wechat", Usage: "<command>", Short: "Commands of the WeChat gateway",
-		CobraFunc: func(cmd *cobra.Command) { cmd.AddCommand(explainCommand(), exportCommand(), importCommand()) },
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.AddCommand(explainCommand(), exportCommand(), importCommand())
+			cmd.AddCommand(decryptCommand())
+		},
 	}
 }
 
