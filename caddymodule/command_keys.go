@@ -15,7 +15,6 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
-	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // exitFailed is the exit code of decrypt, send and doctor when what was asked about is not well; 1 is for what cannot be
@@ -300,10 +299,4 @@ func secretFiles(toComplete string) (list []string) {
 	}
 	slices.Sort(list)
 	return list
-}
-
-// explanation is what an errcode means, as both languages have it.
-func explanation(code int64) (meaning, remedy spoken) {
-	e, _ := tokens.Explain(code)
-	return spoken(e.Meaning), spoken(e.Remedy)
 }
