@@ -20,7 +20,7 @@ func wechatCommand() caddycmd.Command {
 		Name: "wechat", Usage: "<command>", Short: "Commands of the WeChat gateway",
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.AddCommand(explainCommand(), exportCommand(), importCommand())
-			cmd.AddCommand(decryptCommand(), sendCommand())
+			cmd.AddCommand(decryptCommand(), sendCommand(), doctorCommand())
 		},
 	}
 }
