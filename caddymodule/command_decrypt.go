@@ -178,7 +178,7 @@ type triedKeys struct {
 // decrypt tries all keys on a push.
 func (c *capture) decrypt(all []*pushKeys) *decryption {
 	q := c.pushQuery()
-	d := &decryption{BodyBytes: len(c.body), Time: timeOf(q.timestamp)}
+	d := &decryption{BodyBytes: len(c.body), Time: stampTime(q.timestamp)}
 	if len(c.body) == 0 && q.hasEcho {
 		c.decryptEcho(d, q, all)
 		return d
@@ -206,7 +206,7 @@ func (d *decryption) opens(of *pushKeys, message []byte, reason spoken) {
 	var f crypto.Fields
 	if crypto.ScanFields(message, &f) == nil {
 		d.Fields, _ = crypto.FieldNames(message)
-		d.MsgType, d.Event, d.InfoType = shown(f.MsgType), shown(f.Event), shown(f.InfoType)
+		d.MsgType, d.Event, d.InfoType = shownWord(f.MsgType), shownWord(f.Event), shownWord(f.InfoType)
 	}
 }
 
@@ -219,8 +219,8 @@ func (d *decryption) belongs(of *pushKeys) {
 // maxShown bounds what is shown of a message's type, which is a word of WeChat's.
 const maxShown = 64
 
-// shown is a type or event as it may be shown.
-func shown(text crypto.Text) string {
+// shownWord is a type or event as it may be shown.
+func shownWord(text crypto.Text) string {
 	for _, c := range text {
 		if c <= ' ' || c > '~' {
 			return "?"

@@ -118,8 +118,12 @@ func TestSend(t *testing.T) {
 		{"500", func(w http.ResponseWriter, _ *http.Request, _ string) { w.WriteHeader(500) }, "", 2, "HTTP 500: WeChat wants 200", ""},
 		{"403", func(w http.ResponseWriter, _ *http.Request, _ string) { w.WriteHeader(403) }, "", 2, "HTTP 403: refused", ""},
 		{"redirect", func(w http.ResponseWriter, r *http.Request, _ string) { http.Redirect(w, r, "/x", http.StatusFound) }, "", 2, "follows no redirect", ""},
-		{"handshake", func(w http.ResponseWriter, r *http.Request, _ string) { _, _ = io.WriteString(w, r.URL.Query().Get("echostr")) }, "--echostr", 0, "answered  echostr", ""},
-		{"handshake, a newline", func(w http.ResponseWriter, r *http.Request, _ string) { _, _ = io.WriteString(w, r.URL.Query().Get("echostr")+"\n") }, "--echostr", 2, "byte for byte", ""},
+		{"handshake", func(w http.ResponseWriter, r *http.Request, _ string) {
+			_, _ = io.WriteString(w, r.URL.Query().Get("echostr"))
+		}, "--echostr", 0, "answered  echostr", ""},
+		{"handshake, a newline", func(w http.ResponseWriter, r *http.Request, _ string) {
+			_, _ = io.WriteString(w, r.URL.Query().Get("echostr")+"\n")
+		}, "--echostr", 2, "byte for byte", ""},
 		{"plain", answer(pongTo(sendOpenID)), "--plain --event CLICK", 0, "answered  reply", "<Event><![CDATA[CLICK]]>"},
 		{"plain, a page", answer("<html></html>"), "--plain", 2, "nor a message", ""},
 	} {

@@ -181,8 +181,8 @@ func (c *capture) cutShort() spoken {
 	return spoken{}
 }
 
-// timeOf is what a timestamp says, nil if it says nothing.
-func timeOf(timestamp string) *time.Time {
+// stampTime is what a timestamp says, nil if it says nothing.
+func stampTime(timestamp string) *time.Time {
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil || len(timestamp) != len("1700000000") {
 		return nil

@@ -23,9 +23,9 @@ import (
 type doctorConfig struct {
 	file      string
 	adapted   []byte
-	app       *App   // as it is written, nothing resolved
-	sites     []site // of HTTP
-	listens   []uint // the ports of all servers
+	app       *App         // as it is written, nothing resolved
+	sites     []doctorSite // of HTTP
+	listens   []uint       // the ports of all servers
 	upstreams []string
 	loadError error // why Caddy would not start with it
 	origins   []*url.URL
@@ -33,8 +33,8 @@ type doctorConfig struct {
 	clients   []apiClient
 }
 
-// site is a host of the config's with what of ours it serves.
-type site struct {
+// doctorSite is a host of the config's with what of ours it serves.
+type doctorSite struct {
 	host     string // lower case; empty: any
 	secure   bool
 	port     uint
@@ -49,7 +49,7 @@ type siteHandler struct {
 }
 
 // origin is scheme and host, with the port if it is not the scheme's own.
-func (s *site) origin() string {
+func (s *doctorSite) origin() string {
 	scheme, own := "http", uint(80)
 	if s.secure {
 		scheme, own = "https", 443
@@ -61,7 +61,7 @@ func (s *site) origin() string {
 }
 
 // isPublic reports whether WeChat could ask for a host: a name with a dot, and no pattern.
-func (s *site) isPublic() bool {
+func (s *doctorSite) isPublic() bool {
 	if _, err := netip.ParseAddr(s.host); err == nil {
 		return false
 	}
@@ -245,7 +245,7 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, dept
 }
 
 // site is that of a host and port. A site for any host is known by the address that it listens on.
-func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *site {
+func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *doctorSite {
 	if host == "" {
 		host = bound
 	}
@@ -254,12 +254,12 @@ func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *
 			return s
 		}
 	}
-	c.sites = append(c.sites, site{host: host, port: port, secure: secure})
+	c.sites = append(c.sites, doctorSite{host: host, port: port, secure: secure})
 	return &c.sites[len(c.sites)-1]
 }
 
 // public are the sites that WeChat can reach.
-func (c *doctorConfig) public() (list []*site) {
+func (c *doctorConfig) public() (list []*doctorSite) {
 	for i := range c.sites {
 		if c.sites[i].isPublic() {
 			list = append(list, &c.sites[i])
@@ -389,11 +389,11 @@ func (d *doctor) checkOAuth(context.Context) []doctorResult {
 	return results
 }
 
-func oauthResult(s *site, name, base, origin string, hosts []string) doctorResult {
+func oauthResult(s *doctorSite, name, base, origin string, hosts []string) doctorResult {
 	subject := name + " " + base
 	host, port, err := redirectHost(s, origin)
 	remedy := spoken{"serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台"}
-	named := site{host: host}
+	named := doctorSite{host: host}
 	switch {
 	case err != nil:
 		return redOf(subject, spoken{"origin: " + err.Error(), "origin 不是合法的源"}, remedy)
@@ -413,7 +413,7 @@ func oauthResult(s *site, name, base, origin string, hosts []string) doctorResul
 	return greenOf(subject, host+": it must be in 公众号开发域名 of the platform, or 网页授权域名 of the account", host+"：须填入平台的公众号开发域名，或公众号的网页授权域名")
 }
 
-func redirectHost(s *site, origin string) (host, port string, err error) {
+func redirectHost(s *doctorSite, origin string) (host, port string, err error) {
 	if origin == "" {
 		if s.port != 80 && s.port != 443 {
 			port = strconv.FormatUint(uint64(s.port), 10)

@@ -111,8 +111,8 @@ type gatewayFinding struct {
 	Remedy  spoken `json:"remedy"`
 }
 
-// permissionSet is one that an account granted.
-type permissionSet struct {
+// grantedSet is one that an account granted.
+type grantedSet struct {
 	ID int `json:"id"`
 }
 
@@ -135,7 +135,7 @@ func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 	for _, p := range s.Platforms {
 		subject := "platform " + p.AppID
 		if slices.ContainsFunc(s.Findings, func(f gatewayFinding) bool {
-			return f.Subject == subject && strings.HasPrefix(f.Code, "ticket")
+			return f.Subject == subject && strings.Contains(f.Code, "ticket")
 		}) {
 			continue
 		}
@@ -183,7 +183,7 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 			Type struct {
 				MiniProgram bool `json:"mini_program"`
 			} `json:"type"`
-			PermissionSets []permissionSet `json:"permission_sets"`
+			PermissionSets []grantedSet `json:"permission_sets"`
 			Token          struct {
 				Error string `json:"error"`
 			} `json:"token"`
@@ -198,7 +198,7 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 		}
 		var missing []int
 		for _, id := range tokens.PermissionSetsInUse(detail.Type.MiniProgram) {
-			if !slices.ContainsFunc(detail.PermissionSets, func(s permissionSet) bool { return s.ID == id }) {
+			if !slices.ContainsFunc(detail.PermissionSets, func(s grantedSet) bool { return s.ID == id }) {
 				missing = append(missing, id)
 			}
 		}
@@ -224,7 +224,7 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 // callThrough makes a call of an account's through the running gateway's wechat_api, with a key of the config, so that no
 // token leaves the gateway.
 func (d *doctor) callThrough(ctx context.Context, appid, method, path, body string, into any) error {
-	var listener *site
+	var listener *doctorSite
 	for i := range d.config.sites {
 		s := &d.config.sites[i]
 		if !s.secure && slices.ContainsFunc(s.handlers, func(h siteHandler) bool { return h.name == "wechat_api" }) {

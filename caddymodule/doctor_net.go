@@ -80,7 +80,7 @@ func causeOf(err error) string {
 
 // checkTLS: each HTTPS site shows a certificate for its name that WeChat accepts.
 func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
-	var sites []*site
+	var sites []*doctorSite
 	for _, s := range d.config.public() {
 		if s.secure {
 			sites = append(sites, s)
@@ -89,7 +89,7 @@ func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
 	if len(sites) == 0 {
 		return []doctorResult{skippedOf("", "the config has no HTTPS site with a public name", "配置中没有公网域名的 HTTPS 站点")}
 	}
-	return doctorEach(d, ctx, sites, func(ctx context.Context, s *site) doctorResult {
+	return doctorEach(d, ctx, sites, func(ctx context.Context, s *doctorSite) doctorResult {
 		return d.certificate(ctx, s.host, s.port)
 	})
 }

@@ -544,7 +544,7 @@ func TestDoctorHasAnEnd(t *testing.T) {
 	d.admin = "localhost:2019"
 	d.config = doctorConfig{
 		app: &App{}, origins: []*url.URL{{Scheme: "https", Host: "api.example.com"}}, upstreams: []string{"a:1", "b:1"},
-		sites: []site{{host: "wechat.example.com", port: 443, secure: true}},
+		sites: []doctorSite{{host: "wechat.example.com", port: 443, secure: true}},
 	}
 	if report := d.examine(ctx, false); len(report.Checks) < len(doctorChecks) {
 		t.Errorf("%d checks", len(report.Checks))
