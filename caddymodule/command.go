@@ -19,7 +19,8 @@ func wechatCommand() caddycmd.Command {
 	return caddycmd.Command{
 		Name: "wechat", Usage: "<command>", Short: "Commands of the WeChat gateway",
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(statusCommand(), authorizersCommand(), refreshCommand(), explainCommand(), exportCommand(), importCommand())
+			cmd.AddCommand(statusCommand(), authorizersCommand(), refreshCommand(), exportCommand(), importCommand())
+			cmd.AddCommand(decryptCommand(), sendCommand(), explainCommand(), doctorCommand())
 		},
 	}
 }

@@ -67,13 +67,25 @@ func (b *Buffers) open(k *keyState, text []byte, receiveID string) ([]byte, erro
 
 // unpack takes random bytes, length, receive id and padding off a plaintext.
 func unpack(plain []byte, receiveID string) ([]byte, error) {
+	message, id, err := split(plain)
+	if err != nil {
+		return nil, err
+	}
+	if string(id) != receiveID {
+		return nil, ErrReceiveID
+	}
+	return message, nil
+}
+
+// split finds message and receive id in a plaintext.
+func split(plain []byte) (message, receiveID []byte, err error) {
 	if len(plain) < padBlock {
-		return nil, ErrDecrypt
+		return nil, nil, ErrDecrypt
 	}
 	last := plain[len(plain)-1]
 	pad := int(last)
 	if pad < 1 || pad > padBlock {
-		return nil, ErrDecrypt
+		return nil, nil, ErrDecrypt
 	}
 	var diff byte
 	for _, c := range plain[len(plain)-pad:] {
@@ -81,18 +93,15 @@ func unpack(plain []byte, receiveID string) ([]byte, error) {
 	}
 	body := plain[:len(plain)-pad]
 	if diff != 0 || len(body) < headerLength {
-		return nil, ErrDecrypt
+		return nil, nil, ErrDecrypt
 	}
 	// Unsigned: read as a signed number a forged length could be negative.
 	length := uint64(binary.BigEndian.Uint32(body[randomLength:]))
 	body = body[headerLength:]
 	if length > uint64(len(body)) {
-		return nil, ErrDecrypt
+		return nil, nil, ErrDecrypt
 	}
-	if string(body[length:]) != receiveID {
-		return nil, ErrReceiveID
-	}
-	return body[:length:length], nil
+	return body[:length:length], body[length:], nil
 }
 
 // seal appends the base64 of message, encrypted for receiveID, to dst.

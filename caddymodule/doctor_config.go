@@ -1,0 +1,428 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+// doctorConfig is what of a config the checks look at.
+type doctorConfig struct {
+	file      string
+	adapted   []byte
+	app       *App         // as it is written, nothing resolved
+	sites     []doctorSite // of HTTP
+	listens   []uint       // the ports of all servers
+	upstreams []string
+	loadError error // why Caddy would not start with it
+	origins   []*url.URL
+	proxy     *url.URL
+	clients   []apiClient
+}
+
+// doctorSite is a host of the config's with what of ours it serves.
+type doctorSite struct {
+	host     string // lower case; empty: any
+	secure   bool
+	port     uint
+	handlers []siteHandler
+}
+
+// siteHandler is one handler of ours.
+type siteHandler struct {
+	name     string
+	patterns []string // of the path matchers around it, the innermost first
+	fields   json.RawMessage
+}
+
+// origin is scheme and host, with the port if it is not the scheme's own.
+func (s *doctorSite) origin() string {
+	scheme, own := "http", uint(80)
+	if s.secure {
+		scheme, own = "https", 443
+	}
+	if s.port == own {
+		return scheme + "://" + s.host
+	}
+	return scheme + "://" + net.JoinHostPort(s.host, strconv.FormatUint(uint64(s.port), 10))
+}
+
+// isPublic reports whether WeChat could ask for a host: a name with a dot, and no pattern.
+func (s *doctorSite) isPublic() bool {
+	if _, err := netip.ParseAddr(s.host); err == nil {
+		return false
+	}
+	return strings.Contains(s.host, ".") && !strings.ContainsAny(s.host, "*{") && !strings.HasSuffix(s.host, ".localhost")
+}
+
+// apiClient is a way to call WeChat through the running gateway.
+type apiClient struct {
+	key    string
+	appids []string
+}
+
+func (c *apiClient) may(appid string) bool {
+	return slices.Contains(c.appids, appid) || slices.Contains(c.appids, "*")
+}
+
+// read reads a config as Caddy would, without starting any of it. Address is the admin endpoint's, if it is not the config's.
+func (d *doctor) read(config, adapter, address string) error {
+	app, adapted, file, err := adaptedApp(config, adapter)
+	if err != nil {
+		return err
+	}
+	d.config = doctorConfig{file: file, adapted: adapted, app: app}
+	if d.admin, err = caddycmd.DetermineAdminAPIAddress(address, adapted, "config", ""); err != nil {
+		return err
+	}
+	c := &d.config
+	if err := c.readHTTP(); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	r := resolver{caddy.NewReplacer()}
+	for _, text := range app.API {
+		if v, err := r.required("api", text); err == nil {
+			if u, err := tokens.ParseOrigin(v); err == nil {
+				c.origins = append(c.origins, u)
+			}
+		}
+	}
+	if len(app.API) == 0 {
+		u, _ := tokens.ParseOrigin(tokens.DefaultOrigin)
+		c.origins = []*url.URL{u}
+	}
+	if v, err := r.required("proxy", app.Proxy); err == nil {
+		c.proxy, _ = parseProxy(v)
+	}
+	for _, client := range app.Clients {
+		if keys, err := r.newestFirst("key", client.Keys); len(client.Keys) > 0 && err == nil {
+			c.clients = append(c.clients, apiClient{keys[0], client.AppIDs})
+		}
+	}
+	c.loadError = c.provision()
+	return nil
+}
+
+// provision does what `caddy validate` does, and leaves nothing behind. Its log is not the config's, which a gateway is
+// writing.
+func (c *doctorConfig) provision() error {
+	cfg := new(caddy.Config)
+	if err := caddy.StrictUnmarshalJSON(c.adapted, cfg); err != nil {
+		return err
+	}
+	cfg.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{caddy.DefaultLoggerName: {BaseLog: caddy.BaseLog{Level: "ERROR"}}}}
+	return caddy.Validate(cfg)
+}
+
+// httpServers is what of the app http is read, whether or not it would load.
+type httpServers struct {
+	HTTPPort  uint `json:"http_port"`
+	HTTPSPort uint `json:"https_port"`
+	Servers   map[string]struct {
+		Listen    []string        `json:"listen"`
+		Routes    []httpRoute     `json:"routes"`
+		Policies  json.RawMessage `json:"tls_connection_policies"`
+		Automatic struct {
+			Disable bool     `json:"disable"`
+			Skip    []string `json:"skip"`
+		} `json:"automatic_https"`
+	} `json:"servers"`
+}
+
+type httpRoute struct {
+	Match []struct {
+		Host []string `json:"host"`
+		Path []string `json:"path"`
+	} `json:"match"`
+	Handle []json.RawMessage `json:"handle"`
+}
+
+func (c *doctorConfig) readHTTP() error {
+	var parts struct {
+		Apps struct {
+			HTTP httpServers `json:"http"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal(c.adapted, &parts); err != nil {
+		return err
+	}
+	h := &parts.Apps.HTTP
+	if h.HTTPPort == 0 {
+		h.HTTPPort = 80
+	}
+	if h.HTTPSPort == 0 {
+		h.HTTPSPort = 443
+	}
+	for _, name := range slices.Sorted(maps.Keys(h.Servers)) {
+		s := h.Servers[name]
+		for _, listen := range s.Listen {
+			addr, err := caddy.ParseNetworkAddress(listen)
+			if err != nil || addr.IsUnixNetwork() {
+				continue
+			}
+			if !slices.Contains(c.listens, addr.StartPort) {
+				c.listens = append(c.listens, addr.StartPort)
+			}
+			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]")}
+			r.secure = func(host string) bool {
+				switch {
+				case addr.StartPort == h.HTTPSPort:
+					return true
+				case addr.StartPort == h.HTTPPort:
+					return false
+				}
+				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
+			}
+			r.routes(s.Routes, []string{""}, nil, 0)
+		}
+	}
+	return nil
+}
+
+// siteReader goes through the routes of a server.
+type siteReader struct {
+	config *doctorConfig
+	port   uint
+	bound  string // the address it listens on
+	secure func(host string) bool
+}
+
+func (r *siteReader) routes(routes []httpRoute, hosts, around []string, depth int) {
+	if depth > maxRouteDepth {
+		return
+	}
+	for _, route := range routes {
+		own, patterns := []string(nil), []string(nil)
+		for _, set := range route.Match {
+			own, patterns = append(own, set.Host...), append(patterns, set.Path...)
+		}
+		if len(own) == 0 {
+			own = hosts
+		}
+		patterns = append(patterns, around...)
+		for _, raw := range route.Handle {
+			r.handler(raw, own, patterns, depth)
+		}
+	}
+}
+
+func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, depth int) {
+	var h struct {
+		Handler   string      `json:"handler"`
+		Routes    []httpRoute `json:"routes"`
+		Upstreams []struct {
+			Dial string `json:"dial"`
+		} `json:"upstreams"`
+	}
+	if json.Unmarshal(raw, &h) != nil {
+		return
+	}
+	for _, host := range hosts {
+		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
+		if strings.HasPrefix(h.Handler, "wechat_") {
+			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, raw})
+		}
+	}
+	for _, u := range h.Upstreams {
+		if u.Dial != "" && !slices.Contains(r.config.upstreams, u.Dial) {
+			r.config.upstreams = append(r.config.upstreams, u.Dial)
+		}
+	}
+	r.routes(h.Routes, hosts, patterns, depth+1)
+}
+
+// site is that of a host and port. A site for any host is known by the address that it listens on.
+func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *doctorSite {
+	if host == "" {
+		host = bound
+	}
+	for i := range c.sites {
+		if s := &c.sites[i]; s.host == host && s.port == port {
+			return s
+		}
+	}
+	c.sites = append(c.sites, doctorSite{host: host, port: port, secure: secure})
+	return &c.sites[len(c.sites)-1]
+}
+
+// public are the sites that WeChat can reach.
+func (c *doctorConfig) public() (list []*doctorSite) {
+	for i := range c.sites {
+		if c.sites[i].isPublic() {
+			list = append(list, &c.sites[i])
+		}
+	}
+	return list
+}
+
+// hosts are the names of the public sites, once each.
+func (c *doctorConfig) hosts() (list []string) {
+	for _, s := range c.public() {
+		if !slices.Contains(list, s.host) {
+			list = append(list, s.host)
+		}
+	}
+	return list
+}
+
+// checkConfig says whether Caddy would load the config.
+func (d *doctor) checkConfig(context.Context) []doctorResult {
+	c := &d.config
+	if c.loadError != nil {
+		return []doctorResult{redOf(c.file, spoken{"Caddy does not load it: " + c.loadError.Error(), "Caddy 无法加载：" + c.loadError.Error()},
+			spoken{"mend what it says, then try `caddy validate`", "按提示修正，然后用 `caddy validate` 验证"})}
+	}
+	results := []doctorResult{greenOf(c.file, fmt.Sprintf("loads: %d platforms, %d accounts, %d clients", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)), "可以加载")}
+	if len(c.app.Platforms)+len(c.app.Accounts) == 0 {
+		results = append(results, redOf("wechat", spoken{"there is neither a platform nor an account", "没有配置平台或公众号"},
+			spoken{"add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account"}))
+	}
+	if len(c.app.SealKeys) == 0 {
+		results = append(results, yellowOf("seal_key", spoken{"there is none: tickets and refresh tokens are stored as Caddy stores private keys, readable by whoever reads its storage", "未配置：票据与 refresh token 以 Caddy 存储私钥的方式保存，能读取存储者即可读取"},
+			spoken{"add seal_key {env.WECHAT_SEAL_KEY} with what `openssl rand -hex 32` prints", "添加 seal_key {env.WECHAT_SEAL_KEY}，值用 `openssl rand -hex 32` 生成"}))
+	}
+	for _, acc := range c.app.Accounts {
+		if acc != nil && len(acc.Tokens) > 0 && (acc.Mode == modePlain || acc.Mode == "" && len(acc.AESKeys) == 0) {
+			results = append(results, yellowOf("account "+acc.AppID, spoken{"its pushes are in 明文模式, in which WeChat signs no text", "推送为明文模式，微信不对内容签名"},
+				spoken{"choose 安全模式 in its server configuration and give the aes_key", "在服务器配置中选择安全模式并填写 aes_key"}))
+		}
+	}
+	return results
+}
+
+// checkPlaceholders says of each secret whether it resolves, here and as this user.
+func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
+	var results []doctorResult
+	repl := caddy.NewReplacer()
+	look := func(subject, field, text string, needed bool) {
+		if !hasPlaceholder(text) {
+			return
+		}
+		name := placeholderIn(text)
+		v, err := repl.ReplaceOrErr(text, true, true)
+		switch {
+		case err == nil && strings.TrimSpace(v) != v:
+			results = append(results, redOf(subject, spoken{fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)},
+				spoken{"set it without them; a file is read with its last newline", "去掉首尾空白；从文件读取时会包含末尾换行"}))
+		case err == nil:
+			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, name)))
+		case needed:
+			results = append(results, redOf(subject, spoken{fmt.Sprintf("%s: %s resolves to nothing", field, name), fmt.Sprintf("%s：%s 解析为空", field, name)},
+				spoken{"set what it refers to before starting Caddy, and run doctor with the gateway's environment", "启动 Caddy 前设置它所引用的值；并在网关的环境变量下运行 doctor"}))
+		default:
+			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s is not set, as after a rotation", field, name), fmt.Sprintf("%s：%s 未设置（轮换已结束）", field, name)))
+		}
+	}
+	list := func(subject, field string, texts []string) {
+		for i, text := range texts {
+			look(subject, field, text, i == 0)
+		}
+	}
+	for _, p := range d.config.app.Platforms {
+		if p == nil {
+			continue
+		}
+		subject := "platform " + p.AppID
+		look(subject, "secret", p.Secret, true)
+		list(subject, "token", p.Tokens)
+		list(subject, "aes_key", p.AESKeys)
+	}
+	for _, a := range d.config.app.Accounts {
+		if a == nil {
+			continue
+		}
+		subject := "account " + a.AppID
+		look(subject, "secret", a.Secret, true)
+		list(subject, "token", a.Tokens)
+		list(subject, "aes_key", a.AESKeys)
+	}
+	for _, c := range d.config.app.Clients {
+		if c != nil {
+			list("client "+c.Name, "key", c.Keys)
+		}
+	}
+	list("wechat", "seal_key", d.config.app.SealKeys)
+	look("wechat", "proxy", d.config.app.Proxy, true)
+	_, problems := d.config.app.pushKeys()
+	for _, p := range problems {
+		if !strings.Contains(p.err.Error(), "resolves to nothing") {
+			results = append(results, redOf(p.what+" "+p.appid, spoken{p.err.Error(), p.err.Error()}, spoken{"compare with WeChat's console", "与微信控制台核对"}))
+		}
+	}
+	if len(results) == 0 {
+		return []doctorResult{skippedOf("", "the config has no placeholders", "配置中没有占位符")}
+	}
+	return results
+}
+
+// checkOAuth looks at the domains to which WeChat sends users back.
+func (d *doctor) checkOAuth(context.Context) []doctorResult {
+	var results []doctorResult
+	hosts := d.config.hosts()
+	for i := range d.config.sites {
+		s := &d.config.sites[i]
+		for _, h := range s.handlers {
+			if h.name != "wechat_oauth" && h.name != "wechat_authorize" {
+				continue
+			}
+			var fields struct{ Base, Origin string }
+			_ = json.Unmarshal(h.fields, &fields)
+			results = append(results, oauthResult(s, h.name, fields.Base, fields.Origin, hosts))
+		}
+	}
+	if len(results) == 0 {
+		return []doctorResult{skippedOf("", "the config has neither wechat_oauth nor wechat_authorize", "未配置 wechat_oauth 或 wechat_authorize")}
+	}
+	return results
+}
+
+func oauthResult(s *doctorSite, name, base, origin string, hosts []string) doctorResult {
+	subject := name + " " + base
+	host, port, err := redirectHost(s, origin)
+	remedy := spoken{"serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台"}
+	named := doctorSite{host: host}
+	switch {
+	case err != nil:
+		return redOf(subject, spoken{"origin: " + err.Error(), "origin 不是合法的源"}, remedy)
+	case strings.HasPrefix(host, "*."):
+		return greenOf(subject, "redirects come back to "+host+": enter the domain behind the asterisk as 公众号开发域名, in the form $APPID$"+host[1:], "回调域名为 "+host+"：请以 $APPID$"+host[1:]+" 的形式填为公众号开发域名")
+	case !named.isPublic():
+		return redOf(subject, spoken{fmt.Sprintf("redirects come back to '%s', which WeChat accepts as no domain: it wants a name, no IP address", host), fmt.Sprintf("回调地址“%s”不是微信接受的域名：需要域名，不能是 IP", host)}, remedy)
+	case port != "" && port != "80" && port != "443":
+		return redOf(subject, spoken{"redirects come back to port " + port + ": a domain of WeChat's has none", "回调使用端口 " + port + "：微信域名不能带端口"}, remedy)
+	case !slices.Contains(hosts, host):
+		return yellowOf(subject, spoken{"redirects come back to " + host + ", which no site of this config serves", "回调域名 " + host + " 不在此配置的站点中"},
+			spoken{"add a site for it, or mend origin; if another server passes it on to here, all is well", "添加该站点或修正 origin；若由其他服务器转发到此则无妨"})
+	}
+	if name == "wechat_authorize" {
+		return greenOf(subject, host+": it must be the platform's 授权发起页域名", host+"：须与平台的授权发起页域名一致")
+	}
+	return greenOf(subject, host+": it must be in 公众号开发域名 of the platform, or 网页授权域名 of the account", host+"：须填入平台的公众号开发域名，或公众号的网页授权域名")
+}
+
+func redirectHost(s *doctorSite, origin string) (host, port string, err error) {
+	if origin == "" {
+		if s.port != 80 && s.port != 443 {
+			port = strconv.FormatUint(uint64(s.port), 10)
+		}
+		return s.host, port, nil
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" {
+		return "", "", errors.New("not an origin")
+	}
+	return strings.ToLower(u.Hostname()), u.Port(), nil
+}

@@ -1,0 +1,358 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const (
+	// maxDoctorAccounts is how many accounts that authorised a platform are looked at one by one.
+	maxDoctorAccounts = 20
+	// ticketDoubt is how old a ticket may be before it is pointed out: WeChat pushes one each ten minutes, and one is good
+	// for twelve hours.
+	ticketDoubt = 30 * time.Minute
+)
+
+var errNoGateway = errors.New("no gateway answers")
+
+// askAdmin asks the running gateway's admin endpoint, and reads its JSON.
+func (d *doctor) askAdmin(ctx context.Context, path string, into any) error {
+	addr, err := caddy.ParseNetworkAddress(d.admin)
+	if err != nil {
+		return errNoGateway
+	}
+	host := addr.JoinHostPort(0)
+	if addr.IsUnixNetwork() {
+		host = "127.0.0.1"
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if addr.IsUnixNetwork() {
+				socket, _, _ := strings.Cut(addr.Host, "|")
+				return d.dial(ctx, "unix", socket)
+			}
+			return d.dial(ctx, "tcp", addr.JoinHostPort(0))
+		},
+	}}
+	ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
+	defer cancel()
+	a, err := d.ask(ctx, client, http.MethodGet, "http://"+host+path, "", http.Header{"Origin": {"http://" + host}})
+	switch {
+	case err != nil:
+		return errNoGateway
+	case a.status == http.StatusNotFound:
+		return fmt.Errorf("the running gateway has no %s", strings.SplitN(path, "?", 2)[0])
+	case a.status != http.StatusOK:
+		return fmt.Errorf("the admin endpoint answers HTTP %d", a.status)
+	case json.Unmarshal(a.body, into) != nil:
+		return errors.New("the admin endpoint answers what is not understood")
+	}
+	return nil
+}
+
+// skippedFor is why the running gateway could not be asked.
+func (d *doctor) skippedFor(err error) doctorResult {
+	if errors.Is(err, errNoGateway) {
+		return skippedOf(d.admin, "no gateway is running with this admin endpoint", "该管理端点上没有运行中的网关")
+	}
+	return skippedOf(d.admin, err.Error(), "无法询问管理端点")
+}
+
+// runtimeFiles are the names of the verification files that were added at run time.
+func (d *doctor) runtimeFiles(ctx context.Context) (names []string) {
+	var list struct {
+		Files []struct{ Name string } `json:"files"`
+		Auto  []struct{ Name string } `json:"auto"`
+	}
+	if d.askAdmin(ctx, "/wechat/verify", &list) != nil {
+		return nil
+	}
+	for _, f := range slices.Concat(list.Files, list.Auto) {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// gatewayStatus is what of GET /wechat/status is looked at.
+type gatewayStatus struct {
+	Level     string           `json:"level"`
+	Findings  []gatewayFinding `json:"findings"`
+	Platforms []struct {
+		AppID  string `json:"appid"`
+		Ticket struct {
+			Received   *time.Time `json:"received"`
+			AgeSeconds *float64   `json:"age_seconds"`
+		} `json:"ticket"`
+	} `json:"platforms"`
+	Hosts []struct {
+		EgressIP string `json:"egress_ip"`
+	} `json:"hosts"`
+}
+
+// gatewayFinding is something that the gateway finds wrong itself.
+type gatewayFinding struct {
+	Level   string `json:"level"`
+	Code    string `json:"code"`
+	Subject string `json:"subject"`
+	Text    spoken `json:"text"`
+	Remedy  spoken `json:"remedy"`
+}
+
+// grantedSet is one that an account granted.
+type grantedSet struct {
+	ID int `json:"id"`
+}
+
+// checkGateway asks the running gateway how it is.
+func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
+	var s gatewayStatus
+	if err := d.askAdmin(ctx, "/wechat/status", &s); err != nil {
+		return []doctorResult{d.skippedFor(err)}
+	}
+	var results []doctorResult
+	for _, f := range s.Findings {
+		subject := strings.TrimSpace(f.Subject + " " + f.Code)
+		switch f.Level {
+		case doctorRed:
+			results = append(results, redOf(subject, f.Text, f.Remedy))
+		case doctorYellow:
+			results = append(results, yellowOf(subject, f.Text, f.Remedy))
+		}
+	}
+	for _, p := range s.Platforms {
+		subject := "platform " + p.AppID
+		if slices.ContainsFunc(s.Findings, func(f gatewayFinding) bool {
+			return f.Subject == subject && strings.Contains(f.Code, "ticket")
+		}) {
+			continue
+		}
+		remedy := spoken{"compare 授权事件接收URL in the platform's console with the site, see the check push, then press its button to push the ticket again", "核对平台控制台的授权事件接收URL，参见 push 检查，然后在控制台点击重新推送票据"}
+		switch {
+		case p.Ticket.AgeSeconds == nil && p.Ticket.Received == nil:
+			results = append(results, redOf(subject, spoken{"no ticket has come yet", "尚未收到票据"}, remedy))
+		case p.Ticket.AgeSeconds != nil && *p.Ticket.AgeSeconds > ticketDoubt.Seconds():
+			age := (time.Duration(*p.Ticket.AgeSeconds) * time.Second).Round(time.Minute)
+			results = append(results, yellowOf(subject, spoken{"the ticket is " + age.String() + " old; WeChat pushes one every ten minutes", "票据已有 " + age.String() + "；微信每十分钟推送一次"}, remedy))
+		default:
+			results = append(results, greenOf(subject, "its ticket is fresh", "票据新鲜"))
+		}
+	}
+	if len(results) == 0 {
+		results = append(results, greenOf(d.admin, "the gateway is running and finds nothing wrong", "网关正在运行，未发现问题"))
+	}
+	return results
+}
+
+// checkAccounts looks at the accounts that authorised the platforms: their permission sets and tokens.
+func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
+	type entry struct {
+		Platform string `json:"platform"`
+		AppID    string `json:"appid"`
+		Name     string `json:"name"`
+		State    string `json:"state"`
+	}
+	var page struct {
+		Authorizers []entry `json:"authorizers"`
+		Next        string  `json:"next"`
+	}
+	if err := d.askAdmin(ctx, fmt.Sprintf("/wechat/authorizers?limit=%d", maxDoctorAccounts), &page); err != nil {
+		return []doctorResult{d.skippedFor(err)}
+	}
+	if len(page.Authorizers) == 0 {
+		return []doctorResult{skippedOf("", "no account has authorised a platform", "没有授权方")}
+	}
+	results := doctorEach(d, ctx, page.Authorizers, func(ctx context.Context, e entry) doctorResult {
+		subject := "authorizer " + e.AppID
+		if e.State == "revoked" {
+			return yellowOf(subject, spoken{"it has revoked its authorization", "已取消授权"}, spoken{"have its owner authorise the platform again, if it is still wanted", "如仍需要，请其管理员重新授权"})
+		}
+		var detail struct {
+			Type struct {
+				MiniProgram bool `json:"mini_program"`
+			} `json:"type"`
+			PermissionSets []grantedSet `json:"permission_sets"`
+			Token          struct {
+				Error string `json:"error"`
+			} `json:"token"`
+		}
+		if err := d.askAdmin(ctx, "/wechat/authorizers/"+url.PathEscape(e.AppID)+"?platform="+url.QueryEscape(e.Platform), &detail); err != nil {
+			r := d.skippedFor(err)
+			r.Subject = subject
+			return r
+		}
+		if detail.Token.Error != "" {
+			return redOf(subject, spoken{"its token cannot be had: " + detail.Token.Error, "无法获取其 token：" + detail.Token.Error}, spoken{"see `caddy wechat explain` for the code, and the log for the rest", "错误码见 `caddy wechat explain`，其余见日志"})
+		}
+		var missing []int
+		for _, id := range tokens.PermissionSetsInUse(detail.Type.MiniProgram) {
+			if !slices.ContainsFunc(detail.PermissionSets, func(s grantedSet) bool { return s.ID == id }) {
+				missing = append(missing, id)
+			}
+		}
+		switch {
+		case len(detail.PermissionSets) == 0:
+			return skippedOf(subject, "its permission sets are not known yet", "尚不知道其权限集")
+		case len(missing) > 0:
+			var names []string
+			for _, id := range missing {
+				names = append(names, tokens.DescribePermissionSets([]int{id}))
+			}
+			text := strings.Join(names, ", ")
+			return yellowOf(subject, spoken{"it did not grant " + text, "未授予权限集：" + text}, spoken{"have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"})
+		}
+		return greenOf(subject, fmt.Sprintf("%d permission sets, and no trouble with its token", len(detail.PermissionSets)), fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
+	})
+	if page.Next != "" {
+		results = append(results, skippedOf("", fmt.Sprintf("there are more: only the first %d were looked at", len(page.Authorizers)), "还有更多授权方，只检查了前面的"))
+	}
+	return results
+}
+
+// callThrough makes a call of an account's through the running gateway's wechat_api, with a key of the config, so that no
+// token leaves the gateway.
+func (d *doctor) callThrough(ctx context.Context, appid, method, path, body string, into any) error {
+	var listener *doctorSite
+	for i := range d.config.sites {
+		s := &d.config.sites[i]
+		if !s.secure && slices.ContainsFunc(s.handlers, func(h siteHandler) bool { return h.name == "wechat_api" }) {
+			if listener = s; tokens.IsLoopbackHost(s.host) || s.host == "" {
+				break
+			}
+		}
+	}
+	if listener == nil {
+		return errors.New("the config has no wechat_api on plain http to call through")
+	}
+	i := slices.IndexFunc(d.config.clients, func(c apiClient) bool { return c.may(appid) })
+	if i < 0 {
+		return fmt.Errorf("no client of the config with a key may call for %s", appid)
+	}
+	to := *listener
+	if to.host == "" || to.host == "0.0.0.0" || to.host == "::" {
+		to.host = "127.0.0.1"
+	}
+	if !tokens.IsLoopbackHost(to.host) {
+		return errors.New("wechat_api is not on this machine, and a key is not sent elsewhere in the clear")
+	}
+	header := http.Header{"Authorization": {"Bearer " + d.config.clients[i].key}, "Content-Type": {"application/json"}}
+	client := &http.Client{Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	a, err := d.ask(ctx, client, method, to.origin()+"/"+appid+path, body, header)
+	switch {
+	case err != nil:
+		return errors.New("wechat_api of the running gateway does not answer")
+	case json.Unmarshal(a.body, into) != nil:
+		return fmt.Errorf("wechat_api answers HTTP %d and no JSON", a.status)
+	}
+	return nil
+}
+
+// wechatSaid is what answers of WeChat's have in common.
+type wechatSaid struct {
+	Code int64  `json:"errcode"`
+	Msg  string `json:"errmsg"`
+}
+
+// checkEgress: WeChat accepts calls from the address that the gateway's calls come from.
+func (d *doctor) checkEgress(ctx context.Context) []doctorResult {
+	subjects := d.callers(ctx)
+	if len(subjects) == 0 {
+		return []doctorResult{skippedOf("", "there is no account to call for", "没有可用于调用的公众号")}
+	}
+	return doctorEach(d, ctx, subjects, func(ctx context.Context, appid string) doctorResult {
+		var said struct {
+			wechatSaid
+			List []string `json:"ip_list"`
+		}
+		if err := d.callThrough(ctx, appid, http.MethodGet, "/cgi-bin/getcallbackip", "", &said); err != nil {
+			return skippedOf(appid, err.Error(), "无法通过网关调用")
+		}
+		if said.Code != 0 {
+			return explainedOf(appid, said.Code, said.Msg)
+		}
+		return greenOf(appid, fmt.Sprintf("WeChat accepts the gateway's calls; it pushes from %d addresses (getcallbackip)", len(said.List)), fmt.Sprintf("微信接受网关的调用；推送来自 %d 个地址（getcallbackip）", len(said.List)))
+	})
+}
+
+// callers are the accounts to call for: the plain ones, and one that authorised a platform.
+func (d *doctor) callers(ctx context.Context) (list []string) {
+	for _, a := range d.config.app.Accounts {
+		if a != nil && isAppID(a.AppID) {
+			list = append(list, a.AppID)
+		}
+	}
+	var page struct {
+		Authorizers []struct {
+			AppID string `json:"appid"`
+			State string `json:"state"`
+		} `json:"authorizers"`
+	}
+	if d.askAdmin(ctx, "/wechat/authorizers?limit=1", &page) == nil {
+		for _, a := range page.Authorizers {
+			if a.State != "revoked" && isAppID(a.AppID) {
+				list = append(list, a.AppID)
+			}
+		}
+	}
+	return list
+}
+
+// checkCallback has WeChat test the way from its push servers to each plain account's server.
+func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
+	var accounts []string
+	for _, a := range d.config.app.Accounts {
+		if a != nil && len(a.Tokens) > 0 && isAppID(a.AppID) {
+			accounts = append(accounts, a.AppID)
+		}
+	}
+	if len(accounts) == 0 {
+		return []doctorResult{skippedOf("", "WeChat checks the network of plain accounts only, and none receives pushes", "微信仅支持对普通公众号做网络检测")}
+	}
+	return doctorEach(d, ctx, accounts, func(ctx context.Context, appid string) doctorResult {
+		var said struct {
+			wechatSaid
+			DNS []struct {
+				IP string `json:"ip"`
+			} `json:"dns"`
+			Ping []struct {
+				IP   string `json:"ip"`
+				From string `json:"from_operator"`
+				Loss string `json:"package_loss"`
+				Time string `json:"time"`
+			} `json:"ping"`
+		}
+		if err := d.callThrough(ctx, appid, http.MethodPost, "/cgi-bin/callback/check", `{"action":"all","check_operator":"DEFAULT"}`, &said); err != nil {
+			return skippedOf(appid, err.Error(), "无法通过网关调用")
+		}
+		if said.Code != 0 {
+			return explainedOf(appid, said.Code, said.Msg)
+		}
+		if len(said.DNS) == 0 {
+			return redOf(appid, spoken{"WeChat finds no address of the server's host", "微信无法解析服务器域名"}, spoken{"mend the DNS of the host in 服务器配置; see the check dns", "请修正服务器配置中域名的解析，参见 dns 检查"})
+		}
+		var ips []string
+		for _, a := range said.DNS {
+			ips = append(ips, a.IP)
+		}
+		for _, p := range said.Ping {
+			if p.Loss != "" && p.Loss != "0%" {
+				return yellowOf(appid, spoken{fmt.Sprintf("WeChat loses %s of its pings to %s (from %s)", p.Loss, p.IP, p.From), fmt.Sprintf("微信 ping %s 丢包 %s", p.IP, p.Loss)},
+					spoken{"if the firewall drops pings, that is all; else the route from WeChat is bad", "若防火墙丢弃 ping 则无妨，否则微信到本机的线路不佳"})
+			}
+		}
+		return greenOf(appid, "WeChat resolves the server to "+strings.Join(ips, ", ")+" and reaches it", "微信解析为 "+strings.Join(ips, "、")+"，可以到达")
+	})
+}

@@ -1,0 +1,312 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const (
+	// soonExpired is how long before its end a certificate is pointed out; Caddy renews with a third of its life left.
+	soonExpired = 7 * 24 * time.Hour
+	// clockDoubt is a difference between WeChat's clock and ours that is pointed out; at defaultTimestampWindow pushes are refused.
+	clockDoubt = time.Minute
+)
+
+// checkRoots: without CA roots no certificate of anybody's can be checked.
+func (d *doctor) checkRoots(context.Context) []doctorResult {
+	roots, err := d.roots()
+	if err == nil && roots != nil && !roots.Equal(x509.NewCertPool()) {
+		return []doctorResult{greenOf("", "the system has CA roots", "系统有 CA 根证书")}
+	}
+	return []doctorResult{redOf("", spoken{"the system has no CA roots: WeChat's certificate cannot be checked", "系统没有 CA 根证书，无法验证微信的证书"},
+		spoken{"install them: the package ca-certificates, in a container too", "请安装 ca-certificates（容器中也需要）"})}
+}
+
+// checkDNS: the names of the config's sites have addresses.
+func (d *doctor) checkDNS(ctx context.Context) []doctorResult {
+	hosts := d.config.hosts()
+	if len(hosts) == 0 {
+		return []doctorResult{skippedOf("", "the config has no site with a public name", "配置中没有公网域名的站点")}
+	}
+	return doctorEach(d, ctx, hosts, func(ctx context.Context, host string) doctorResult {
+		addrs, err := d.resolve(ctx, host)
+		if err != nil || len(addrs) == 0 {
+			return redOf(host, spoken{"has no address: " + causeOf(err), "没有解析结果"}, spoken{"add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"})
+		}
+		var texts []string
+		ipv4, private := false, false
+		for _, a := range addrs {
+			a = a.Unmap()
+			texts = append(texts, a.String())
+			ipv4 = ipv4 || a.Is4()
+			private = private || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast()
+		}
+		list := strings.Join(texts, ", ")
+		switch {
+		case private:
+			return yellowOf(host, spoken{"is " + list + " here, which WeChat cannot reach", "在本机解析为 " + list + "，微信无法访问"},
+				spoken{"if that is only the answer inside your network, look from outside as well", "若只是内网解析结果，请从外网再查一次"})
+		case !ipv4:
+			return yellowOf(host, spoken{"has IPv6 addresses alone (" + list + ")", "只有 IPv6 地址（" + list + "）"}, spoken{"add an A record: WeChat pushes over IPv4", "请添加 A 记录：微信通过 IPv4 推送"})
+		}
+		return greenOf(host, "is "+list, "解析为 "+list)
+	})
+}
+
+// causeOf is an error's text where there is one.
+func causeOf(err error) string {
+	if err == nil {
+		return "no records"
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok {
+		return e.Err
+	}
+	return plainCause(err).Error()
+}
+
+// checkTLS: each HTTPS site shows a certificate for its name that WeChat accepts.
+func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
+	var sites []*doctorSite
+	for _, s := range d.config.public() {
+		if s.secure {
+			sites = append(sites, s)
+		}
+	}
+	if len(sites) == 0 {
+		return []doctorResult{skippedOf("", "the config has no HTTPS site with a public name", "配置中没有公网域名的 HTTPS 站点")}
+	}
+	return doctorEach(d, ctx, sites, func(ctx context.Context, s *doctorSite) doctorResult {
+		return d.certificate(ctx, s.host, s.port)
+	})
+}
+
+func (d *doctor) certificate(ctx context.Context, host string, port uint) doctorResult {
+	conn, err := d.dialHost(ctx, "tcp", net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)))
+	if err != nil {
+		return redOf(host, spoken{fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d", port)},
+			spoken{"is the gateway running, and does the firewall let the port in? From inside your own network the public address may not be reachable", "网关是否在运行、防火墙是否放行？内网可能无法访问自己的公网地址"})
+	}
+	defer func() { _ = conn.Close() }()
+	roots, _ := d.roots()
+	secured := tls.Client(conn, &tls.Config{ServerName: host, RootCAs: roots, Time: d.now, MinVersion: tls.VersionTLS12})
+	if err := secured.HandshakeContext(ctx); err != nil {
+		return redOf(host, spoken{"WeChat would not accept it: " + tlsCause(err), "微信不会接受其证书：" + tlsCause(err)},
+			spoken{"let Caddy get a certificate: ports 80 and 443 open, the name pointing here; its log says what failed", "让 Caddy 获取证书：开放 80 与 443 端口、域名指向本机；失败原因见日志"})
+	}
+	ends := secured.ConnectionState().PeerCertificates[0].NotAfter
+	if left := ends.Sub(d.now()); left < soonExpired {
+		return yellowOf(host, spoken{fmt.Sprintf("its certificate ends in %s", left.Round(time.Hour)), "证书即将到期"}, spoken{"see in Caddy's log why it is not renewed", "请在 Caddy 日志中查看未续期的原因"})
+	}
+	return greenOf(host, "its certificate is good until "+ends.UTC().Format(time.DateOnly), "证书有效期至 "+ends.UTC().Format(time.DateOnly))
+}
+
+// tlsCause puts the usual errors into plainer words.
+func tlsCause(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "its certificate is signed by an authority that is not known"
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+		return "its certificate has expired, or is not valid yet by the clock here"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "its certificate is for another name"
+	}
+	return causeOf(err)
+}
+
+// checkUpstreams: a backend's name must not lead back to the gateway.
+func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
+	if len(d.config.upstreams) == 0 {
+		return []doctorResult{skippedOf("", "the config has no reverse_proxy", "配置中没有 reverse_proxy")}
+	}
+	own, err := d.ownAddresses(ctx)
+	if err != nil {
+		return []doctorResult{skippedOf("", "the addresses of this machine are not known: "+err.Error(), "无法获知本机地址")}
+	}
+	return doctorEach(d, ctx, d.config.upstreams, func(ctx context.Context, upstream string) doctorResult {
+		host, port, err := net.SplitHostPort(upstream)
+		if err != nil || strings.Contains(upstream, "{") {
+			return skippedOf(upstream, "is no host and port that is known beforehand", "无法预先得知其地址")
+		}
+		addrs := []netip.Addr{}
+		if a, err := netip.ParseAddr(host); err == nil {
+			addrs = append(addrs, a)
+		} else if addrs, err = d.resolve(ctx, host); err != nil || len(addrs) == 0 {
+			return redOf(upstream, spoken{"has no address: " + causeOf(err), "没有解析结果"}, spoken{"mend the name, or the DNS of this machine", "请修正名称或本机 DNS"})
+		}
+		number, _ := strconv.ParseUint(port, 10, 16)
+		for _, a := range addrs {
+			a = a.Unmap()
+			if (a.IsLoopback() || slices.Contains(own, a)) && slices.Contains(d.config.listens, uint(number)) {
+				return redOf(upstream, spoken{"leads back to the gateway itself (" + a.String() + "): a push would go round for ever", "解析到网关自身（" + a.String() + "）：推送会无限循环"},
+					spoken{"name the backend by an address that is not the gateway's, such as its internal name", "请用后端自己的地址，例如内网名称"})
+			}
+		}
+		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
+		if err != nil {
+			return yellowOf(upstream, spoken{"takes no connection: " + causeOf(err), "无法连接"}, spoken{"start the backend, or mend its address", "请启动后端或修正地址"})
+		}
+		_ = conn.Close()
+		return greenOf(upstream, "takes connections, and is not the gateway", "可以连接，且不是网关自身")
+	})
+}
+
+// ownAddresses are those of this machine, and those that its public names lead to.
+func (d *doctor) ownAddresses(ctx context.Context) ([]netip.Addr, error) {
+	list, err := d.interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var own []netip.Addr
+	for _, a := range list {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			own = append(own, prefix.Addr().Unmap())
+		}
+	}
+	for _, host := range d.config.hosts() {
+		ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
+		addrs, err := d.resolve(ctx, host)
+		cancel()
+		if err != nil {
+			continue // said by checkDNS
+		}
+		for _, a := range addrs {
+			own = append(own, a.Unmap())
+		}
+	}
+	return own, nil
+}
+
+// wechatAnswer is what one of WeChat's hosts said.
+type wechatAnswer struct {
+	origin *url.URL
+	*doctorAnswer
+	err error
+}
+
+// probePath is asked for without a token: WeChat answers 41001, which shows that it is there and costs nothing.
+const probePath = "/cgi-bin/getcallbackip"
+
+// askWeChat asks each of WeChat's hosts once, for all checks that want to know.
+func (d *doctor) askWeChat(ctx context.Context) []wechatAnswer {
+	d.asked.Do(func() {
+		client := d.client()
+		if proxy := d.config.proxy; proxy != nil {
+			transport := client.Transport.(*http.Transport) //nolint:forcetypeassert // our own
+			transport.Proxy, transport.DialContext = http.ProxyURL(proxy), d.dialHost
+		}
+		answers := make([]wechatAnswer, len(d.config.origins))
+		for i, origin := range d.config.origins {
+			answers[i].origin = origin
+		}
+		doctorEach(d, ctx, indexes(len(answers)), func(ctx context.Context, i int) doctorResult {
+			origin := d.config.origins[i]
+			a, err := d.ask(ctx, client, http.MethodGet, origin.String()+probePath, "", nil)
+			answers[i] = wechatAnswer{origin, a, err}
+			return doctorResult{}
+		})
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.wechat = answers
+	})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wechat
+}
+
+func indexes(n int) []int {
+	list := make([]int, n)
+	for i := range list {
+		list[i] = i
+	}
+	return list
+}
+
+// checkWeChat: each origin of the API answers as WeChat does.
+func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
+	way := ""
+	if d.config.proxy != nil {
+		way = " through the proxy " + d.config.proxy.Host
+	}
+	var results []doctorResult
+	for i, a := range d.askWeChat(ctx) {
+		subject := a.origin.String()
+		var said struct {
+			Code *int64 `json:"errcode"`
+		}
+		remedy := spoken{"let this machine reach " + a.origin.Host + " on port 443, or configure proxy", "请放行本机到 " + a.origin.Host + " 的 443 端口，或配置 proxy"}
+		var r doctorResult
+		switch {
+		case a.err != nil:
+			r = redOf(subject, spoken{"cannot be reached" + way + ": " + tlsCause(a.err), "无法访问：" + tlsCause(a.err)}, remedy)
+		case a.doctorAnswer == nil:
+			r = skippedOf(subject, "there was no time left for it", "没有时间进行此项检查")
+		case json.Unmarshal(a.body, &said) != nil || said.Code == nil:
+			r = redOf(subject, spoken{fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d，但不是微信的回复", a.status)},
+				spoken{"something in between answers: a login page, a filter or a wrong proxy", "中间设备拦截了请求：登录页、过滤器或错误的代理"})
+		default:
+			r = greenOf(subject, fmt.Sprintf("answers%s after %d ms", way, a.took.Milliseconds()), fmt.Sprintf("可以访问，%d 毫秒", a.took.Milliseconds()))
+		}
+		if r.Level == doctorRed && i > 0 {
+			r.Level = doctorYellow // a backup
+		}
+		results = append(results, r)
+	}
+	return results
+}
+
+// checkClock compares this machine's clock with WeChat's.
+func (d *doctor) checkClock(ctx context.Context) []doctorResult {
+	for _, a := range d.askWeChat(ctx) {
+		if a.doctorAnswer == nil {
+			continue
+		}
+		theirs, err := http.ParseTime(a.header.Get("Date"))
+		if err != nil {
+			continue
+		}
+		// Date has whole seconds, and is half of one late on average.
+		offset := a.at.Sub(theirs.Add(time.Second / 2)).Round(time.Second)
+		text := spoken{fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset)}
+		remedy := spoken{"set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony"}
+		switch {
+		case offset.Abs() >= defaultTimestampWindow:
+			text.EN += ": pushes are refused as stale"
+			text.ZH += "：推送会因过期被拒绝"
+			return []doctorResult{redOf(a.origin.Host, text, remedy)}
+		case offset.Abs() >= clockDoubt:
+			return []doctorResult{yellowOf(a.origin.Host, text, remedy)}
+		}
+		return []doctorResult{greenOf(a.origin.Host, fmt.Sprintf("agrees with WeChat's (%s)", offset), fmt.Sprintf("与微信一致（%s）", offset))}
+	}
+	return []doctorResult{skippedOf("", "no answer of WeChat's says the time", "没有得到微信的时间")}
+}
+
+// explainedOf is an errcode with what it means and what to do.
+func explainedOf(subject string, code int64, msg string) doctorResult {
+	e, _ := tokens.Explain(code)
+	text := spoken{fmt.Sprintf("errcode %d: %s", code, e.Meaning.EN), fmt.Sprintf("errcode %d：%s", code, e.Meaning.ZH)}
+	if ip := tokens.EgressIP(msg); ip != "" {
+		text.EN += "; WeChat saw " + ip
+		text.ZH += "；微信看到的地址为 " + ip
+	}
+	if rid := tokens.RequestID(msg); rid != "" {
+		text.EN += "; rid " + rid
+		text.ZH += "；rid " + rid
+	}
+	return redOf(subject, text, spoken(e.Remedy))
+}

@@ -1,0 +1,586 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// patient is what a doctor looks at: a config, and a world in which all is well. A test makes something of it ill.
+type patient struct {
+	config    map[string]any
+	addresses map[string]string // of names
+	own       http.Handler      // the gateway as it is seen from outside, on both ports
+	wechat    http.HandlerFunc
+	api       map[string]string // answers of WeChat's through the gateway, by path
+	admin     map[string]string // answers of the admin endpoint, by path; nil: there is none
+	ports     map[string]bool   // addresses that take connections, besides those of the servers
+	noRoots   bool
+	now       func() time.Time
+	offline   bool
+}
+
+const doctorFile = "a1B2c3D4e5F6g7H8"
+
+const doctorFileName = "MP_verify_" + doctorFile + ".txt"
+
+func newPatient(t *testing.T) *patient {
+	t.Helper()
+	var app map[string]any
+	if err := json.Unmarshal([]byte(testConfig("")), &app); err != nil {
+		t.Fatal(err)
+	}
+	app["api"] = []any{"https://api.example.com"}
+	app["seal_keys"] = []any{moveSealKey}
+	app["spill"] = filepath.Join(t.TempDir(), "spill")
+	handle := func(h map[string]any, path ...string) map[string]any {
+		route := map[string]any{"handle": []any{h}}
+		if len(path) > 0 {
+			route["match"] = []any{map[string]any{"path": path}}
+		}
+		return route
+	}
+	verify := handle(map[string]any{"handler": "wechat_verify", "files": map[string]any{doctorFileName: doctorFile}})
+	hosted := func(routes ...any) []any {
+		return []any{map[string]any{
+			"match": []any{map[string]any{"host": []any{"wechat.example.com"}}}, "terminal": true,
+			"handle": []any{map[string]any{"handler": "subroute", "routes": routes}},
+		}}
+	}
+	return &patient{
+		config: map[string]any{
+			"admin":   map[string]any{"listen": "localhost:2019"},
+			"storage": map[string]any{"module": "file_system", "root": t.TempDir()},
+			"apps": map[string]any{
+				"wechat": app,
+				"http": map[string]any{"servers": map[string]any{
+					"api": map[string]any{"listen": []any{"127.0.0.1:8090"}, "routes": []any{handle(map[string]any{"handler": "wechat_api"})}},
+					"own": map[string]any{"listen": []any{":443"}, "routes": hosted(verify,
+						handle(map[string]any{"handler": "wechat_event"}, "/wx/event"),
+						handle(map[string]any{"handler": "wechat_oauth", "base": "/wx/login", "funcs": []any{map[string]any{"key": "a", "prefix": "https://shop.example.com/"}}}, "/wx/login/authorize/*", "/wx/login/authUserReceive/*"),
+						map[string]any{"match": []any{map[string]any{"path": []any{"/wx/message/*"}}}, "handle": []any{
+							map[string]any{"handler": "wechat_message"},
+							map[string]any{"handler": "reverse_proxy", "upstreams": []any{map[string]any{"dial": "backend.internal:8080"}}},
+						}},
+					)},
+					"plain": map[string]any{"listen": []any{":80"}, "routes": hosted(verify)},
+				}},
+			},
+		},
+		addresses: map[string]string{"wechat.example.com": "203.0.113.1", "api.example.com": "203.0.113.2", "backend.internal": "10.0.0.3"},
+		own:       ownGateway(t),
+		wechat: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"errcode":41001,"errmsg":"access_token missing"}`)
+		},
+		api: map[string]string{
+			"/cgi-bin/getcallbackip":  `{"ip_list":["101.226.103.0","101.226.62.77"]}`,
+			"/cgi-bin/callback/check": `{"dns":[{"ip":"203.0.113.1","real_operator":"UNICOM"}],"ping":[{"ip":"203.0.113.1","from_operator":"UNICOM","package_loss":"0%","time":"23.079ms"}]}`,
+		},
+		admin: map[string]string{
+			"/wechat/verify":                      `{"files":[],"auto":[]}`,
+			"/wechat/status":                      `{"level":"green","findings":[],"platforms":[{"appid":"` + platformID + `","ticket":{"received":"2026-01-01T00:00:00Z","age_seconds":60}}]}`,
+			"/wechat/authorizers":                 `{"authorizers":[{"platform":"` + platformID + `","appid":"` + authorizerID + `","state":"authorized"}],"next":""}`,
+			"/wechat/authorizers/" + authorizerID: `{"appid":"` + authorizerID + `","type":{"mini_program":false},"permission_sets":[{"id":1},{"id":4}],"token":{}}`,
+		},
+		ports: map[string]bool{"10.0.0.3:8080": true},
+		now:   time.Now,
+	}
+}
+
+// ownGateway is a running gateway with the config's handlers.
+func ownGateway(t *testing.T) http.Handler {
+	t.Helper()
+	app, ctx := newTestApp(t, testConfig(""))
+	m, e, v := &Message{}, &Event{}, &Verify{Files: map[string]string{doctorFileName: doctorFile}}
+	for _, h := range []caddy.Provisioner{m, e, v} {
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	app.inForce()
+	backend := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+		t.Error("the doctor reached a backend")
+		return nil
+	})
+	missing := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusNotFound); return nil })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var h caddyhttp.MiddlewareHandler = v
+		var next caddyhttp.Handler = missing
+		switch {
+		case r.URL.Path == "/wx/event":
+			h = e
+		case strings.HasPrefix(r.URL.Path, "/wx/message/"):
+			h, next = m, backend
+		}
+		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, &caddyhttp.Server{})
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// part is an object of the config, by its path.
+func (p *patient) part(path string) map[string]any {
+	var at any = p.config
+	for name := range strings.SplitSeq(path, "/") {
+		switch here := at.(type) {
+		case map[string]any:
+			at = here[name]
+		case []any:
+			at = here[name[0]-'0']
+		}
+	}
+	m, _ := at.(map[string]any)
+	return m
+}
+
+// examine has the doctor look.
+func (p *patient) examine(t *testing.T) *doctorReport {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "caddy.json")
+	text, err := json.Marshal(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	servers := map[string]string{}
+	roots := x509.NewCertPool()
+	start := func(secure bool, h http.Handler, addresses ...string) {
+		s := httptest.NewUnstartedServer(h)
+		if s.Config.ErrorLog = nil; secure {
+			s.StartTLS()
+			roots.AddCert(s.Certificate())
+		} else {
+			s.Start()
+		}
+		t.Cleanup(s.Close)
+		for _, a := range addresses {
+			servers[a] = s.Listener.Addr().String()
+		}
+	}
+	byPath := func(answers map[string]string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			path := strings.TrimPrefix(r.URL.Path, "/"+accountID)
+			path = strings.TrimPrefix(path, "/"+authorizerID)
+			if answer, ok := answers[path]; ok && (r.Header.Get("Authorization") == "Bearer crm-key-0123456789") != strings.HasPrefix(path, "/wechat/") {
+				_, _ = io.WriteString(w, answer)
+				return
+			}
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}
+	start(true, p.own, "203.0.113.1:443")
+	start(false, p.own, "203.0.113.1:80")
+	start(true, p.wechat, "203.0.113.2:443")
+	if p.api != nil {
+		start(false, byPath(p.api), "127.0.0.1:8090")
+	}
+	if p.admin != nil {
+		start(false, byPath(p.admin), "localhost:2019")
+	}
+	start(false, http.NotFoundHandler(), "none")
+
+	d := newDoctor()
+	d.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+		a, ok := p.addresses[host]
+		if !ok {
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		}
+		return []netip.Addr{netip.MustParseAddr(a)}, nil
+	}
+	d.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		to, ok := servers[address]
+		if !ok && p.ports[address] {
+			to, ok = servers["none"], true
+		}
+		if !ok {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: errors.New("connection refused")}
+		}
+		return new(net.Dialer).DialContext(ctx, network, to)
+	}
+	d.roots = func() (*x509.CertPool, error) {
+		if p.noRoots {
+			return x509.NewCertPool(), nil
+		}
+		return roots, nil
+	}
+	d.interfaces = func() ([]net.Addr, error) {
+		return []net.Addr{&net.IPNet{IP: net.IPv4(10, 0, 0, 2), Mask: net.CIDRMask(24, 32)}}, nil
+	}
+	d.now = p.now
+	provisioning.Lock()
+	err = d.read(file, "", "")
+	provisioning.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := d.examine(t.Context(), p.offline)
+	var out strings.Builder
+	for _, asJSON := range []bool{false, true} {
+		if err := report.print(&out, asJSON); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, secret := range append(commandSecrets, moveSealKey) {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("it shows a secret: %s", out.String())
+		}
+	}
+	return report
+}
+
+// of are the results of one check.
+func (r *doctorReport) of(id string) (list []doctorResult) {
+	for _, c := range r.Checks {
+		if c.ID == id {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// TestDoctorOfTheHealthy: where all is well every check says so, and none is left out.
+func TestDoctorOfTheHealthy(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	report := p.examine(t)
+	for _, c := range doctorChecks {
+		results := report.of(c.id)
+		if len(results) == 0 {
+			t.Errorf("%s: said nothing", c.id)
+		}
+		for _, r := range results {
+			if r.Level != doctorGreen && c.id != "placeholders" {
+				t.Errorf("%s %s: %s: %s", c.id, r.Subject, r.Level, r.Text.EN)
+			}
+		}
+	}
+	if report.Level != doctorGreen {
+		t.Errorf("level is %s", report.Level)
+	}
+	// Two platforms and an account, on the message URL, and the platforms on the event URL.
+	if n := len(report.of("push")); n != 5 {
+		t.Errorf("%d push URLs were looked at, want 5: %+v", n, report.of("push"))
+	}
+	if n := len(report.of("verify_files")); n != 2 {
+		t.Errorf("%d verification files were looked at, want http and https: %+v", n, report.of("verify_files"))
+	}
+}
+
+// inPlaceOf is a handler that takes a request's place, or leaves it to the gateway.
+func inPlaceOf(own http.Handler, f func(w http.ResponseWriter, r *http.Request) bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !f(w, r) {
+			own.ServeHTTP(w, r)
+		}
+	})
+}
+
+// TestDoctorOfTheSick: each illness is found by its check, and no other check turns red for it.
+func TestDoctorOfTheSick(t *testing.T) {
+	t.Parallel()
+	messages := func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/wx/message/") }
+	file := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, ".txt") }
+	for _, tt := range []struct {
+		name, id, level, says string
+		ill                   func(p *patient)
+		also                  string // checks that suffer too
+	}{
+		{"no such placeholder", "placeholders", doctorRed, "{env.NO_SUCH_SECRET} resolves to nothing", func(p *patient) {
+			p.part("apps/wechat/platforms/0")["secret"] = "{env.NO_SUCH_SECRET}"
+		}, "config"},
+		{"does not load", "config", doctorRed, "Caddy does not load it", func(p *patient) { p.part("apps/wechat/platforms/0")["secret"] = "" }, ""},
+		{"bad key", "placeholders", doctorRed, "aes key has 3 characters", func(p *patient) { p.part("apps/wechat/accounts/0")["aes_keys"] = []any{"abc"} }, "config"},
+		{"no seal key", "config", doctorYellow, "tickets and refresh tokens are stored", func(p *patient) { delete(p.part("apps/wechat"), "seal_keys") }, ""},
+		{"plain mode", "config", doctorYellow, "明文模式", func(p *patient) {
+			a := p.part("apps/wechat/accounts/0")
+			a["mode"] = "plain"
+		}, ""},
+		{"no CA roots", "ca_roots", doctorRed, "no CA roots", func(p *patient) { p.noRoots = true }, "tls wechat_hosts push verify_files"},
+		{"name without address", "dns", doctorRed, "no such host", func(p *patient) { delete(p.addresses, "wechat.example.com") }, "tls push verify_files"},
+		{"private address", "dns", doctorYellow, "which WeChat cannot reach", func(p *patient) { p.addresses["wechat.example.com"] = "192.168.1.1" }, "tls push verify_files"},
+		{"IPv6 alone", "dns", doctorYellow, "has IPv6 addresses alone", func(p *patient) { p.addresses["wechat.example.com"] = "2001:db8::1" }, "tls push verify_files"},
+		{"nobody listens", "tls", doctorRed, "no connection to port 443", func(p *patient) { p.addresses["wechat.example.com"] = "203.0.113.9" }, "push verify_files"},
+		{"expired", "tls", doctorRed, "expired, or is not valid yet", func(p *patient) { p.now = func() time.Time { return time.Now().AddDate(70, 0, 0) } }, "wechat_hosts push verify_files"},
+		{"soon expired", "tls", doctorYellow, "its certificate ends in", func(p *patient) {
+			ends := time.Date(2084, time.January, 29, 16, 0, 0, 0, time.UTC) // httptest's
+			p.now = func() time.Time { return ends.Add(-time.Hour) }
+		}, "clock push"},
+		{"upstream is us", "upstreams", doctorRed, "leads back to the gateway itself", func(p *patient) {
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/3/handle/1/upstreams/0")["dial"] = "wechat.example.com:443"
+		}, ""},
+		{"upstream is this machine", "upstreams", doctorRed, "leads back to the gateway itself (10.0.0.2)", func(p *patient) {
+			p.addresses["backend.internal"] = "10.0.0.2"
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/3/handle/1/upstreams/0")["dial"] = "backend.internal:443"
+		}, ""},
+		{"upstream unknown", "upstreams", doctorRed, "has no address", func(p *patient) { delete(p.addresses, "backend.internal") }, ""},
+		{"upstream down", "upstreams", doctorYellow, "takes no connection", func(p *patient) { p.ports = nil }, ""},
+		{"WeChat away", "wechat_hosts", doctorRed, "cannot be reached", func(p *patient) { delete(p.addresses, "api.example.com") }, ""},
+		{"a login page instead", "wechat_hosts", doctorRed, "not as WeChat does", func(p *patient) {
+			p.wechat = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>log in</html>") }
+		}, ""},
+		{"proxy away", "wechat_hosts", doctorRed, "through the proxy proxy.internal:3128", func(p *patient) { p.part("apps/wechat")["proxy"] = "http://proxy.internal:3128" }, ""},
+		{"backup away", "wechat_hosts", doctorYellow, "cannot be reached", func(p *patient) {
+			p.part("apps/wechat")["api"] = []any{"https://api.example.com", "https://api2.example.com"}
+		}, ""},
+		{"clock", "clock", doctorRed, "pushes are refused as stale", func(p *patient) { p.now = func() time.Time { return time.Now().Add(10 * time.Minute) } }, "push"},
+		{"clock a bit off", "clock", doctorYellow, "ahead of WeChat's", func(p *patient) { p.now = func() time.Time { return time.Now().Add(2 * time.Minute) } }, ""},
+		{"another token is running", "push", doctorRed, "refuses the handshake (403)", func(p *patient) { p.part("apps/wechat/platforms/0")["tokens"] = []any{"another"} }, ""},
+		{"handshake with a newline", "push", doctorRed, "byte for byte", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if messages(r) {
+					_, _ = io.WriteString(w, r.URL.Query().Get("echostr")+"\n")
+				}
+				return messages(r)
+			})
+		}, ""},
+		{"push redirected", "push", doctorRed, "follows no redirect", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if messages(r) {
+					http.Redirect(w, r, "/x", http.StatusMovedPermanently)
+				}
+				return messages(r)
+			})
+		}, ""},
+		{"another server", "push", doctorRed, "answers HTTP 502", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if messages(r) {
+					w.WriteHeader(http.StatusBadGateway)
+				}
+				return messages(r)
+			})
+		}, ""},
+		{"forgeries go in", "push", doctorRed, "a POST with a wrong signature gets HTTP 200, want 403", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if messages(r) && r.Method == http.MethodPost {
+					_, _ = io.WriteString(w, "success")
+					return true
+				}
+				return false
+			})
+		}, ""},
+		{"file with a BOM", "verify_files", doctorRed, "byte order mark", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					_, _ = io.WriteString(w, "\ufeff"+doctorFile)
+				}
+				return file(r)
+			})
+		}, ""},
+		{"file is a page", "verify_files", doctorRed, "is a web page", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					_, _ = io.WriteString(w, "<!doctype html>")
+				}
+				return file(r)
+			})
+		}, ""},
+		{"file redirected", "verify_files", doctorRed, "is redirected (HTTP 308)", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) && r.TLS == nil {
+					http.Redirect(w, r, "https://x/", http.StatusPermanentRedirect)
+					return true
+				}
+				return false
+			})
+		}, ""},
+		{"file missing", "verify_files", doctorRed, "HTTP 404", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					w.WriteHeader(http.StatusNotFound)
+				}
+				return file(r)
+			})
+		}, ""},
+		{"another file", "verify_files", doctorRed, "another file is served", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					_, _ = io.WriteString(w, "x")
+				}
+				return file(r)
+			})
+		}, ""},
+		{"file of another type", "verify_files", doctorYellow, "served as 'application/octet-stream'", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					w.Header().Set("Content-Type", "application/octet-stream")
+					_, _ = io.WriteString(w, doctorFile)
+				}
+				return file(r)
+			})
+		}, ""},
+		{"file added at run time is not served", "verify_files", doctorRed, "HTTP 404", func(p *patient) {
+			p.admin["/wechat/verify"] = `{"files":[{"name":"MP_verify_zzzzzzzzzzzzzzzz.txt"}]}`
+		}, ""},
+		{"OAuth back to an address", "oauth", doctorRed, "wants a name, no IP address", func(p *patient) {
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/2/handle/0")["origin"] = "https://203.0.113.1"
+		}, ""},
+		{"OAuth back to a port", "oauth", doctorRed, "port 8443", func(p *patient) {
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/2/handle/0")["origin"] = "https://wechat.example.com:8443"
+		}, ""},
+		{"OAuth back to another host", "oauth", doctorYellow, "which no site of this config serves", func(p *patient) {
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/2/handle/0")["origin"] = "https://other.example.com"
+		}, ""},
+		{"no ticket", "gateway", doctorRed, "no ticket has come yet", func(p *patient) {
+			p.admin["/wechat/status"] = `{"platforms":[{"appid":"` + platformID + `","ticket":{}}]}`
+		}, ""},
+		{"old ticket", "gateway", doctorYellow, "the ticket is 1h0m0s old", func(p *patient) {
+			p.admin["/wechat/status"] = `{"platforms":[{"appid":"` + platformID + `","ticket":{"age_seconds":3600}}]}`
+		}, ""},
+		{"the gateway's own finding", "gateway", doctorRed, "the ticket is overdue", func(p *patient) {
+			p.admin["/wechat/status"] = `{"level":"red","findings":[{"level":"red","code":"ticket_overdue","subject":"platform ` + platformID + `","text":{"en":"the ticket is overdue","zh":"x"},"remedy":{"en":"y","zh":"z"}},{"level":"yellow","code":"a","subject":"b","text":{},"remedy":{}}],"platforms":[{"appid":"` + platformID + `","ticket":{}}]}`
+		}, ""},
+		{"permission set missing", "accounts", doctorYellow, "it did not grant 4 (web service: OAuth, JS-SDK, 网页服务)", func(p *patient) {
+			p.admin["/wechat/authorizers/"+authorizerID] = `{"permission_sets":[{"id":1}]}`
+		}, ""},
+		{"revoked", "accounts", doctorYellow, "it has revoked its authorization", func(p *patient) {
+			p.admin["/wechat/authorizers"] = `{"authorizers":[{"appid":"` + authorizerID + `","state":"revoked"}],"next":"x"}`
+		}, ""},
+		{"no token", "accounts", doctorRed, "its token cannot be had", func(p *patient) {
+			p.admin["/wechat/authorizers/"+authorizerID] = `{"token":{"error":"61023"}}`
+		}, ""},
+		{"IP not listed", "egress_ip", doctorRed, "WeChat saw 198.51.100.7", func(p *patient) {
+			p.api["/cgi-bin/getcallbackip"] = `{"errcode":61004,"errmsg":"access clientip is not registered requestIP: 198.51.100.7 rid: 64f1e2d3-0a1b2c3d-4e5f6071"}`
+		}, ""},
+		{"IP of the account not listed", "egress_ip", doctorRed, "errcode 40164", func(p *patient) {
+			p.api["/cgi-bin/getcallbackip"] = `{"errcode":40164,"errmsg":"invalid ip 198.51.100.7, not in whitelist"}`
+		}, ""},
+		{"WeChat finds no address", "callback_check", doctorRed, "finds no address", func(p *patient) { p.api["/cgi-bin/callback/check"] = `{"dns":[],"ping":[]}` }, ""},
+		{"WeChat loses pings", "callback_check", doctorYellow, "loses 50%", func(p *patient) {
+			p.api["/cgi-bin/callback/check"] = `{"dns":[{"ip":"203.0.113.1"}],"ping":[{"ip":"203.0.113.1","package_loss":"50%"}]}`
+		}, ""},
+		{"WeChat refuses to check", "callback_check", doctorRed, "errcode 48001", func(p *patient) { p.api["/cgi-bin/callback/check"] = `{"errcode":48001,"errmsg":"api unauthorized"}` }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			tt.ill(p)
+			report := p.examine(t)
+			found := false
+			for _, r := range report.of(tt.id) {
+				if r.Level == tt.level && strings.Contains(r.Text.EN, tt.says) {
+					found = r.Remedy != nil && r.Remedy.EN != "" && r.Remedy.ZH != "" && r.Text.ZH != ""
+				}
+			}
+			if !found {
+				t.Errorf("want %s %s %q, with a remedy, in both languages: %+v", tt.id, tt.level, tt.says, report.of(tt.id))
+			}
+			if tt.level == doctorRed && report.Level != doctorRed {
+				t.Errorf("the whole is %s", report.Level)
+			}
+			for _, r := range report.Checks {
+				if r.Level == doctorRed && r.ID != tt.id && !strings.Contains(tt.also, r.ID) {
+					t.Errorf("%s %s is red as well: %s", r.ID, r.Subject, r.Text.EN)
+				}
+			}
+		})
+	}
+}
+
+// TestDoctorLeavesOut: what cannot be looked at is said, with the reason, and is no fault.
+func TestDoctorLeavesOut(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		ill  func(p *patient)
+		says map[string]string
+	}{
+		{"no gateway", func(p *patient) { p.admin, p.api = nil, nil }, map[string]string{
+			"gateway": "no gateway is running", "accounts": "no gateway is running", "egress_ip": "does not answer", "callback_check": "does not answer",
+		}},
+		{"an older gateway", func(p *patient) { p.admin = map[string]string{} }, map[string]string{"gateway": "the running gateway has no /wechat/status", "accounts": "has no /wechat/authorizers"}},
+		{"no client", func(p *patient) { p.part("apps/wechat")["clients"] = []any{} }, map[string]string{"egress_ip": "no client of the config with a key"}},
+		{"no API", func(p *patient) { delete(p.part("apps/http/servers"), "api") }, map[string]string{"egress_ip": "no wechat_api on plain http"}},
+		{"no sites", func(p *patient) { delete(p.part("apps"), "http") }, map[string]string{
+			"dns": "no site", "tls": "no HTTPS site", "push": "no wechat_event", "verify_files": "no verification files", "oauth": "neither", "upstreams": "no reverse_proxy",
+		}},
+		{"offline", func(p *patient) { p.offline = true; p.own = http.NotFoundHandler() }, map[string]string{"dns": "--offline", "push": "--offline", "wechat_hosts": "--offline", "gateway": "--offline"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			tt.ill(p)
+			report := p.examine(t)
+			for id, says := range tt.says {
+				for _, r := range report.of(id) {
+					if r.Level != doctorSkipped || !strings.Contains(r.Text.EN, says) {
+						t.Errorf("%s: %s %q, want skipped %q", id, r.Level, r.Text.EN, says)
+					}
+				}
+			}
+			if report.Level != doctorGreen {
+				t.Errorf("the whole is %s: %+v", report.Level, report.Checks)
+			}
+		})
+	}
+}
+
+// TestDoctorHasAnEnd: whatever hangs, a run ends.
+func TestDoctorHasAnEnd(t *testing.T) {
+	t.Parallel()
+	d := newDoctor()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	d.resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) { <-ctx.Done(); return nil, ctx.Err() }
+	d.dial = func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+	d.admin = "localhost:2019"
+	d.config = doctorConfig{
+		app: &App{}, origins: []*url.URL{{Scheme: "https", Host: "api.example.com"}}, upstreams: []string{"a:1", "b:1"},
+		sites: []doctorSite{{host: "wechat.example.com", port: 443, secure: true}},
+	}
+	if report := d.examine(ctx, false); len(report.Checks) < len(doctorChecks) {
+		t.Errorf("%d checks", len(report.Checks))
+	}
+	for range doctorAtOnce {
+		d.places <- struct{}{}
+	}
+	for _, r := range doctorEach(d, ctx, []int{1}, func(context.Context, int) doctorResult { return greenOf("", "", "") }) {
+		if r.Level != doctorSkipped {
+			t.Errorf("without time: %s", r.Level)
+		}
+	}
+}
+
+// TestDoctorCommand: exit codes, and what is printed.
+func TestDoctorCommand(t *testing.T) {
+	config := commandConfig(t) // whose secrets do not resolve
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--config", config, "--offline"}, exitFailed, "red     placeholders platform " + platformID + ": secret: {env.NO_SUCH_SECRET} resolves to nothing"},
+		{[]string{"--config", config, "--offline", "--json"}, exitFailed, `{"level":"red"`},
+		{[]string{"--config", "/nonexistent/Caddyfile"}, 1, ""},
+		{[]string{"x"}, 1, ""},
+	} {
+		provisioning.Lock()
+		out, _, code, err := runCommand(t, doctorCommand(), nil, tt.args...)
+		provisioning.Unlock()
+		if code != tt.code || !strings.Contains(out, tt.says) {
+			t.Errorf("%q: %d %v\n%s", tt.args, code, err, out)
+		}
+		var report doctorReport
+		if len(tt.args) == 4 && (json.Unmarshal([]byte(out), &report) != nil || len(report.Checks) < len(doctorChecks)) {
+			t.Errorf("--json: %s", out)
+		}
+	}
+}
