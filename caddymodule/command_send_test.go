@@ -18,13 +18,12 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
-	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
 )
 
-// sendBackend opens what send pushes with code of its own, and answers with what reply says.
+// sendBackend opens what send pushes, and answers with what reply says.
 type sendBackend struct {
 	*httptest.Server
-	crypt *wxsim.Crypt
+	codec *crypto.Codec
 	reply func(w http.ResponseWriter, r *http.Request, plain string)
 
 	mu     sync.Mutex
@@ -34,11 +33,7 @@ type sendBackend struct {
 
 func newSendBackend(t *testing.T, reply func(w http.ResponseWriter, r *http.Request, plain string)) *sendBackend {
 	t.Helper()
-	crypt, err := wxsim.NewCrypt(platformToken, platformKey, platformID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &sendBackend{crypt: crypt, reply: reply}
+	b := &sendBackend{codec: platformSender(t).codec, reply: reply}
 	b.Server = httptest.NewServer(b)
 	t.Cleanup(b.Close)
 	return b
@@ -49,16 +44,17 @@ func (b *sendBackend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, plain := r.URL.Query(), string(body)
 	if q.Has("msg_signature") {
 		env, err := crypto.ScanEnvelope(body)
-		if err != nil || q.Get("msg_signature") != b.crypt.Sign(q.Get("timestamp"), q.Get("nonce"), string(env.Encrypt)) || q.Get("signature") != b.crypt.Sign(q.Get("timestamp"), q.Get("nonce")) {
+		if err != nil || !b.codec.VerifySignature(q.Get("signature"), q.Get("timestamp"), q.Get("nonce")) {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		opened, err := b.crypt.Open(string(env.Encrypt))
+		params := crypto.Params{MsgSignature: q.Get("msg_signature"), Timestamp: q.Get("timestamp"), Nonce: q.Get("nonce")}
+		opened, err := b.codec.Open(&crypto.Buffers{}, params, env.Encrypt)
 		if err != nil {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		plain = string(opened)
+		plain = string(opened.Message)
 	}
 	b.mu.Lock()
 	b.plains, b.heads = append(b.plains, plain), append(b.heads, r.Header.Clone())

@@ -183,3 +183,41 @@ func hotRig(tb testing.TB, accounts int) (*rig, []Key) {
 	}
 	return r, keys
 }
+
+// TestCacheCountsTokens: by kind, also when entries are replaced, turned away or lose their tokens.
+func TestCacheCountsTokens(t *testing.T) {
+	t.Parallel()
+	c, err := newCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	m := NewManager()
+	m.cache.Store(c)
+	want := func(what string, kind Kind, n int) {
+		t.Helper()
+		if got := m.Cached()[kind]; got != n {
+			t.Errorf("%s: %d tokens, want %d", what, got, n)
+		}
+	}
+	rec := func(gen uint64) *record {
+		now := time.Now()
+		return &record{Gen: gen, AccessToken: secret.New("token"), RefreshToken: secret.New("refresh"), ObtainedAt: now, ExpiresAt: now.Add(time.Hour)}
+	}
+	for i := range 10 {
+		c.put(newEntry(AccountKey(fmt.Sprint("wx", i)), rec(1), time.Now()))
+	}
+	want("ten accounts", KindAccount, 10)
+	c.put(newEntry(AccountKey("wx0"), rec(2), time.Now()))
+	want("replaced", KindAccount, 10)
+	c.put(newEntry(AuthorizerKey("p", "wx0"), rec(1), time.Now()))
+	c.put(newEntry(AuthorizerKey("p", "wx1"), nil, time.Now()))
+	want("an authorizer, and one that is none", KindAuthorizer, 1)
+	want("of others", KindComponent, 0)
+	for i := range 2 * cacheEntries {
+		c.put(newEntry(AuthorizerKey("p", fmt.Sprint("many", i)), rec(1), time.Now()))
+	}
+	if n := m.Cached()[KindAuthorizer]; n > cacheEntries || n < cacheEntries/2 {
+		t.Errorf("%d tokens in a cache for %d", n, cacheEntries)
+	}
+}

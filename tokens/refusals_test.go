@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
 func TestRefusalTable(t *testing.T) {
@@ -124,4 +126,41 @@ func TestFailedRenewalSaysTheRemedy(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A token that cannot be renewed is explained once, also if it comes and goes, and each line has WeChat's request id.
+func TestFailedRenewalIsExplainedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		k := AccountKey(testAccount)
+		for range 3 {
+			r.refuse("/cgi-bin/stable_token", 45009, "reach max api daily quota limit")
+			if _, err := r.Renew(t.Context(), k, secret.String{}); err == nil {
+				t.Error("renewed")
+			}
+			r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+			time.Sleep(time.Minute)
+			r.get(t, k)
+		}
+		log := r.log.String()
+		if n := strings.Count(log, "token cannot be renewed"); n != 3 {
+			t.Errorf("said %d times: %s", n, log)
+		}
+		if n := strings.Count(log, "remedy="); n != 1 {
+			t.Errorf("explained %d times: %s", n, log)
+		}
+		if n := strings.Count(log, "rid=64f1e2d3-0a1b2c3d-4e5f6071"); n != 3 {
+			t.Errorf("%d lines with the request id: %s", n, log)
+		}
+	})
+}
+
+func TestErrorNamesItsRequestID(t *testing.T) {
+	t.Parallel()
+	for msg, want := range map[string]string{"": "/x: 1 rid: r", "no rid: r": "/x: 1 no rid: r"} {
+		if got := (&APIError{Code: 1, API: "/x", Msg: msg, RID: "r"}).Error(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 }
