@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -265,6 +266,7 @@ func TestFeedOfPushes(t *testing.T) {
 			t.Errorf("the feed shows %q: %s", secret, text)
 		}
 	}
+	entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Kind == feedCall }) // the gateway's own, of which there is nobody to answer
 	if len(entries) != 6 {
 		t.Fatalf("%d entries: %s", len(entries), text)
 	}
