@@ -158,16 +158,19 @@ type storeHealth struct {
 	mu       sync.Mutex
 	failedAt time.Time
 	reason   string
-	failing  [2]bool // the last read; the last write or lock
+	failing  [3]bool // the last read, lock, write
 }
 
 func (s *storeHealth) note(op string, err error) {
 	if op == "share" { // what nodes share for a short time is told by itself
 		return
 	}
-	kind := 1
-	if op == "load" || op == "list" {
+	kind := 2
+	switch op {
+	case "load", "list":
 		kind = 0
+	case "lock":
+		kind = 1
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -176,11 +179,11 @@ func (s *storeHealth) note(op string, err error) {
 	}
 }
 
-// last returns whether the last write failed, and how the last operation that did went wrong.
+// last returns whether the last write failed, or its lock, and how the last operation that did went wrong.
 func (s *storeHealth) last() (writeFails bool, failedAt time.Time, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.failing[1], s.failedAt, s.reason
+	return s.failing[1] || s.failing[2], s.failedAt, s.reason
 }
 
 // hostTable is how WeChat's hosts did. The zero value is ready.
