@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ type heardEvent struct {
 
 var (
 	heardEvents = make(chan heardEvent, 100)
-	holdEvents  = make(chan struct{}) // closed: handlers do not wait
+	holdEvents  atomic.Pointer[chan struct{}] // handlers wait until it is closed
 )
 
 func (*eventWatch) CaddyModule() caddy.ModuleInfo {
@@ -45,7 +46,7 @@ func (e *eventWatch) Handle(ctx context.Context, event caddy.Event) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	<-holdEvents
+	<-*holdEvents.Load()
 	heardEvents <- heardEvent{e.Generation, event.Name(), string(event.Origin().CaddyModule().ID), event.Data}
 	return nil
 }
@@ -99,6 +100,8 @@ func heard(t *testing.T, generation int, name string) heardEvent {
 // Events go to the handlers of the configuration that is in force, also from what an earlier one began, and who emits
 // them does not wait for a handler.
 func TestEventsOverAReload(t *testing.T) {
+	held := make(chan struct{})
+	holdEvents.Store(&held)
 	root := filepath.Join(t.TempDir(), "storage")
 	first := loadEvents(t, root, 1)
 	t.Cleanup(func() {
@@ -118,7 +121,7 @@ func TestEventsOverAReload(t *testing.T) {
 		}
 	}
 	push(first, 1) // its handler is stuck until
-	close(holdEvents)
+	close(held)
 	if e := heard(t, 1, eventTicketReceived); e.data["platform"] != platformID || strings.Contains(fmt.Sprint(e.data), "hidden") {
 		t.Errorf("data %v", e.data)
 	}
