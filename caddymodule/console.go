@@ -138,6 +138,7 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	i := strings.LastIndex(escaped, consoleAPI)
 	switch {
 	case !admitsToConsole(r) && i < 0:
+		w.Header().Del("Cross-Origin-Opener-Policy") // there is nothing to keep apart, and browsers complain of it on plain http
 		pageConsole.write(w, r)
 	case !admitsToConsole(r):
 		c.fail(w, caddy.APIError{HTTPStatus: http.StatusForbidden, Err: errors.New(pageConsole.en.Text)})

@@ -188,10 +188,10 @@ func (o *operator) judge(name string, words ...string) {
 	o.quiet(name)
 }
 
-// photograph is a picture of the whole page, or of what is to be seen while a drawer is open.
+// photograph is a picture of the whole page, or of what is to be seen of the feed, which is long, and while a drawer is open.
 func (o *operator) photograph() []byte {
 	o.t.Helper()
-	if js[bool](o, `document.querySelector("#drawer").open`) {
+	if js[bool](o, `document.querySelector("#drawer").open || location.hash === "#feed"`) {
 		return get(o.visitor, chromedp.CaptureScreenshot())
 	}
 	return get(o.visitor, chromedp.FullScreenshot(100))
