@@ -1,0 +1,418 @@
+package integration_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/caddy-wechat/caddy-wechat/integration"
+	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
+)
+
+// operatorDocs are the documents of docs/ that are there in English and in Chinese.
+var operatorDocs = []string{"quickstart", "operations", "troubleshooting", "security", "upgrade"}
+
+// notYet is what the documents describe and the program does not have. What it has must not be in here: TestNotYet and
+// TestDocumentCalls fail until it is taken out, and it is checked from then on.
+var notYet = struct{ commands, directives, operations, codes []string }{
+	commands:   []string{"status", "authorizers", "refresh", "decrypt", "send", "doctor"},
+	directives: []string{"wechat_ready", "wechat_console"},
+	operations: []string{"/wechat/ready", "/wechat/refusals"},
+	codes: []string{
+		"address_refused", "authorizations_lost", "authorizations_waiting", "authorizer_token", "backend_failing", "clock_offset",
+		"deduplication_degraded", "event_misdirected", "host_", "message_misdirected", "no_ticket", "nothing_configured",
+		"permission_missing", "push_addressee", "push_aes_key", "push_no_key", "push_not_encrypted", "push_not_kept",
+		"push_receive_id", "push_signature", "push_unknown", "quota_used_up", "records_unsaved", "replies_lost", "replies_unusable",
+		"rogue_refresh", "rotation_finished", "rotation_unfinished", "secret_wrong", "spill_in_use", "store_down",
+		"store_not_writing", "store_unfit", "ticket_expired", "ticket_overdue", "ticket_refused", "token_failing", "verify_file",
+	},
+}
+
+func TestNotYet(t *testing.T) {
+	t.Parallel()
+	g := &integration.Gateway{Binary: binary, Dir: t.TempDir()}
+	modules, err := g.Command(t.Context(), "list-modules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, directive := range notYet.directives {
+		if strings.Contains(modules, "http.handlers."+directive+"\n") {
+			t.Errorf("%s is there: take it out of notYet", directive)
+		}
+	}
+	help, err := g.Command(t.Context(), "wechat", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range notYet.commands {
+		if regexp.MustCompile(`(?m)^  ` + command + ` `).MatchString(help) {
+			t.Errorf("caddy wechat %s is there: take it out of notYet", command)
+		}
+	}
+	source := goSource(t, "../caddymodule", "", "_test.go")
+	for _, code := range notYet.codes {
+		if strings.Contains(source, `Code: "`+code) || regexp.MustCompile(`code[A-Z]\w+ += "`+code+`"`).MatchString(source) {
+			t.Errorf("the finding %s is there: take it out of notYet", code)
+		}
+	}
+}
+
+// goSource is the text of the Go files below a folder that end with suffix and not with but.
+func goSource(t *testing.T, root, suffix, but string) string {
+	t.Helper()
+	var text strings.Builder
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, suffix+".go") || (but != "" && strings.HasSuffix(path, but)) {
+			return err
+		}
+		content, err := os.ReadFile(path) //nolint:gosec // a path of our own
+		text.Write(content)
+		return err
+	})
+	if err != nil || text.Len() == 0 {
+		t.Fatalf("%s: %d bytes, %v", root, text.Len(), err)
+	}
+	return text.String()
+}
+
+// document reads a document, and the file's name in the repository.
+func document(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile("../" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// bothDocs are the names of all operators' documents.
+func bothDocs() (names []string) {
+	for _, name := range operatorDocs {
+		names = append(names, "docs/"+name+".md", "docs/"+name+".zh-CN.md")
+	}
+	return names
+}
+
+var (
+	anyFence   = regexp.MustCompile("(?s)```.*?```")
+	heading    = regexp.MustCompile(`(?m)^(#+) (.+)$`)
+	codeSpan   = regexp.MustCompile("`([^`\n]+)`")
+	comment    = regexp.MustCompile(`(?m)(^|[ \t]+)# .*$`)
+	tableRow   = regexp.MustCompile(`(?m)^\|.*\|$`)
+	link       = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	metricName = regexp.MustCompile(`caddy_wechat_([a-z_]+[a-z])`)
+	testName   = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)`")
+)
+
+// TestDocumentsInTwoLanguages: both have the same headings, tables and code; comments in it may differ.
+func TestDocumentsInTwoLanguages(t *testing.T) {
+	t.Parallel()
+	for _, name := range operatorDocs {
+		en, zh := document(t, "docs/"+name+".md"), document(t, "docs/"+name+".zh-CN.md")
+		code := func(text string) (blocks []string) {
+			for _, block := range anyFence.FindAllString(text, -1) {
+				blocks = append(blocks, comment.ReplaceAllString(block, ""))
+			}
+			return blocks
+		}
+		if a, b := code(en), code(zh); !slices.Equal(a, b) {
+			t.Errorf("%s: the code differs:\n%q\n%q", name, a, b)
+		}
+		shape := func(text string) (levels []string, rows []int) {
+			text = anyFence.ReplaceAllString(text, "")
+			for _, m := range heading.FindAllStringSubmatch(text, -1) {
+				levels = append(levels, m[1])
+			}
+			for _, row := range tableRow.FindAllString(text, -1) {
+				rows = append(rows, strings.Count(strings.ReplaceAll(row, `\|`, ""), "|"))
+			}
+			return levels, rows
+		}
+		enLevels, enRows := shape(en)
+		zhLevels, zhRows := shape(zh)
+		if !slices.Equal(enLevels, zhLevels) || len(enLevels) < 3 {
+			t.Errorf("%s: the headings differ: %v, %v", name, enLevels, zhLevels)
+		}
+		if !slices.Equal(enRows, zhRows) {
+			t.Errorf("%s: the tables differ: %v, %v", name, enRows, zhRows)
+		}
+		if a, b := metricName.FindAllString(en, -1), metricName.FindAllString(zh, -1); !slices.Equal(a, b) {
+			t.Errorf("%s: other metrics: %v, %v", name, a, b)
+		}
+	}
+}
+
+// slug is the anchor that GitHub gives a heading.
+func slug(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == ' ':
+			return '-'
+		case r == '-', r == '_', unicode.IsLetter(r), unicode.IsDigit(r):
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, text)
+}
+
+// TestDocumentLinks follows the links of the operators' documents, and of the READMEs to documents.
+func TestDocumentLinks(t *testing.T) {
+	t.Parallel()
+	for _, doc := range append(bothDocs(), "README.md", "README.zh-CN.md") {
+		text := anyFence.ReplaceAllString(document(t, doc), "")
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			file := doc
+			if target != "" {
+				file = filepath.Join(filepath.Dir(doc), target)
+			}
+			if _, err := os.Stat("../" + file); err != nil {
+				t.Errorf("%s: %v", doc, err)
+				continue
+			}
+			if anchor == "" {
+				continue
+			}
+			if !slices.ContainsFunc(heading.FindAllStringSubmatch(anyFence.ReplaceAllString(document(t, file), ""), -1), func(h []string) bool { return slug(h[2]) == anchor }) {
+				t.Errorf("%s: %s has no heading %s", doc, file, anchor)
+			}
+		}
+	}
+}
+
+// TestDocumentNames: metrics, commands, and the tests that the documents name are there.
+func TestDocumentNames(t *testing.T) {
+	t.Parallel()
+	source := goSource(t, "../caddymodule", "", "_test.go")
+	tests := goSource(t, "..", "_test", "")
+	for _, doc := range bothDocs() {
+		text := document(t, doc)
+		for _, m := range metricName.FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(source, `"`+m[1]+`"`) && !strings.Contains(source, `"`+m[0]+`"`) {
+				t.Errorf("%s: there is no metric %s", doc, m[0])
+			}
+		}
+		for _, m := range testName.FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(tests, "\nfunc "+m[1]+"(") {
+				t.Errorf("%s: there is no test %s", doc, m[1])
+			}
+		}
+		for _, m := range codeSpan.FindAllStringSubmatch(anyFence.ReplaceAllString(text, ""), -1) {
+			if words := strings.Fields(m[1]); len(words) > 2 && words[0] == "caddy" && words[1] == "wechat" {
+				checkCommand(t, doc, words)
+			}
+		}
+	}
+	if n := len(testName.FindAllString(document(t, "docs/security.md"), -1)); n < 30 {
+		t.Errorf("security.md names %d tests", n)
+	}
+}
+
+// TestTroubleshooting: every line that is quoted as the log's is in the source, every code is a finding's, and each
+// symptom has a cause and a remedy.
+func TestTroubleshooting(t *testing.T) {
+	t.Parallel()
+	source := goSource(t, "../caddymodule", "", "_test.go")
+	logged := source + goSource(t, "../tokens", "", "_test.go") + goSource(t, "../crypto", "", "_test.go")
+	var quoted [][]string
+	for _, language := range []struct{ file, log, status, cause, remedy string }{
+		{"docs/troubleshooting.md", "- Log: ", "- Status: ", "- Cause: ", "- Remedy: "},
+		{"docs/troubleshooting.zh-CN.md", "- 日志：", "- 状态：", "- 原因：", "- 处理："},
+	} {
+		text := document(t, language.file)
+		symptoms := strings.Split(text, "\n### ")[1:]
+		if len(symptoms) < 30 {
+			t.Errorf("%s has %d symptoms", language.file, len(symptoms))
+		}
+		var quotes []string
+		for _, symptom := range symptoms {
+			title, _, _ := strings.Cut(symptom, "\n")
+			if strings.Count(symptom, "\n"+language.cause) != 1 || strings.Count(symptom, "\n"+language.remedy) != 1 {
+				t.Errorf("%s: %s lacks a cause or a remedy", language.file, title)
+			}
+			for line := range strings.Lines(symptom) {
+				spans := codeSpan.FindAllStringSubmatch(line, -1)
+				switch {
+				case strings.HasPrefix(line, language.log):
+					for _, m := range spans {
+						quotes = append(quotes, m[1])
+						if !strings.Contains(logged, m[1]) {
+							t.Errorf("%s: %s: nothing logs %q", language.file, title, m[1])
+						}
+					}
+				case strings.HasPrefix(line, language.status):
+					for _, m := range spans {
+						quotes = append(quotes, m[1])
+						if !slices.Contains(notYet.codes, m[1]) && !strings.Contains(source, `"`+m[1]) {
+							t.Errorf("%s: %s: there is no finding %s", language.file, title, m[1])
+						}
+					}
+				default:
+					continue
+				}
+				if len(spans) == 0 {
+					t.Errorf("%s: %s quotes nothing: %s", language.file, title, line)
+				}
+			}
+		}
+		quoted = append(quoted, quotes)
+	}
+	if !slices.Equal(quoted[0], quoted[1]) {
+		t.Errorf("the two languages quote other lines:\n%q\n%q", quoted[0], quoted[1])
+	}
+}
+
+// TestQuickstartReply: the line with which the quick start has Caddy answer in a backend's place reaches the sender.
+func TestQuickstartReply(t *testing.T) {
+	t.Parallel()
+	respond := regexp.MustCompile("(?m)^\t\trespond .*$").FindString(document(t, "docs/quickstart.md"))
+	if respond == "" {
+		t.Fatal("no such line")
+	}
+	config := document(t, "Caddyfile.example")
+	proxies := regexp.MustCompile(`(?s)\t\t@gps wechat_message.*?\n\t\t\}\n`)
+	if len(proxies.FindAllString(config, -1)) != 1 {
+		t.Fatalf("Caddyfile.example: what goes to backends is not where it was:\n%s", config)
+	}
+	w := newWorld(t, func(w *integration.World) {
+		polite(w)
+		w.Caddyfile = filepath.Join(w.Dir, "Quickstart.Caddyfile")
+		if err := os.WriteFile(w.Caddyfile, []byte(proxies.ReplaceAllLiteralString(config, respond+"\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{AppID: integration.AccountID, To: "gh_0123456789ab", Content: "hello"})
+	if err != nil || !result.OK() || result.UserSaw != "It works." {
+		t.Errorf("the user saw %q; %s; %v", result.UserSaw, result.Wrong, err)
+	}
+}
+
+// TestUnit holds the systemd unit to what the documents say of it, and to systemd's own judgement where that is at hand.
+func TestUnit(t *testing.T) {
+	t.Parallel()
+	unit := document(t, "contrib/caddy-wechat.service")
+	values := make(map[string][]string)
+	section := ""
+	for line := range strings.Lines(unit) {
+		switch line = strings.TrimSpace(line); {
+		case line == "", strings.HasPrefix(line, "#"):
+		case strings.HasPrefix(line, "["):
+			section = strings.Trim(line, "[]")
+		default:
+			name, value, ok := strings.Cut(line, "=")
+			if !ok {
+				t.Errorf("no assignment: %s", line)
+			}
+			values[section+"."+name] = append(values[section+"."+name], value)
+		}
+	}
+	one := func(name string) string {
+		if len(values[name]) != 1 {
+			t.Fatalf("%s: %q", name, values[name])
+		}
+		return values[name][0]
+	}
+	for name, want := range map[string]string{
+		"Service.Type": "notify", "Service.EnvironmentFile": "/etc/caddy/wechat.env", "Install.WantedBy": "multi-user.target",
+		"Service.ExecStart":  "/usr/local/bin/caddy run --config /etc/caddy/Caddyfile", // --environ would print the secrets
+		"Service.ExecReload": "/usr/local/bin/caddy reload --config /etc/caddy/Caddyfile --force",
+	} {
+		if got := one(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if user := one("Service.User"); user == "" || user == "root" {
+		t.Errorf("the user is %q", user)
+	}
+	if d, err := time.ParseDuration(one("Service.TimeoutStopSec")); err != nil || d < 10*time.Second+20*time.Second { // grace_period, then the gateway's own
+		t.Errorf("TimeoutStopSec: %v, %v", d, err)
+	}
+	checkCommand(t, "caddy-wechat.service", strings.Fields(one("Service.ExecStart")))
+	checkCommand(t, "caddy-wechat.service", strings.Fields(one("Service.ExecReload")))
+	limit := regexp.MustCompile(`GOMEMLIMIT=(\d+)MiB`).FindStringSubmatch(unit)
+	most := regexp.MustCompile(`(?m)^MemoryMax=(\d+)G$`).FindStringSubmatch(unit)
+	if limit == nil || most == nil {
+		t.Fatalf("GOMEMLIMIT %q, MemoryMax %q", limit, most)
+	}
+	soft, _ := strconv.Atoi(limit[1])
+	hard, _ := strconv.Atoi(most[1])
+	if soft > hard*1024*85/100 {
+		t.Errorf("GOMEMLIMIT of %d MiB leaves too little of %d GiB", soft, hard)
+	}
+	if analyze, err := exec.LookPath("systemd-analyze"); err == nil {
+		file := filepath.Join(t.TempDir(), "caddy-wechat.service")
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(unit, "/usr/local/bin/caddy", binary)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), analyze, "verify", file).CombinedOutput(); err != nil || len(out) > 0 { //nolint:gosec // systemd's
+			t.Errorf("systemd-analyze: %v\n%s", err, out)
+		}
+	}
+}
+
+// TestContainerFiles: the image is built by the Go of go.mod from what there is, and does not run as root.
+func TestContainerFiles(t *testing.T) {
+	t.Parallel()
+	file := document(t, "contrib/Dockerfile")
+	goVersion := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(document(t, "go.mod"))
+	base := regexp.MustCompile(`(?m)^FROM golang:(\d+\.\d+)(?:\.\d+)? AS build$`).FindStringSubmatch(file)
+	if goVersion == nil || base == nil || base[1] != goVersion[1] {
+		t.Errorf("built by Go %q, go.mod says %q", base, goVersion)
+	}
+	builds := regexp.MustCompile(`go build .* -o (\S+) (\./\S+)`).FindAllStringSubmatch(file, -1)
+	if len(builds) != 1 {
+		t.Fatalf("builds: %q", builds)
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Name}}", "../"+builds[0][2]).CombinedOutput(); err != nil || string(out) != "main\n" { //nolint:gosec // of our own file
+		t.Errorf("%s: %v %s", builds[0][2], err, out)
+	}
+	_, last, staged := strings.Cut(file, "\nFROM scratch\n")
+	if !staged || !strings.Contains(last, "COPY --from=build "+builds[0][1]+" /usr/bin/caddy\n") || !strings.Contains(last, `ENTRYPOINT ["/usr/bin/caddy"]`) {
+		t.Errorf("the program is not what the image runs:\n%s", last)
+	}
+	user := regexp.MustCompile(`(?m)^USER (\d+):(\d+)$`).FindStringSubmatch(last)
+	if user == nil || user[1] == "0" || user[2] == "0" {
+		t.Fatalf("the user is %q", user)
+	}
+	for _, folder := range []string{"data", "config"} {
+		if want := fmt.Sprintf("COPY --from=build --chown=%s:%s /out/%s /%s\n", user[1], user[2], folder, folder); !strings.Contains(last, want) {
+			t.Errorf("the user cannot write /%s", folder)
+		}
+	}
+	if !strings.Contains(last, "ca-certificates.crt") {
+		t.Error("there are no CA roots in the image")
+	}
+	// What is left out of the build's context must not be part of the program.
+	deps, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "../cmd/caddy").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(document(t, "contrib/Dockerfile.dockerignore")) {
+		if line = strings.TrimSpace(line); strings.Contains(string(deps), "caddy-wechat/caddy-wechat/"+line+"/") || strings.Contains(string(deps), "caddy-wechat/caddy-wechat/"+line+"\n") {
+			t.Errorf("%s is ignored and needed", line)
+		}
+	}
+	compose := document(t, "contrib/compose.yaml")
+	grace := regexp.MustCompile(`(?m)^    stop_grace_period: (\S+)$`).FindStringSubmatch(compose)
+	if grace == nil {
+		t.Fatal("compose.yaml has no stop_grace_period")
+	}
+	if d, err := time.ParseDuration(grace[1]); err != nil || d < 30*time.Second {
+		t.Errorf("stop_grace_period: %v, %v", d, err)
+	}
+	if !strings.Contains(compose, "dockerfile: contrib/Dockerfile\n") || !strings.Contains(compose, "- data:/data\n") {
+		t.Error("compose.yaml does not build contrib/Dockerfile, or keeps no data")
+	}
+}
