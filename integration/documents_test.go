@@ -21,51 +21,6 @@ import (
 // operatorDocs are the documents of docs/ that are there in English and in Chinese.
 var operatorDocs = []string{"quickstart", "operations", "troubleshooting", "security", "upgrade"}
 
-// notYet is what the documents describe and the program does not have. What it has must not be in here: TestNotYet and
-// TestDocumentCalls fail until it is taken out, and it is checked from then on.
-var notYet = struct{ commands, directives, operations, codes []string }{
-	commands:   []string{"status", "authorizers", "refresh", "decrypt", "send", "doctor"},
-	directives: []string{"wechat_ready", "wechat_console"},
-	operations: []string{"/wechat/ready", "/wechat/refusals"},
-	codes: []string{
-		"address_refused", "authorizations_lost", "authorizations_waiting", "authorizer_token", "backend_failing", "clock_offset",
-		"deduplication_degraded", "event_misdirected", "host_", "message_misdirected", "no_ticket", "nothing_configured",
-		"permission_missing", "push_addressee", "push_aes_key", "push_no_key", "push_not_encrypted", "push_not_kept",
-		"push_receive_id", "push_signature", "push_unknown", "quota_used_up", "records_unsaved", "replies_lost", "replies_unusable",
-		"rogue_refresh", "rotation_finished", "rotation_unfinished", "secret_wrong", "spill_in_use", "store_down",
-		"store_not_writing", "store_unfit", "ticket_expired", "ticket_overdue", "ticket_refused", "token_failing", "verify_file",
-	},
-}
-
-func TestNotYet(t *testing.T) {
-	t.Parallel()
-	g := &integration.Gateway{Binary: binary, Dir: t.TempDir()}
-	modules, err := g.Command(t.Context(), "list-modules")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, directive := range notYet.directives {
-		if strings.Contains(modules, "http.handlers."+directive+"\n") {
-			t.Errorf("%s is there: take it out of notYet", directive)
-		}
-	}
-	help, err := g.Command(t.Context(), "wechat", "--help")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, command := range notYet.commands {
-		if regexp.MustCompile(`(?m)^  ` + command + ` `).MatchString(help) {
-			t.Errorf("caddy wechat %s is there: take it out of notYet", command)
-		}
-	}
-	source := goSource(t, "../caddymodule", "", "_test.go")
-	for _, code := range notYet.codes {
-		if strings.Contains(source, `Code: "`+code) || regexp.MustCompile(`code[A-Z]\w+ += "`+code+`"`).MatchString(source) {
-			t.Errorf("the finding %s is there: take it out of notYet", code)
-		}
-	}
-}
-
 // goSource is the text of the Go files below a folder that end with suffix and not with but.
 func goSource(t *testing.T, root, suffix, but string) string {
 	t.Helper()
@@ -255,7 +210,7 @@ func TestTroubleshooting(t *testing.T) {
 				case strings.HasPrefix(line, language.status):
 					for _, m := range spans {
 						quotes = append(quotes, m[1])
-						if !slices.Contains(notYet.codes, m[1]) && !strings.Contains(source, `"`+m[1]) {
+						if !strings.Contains(source, `"`+m[1]) {
 							t.Errorf("%s: %s: there is no finding %s", language.file, title, m[1])
 						}
 					}

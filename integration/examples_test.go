@@ -2,7 +2,6 @@ package integration_test
 
 import (
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -51,9 +50,6 @@ func TestDocumentExamples(t *testing.T) {
 			switch kind, text := m[1], m[2]; kind {
 			case "caddyfile", "json":
 				found++
-				if slices.ContainsFunc(notYet.directives, func(d string) bool { return strings.Contains(text, d) }) {
-					continue
-				}
 				checkExample(t, doc, kind, text)
 				if readme && kind == "caddyfile" && strings.Contains(text, "wechat {") {
 					shown[doc] = append(shown[doc], text)
@@ -147,7 +143,7 @@ func checkCommand(t *testing.T, doc string, words []string) {
 	t.Helper()
 	usage := "caddy " + words[1]
 	if words[1] == "wechat" {
-		if len(words) < 3 || slices.Contains(notYet.commands, words[2]) {
+		if len(words) < 3 {
 			return
 		}
 		usage += " " + words[2]
@@ -204,12 +200,6 @@ func TestDocumentCalls(t *testing.T) {
 			want = "tracking id is unknown" // what a real one gives is seen in TestJobs
 		case strings.Contains(line, "localhost:2019"):
 			want = "{"
-			if i := slices.IndexFunc(notYet.operations, func(o string) bool { return strings.Contains(line, o) }); i >= 0 {
-				if resp.StatusCode != http.StatusNotFound {
-					t.Errorf("%s is there: take it out of notYet", notYet.operations[i])
-				}
-				continue
-			}
 		}
 		if !strings.Contains(body, want) {
 			t.Errorf("%s-> %d %s", line, resp.StatusCode, body)
