@@ -32,11 +32,12 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		return m.passShared(w, r, next, p, f, &turn{id: id, at: at, age: age, validUntil: validUntil})
 	}
 	a := m.app.calls().arrive(id, at, age, validUntil, m.pace())
-	switch {
-	case a.call == nil: // the last push got its answer long ago
+	if a.call == nil { // the last push got its answer long ago
 		writePlain(w, success)
 		return nil
-	case a.first:
+	}
+	defer m.app.calls().leaveNow(a.call)
+	if a.first {
 		return m.lead(w, r, next, p, f, a)
 	}
 	m.app.metrics().joined.Inc()
