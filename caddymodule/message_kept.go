@@ -11,7 +11,7 @@ import (
 // those that come. Its caller has the table's lock.
 type keptCalls struct {
 	epoch  time.Time // times are kept as the distance from it
-	index  map[pushID]keptAt
+	index  keptIndex
 	chunks []keptChunk
 	first  uint16 // number of chunks[0]; numbers begin again at 0
 	spare  []byte // of a chunk that is gone, for the next one
@@ -33,7 +33,7 @@ type keptChunk struct {
 const keptChunkSize = 64 << 10
 
 // keptIndexBytes is what a call costs in the index.
-const keptIndexBytes = 32
+const keptIndexBytes = 12
 
 // Where things are in a kept call, in front of the answer's text.
 const (
@@ -59,7 +59,7 @@ const (
 // keptOutcomes are what an outcome's number stands for.
 var keptOutcomes = [...]string{"", outcomePlain, outcomeSealed, outcomeUnusable, outcomeLost}
 
-func newKeptCalls() keptCalls { return keptCalls{epoch: time.Now(), index: map[pushID]keptAt{}} }
+func newKeptCalls() keptCalls { return keptCalls{epoch: time.Now()} }
 
 // keptCall is one kept call, valid until the next one is added or removed.
 type keptCall []byte
@@ -88,10 +88,101 @@ func (s *keptCalls) at(place keptAt) keptCall {
 
 // find returns what is kept of a push, or nil.
 func (s *keptCalls) find(id pushID) keptCall {
-	if place, ok := s.index[id]; ok {
-		return s.at(place)
+	if i := s.slot(&id); i >= 0 {
+		return s.at(s.index.slots[i].place())
 	}
 	return nil
+}
+
+// forget has find find nothing of a push. What is kept of it goes when it is the oldest.
+func (s *keptCalls) forget(id pushID) {
+	if i := s.slot(&id); i >= 0 {
+		s.index.remove(i)
+	}
+}
+
+// slot is where the index has a push, or -1.
+func (s *keptCalls) slot(id *pushID) int {
+	x, tag := &s.index, keptTag(id)
+	if x.used == 0 {
+		return -1
+	}
+	for i := x.home(tag); x.slots[i] != 0; i = x.next(i) {
+		if x.slots[i].tag() == tag && s.at(x.slots[i].place()).id() == *id {
+			return i
+		}
+	}
+	return -1
+}
+
+// all are those that find finds.
+func (s *keptCalls) all(yield func(keptCall) bool) {
+	for _, slot := range s.index.slots {
+		if slot != 0 && !yield(s.at(slot.place())) {
+			return
+		}
+	}
+}
+
+// keptIndex is an open-addressing table of places. The ids are in the calls; a slot has a part of them, so that few are looked at.
+type keptIndex struct {
+	slots []keptSlot
+	used  int
+}
+
+// keptSlot is a tag, and a place plus one. Zero is a free one.
+type keptSlot uint64
+
+const keptMinSlots = 64
+
+func newKeptSlot(tag uint32, place keptAt) keptSlot { return keptSlot(tag)<<32 | keptSlot(place+1) }
+
+func (x keptSlot) tag() uint32   { return uint32(x >> 32) }
+func (x keptSlot) place() keptAt { return keptAt(x&(1<<32-1)) - 1 }
+
+func keptTag(id *pushID) uint32 { return binary.LittleEndian.Uint32(id[4:]) }
+
+func (x *keptIndex) home(tag uint32) int { return int(uint64(tag) * uint64(len(x.slots)) >> 32) } //nolint:gosec // below the length
+
+func (x *keptIndex) next(i int) int {
+	if i++; i < len(x.slots) {
+		return i
+	}
+	return 0
+}
+
+func (x *keptIndex) add(slot keptSlot) {
+	if (x.used+1)*5 > len(x.slots)*4 || len(x.slots) > keptMinSlots && x.used < len(x.slots)/8 {
+		old := x.slots
+		x.slots, x.used = make([]keptSlot, max(keptMinSlots, (x.used+1)*25/16)), 0
+		for _, s := range old {
+			if s != 0 {
+				x.put(s)
+			}
+		}
+	}
+	x.put(slot)
+}
+
+func (x *keptIndex) put(slot keptSlot) {
+	i := x.home(slot.tag())
+	for x.slots[i] != 0 {
+		i = x.next(i)
+	}
+	x.slots[i] = slot
+	x.used++
+}
+
+// remove frees a slot, and moves those behind it that it was in the way of.
+func (x *keptIndex) remove(i int) {
+	x.used--
+	distance := func(from, to int) int { return (to - from + len(x.slots)) % len(x.slots) }
+	for j := x.next(i); x.slots[j] != 0; j = x.next(j) {
+		if distance(x.home(x.slots[j].tag()), j) >= distance(i, j) {
+			x.slots[i], i = x.slots[j], j
+		}
+	}
+	x.slots[i] = 0
 }
 
 // oldest returns the kept call that goes next, or nil.
@@ -105,8 +196,9 @@ func (s *keptCalls) oldest() keptCall {
 // removeOldest lets the oldest one go.
 func (s *keptCalls) removeOldest() {
 	c, k := &s.chunks[0], s.oldest()
-	if place := keptAt(s.first)<<16 | keptAt(c.head); s.index[k.id()] == place { //nolint:gosec // a chunk with more than one call is small
-		delete(s.index, k.id()) // and not the one that followed on it
+	id, place := k.id(), keptAt(s.first)<<16|keptAt(c.head) //nolint:gosec // a chunk with more than one call is small
+	if i := s.slot(&id); i >= 0 && s.index.slots[i].place() == place {
+		s.index.remove(i) // and not the one that followed on it
 	}
 	s.count--
 	s.bytes -= keptIndexBytes
@@ -140,7 +232,8 @@ func (s *keptCalls) keep(c *call) bool {
 	}
 	chunk := &s.chunks[last]
 	offset := len(chunk.data)
-	s.index[c.id] = keptAt(s.first+uint16(last))<<16 | keptAt(offset) //nolint:gosec // see keptChunkSize
+	s.forget(c.id)                                                                            // one that was abandoned
+	s.index.add(newKeptSlot(keptTag(&c.id), keptAt(s.first+uint16(last))<<16|keptAt(offset))) //nolint:gosec // see keptChunkSize
 	chunk.data = chunk.data[:offset+size]
 	k := keptCall(chunk.data[offset:])
 	copy(k[keptID:], c.id[:])

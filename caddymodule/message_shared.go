@@ -345,9 +345,9 @@ func (t *callTable) unclaimed(now time.Time) (list []unclaimedCall) {
 	for _, c := range t.calls {
 		add(c)
 	}
-	for id := range t.kept.index {
-		if t.calls[id] == nil && len(list) < maxCaughtUp {
-			add(t.kept.call(t.kept.find(id)))
+	for k := range t.kept.all {
+		if t.calls[k.id()] == nil && len(list) < maxCaughtUp {
+			add(t.kept.call(k))
 		}
 	}
 	return list
@@ -392,7 +392,7 @@ func (t *callTable) withdraw(c *call) {
 	c.moved = true
 	if t.calls[c.id] == c {
 		delete(t.calls, c.id)
-		delete(t.kept.index, c.id)
+		t.kept.forget(c.id)
 	}
 	if c.done {
 		return

@@ -321,7 +321,8 @@ func onlyPush(t *testing.T, f *fleet) (id pushID) {
 	}
 	for id = range calls.calls {
 	}
-	for id = range calls.kept.index {
+	for k := range calls.kept.all {
+		id = k.id()
 	}
 	return id
 }
