@@ -35,11 +35,11 @@ func detach(r *http.Request, format crypto.Format, f *facts, message []byte) *de
 // serve gives a handler the push in plaintext and returns what went wrong: its error, a panic, or a status other than
 // 2xx. What else it answers is ignored. Several may run at the same time.
 func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
-	text := &plaintext{data: d.message}
-	defer text.detach()
+	parts := newPlaintextParts(d.message)
+	defer parts.text.detach()
 	answer := &ignoredAnswer{header: make(http.Header)}
 	r := caddyhttp.PrepareRequest(d.request.WithContext(ctx), caddy.NewReplacer(), answer, d.server)
-	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, text)
+	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
 	err := runNext(h, answer, r)
 	if err == nil && answer.status >= http.StatusMultipleChoices {
 		err = fmt.Errorf("status %d", answer.status)

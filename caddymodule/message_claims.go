@@ -347,7 +347,7 @@ func (c *claims) catchUp() {
 		for i, u := range batch {
 			life := claimLife(u.validUntil)
 			own := standing{owner: c.node, life: life + u.age, count: u.arrivals, run: 1, state: claimRunning}
-			list[i] = tokens.Claim{Name: u.call.id.name(), Value: own.encode(), TTL: life}
+			list[i] = tokens.Claim{Name: u.id.name(), Value: own.encode(), TTL: life}
 		}
 		if err := store.ClaimAll(list, claimWait); err != nil {
 			c.failed(err)
@@ -356,7 +356,7 @@ func (c *claims) catchUp() {
 		for i := range list {
 			held, err := parseStanding(list[i].Held)
 			if list[i].First || err == nil && held.mine(c.node) { // else it was begun on another node too
-				c.calls.own(batch[i].call, 1)
+				c.calls.claimed(batch[i].id)
 			}
 		}
 	}

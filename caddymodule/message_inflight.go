@@ -25,9 +25,8 @@ const (
 	lostMargin = 250 * time.Millisecond
 
 	answerLife     = time.Minute      // how long an answer is kept for a push that comes again
-	maxAnswerBytes = 16 << 20         // of all kept answers together: those of a quarter of a minute at 2000 messages a second
+	maxAnswerBytes = 6 << 20          // of all kept answers together: those of a quarter of a minute at 1000 messages a second
 	retryLife      = 15 * time.Second // for how long WeChat may push a message again
-	answerOverhead = 256              // bytes that a kept answer costs besides its text
 	maxIdentities  = 1_000_000        // of answered pushes whose answers are gone
 	identityBucket = 16               // seconds; identities are forgotten by the bucket
 )
@@ -86,6 +85,8 @@ type passiveReply struct {
 // that it is in.
 type call struct {
 	id         pushID
+	holders    int       // pushes of it that are not over
+	kept       bool      // it was made of one that is kept, and is to be written back
 	first      time.Time // when it first came
 	arrivals   int
 	lastBy     time.Time     // when the last push must be answered; zero until it came
@@ -133,25 +134,19 @@ func (p pace) isLast(arrivals int, first, made time.Duration) bool {
 type callTable struct {
 	dropped func(what string) // told of what the limits drop; called under the lock
 
-	mu       sync.Mutex
-	calls    map[pushID]*call // running, or answered and the answer kept, or abandoned
-	running  int
-	answered []*call // those that are answered or abandoned, oldest first, from head on
-	head     int
-	bytes    int // of the kept answers
-	// Answered pushes whose answers are gone, and which of them are forgotten when.
-	known    map[pushID]struct{}
-	expiring map[int64][]pushID
-	swept    int64 // the bucket before which all are forgotten
+	mu      sync.Mutex
+	calls   map[pushID]*call // running, or held by a push's handler
+	running int
+	kept    keptCalls  // the others that are answered, or abandoned
+	known   identities // of answered pushes whose answers are gone
 }
 
 func newCallTable(dropped func(what string)) *callTable {
-	return &callTable{
-		dropped: dropped, calls: map[pushID]*call{}, known: map[pushID]struct{}{}, expiring: map[int64][]pushID{},
-	}
+	return &callTable{dropped: dropped, calls: map[pushID]*call{}, kept: newKeptCalls(), known: identities{ends: map[int64]int{}}}
 }
 
-// arrive notes a push that came at a time, age after its message was made by WeChat's own clock.
+// arrive notes a push that came at a time, age after its message was made by WeChat's own clock. When the push is over, leave or leaveNow is
+// to be called with its call.
 func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUntil int64, p pace) arrival {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -161,8 +156,8 @@ func (t *callTable) arrive(id pushID, at time.Time, age time.Duration, validUnti
 // enter is arrive of a push that counts for so many. The caller holds mu.
 func (t *callTable) enter(id pushID, at time.Time, age time.Duration, validUntil int64, p pace, pushes int) arrival {
 	t.sweep(at)
-	before := t.calls[id]
-	if _, answered := t.known[id]; answered && before == nil {
+	before := t.find(id)
+	if before == nil && t.known.has(&id) {
 		return arrival{at: at}
 	}
 	c, first := before, before == nil || before.abandoned
@@ -174,6 +169,7 @@ func (t *callTable) enter(id pushID, at time.Time, age time.Duration, validUntil
 		t.calls[id] = c
 		t.running++
 	}
+	c.holders++
 	c.arrivals += pushes
 	c.validUntil = max(c.validUntil, validUntil)
 	a := arrival{call: c, first: first, at: at, by: at.Add(maxHold)}
@@ -182,6 +178,42 @@ func (t *callTable) enter(id pushID, at time.Time, age time.Duration, validUntil
 		c.lastBy = a.by
 	}
 	return a
+}
+
+// find returns the call of a push, which it has from now on among those that are held, or nil. The caller holds mu.
+func (t *callTable) find(id pushID) *call {
+	if c := t.calls[id]; c != nil {
+		return c
+	}
+	k := t.kept.find(id)
+	if k == nil {
+		return nil
+	}
+	c := t.kept.call(k)
+	t.calls[id] = c
+	return c
+}
+
+// leave says that a push is over. Of a call that is done and that nobody holds any more only what is needed is kept.
+func (t *callTable) leave(c *call, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.holders--
+	t.putBack(c, now)
+}
+
+func (t *callTable) leaveNow(c *call) { t.leave(c, time.Now()) }
+
+// putBack keeps a call in brief unless it is running or held. The caller holds mu.
+func (t *callTable) putBack(c *call, now time.Time) {
+	if c.holders > 0 || !c.done || t.calls[c.id] != c {
+		return
+	}
+	delete(t.calls, c.id)
+	if !t.kept.keep(c) && !c.abandoned { // its time was over meanwhile
+		t.remember(c.id, c.validUntil, now)
+	}
+	t.sweep(now)
 }
 
 // wait returns what is closed once the call is done, and whether it is already.
@@ -235,8 +267,6 @@ func (t *callTable) finish(c *call, a passiveReply, at time.Time) (late bool) {
 	if c.ready != nil {
 		close(c.ready)
 	}
-	t.answered = append(t.answered, c)
-	t.bytes += answerOverhead + len(a.body)
 	t.sweep(at)
 	return c.late
 }
@@ -248,8 +278,6 @@ func (t *callTable) abandon(c *call, at time.Time) {
 	defer t.mu.Unlock()
 	c.done, c.abandoned, c.answeredAt = true, true, at
 	t.running--
-	t.answered = append(t.answered, c)
-	t.bytes += answerOverhead
 	if c.ready != nil {
 		close(c.ready)
 	}
@@ -259,6 +287,11 @@ func (t *callTable) abandon(c *call, at time.Time) {
 func (t *callTable) deliver(c *call) (late bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.delivers(c)
+}
+
+// delivers is deliver. The caller holds mu.
+func (*callTable) delivers(c *call) (late bool) {
 	if c.delivered || c.late {
 		return c.late
 	}
@@ -302,73 +335,31 @@ func (t *callTable) inFlight() int {
 
 // sweep lets go of what is over. The caller holds mu.
 func (t *callTable) sweep(now time.Time) {
-	for t.head < len(t.answered) {
-		c := t.answered[t.head]
-		full := t.bytes > maxAnswerBytes
-		if !full && now.Sub(c.answeredAt) < answerLife {
-			break
+	t.known.forgetBefore(now.Unix() / identityBucket)
+	for k := t.kept.oldest(); k != nil; k = t.kept.oldest() {
+		full, age := t.kept.bytes > maxAnswerBytes, now.Sub(t.kept.time(k, keptAnsweredAt))
+		if !full && age < answerLife {
+			return
 		}
-		if full && now.Sub(c.answeredAt) < retryLife && !c.abandoned {
-			t.dropped("answer")
-		}
-		t.answered[t.head] = nil
-		t.head++
-		t.bytes -= answerOverhead + len(c.answer.body)
-		if t.calls[c.id] == c { // and not the one that followed on it
-			delete(t.calls, c.id)
-		}
-		if !c.abandoned {
-			t.remember(c, now)
-		}
-	}
-	if t.head > 1024 && t.head > len(t.answered)/2 {
-		t.answered = append(t.answered[:0], t.answered[t.head:]...)
-		clear(t.answered[len(t.answered):cap(t.answered)])
-		t.head = 0
-	}
-	bucket := now.Unix() / identityBucket
-	if t.swept > bucket || bucket-t.swept > 1<<10 { // the clock jumped, or nothing came for hours
-		for b := range t.expiring {
-			if b < bucket {
-				t.forget(b)
+		if !k.is(keptAbandoned) {
+			if full && age < retryLife {
+				t.dropped("answer")
 			}
+			t.remember(k.id(), k.validUntil(), now)
 		}
-		t.swept = bucket
-	}
-	for ; t.swept < bucket; t.swept++ {
-		t.forget(t.swept)
+		t.kept.removeOldest()
 	}
 }
 
 // remember keeps the identity of a call whose answer goes. The caller holds mu.
-func (t *callTable) remember(c *call, now time.Time) {
-	if c.validUntil < now.Unix() {
+func (t *callTable) remember(id pushID, validUntil int64, now time.Time) {
+	if validUntil < now.Unix() {
 		return
 	}
-	if len(t.known) >= maxIdentities {
-		t.forgetOldest()
-	}
-	bucket := c.validUntil/identityBucket + 1
-	t.known[c.id] = struct{}{}
-	t.expiring[bucket] = append(t.expiring[bucket], c.id)
-}
-
-func (t *callTable) forgetOldest() {
-	oldest, found := int64(0), false
-	for bucket := range t.expiring {
-		if !found || bucket < oldest {
-			oldest, found = bucket, true
+	if t.known.count >= maxIdentities {
+		for range t.known.forgetOldest() {
+			t.dropped("identity")
 		}
 	}
-	for range t.expiring[oldest] {
-		t.dropped("identity")
-	}
-	t.forget(oldest)
-}
-
-func (t *callTable) forget(bucket int64) {
-	for _, id := range t.expiring[bucket] {
-		delete(t.known, id)
-	}
-	delete(t.expiring, bucket)
+	t.known.add(&id, validUntil/identityBucket+1)
 }

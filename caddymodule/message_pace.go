@@ -32,11 +32,12 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		return m.passShared(w, r, next, p, f, &turn{id: id, at: at, age: age, validUntil: validUntil})
 	}
 	a := m.app.calls().arrive(id, at, age, validUntil, m.pace())
-	switch {
-	case a.call == nil: // the last push got its answer long ago
+	if a.call == nil { // the last push got its answer long ago
 		writePlain(w, success)
 		return nil
-	case a.first:
+	}
+	defer m.app.calls().leaveNow(a.call)
+	if a.first {
 		return m.lead(w, r, next, p, f, a)
 	}
 	m.app.metrics().joined.Inc()
@@ -237,20 +238,20 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	defer reply.release()
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), time.Duration(m.BackendTimeout), errTooSlow)
 	defer cancel()
-	text := &plaintext{data: p.opened.Message}
+	parts := newPlaintextParts(p.opened.Message)
 	f.content = p.fields.Content
 	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
 	// copy alone would leave them with what the caller sent. The handlers get a copy with the same URL and headers,
 	// because the server reads r when the last push is answered while they run.
 	outer := *r
-	own.exclude(func() { makePlaintext(r, p, f, text) })
+	own.exclude(func() { makePlaintext(r, p, f, parts) })
 	err := runNext(next, reply, r.WithContext(ctx))
 	own.exclude(func() {
 		r.URL, r.RequestURI, r.Header = outer.URL, outer.RequestURI, outer.Header
 		r.Body, r.ContentLength, r.TransferEncoding, r.GetBody = outer.Body, outer.ContentLength, outer.TransferEncoding, outer.GetBody
 		// Not the Trailer: a transport that is still sending the body reads that field.
 	})
-	text.detach()
+	parts.text.detach()
 	f.content = nil // its buffer will be another push's
 	if err != nil && errors.Is(context.Cause(ctx), errTooSlow) {
 		err = errTooSlow

@@ -796,6 +796,7 @@ func TestCallTableBounds(t *testing.T) {
 		a := table.arrive(id, at, 0, at.Unix()+300, pace{3, defaultReplyTimeout})
 		if a.call != nil && a.first {
 			table.finish(a.call, passiveReply{outcome: outcomeSealed, body: make([]byte, size)}, at)
+			table.leave(a.call, at)
 		}
 		return id
 	}
@@ -804,20 +805,20 @@ func TestCallTableBounds(t *testing.T) {
 	for i := range ids {
 		ids[i] = add(i, now, big)
 	}
-	if dropped["answer"] != 3 || table.bytes > maxAnswerBytes || len(table.calls) != 3 || len(table.known) != 3 {
-		t.Errorf("dropped %v, %d bytes, %d answers, %d identities", dropped, table.bytes, len(table.calls), len(table.known))
+	if dropped["answer"] != 3 || table.kept.bytes > maxAnswerBytes || table.kept.count != 3 || table.known.count != 3 {
+		t.Errorf("dropped %v, %d bytes, %d answers, %d identities", dropped, table.kept.bytes, table.kept.count, table.known.count)
 	}
 	if a := table.arrive(ids[0], now, 0, now.Unix()+300, pace{3, defaultReplyTimeout}); a.call != nil {
 		t.Error("an answered push is taken for a new one")
 	}
 	later := now.Add(2 * time.Minute)
 	add(100, later, 1)
-	if len(table.calls) != 1 || table.bytes != answerOverhead+1 || len(table.known) != 6 || dropped["answer"] != 3 {
-		t.Errorf("%d answers, %d bytes, %d identities, dropped %v", len(table.calls), table.bytes, len(table.known), dropped)
+	if table.kept.count != 1 || len(table.calls) != 0 || table.kept.bytes != keptChunkSize+keptIndexBytes || table.known.count != 6 || dropped["answer"] != 3 {
+		t.Errorf("%d answers, %d bytes, %d identities, dropped %v", table.kept.count, table.kept.bytes, table.known.count, dropped)
 	}
 	add(101, now.Add(10*time.Minute), 1)
-	if len(table.known) != 0 || len(table.expiring) != 0 {
-		t.Errorf("%d identities in %d buckets", len(table.known), len(table.expiring))
+	if table.known.count != 0 || len(table.known.ends) != 0 {
+		t.Errorf("%d identities in %d buckets", table.known.count, len(table.known.ends))
 	}
 }
 
@@ -835,6 +836,7 @@ func TestCallTableClockJumps(t *testing.T) {
 			n++
 			a := table.arrive(shortSum([]byte(fmt.Sprint(n))), now, 0, now.Unix()+300, pace{3, defaultReplyTimeout})
 			table.finish(a.call, passiveReply{}, now)
+			table.leave(a.call, now)
 			now = now.Add(2 * answerLife)
 			table.arrive(pushID{}, now, 0, 0, pace{3, defaultReplyTimeout}) // sweeps
 		}
@@ -845,8 +847,8 @@ func TestCallTableClockJumps(t *testing.T) {
 		}
 		now = now.Add(2 * time.Hour)
 		add()
-		if len(table.known) != 1 || len(table.expiring) != 1 {
-			t.Errorf("%s: %d identities in %d buckets, want the last one", name, len(table.known), len(table.expiring))
+		if table.known.count != 1 || len(table.known.ends) != 1 {
+			t.Errorf("%s: %d identities in %d buckets, want the last one", name, table.known.count, len(table.known.ends))
 		}
 	}
 }
@@ -862,11 +864,13 @@ func TestCallTableAbandoned(t *testing.T) {
 			t.Errorf("arrival %d: %+v", i+1, a)
 		}
 		table.abandon(a.call, now)
+		table.leave(a.call, now)
 	}
 	now = now.Add(2 * answerLife)
 	a := table.arrive(id, now, 0, now.Unix()+300, p)
 	table.finish(a.call, passiveReply{}, now)
-	if !a.first || a.last || len(table.calls) != 1 || len(table.known) != 0 || table.bytes != answerOverhead || table.running != 0 {
-		t.Errorf("%+v, %d calls, %d identities, %d bytes, %d running", a, len(table.calls), len(table.known), table.bytes, table.running)
+	table.leave(a.call, now)
+	if !a.first || a.last || table.kept.count != 1 || table.known.count != 0 || len(table.calls) != 0 || table.running != 0 {
+		t.Errorf("%+v, %d calls, %d identities, %d bytes, %d running", a, table.kept.count, table.known.count, table.kept.bytes, table.running)
 	}
 }

@@ -36,7 +36,8 @@ type plaintextBody struct {
 	offset int
 }
 
-func (t *plaintext) body() io.ReadCloser { return &plaintextBody{text: t} }
+// again is a further reading of the text.
+func (t *plaintext) again() (io.ReadCloser, error) { return &plaintextBody{text: t}, nil }
 
 // Read implements io.Reader.
 func (b *plaintextBody) Read(into []byte) (int, error) {

@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -97,17 +96,31 @@ var notPassedOn = [...]string{
 	"Idempotency-Key", "X-Idempotency-Key",
 }
 
+// plaintextParts is what a plaintext request points to. Whoever sends it may go on looking at them when it was answered.
+type plaintextParts struct {
+	url  url.URL
+	text plaintext
+	body plaintextBody // the first reading of the text
+}
+
+func newPlaintextParts(message []byte) *plaintextParts {
+	parts := &plaintextParts{text: plaintext{data: message}}
+	parts.body.text = &parts.text
+	return parts
+}
+
 // makePlaintext turns a push into the request that a backend which knows nothing of encryption expects. What the fields
 // of r pointed to is left as it is.
-func makePlaintext(r *http.Request, p *push, f *facts, text *plaintext) {
-	u := *r.URL
-	r.RequestURI, u.RawQuery = plaintextURI(&u, f.openID)
-	r.URL = &u
+func makePlaintext(r *http.Request, p *push, f *facts, parts *plaintextParts) {
+	parts.url = *r.URL
+	r.RequestURI, parts.url.RawQuery = plaintextURI(r.URL, f.openID)
+	r.URL = &parts.url
 
-	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = text.body(), int64(len(text.data)), nil, nil
+	text := &parts.text
+	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = &parts.body, int64(len(text.data)), nil, nil
 	// With GetBody net/http sends the push again when a kept connection turns out to be closed before a byte was
 	// written; once anything was written it does not, because a POST is not idempotent.
-	r.GetBody = func() (io.ReadCloser, error) { return text.body(), nil }
+	r.GetBody = text.again
 
 	r.Header = plaintextHeader(r.Header, p, f)
 	f.announce(r)
@@ -120,9 +133,22 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 		{headerAppID, f.appid}, {headerPlatform, f.platform}, {headerOpenID, f.openID}, {headerMsgType, f.msgType},
 		{headerEvent, f.event}, {"Content-Type", contentType(p.fields.Format)},
 	}
-	count := len(trusted)
-	for _, values := range from {
-		count += len(values)
+	// A map and an array of the right size: eight headers, which most pushes have no more of, take half of what nine take.
+	var stack [16]string
+	names, further, count := stack[:0], 0, 0
+	for name, values := range from {
+		if !isOurs(name) {
+			names = append(names, name)
+			count += len(values)
+		}
+	}
+	for i := range trusted {
+		if t := &trusted[i]; isTrusted(t.value) {
+			count++
+			if t.name != "Content-Type" || from["Content-Type"] == nil {
+				further++
+			}
+		}
 	}
 	all := make([]string, 0, count)
 	add := func(values ...string) []string {
@@ -130,11 +156,9 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 		all = append(all, values...)
 		return all[start:len(all):len(all)]
 	}
-	h := make(http.Header, len(from)+len(trusted))
-	for name, values := range from {
-		if !isOurs(name) {
-			h[name] = add(values...)
-		}
+	h := make(http.Header, len(names)+further)
+	for _, name := range names {
+		h[name] = add(from[name]...)
 	}
 	for i := range trusted {
 		if t := &trusted[i]; isTrusted(t.value) {

@@ -53,6 +53,7 @@ func (m *Message) passShared(w http.ResponseWriter, r *http.Request, next caddyh
 			writePlain(w, success)
 			return nil
 		}
+		defer calls.leaveNow(a.call)
 		if !a.first {
 			if err := claims.guard(p.guard); err != nil {
 				return err
@@ -90,9 +91,15 @@ func (m *Message) passShared(w http.ResponseWriter, r *http.Request, next caddyh
 		if err != errMoved { //nolint:errorlint // our own, never wrapped
 			return err
 		}
-		if a := calls.arriveAgain(t, m.pace()); a.first && held.mine(claims.node) {
+		a = calls.arriveAgain(t, m.pace())
+		if a.call == nil {
+			continue
+		}
+		defer calls.leaveNow(a.call)
+		if a.first && held.mine(claims.node) {
 			return m.lead(w, r, next, p, f, calls.adopt(a.call, t, held, m.pace()))
-		} else if a.call != nil && a.first {
+		}
+		if a.first {
 			calls.withdraw(a.call)
 		}
 	}
@@ -320,7 +327,7 @@ func (t *callTable) own(c *call, run int) {
 
 // unclaimedCall is a message that other nodes know nothing of.
 type unclaimedCall struct {
-	call       *call
+	id         pushID
 	age        time.Duration // since its first push
 	arrivals   int
 	validUntil int64
@@ -330,12 +337,30 @@ type unclaimedCall struct {
 func (t *callTable) unclaimed(now time.Time) (list []unclaimedCall) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, c := range t.calls {
+	add := func(c *call) {
 		if age := now.Sub(c.first); !c.owned && !c.abandoned && age < catchUpAge && len(list) < maxCaughtUp {
-			list = append(list, unclaimedCall{c, age, c.arrivals, c.validUntil})
+			list = append(list, unclaimedCall{c.id, age, c.arrivals, c.validUntil})
+		}
+	}
+	for _, c := range t.calls {
+		add(c)
+	}
+	for k := range t.kept.all {
+		if t.calls[k.id()] == nil && len(list) < maxCaughtUp {
+			add(t.kept.call(k))
 		}
 	}
 	return list
+}
+
+// claimed is own of a call that may be over by now.
+func (t *callTable) claimed(id pushID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.find(id); c != nil {
+		c.owned, c.run = true, 1
+		t.putBack(c, time.Now())
+	}
 }
 
 // adopt is own of a call of which pushes came elsewhere before.
@@ -367,6 +392,7 @@ func (t *callTable) withdraw(c *call) {
 	c.moved = true
 	if t.calls[c.id] == c {
 		delete(t.calls, c.id)
+		t.kept.forget(c.id)
 	}
 	if c.done {
 		return
@@ -416,11 +442,12 @@ type wantedCall struct {
 func (t *callTable) want(id pushID, node string) wantedCall {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := t.calls[id]
-	switch {
-	case c == nil:
+	c := t.find(id)
+	if c == nil {
 		return wantedCall{forgotten: true}
-	case !c.owned:
+	}
+	defer func() { t.putBack(c, time.Now()) }()
+	if !c.owned {
 		c.owned, c.run = true, max(c.run, 1) // the claim was made after all, although nobody heard that
 	}
 	if !c.done {
@@ -436,16 +463,19 @@ func (t *callTable) want(id pushID, node string) wantedCall {
 func (t *callTable) unbegun(id pushID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := t.calls[id]
-	return c == nil || c.abandoned
+	if c := t.calls[id]; c != nil {
+		return c.abandoned
+	}
+	k := t.kept.find(id)
+	return k == nil || k.is(keptAbandoned)
 }
 
 // deliveredElsewhere says that a push on another node got a message's answer.
 func (t *callTable) deliveredElsewhere(id pushID) {
 	t.mu.Lock()
-	c := t.calls[id]
-	t.mu.Unlock()
-	if c != nil {
-		t.deliver(c)
+	defer t.mu.Unlock()
+	if c := t.find(id); c != nil {
+		t.delivers(c)
+		t.putBack(c, time.Now())
 	}
 }

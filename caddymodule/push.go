@@ -30,8 +30,9 @@ type push struct {
 	query    pushQuery
 	body     []byte // as received
 	buffers  crypto.Buffers
-	scratch  []byte        // of identity
-	format   crypto.Format // of the envelope, and so of the reply's
+	scratch  []byte           // of identity
+	limited  io.LimitedReader // of readBody
+	format   crypto.Format    // of the envelope, and so of the reply's
 	opened   crypto.Opened
 	codec    *crypto.Codec
 	platform *Platform // of the two, the one under which it opened
@@ -202,7 +203,8 @@ func (p *push) readBody(r *http.Request, max int64) error {
 		// Of what is only announced no more than this: the sender has proved nothing yet.
 		buf.Grow(int(min(r.ContentLength, maxAnnounced)) + bytes.MinRead)
 	}
-	n, err := buf.ReadFrom(io.LimitReader(r.Body, max+1))
+	p.limited = io.LimitedReader{R: r.Body, N: max + 1}
+	n, err := buf.ReadFrom(&p.limited)
 	p.body = buf.Bytes()
 	switch {
 	case isTooLarge(err):

@@ -3,6 +3,7 @@ package crypto
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"strings"
 	"testing"
@@ -391,6 +392,25 @@ func TestValidXML(t *testing.T) {
 		want = want || c >= 0xd800 && c <= 0xdfff || c > 0x10ffff
 		if validXML(text) != want {
 			t.Fatalf("%U at %d: %v", c, at, !want)
+		}
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	pieces := []string{"a", "~~~~~~~~", "\n", "长", "文字", "，", "\u3000", "é", "\U0001f600", "\ud7ff", "\ue000", "\ufffd"}
+	wrong := []string{"\x80", "\xe4\xb8", "\xed\xa0\x80", "\xe0\x80\x80", "\xef\xbf\xbe", "\xef\xbf\xbf", "\xf4\x90\x80\x80", "\xc0\x80", "\xff", "\x01"}
+	for n := range 50_000 {
+		var text []byte
+		for range random.IntN(12) {
+			text = append(text, pieces[random.IntN(len(pieces))]...)
+		}
+		sound := len(text)
+		if n%2 == 0 {
+			text = append(text, wrong[random.IntN(len(wrong))]...)
+			for range random.IntN(6) {
+				text = append(text, pieces[random.IntN(len(pieces))]...)
+			}
+		}
+		if validXML(text) != (len(text) == sound) {
+			t.Fatalf("%q", text)
 		}
 	}
 	for at := range 17 {

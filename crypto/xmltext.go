@@ -3,6 +3,7 @@ package crypto
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -145,12 +146,6 @@ func isXML(r rune) bool {
 	return r <= utf8.MaxRune
 }
 
-// Two noncharacters that XML excludes, U+FFFE and U+FFFF, and that UTF-8 can spell.
-var (
-	nonCharacterE = []byte("\xef\xbf\xbe")
-	nonCharacterF = []byte("\xef\xbf\xbf")
-)
-
 // validXML reports whether text is UTF-8 of characters that XML allows. A first pass looks for control characters, 32
 // bytes at a time because Encrypt is most of an envelope, and for anything beyond ASCII, of which alone a second one is made.
 func validXML(text []byte) bool {
@@ -174,7 +169,42 @@ func validXML(text []byte) bool {
 	if high&highBits == 0 {
 		return true
 	}
-	return utf8.Valid(text) && !bytes.Contains(text, nonCharacterE) && !bytes.Contains(text, nonCharacterF)
+	return validHigh(text)
+}
+
+// validHigh is validXML of text whose control characters have been looked at. Chinese is three bytes a character, nearly always of a
+// kind that has no exceptions, and is taken two characters at a time.
+func validHigh(text []byte) bool {
+	const (
+		forms = 0xc0c0f0c0c0f0 // the bits that tell a first byte of three from a further one, of six bytes
+		two   = 0x8080e08080e0 // two characters of three bytes
+		whole = 0x5ffe         // by the low half of a first byte: no further byte makes the character a wrong one
+	)
+	for len(text) >= 8 {
+		w := binary.LittleEndian.Uint64(text)
+		switch {
+		case w&highBits == 0:
+			text = text[8:]
+		case w&forms == two && whole>>(w&15)&(whole>>(w>>24&15))&1 == 1:
+			text = text[6:]
+		case w&0x80 == 0: // ASCII up to the first byte that is not
+			text = text[bits.TrailingZeros64(w&highBits)/8:]
+		default:
+			r, size := utf8.DecodeRune(text)
+			if r == utf8.RuneError && size < 2 || !isXML(r) {
+				return false
+			}
+			text = text[size:]
+		}
+	}
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		if r == utf8.RuneError && size < 2 || !isXML(r) {
+			return false
+		}
+		text = text[size:]
+	}
+	return true
 }
 
 // onlySpaces reports whether the only control characters in text are the three spaces that XML allows.

@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&o.json, "json", ".run/bench.json", "the file for all figures")
 	flag.StringVar(&o.baseline, "baseline", "integration/bench/baseline.json", "ratios to compare with")
 	flag.BoolVar(&o.update, "update", false, "write the baseline")
-	flag.StringVar(&o.only, "run", "", "regular expression: which scenarios; all by default")
+	flag.StringVar(&o.only, "run", "", "regular expression: which scenarios, or, for memory, which cases and the series; all by default")
 	flag.IntVar(&o.rounds, "rounds", 11, "rounds of each target")
 	flag.IntVar(&o.turns, "turns", 6, "turns that a round is cut into, for the targets to take by turns")
 	flag.DurationVar(&o.time, "time", 3*time.Second, "how long a round takes at the pace of stock Caddy")
@@ -130,7 +130,7 @@ func (o *options) run(ctx context.Context, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	if o.memory {
-		return o.measureMemory(ctx, out)
+		return o.measureMemory(ctx, only, out)
 	}
 	if err := o.keepPossible(ctx, out); err != nil {
 		return err

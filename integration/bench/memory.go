@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ const (
 	seriesRequests = 100_000
 	atOnceInMemory = 50_000 // requests that are prepared at a time
 	spareFiles     = 500    // that a process needs beside connections
+	seriesName     = "series"
 
 	heldTimeout = 4 * time.Second // from the last one's sending; after 4.5 s the gateway answers by itself
 	fileTimeout = 2 * time.Minute
@@ -39,8 +41,8 @@ type memoryCase struct {
 	run  func(context.Context, *target) (rss int64, err error)
 }
 
-// measureMemory reads the memory of stock Caddy and of the gateway in each case, of a new process each time.
-func (o *options) measureMemory(ctx context.Context, out io.Writer) error {
+// measureMemory reads the memory of stock Caddy and of the gateway in each case whose name matches, of a new process each time.
+func (o *options) measureMemory(ctx context.Context, only *regexp.Regexp, out io.Writer) error {
 	files, err := openFiles()
 	if err != nil {
 		return err
@@ -81,6 +83,9 @@ func (o *options) measureMemory(ctx context.Context, out io.Writer) error {
 	var missing error // a case that this machine is too slow for; the others are worth their time
 	for i, cases := range [][]memoryCase{pushCases, callCases} {
 		for _, c := range cases {
+			if !only.MatchString(c.name) {
+				continue
+			}
 			switch err := o.memoryRow(ctx, out, c, []*scenario{inbound, outbound}[i]); {
 			case errors.Is(err, errTooSlow):
 				fmt.Fprintf(out, "| %s | – | – | %v | |\n", c.name, err)
@@ -89,6 +94,9 @@ func (o *options) measureMemory(ctx context.Context, out io.Writer) error {
 				return err
 			}
 		}
+	}
+	if !only.MatchString(seriesName) {
+		return missing
 	}
 	return errors.Join(o.series(ctx, out, inbound), missing)
 }
