@@ -215,8 +215,12 @@ func (a *authorizerDetail) print(w io.Writer, now time.Time) {
 		{"gh_ id", orDash(a.UserName)}, {"type", kind}, {"principal", orDash(a.Principal)},
 		{"token ends", ago(a.Token.Expires, now)}, {"refreshed", ago(a.Token.Refreshed, now)},
 	}
-	if a.Token.Error != "" {
-		t = append(t, []string{"token error", shown(a.Token.Error)})
+	if reason := a.Token.Error; reason != nil {
+		text := reason.EN
+		if inChinese() {
+			text = reason.ZH
+		}
+		t = append(t, []string{"token error", shown(text)})
 	}
 	for _, e := range []struct {
 		name string

@@ -100,7 +100,7 @@ type authorizerDetail struct {
 	Type           *accountType    `json:"type,omitempty"`
 	Principal      string          `json:"principal,omitempty"`
 	PermissionSets []permissionSet `json:"permission_sets"`
-	Token          tokenState      `json:"token"`
+	Token          TokenStatus     `json:"token"`
 	// LastPush, LastCall and LastError are what this node saw of the account last.
 	LastPush  *Entry `json:"last_push,omitempty"`
 	LastCall  *Entry `json:"last_call,omitempty"`
@@ -114,31 +114,6 @@ type accountType struct {
 type permissionSet struct {
 	ID   int          `json:"id"`
 	Name *tokens.Text `json:"name,omitempty"` // nil: it is not known here
-}
-
-// tokenState is how a token stands, never the token.
-type tokenState struct {
-	Expires   *time.Time `json:"expires,omitempty"`
-	Refreshed *time.Time `json:"refreshed,omitempty"`
-	Refused   bool       `json:"refused,omitempty"` // by WeChat, since
-	Error     string     `json:"error,omitempty"`
-}
-
-func newTokenState(s tokens.TokenState) tokenState {
-	shown := tokenState{Expires: utc(s.ExpiresAt), Refreshed: utc(s.ObtainedAt), Refused: s.Refused}
-	if s.Err != nil {
-		shown.Error = s.Err.Error()
-	}
-	return shown
-}
-
-// utc is a time as it is shown, to the second; nil: it is not known.
-func utc(at time.Time) *time.Time {
-	if at.IsZero() {
-		return nil
-	}
-	at = at.UTC().Truncate(time.Second)
-	return &at
 }
 
 // authorizer shows one account.
@@ -159,8 +134,8 @@ func (o *operations) authorizer(w http.ResponseWriter, r *http.Request) error {
 		return o.refused(w, "the account cannot be shown", err)
 	}
 	shown := authorizerDetail{
-		listedAuthorizer: newListedAuthorizer(d.ListedAuthorizer), AuthorizedAt: utc(d.AuthorizedAt), RevokedAt: utc(d.RevokedAt),
-		Principal: d.Principal, PermissionSets: []permissionSet{}, Token: newTokenState(d.Token),
+		listedAuthorizer: newListedAuthorizer(d.ListedAuthorizer), AuthorizedAt: timeOf(d.AuthorizedAt), RevokedAt: timeOf(d.RevokedAt),
+		Principal: d.Principal, PermissionSets: []permissionSet{}, Token: tokenStatus(d.Token),
 	}
 	shown.LastPush, shown.LastCall, shown.LastError = o.app.shared.feed.of(appid)
 	if d.Asked {

@@ -48,7 +48,7 @@ func (o *operations) refresh(w http.ResponseWriter, r *http.Request) error {
 		AppID    string     `json:"appid"`
 		Kind     string     `json:"kind"`
 		Expires  *time.Time `json:"expires"`
-	}{k.Platform, appid, string(k.Kind), utc(expires)})
+	}{k.Platform, appid, string(k.Kind), timeOf(expires)})
 }
 
 // holder is the platform by which an authorizer is meant: the one that is named, or else the only one that holds an

@@ -99,7 +99,8 @@ type TicketStatus struct {
 type TokenStatus struct {
 	Expires   *time.Time   `json:"expires,omitempty"`
 	Refreshed *time.Time   `json:"refreshed,omitempty"`
-	Error     *tokens.Text `json:"error,omitempty"` // of the last renewal
+	Refused   bool         `json:"refused,omitempty"` // by WeChat, since
+	Error     *tokens.Text `json:"error,omitempty"`   // of the last renewal
 }
 
 // KeyStatus is an aes_key or token of the configuration, by its place: 0 is the newest.

@@ -183,7 +183,7 @@ func (x *examination) account(acc *Account) (s AccountStatus, dead bool) {
 }
 
 func tokenStatus(state tokens.TokenState) TokenStatus {
-	s := TokenStatus{Refreshed: timeOf(state.ObtainedAt)}
+	s := TokenStatus{Refreshed: timeOf(state.ObtainedAt), Refused: state.Refused}
 	if state.Live {
 		s.Expires = timeOf(state.ExpiresAt)
 	}
