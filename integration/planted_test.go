@@ -26,6 +26,7 @@ type plantedFault struct {
 	remedy    string // part of what it says to do
 	log       string // part of a line of the log; empty: there is none
 	doctor    string // id of the check of `caddy wechat doctor` that says so; empty: it cannot see it
+	explain   string // the code that a person sees, for `caddy wechat explain`
 	ready     bool   // the gateway can serve all the same
 }
 
@@ -156,17 +157,15 @@ var plantedFaults = []plantedFault{
 		finding: "secret_wrong", level: "red", remedy: "AppSecret", log: "40125", ready: true,
 	},
 	{
-		name: "wrong OAuth domain",
-		configure: func(t *testing.T, w *integration.World) {
-			configLines(t, w, "\twechat_oauth /wx/thirdParty {\n", "\twechat_oauth /wx/thirdParty {\n\t\torigin https://elsewhere.example.com\n")
-		},
+		name: "wrong OAuth domain", // 网页授权域名: nothing of it comes to the gateway, the visitor sees WeChat's code
 		plant: func(t *testing.T, w *integration.World) {
+			w.WeChat.SetOAuthHosts("elsewhere.example.com")
 			resp, _ := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/wx/thirdParty/authorize/"+integration.AccountID+"/verify"), nil, "")
 			if _, err := w.WeChat.Visit(resp.Header.Get("Location"), w.WeChat.NewUser(integration.AccountID)); err == nil || !strings.Contains(err.Error(), "10003") {
 				t.Fatalf("WeChat lets the visitor in: %v", err)
 			}
 		},
-		doctor: "oauth", remedy: "origin", ready: true,
+		explain: "10003", remedy: "网页授权域名", ready: true,
 	},
 }
 
@@ -203,6 +202,9 @@ func TestPlantedFaults(t *testing.T) {
 			if fault.finding != "" && !strings.Contains(table, fault.remedy) && !strings.Contains(out.command(w.Gateway, "wechat", "status", "--address", w.Admin, "--lang", "zh"), fault.remedy) {
 				t.Errorf("`caddy wechat status` does not say %q:\n%s", fault.remedy, table)
 			}
+			if fault.explain != "" && !strings.Contains(out.command(w.Gateway, "wechat", "explain", fault.explain), fault.remedy) {
+				t.Errorf("`caddy wechat explain %s` does not say %q", fault.explain, fault.remedy)
+			}
 			if fault.log != "" && !strings.Contains(w.Gateway.Log(), fault.log) {
 				t.Errorf("the log does not say %q", fault.log)
 			}
@@ -217,8 +219,12 @@ func TestPlantedFaults(t *testing.T) {
 				}
 			}
 			text := out.command(w.Gateway, "wechat", "doctor", "--config", w.Caddyfile, "--json")
-			if err := json.Unmarshal([]byte(text[max(0, strings.Index(text, "{\"level\":\"")):]), &report); err != nil {
-				t.Fatalf("%v: %s", err, text)
+			for line := range strings.Lines(text) { // beside Caddy's log
+				if strings.Contains(line, `"checks":`) {
+					if err := json.Unmarshal([]byte(line), &report); err != nil {
+						t.Fatalf("%v: %s", err, line)
+					}
+				}
 			}
 			said := false
 			for _, c := range report.Checks {
