@@ -159,7 +159,7 @@ func (a *API) proxyConfig() map[string]any {
 // ServeHTTP admits a call and passes it on, or answers it. It never returns an error while the request's URI may carry
 // a secret, because Caddy would log that URI.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	req := &apiRequest{Request: r, started: time.Now()}
+	req := &apiRequest{Request: r, started: a.app.shared.feed.now()}
 	if refused := a.read(req); refused != nil {
 		return a.refuse(w, req, refused)
 	}

@@ -63,7 +63,7 @@ func feedOfCall(tb testing.TB) func() {
 	req := &apiRequest{Request: httptest.NewRequest(http.MethodGet, "/", nil), appid: accountID, path: "/cgi-bin/user/info", client: g.app.Clients[0]}
 	call := &apiCall{status: 200, key: tokens.AccountKey(accountID)}
 	return func() {
-		req.started, req.entry = time.Now(), Entry{}
+		req.started, req.entry = g.app.shared.feed.now(), Entry{}
 		call.enter(&req.entry)
 		g.api.feedCall(req, outcomeOK)
 	}
