@@ -365,7 +365,7 @@
 	function entryRow(e) {
 		return el("tr", { role: "row" },
 			cell(t("time"), timeOf(e.time, clock(e.time))), cell(t("kind"), named(e.kind || "")),
-			cell(t("account"), e.appid ? el("button", { type: "button", class: "link code", "data-key": `${e.seq} ${e.appid}`, on: () => openDrawer(e.appid, e.platform) }, e.appid) : "", e.client ? el("p", { class: "more" }, t("client", { name: e.client })) : ""),
+			cell(t("account"), e.appid || e.client ? el("div", {}, e.appid ? el("button", { type: "button", class: "link code", "data-key": `${e.seq} ${e.appid}`, on: () => openDrawer(e.appid, e.platform) }, e.appid) : "", e.client ? el("p", { class: "more" }, t("client", { name: e.client })) : "") : ""),
 			cell(t("what"), el("div", {}, el("span", { class: "code" }, e.what || ""), entryMore(e))), cell(t("outcome"), el("div", {}, outcomeCell(e))), cell(t("took"), took(e.took_ms)));
 	}
 	function entryRows(e) {
