@@ -250,20 +250,38 @@ func (a *API) serveGateway(w http.ResponseWriter, req *apiRequest) error {
 
 // count counts a call.
 func (a *API) count(req *apiRequest, outcome string) {
-	a.app.metrics().apiRequests.WithLabelValues(req.clientName(), outcome).Inc()
+	m := a.app.metrics()
+	if outcome == outcomeOK {
+		m.apiServed.of(req.clientName()).Inc()
+		return
+	}
+	m.apiRequests.WithLabelValues(req.clientName(), outcome).Inc()
 }
 
 // announce tells placeholders and the access log who calls for whom, as far as that is known.
 func (a *API) announce(req *apiRequest) {
 	ctx := req.Context()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("wechat.client", req.clientName())
-		repl.Set("wechat.appid", req.appid)
+		repl.Map(req.placeholder)
+	}
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Logs == nil {
+		return // no access log, and each field costs allocations
 	}
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.String("client", req.clientName()))
 		extra.Set(zap.String("appid", req.appid))
 	}
+}
+
+// placeholder is a caddy.ReplacerFunc.
+func (req *apiRequest) placeholder(key string) (any, bool) {
+	switch key {
+	case "wechat.client":
+		return req.clientName(), true
+	case "wechat.appid":
+		return req.appid, true
+	}
+	return nil, false
 }
 
 // refuse writes a refusal, counts it and logs it.

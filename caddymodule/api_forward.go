@@ -85,8 +85,14 @@ func staysHere(name string) bool {
 		"Connection", "Keep-Alive", "Upgrade", "Te", "Trailer", "Transfer-Encoding", "Alt-Svc", "Incremental":
 		return true
 	}
+	if name == "" || strings.IndexByte(stayInitials, name[0]) < 0 {
+		return false // most headers
+	}
 	return slices.ContainsFunc(stayPrefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }
+
+// stayInitials are the first letters of stayPrefixes.
+const stayInitials = "XCFAPS:"
 
 // stayPrefixes begin the headers with which proxies and CDNs tell each other where a request came from and what it was
 // before they changed it, and the gateway's own.

@@ -99,13 +99,32 @@ func echoes(h http.Header, call *apiCall, token secret.String) bool {
 
 // contains reports whether a text repeats a credential of the request.
 func contains(text []byte, call *apiCall, token secret.String) bool {
-	if !token.IsZero() && bytes.Contains(text, []byte(token.Reveal())) {
+	if hasSecret(text, token) {
 		return true
 	}
 	for _, p := range call.extra {
-		if p.name == paramSecret && bytes.Contains(text, []byte(p.value.Reveal())) {
+		if p.name == paramSecret && hasSecret(text, p.value) {
 			return true
 		}
+	}
+	return false
+}
+
+// hasSecret reports whether a secret is in a text, without a copy of it.
+func hasSecret(text []byte, s secret.String) bool {
+	value := s.Reveal()
+	if value == "" {
+		return false
+	}
+	for len(text) >= len(value) {
+		at := bytes.IndexByte(text[:len(text)-len(value)+1], value[0])
+		if at < 0 {
+			return false
+		}
+		if string(text[at:at+len(value)]) == value {
+			return true
+		}
+		text = text[at+1:]
 	}
 	return false
 }
@@ -174,7 +193,6 @@ type liveBody struct {
 	call   *apiCall
 	caller context.Context
 	limit  time.Duration
-	cancel context.CancelFunc // ends the exchange
 
 	timer   *time.Timer
 	stalled atomic.Bool
@@ -183,13 +201,13 @@ type liveBody struct {
 // Read implements io.Reader.
 func (b *liveBody) Read(p []byte) (int, error) {
 	if b.timer == nil {
-		b.timer = time.AfterFunc(b.limit, func() { b.stalled.Store(true); b.cancel() })
+		b.timer = time.AfterFunc(b.limit, b.stall)
 	} else {
 		b.timer.Reset(b.limit)
 	}
 	n, err := b.body.Read(p)
 	b.timer.Stop()
-	if err == nil || err == io.EOF {
+	if err == nil || err == io.EOF && !b.stalled.Load() {
 		return n, err
 	}
 	b.call.outcome = outcomeUnreachable
@@ -202,12 +220,16 @@ func (b *liveBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// stall ends a Read that waits for too long: net/http's bodies may be closed meanwhile, which breaks the connection off.
+func (b *liveBody) stall() {
+	b.stalled.Store(true)
+	_ = b.body.Close()
+}
+
 // Close implements io.Closer.
 func (b *liveBody) Close() error {
 	if b.timer != nil {
 		b.timer.Stop()
 	}
-	err := b.body.Close()
-	b.cancel()
-	return err
+	return b.body.Close()
 }

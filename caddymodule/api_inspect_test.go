@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -223,31 +222,37 @@ func TestAPIStalls(t *testing.T) {
 
 // slowBody sends a part after each pause, and then nothing until it is cut off.
 type slowBody struct {
-	ctx   context.Context
-	parts int
-	pause time.Duration
+	closed chan struct{}
+	parts  int
+	pause  time.Duration
 }
 
 func (b *slowBody) Read(p []byte) (int, error) {
 	if b.parts == 0 {
-		<-b.ctx.Done()
-		return 0, b.ctx.Err()
+		<-b.closed
+		return 0, errors.New("read on a closed body")
 	}
 	b.parts--
 	time.Sleep(b.pause) // in a synctest bubble
 	return copy(p, "part "), nil
 }
 
-func (*slowBody) Close() error { return nil }
+func (b *slowBody) Close() error {
+	select {
+	case <-b.closed:
+	default:
+		close(b.closed)
+	}
+	return nil
+}
 
 // An answer that is slow, but never silent for too long, takes as long as it takes.
 func TestLiveBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
 		call := &apiCall{outcome: outcomeOK}
 		b := &liveBody{
-			body: &slowBody{ctx: ctx, parts: 10, pause: stallTimeout - time.Second}, call: call, caller: t.Context(), limit: stallTimeout, cancel: cancel,
+			body: &slowBody{closed: make(chan struct{}), parts: 10, pause: stallTimeout - time.Second}, call: call, caller: t.Context(), limit: stallTimeout,
 		}
 		start := time.Now()
 		got, err := io.ReadAll(b)

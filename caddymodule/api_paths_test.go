@@ -202,3 +202,11 @@ func TestAppIDPrefix(t *testing.T) {
 		}
 	}
 }
+
+func TestStayInitialsAreThoseOfThePrefixes(t *testing.T) {
+	for _, prefix := range stayPrefixes {
+		if !staysHere(prefix + "x") {
+			t.Errorf("%s is not in stayInitials: headers that begin so would reach WeChat", prefix)
+		}
+	}
+}

@@ -27,7 +27,7 @@ type dailyCalls struct {
 	desc *prometheus.Desc
 
 	mu    sync.Mutex
-	day   string
+	begun time.Time        // the day's beginning in Beijing
 	calls map[string]int64 // by appid
 }
 
@@ -54,10 +54,13 @@ func (d *dailyCalls) add(appid string) {
 
 // turn begins a new day if there is one. The caller holds mu.
 func (d *dailyCalls) turn() {
-	if today := d.now().In(beijing).Format(time.DateOnly); today != d.day {
-		d.day = today
-		clear(d.calls)
+	now := d.now()
+	if since := now.Sub(d.begun); since >= 0 && since < 24*time.Hour {
+		return // nearly always, and it costs no calendar
 	}
+	year, month, day := now.In(beijing).Date()
+	d.begun = time.Date(year, month, day, 0, 0, 0, 0, beijing)
+	clear(d.calls)
 }
 
 // Describe implements prometheus.Collector.

@@ -165,20 +165,18 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
 func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, token secret.String) (res *http.Response, refused bool, err error) {
-	ctx, cancel := context.WithCancel(req.Context())
-	res, err = t.HTTPTransport.RoundTrip(call.request(ctx, req.Method, origin, token))
+	res, err = t.HTTPTransport.RoundTrip(call.request(req.Context(), req.Method, origin, token))
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}
 	if err != nil {
-		cancel()
 		if req.Context().Err() == nil && (call.body == nil || !call.body.failed()) { // else it was the caller
 			t.hosts[origin].failed(err)
 		}
 		return nil, false, err
 	}
 	t.hosts[origin].ok()
-	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall, cancel: cancel}
+	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
 	}

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,22 @@ type metrics struct {
 	messageOK       prometheus.Counter
 	messageDuration prometheus.Observer
 	messageSealed   prometheus.Counter
+	apiServed       servedCalls
+}
+
+// servedCalls are the counters of the calls that went well, by client, so that none is looked for by its labels.
+type servedCalls struct {
+	all      *prometheus.CounterVec
+	byClient *sync.Map // of names, of which the configuration has all; to prometheus.Counter
+}
+
+func (s servedCalls) of(client string) prometheus.Counter {
+	if c, ok := s.byClient.Load(client); ok {
+		return c.(prometheus.Counter)
+	}
+	c := s.all.WithLabelValues(client, outcomeOK)
+	s.byClient.Store(client, c)
+	return c
 }
 
 func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
@@ -95,6 +112,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 	}
 	m.messageOK, m.messageDuration = m.pushes.WithLabelValues("message", "ok"), m.pushDuration.WithLabelValues("message")
 	m.messageSealed = m.replies.WithLabelValues(outcomeSealed)
+	m.apiServed = servedCalls{m.apiRequests, new(sync.Map)}
 	return m
 }
 

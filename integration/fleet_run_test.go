@@ -106,7 +106,7 @@ func (r *fleetRun) fail(kind string, n *fleetNode, do func() error) {
 	err := do()
 	r.end(x)
 	if err != nil {
-		r.f.t.Errorf("%s: %v", kind, err)
+		r.f.errorf("%s: %v", kind, err)
 	}
 	r.recover(time.Now())
 }

@@ -49,6 +49,9 @@ type fleet struct {
 	secrets []string // of the configuration
 	key     string   // of the client
 	config  string   // the Caddyfile
+
+	mu       sync.Mutex
+	failures []string
 }
 
 // fleetNode is one of the processes.
@@ -134,6 +137,7 @@ http://:{$API_PORT} {
 func newFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
 	f := &fleet{t: t, backend: newFleetBackend(), redis: o.server, key: rand.Text()}
+	t.Cleanup(f.sum)
 	if f.redis == nil {
 		f.redis = redistest.Start(t, o.redis...)
 	}
@@ -234,12 +238,12 @@ func (f *fleet) newNode(name string, cut bool) *fleetNode {
 		n.signal(syscall.SIGCONT)
 		n.relay.Pass()
 		if err := n.Stop(); err != nil {
-			f.t.Errorf("node %s: %v", n.name, err)
+			f.errorf("node %s: %v", n.name, err)
 		}
 		n.apps.CloseIdleConnections()
 		log := n.Log()
 		for _, race := range races(log) {
-			f.t.Errorf("node %s has a data race:\n%s", n.name, race)
+			f.errorf("node %s has a data race:\n%s", n.name, race)
 		}
 		f.checkNoSecrets("log of node "+n.name, log)
 		if f.t.Failed() {
@@ -247,6 +251,23 @@ func (f *fleet) newNode(name string, cut bool) *fleetNode {
 		}
 	})
 	return n
+}
+
+// errorf fails the test. What failed is said once more at the very end, where it is found among all that was excused.
+func (f *fleet) errorf(format string, args ...any) {
+	f.t.Helper()
+	f.t.Errorf(format, args...)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failures = append(f.failures, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+func (f *fleet) sum() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, failure := range f.failures {
+		f.t.Log("it failed for this: " + failure)
+	}
 }
 
 // keepLog leaves the log of a node of a failed test beside what else `make` writes, and its errors in the test's output.

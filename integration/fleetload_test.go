@@ -300,7 +300,7 @@ func (l *fleetLoad) complain(at time.Time, after time.Duration, format string, a
 		l.f.t.Logf("under a fault: %s", text)
 		return
 	}
-	l.f.t.Error(text)
+	l.f.errorf("%s", text)
 }
 
 // takes is how long the backend takes for a message: now and then longer than WeChat waits.
@@ -328,7 +328,7 @@ func (l *fleetLoad) push(ctx context.Context) {
 				l.f.t.Logf("under a fault: the backend was given %q twice: %s", s.name, describe(begun, runs, result))
 			} else {
 				twice = len(runs) - 1
-				l.f.t.Errorf("the backend was given %q %d times: %s", s.name, len(runs), describe(begun, runs, result))
+				l.f.errorf("the backend was given %q %d times: %s", s.name, len(runs), describe(begun, runs, result))
 			}
 		}
 		lost := err != nil || !result.OK() || result.UserSaw != s.repliesWith()
@@ -445,7 +445,7 @@ func (l *fleetLoad) move(ctx context.Context, u wxsim.User) {
 	}
 	if err != nil {
 		lost = 1
-		l.f.t.Errorf("an authorization that was acknowledged is lost: %v", err)
+		l.f.errorf("an authorization that was acknowledged is lost: %v", err)
 	}
 	l.noteOn(row, func(r *fleetRow) { r.events++; r.eventsLost += lost })
 }
@@ -474,6 +474,13 @@ func (l *fleetLoad) login(ctx context.Context) {
 	})
 }
 
+// asksAgain reports whether the page has the visitor press a button to try again. It is what there is when another node renewed
+// the component token a moment ago, and this one's, which WeChat voids at once here, was sent along with the code: the
+// gateway never sends a code twice by itself.
+func (a fleetAnswer) asksAgain() bool {
+	return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, `href="">重试</a>`)
+}
+
 func (l *fleetLoad) loginOf(ctx context.Context, u wxsim.User) error {
 	const state = "s1"
 	begun := l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer {
@@ -487,7 +494,13 @@ func (l *fleetLoad) loginOf(ctx context.Context, u wxsim.User) error {
 		return err
 	}
 	cookies := (&http.Response{Header: begun.header}).Cookies()
-	landed := l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer { return l.f.get(ctx, n, callback, cookies) })
+	land := func() fleetAnswer {
+		return l.ask(ctx, func(ctx context.Context, n *fleetNode) fleetAnswer { return l.f.get(ctx, n, callback, cookies) })
+	}
+	landed := land()
+	if landed.asksAgain() {
+		landed = land()
+	}
 	to, err := url.Parse(landed.header.Get("Location"))
 	if err != nil || landed.err != nil || landed.status != http.StatusFound || !strings.HasPrefix(to.String(), fleetWeb) || to.Fragment != state {
 		return fmt.Errorf("callback: %s", landed)
@@ -510,7 +523,7 @@ func (l *fleetLoad) recover(since time.Time) {
 		wg.Go(func() {
 			for _, u := range append([]wxsim.User{l.plain}, l.steady...) {
 				if err := l.f.untilGood(t.Context(), n, u, healTime); err != nil {
-					t.Errorf("after a fault: %v", err)
+					l.f.errorf("after a fault: %v", err)
 					return
 				}
 			}
@@ -519,7 +532,7 @@ func (l *fleetLoad) recover(since time.Time) {
 	wg.Wait()
 	for _, n := range l.f.nodes {
 		if err := l.f.ticket(on(t.Context(), n)); err != nil {
-			t.Errorf("after a fault, node %s: a ticket: %v", n.name, err)
+			l.f.errorf("after a fault, node %s: a ticket: %v", n.name, err)
 		}
 	}
 	took := time.Since(since)
@@ -538,7 +551,7 @@ func (l *fleetLoad) judge() string {
 	l.mu.Unlock()
 	for _, e := range early {
 		if !l.excused(e.at.Add(-time.Second), e.at.Add(time.Second), afterwards, func(x *fleetFault) bool { return locksGone(x) || nodeGone(x) }) {
-			t.Errorf("%s, at %s, under %q", e.what, e.at.Format("15:04:05.000"), e.row)
+			f.errorf("%s, at %s, under %q", e.what, e.at.Format("15:04:05.000"), e.row)
 		}
 	}
 	for _, e := range f.wechat.Journal().Violations() {
@@ -546,12 +559,12 @@ func (l *fleetLoad) judge() string {
 			switch {
 			case v.Rule == wxsim.RuleFreshRefresh, v.Rule == wxsim.RuleTwoRefreshes: // counted above
 			case v.Rule == wxsim.RuleAnswer && e.Path == "/wx/event" && e.Status == http.StatusServiceUnavailable:
-				// Not acknowledged, so that WeChat pushes it again.
-				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) {
-					t.Errorf("an event got 503 at %s, while nothing failed", e.Time.Format("15:04:05.000"))
+				// Not acknowledged, so that WeChat pushes it again. The record's lock may be that of a node that died with it.
+				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) && !l.excused(e.Time, e.Time.Add(appWait), afterwards, nodeGone) {
+					f.errorf("an event got 503 at %s, while nothing failed", e.Time.Format("15:04:05.000"))
 				}
 			default:
-				t.Errorf("WeChat saw %s %s?%s at %s: %s: %s", e.Method, e.Path, e.Query, e.Time.Format("15:04:05.000"), v.Rule, v.Text)
+				f.errorf("WeChat saw %s %s?%s at %s: %s: %s", e.Method, e.Path, e.Query, e.Time.Format("15:04:05.000"), v.Rule, v.Text)
 			}
 		}
 	}
@@ -563,7 +576,7 @@ func (l *fleetLoad) judge() string {
 	}
 	// Nodes that cannot agree void each other's tokens, so that a repeated call can be refused as well.
 	if seen := total.seen - l.rows[nodeCutOff].orNone().seen; seen > 0 {
-		t.Errorf("apps got to see %d answers of WeChat that refuse a token", seen)
+		f.errorf("apps got to see %d answers of WeChat that refuse a token", seen)
 	}
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 1, ' ', 0)
@@ -629,12 +642,12 @@ func (l *fleetLoad) lostRecords() (lost int) {
 	for _, u := range slices.Concat(l.steady, l.moving, []wxsim.User{l.plain}) {
 		if err := f.untilGood(t.Context(), n, u, healTime); err != nil {
 			lost++
-			t.Errorf("lost: %v", err)
+			f.errorf("lost: %v", err)
 		}
 	}
 	if void := voids() - before; void > 0 {
 		lost += void
-		t.Errorf("%d refresh tokens in Redis are not WeChat's", void)
+		f.errorf("%d refresh tokens in Redis are not WeChat's", void)
 	}
 	f.checkNoSecrets("dump of Redis", dump(t, f))
 	return lost
@@ -663,7 +676,7 @@ func dump(t *testing.T, f *fleet) string {
 			b.WriteString(client.Get(ctx, key).Val() + "\n")
 		case "none": // it has just ended
 		default:
-			t.Errorf("%s is a %s, which this test cannot read", key, kind)
+			f.errorf("%s is a %s, which this test cannot read", key, kind)
 		}
 	}
 	return b.String()
