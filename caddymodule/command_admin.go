@@ -139,9 +139,9 @@ func askFailed(err error, at caddy.NetworkAddress) error {
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted")
 	case isTimeout(err):
-		return fmt.Errorf("Caddy at %s did not answer within %s", at, askTimeout) //nolint:staticcheck // a name
+		return fmt.Errorf("no answer from the Caddy at %s within %s", at, askTimeout)
 	}
-	return fmt.Errorf("Caddy at %s did not answer: %w", at, rootOf(err)) //nolint:staticcheck // a name
+	return fmt.Errorf("no answer from the Caddy at %s: %w", at, rootOf(err))
 }
 
 // askRefused is an answer that is an error.

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"maps"
 	"net"
 	"net/url"
 	"slices"
@@ -401,11 +400,4 @@ func (r *ring) opened(o crypto.Opened, plain bool) {
 		touch(r.keys[o.KeyIndex()])
 	}
 	r.sightings.mended(r.receiveID, pushCodes...)
-}
-
-// shown returns how the hosts did, and their names in order.
-func (t *hostTable) shown() (hosts map[string]*hostHealth, names []string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return maps.Clone(t.hosts), slices.Sorted(maps.Keys(t.hosts))
 }

@@ -101,7 +101,7 @@ var plantedFaults = []plantedFault{
 	{
 		name: "address not listed",
 		plant: func(t *testing.T, w *integration.World) {
-			w.WeChat.FailNext("/cgi-bin/user/info", wxsim.Fault{Errcode: 61004, Errmsg: "access clientip is not registered hint: [x] requestIP: 203.0.113.7", Times: -1})
+			w.WeChat.FailNext(wxsim.AnyPath, wxsim.Fault{Errcode: 61004, Errmsg: "access clientip is not registered hint: [x] requestIP: 203.0.113.7", Times: -1})
 			callUser(t, w, w.WeChat.NewUser(integration.AuthorizerID))
 		},
 		finding: "address_refused", level: "red", remedy: "白名单IP地址列表", log: "203.0.113.7", doctor: "egress_ip", ready: true,
@@ -135,7 +135,7 @@ var plantedFaults = []plantedFault{
 				t.Fatal(text)
 			}
 		},
-		finding: "verify_file", level: "yellow", remedy: "as WeChat gave it", doctor: "verify_files", ready: true,
+		finding: "verify_file", level: "yellow", remedy: "as WeChat gave it", ready: true,
 	},
 	{
 		name: "rogue refresher",

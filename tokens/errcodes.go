@@ -58,6 +58,19 @@ var (
 var errcodes = []errcodeRow{
 	{-1, -1, ClassPass, Text{"system busy", "系统繁忙"}, remedyWait},
 	{0, 0, ClassPass, Text{"ok", "成功"}, remedyNone},
+	// These are on a page of WeChat's that the visitor sees, and never come to the gateway.
+	{10003, 10003, ClassPass, Text{"on WeChat's login page: the host of redirect_uri is not registered", "微信登录页：redirect_uri 的域名未登记"},
+		Text{"enter the gateway's host: for a platform among its 公众号开发域名, for a plain account as its 网页授权域名; compare origin of wechat_oauth with it",
+			"登记网关的域名：第三方平台填公众号开发域名，普通账号填网页授权域名；并核对 wechat_oauth 的 origin"}},
+	{10004, 10004, ClassPass, Text{"on WeChat's login page: the account is banned", "微信登录页：账号被封禁"}, Text{"look up the account in WeChat's console", "在公众平台查看账号状态"}},
+	{10005, 10005, ClassPass, Text{"on WeChat's login page: the account may not use that scope", "微信登录页：账号没有该 scope 的权限"},
+		Text{"only verified service accounts (已认证服务号) have web authorization; look up 网页服务 in the account's 接口权限", "只有已认证服务号有网页授权；查看账号接口权限中的网页服务"}},
+	{10006, 10006, ClassPass, Text{"on WeChat's login page: the visitor must follow the test account first", "微信登录页：须先关注测试号"}, Text{"let the visitor follow the test account", "让用户先关注测试号"}},
+	{10009, 10009, ClassPass, Text{"on WeChat's login page: too often", "微信登录页：操作过于频繁"}, remedyWait},
+	{10010, 10013, ClassPass, Text{"on WeChat's login page: scope, redirect_uri, appid or state is empty", "微信登录页：scope、redirect_uri、appid 或 state 为空"},
+		Text{"use the links that the gateway makes, or compare the menu's link with WeChat's documentation", "使用网关生成的链接，或对照微信文档检查菜单链接"}},
+	{10015, 10015, ClassPass, Text{"on WeChat's login page: the account has not authorised the platform of component_appid", "微信登录页：公众号未授权第三方平台"}, remedyAuthorize},
+	{10016, 10016, ClassPass, Text{"on WeChat's login page: the appid is that of an open platform, not of an account", "微信登录页：appid 是开放平台的，不是公众号的"}, remedyAppID},
 
 	{40001, 40001, ClassRenew, Text{"access token refused, or the secret is wrong", "access_token 无效，或 secret 错误"},
 		Text{"none needed in API calls: the gateway renews the token. Where the gateway asks for a token: " + remedySecret.EN, "接口调用无需处理，网关会刷新令牌。获取令牌时出现：" + remedySecret.ZH}},
