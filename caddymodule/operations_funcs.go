@@ -87,18 +87,8 @@ func (a *App) serves(link string) bool {
 
 // servedFuncs finds the landing places and the authorization pages of all sites.
 func (a *App) servedFuncs() (funcs []servedFunc, pages []string) {
-	// A handler may not ask for this app while it is provisioned. Here everything is: this is for requests.
 	funcs, pages = []servedFunc{}, []string{}
-	v, err := a.ctx.AppIfConfigured("http")
-	sites, ok := v.(*caddyhttp.App)
-	if err != nil || !ok {
-		return funcs, pages
-	}
-	s := siteSearch{app: a, places: make(map[any][]string)}
-	for _, server := range sites.Servers {
-		s.server, s.origin = server, originOfServer(sites, server)
-		s.collect(server.Routes, site{}, 0)
-	}
+	s := a.searchSites()
 	for _, h := range s.found {
 		slices.Sort(s.places[h])
 		places := slices.Compact(s.places[h])
@@ -119,6 +109,22 @@ func (a *App) servedFuncs() (funcs []servedFunc, pages []string) {
 	slices.SortStableFunc(funcs, func(x, y servedFunc) int { return strings.Compare(x.Key, y.Key) })
 	slices.Sort(pages)
 	return funcs, slices.Compact(pages)
+}
+
+// searchSites finds the handlers of all sites. A handler may not ask for Caddy's app of sites while it is provisioned: this
+// is for requests, when everything is.
+func (a *App) searchSites() *siteSearch {
+	s := &siteSearch{app: a, places: make(map[any][]string)}
+	v, err := a.ctx.AppIfConfigured("http")
+	sites, ok := v.(*caddyhttp.App)
+	if err != nil || !ok {
+		return s
+	}
+	for _, server := range sites.Servers {
+		s.server, s.origin = server, originOfServer(sites, server)
+		s.collect(server.Routes, site{}, 0)
+	}
+	return s
 }
 
 // served is a func with its links, below each of these addresses.
@@ -156,6 +162,7 @@ type siteSearch struct {
 	origin func(host string) string
 	found  []any            // handlers, in the order of the configuration
 	places map[any][]string // their addresses
+	verify []*Verify
 }
 
 func (s *siteSearch) collect(routes caddyhttp.RouteList, at site, depth int) {
@@ -178,6 +185,8 @@ func (s *siteSearch) collect(routes caddyhttp.RouteList, at site, depth int) {
 				s.add(h, h.app, h.origin, inside.stripped+h.base, inside.hosts)
 			case *Authorize:
 				s.add(h, h.app, h.origin, inside.stripped+h.base, inside.hosts)
+			case *Verify:
+				s.verify = append(s.verify, h)
 			default:
 				s.collect(routesOf(s.server, h), inside, depth+1)
 			}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -274,14 +276,26 @@ func (x *examination) configuration(ctx context.Context) {
 			x.found(storeUnfit(x.store.Module, err))
 		}
 	}
-	files, err := a.manager().VerifyFiles(ctx)
+	x.verifyFiles(ctx)
+}
+
+// verifyFiles looks at the verification files of all sites, and those that were added at run time.
+func (x *examination) verifyFiles(ctx context.Context) {
+	doubts := make(map[string]string)
+	for _, v := range x.app.searchSites().verify {
+		maps.Copy(doubts, v.doubtful())
+	}
+	files, err := x.app.manager().VerifyFiles(ctx)
 	if err != nil {
-		return // the store's finding is there by the next examination
+		files = nil // the store's finding is there by the next examination
 	}
 	for _, f := range files {
 		if doubt := doubtOf(f.Content); doubt != "" {
-			x.found(verifyFileDoubtful(f.Name, doubt))
+			doubts[f.Name] = doubt
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(doubts)) {
+		x.found(verifyFileDoubtful(name, doubts[name]))
 	}
 }
 

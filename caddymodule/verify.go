@@ -118,9 +118,14 @@ func (v *Verify) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// warnOfFolder looks through a folder for files that WeChat will not accept.
+// warnOfFolder tells the log of files in the folder that WeChat will not accept.
 func (v *Verify) warnOfFolder() {
-	folder, err := os.Open(v.folder)
+	eachVerifyFile(v.folder, v.warn)
+}
+
+// eachVerifyFile calls see with the first verification files in a folder.
+func eachVerifyFile(path string, see func(name string, content []byte)) {
+	folder, err := os.Open(path)
 	if err != nil {
 		return // said at the first request
 	}
@@ -130,10 +135,28 @@ func (v *Verify) warnOfFolder() {
 		if !verifyName.MatchString(name) {
 			continue
 		}
-		if content, err := readPlainFile(v.folder, name, maxVerifyFile); err == nil {
-			v.warn(name, content)
+		if content, err := readPlainFile(path, name, maxVerifyFile); err == nil {
+			see(name, content)
 		}
 	}
+}
+
+// doubtful are the names of the configured files, and of those in the folder, that WeChat will not accept, with what is
+// wrong with each.
+func (v *Verify) doubtful() map[string]string {
+	doubts := make(map[string]string)
+	note := func(name string, content []byte) {
+		if doubt := doubtOf(content); doubt != "" {
+			doubts[name] = doubt
+		}
+	}
+	for name, content := range v.Files {
+		note(name, []byte(content))
+	}
+	if v.folder != "" {
+		eachVerifyFile(v.folder, note)
+	}
+	return doubts
 }
 
 // warn tells the log of a file that WeChat will not accept.
