@@ -54,6 +54,12 @@ import (
 // list the landing places of wechat_oauth with the links that lead to them, {appid} in the place of an authorizer where
 // all may come, and the pages of wechat_authorize; and draw one of these links as a QR code, in SVG.
 //
+//	GET /wechat/feed[?after=<next>][&appid=<appid>][&limit=<number>]
+//	GET /wechat/refusals[?appid=<appid>][&code=<errcode>][&rid=<id>][&limit=<number>]
+//	GET /wechat/explain?code=<errcode>
+//
+// tell what happened on this node since next; what was refused or failed, the newest first; and what an errcode means.
+//
 //	GET /wechat/orphans[?redirect=<https URL>]
 //
 // lists the accounts that authorised a platform and whose authorization code was never exchanged, so that WeChat has no

@@ -166,7 +166,7 @@ func TestTransportFailsClosed(t *testing.T) {
 	}
 }
 
-// Over TLS the certificate is checked for the origin's name, h2 is spoken, and single-use calls carry no body.
+// Over TLS the certificate is checked for the origin's name, h2 is tokens.Text, and single-use calls carry no body.
 func TestAPITLS(t *testing.T) {
 	var protos sync.Map
 	wechat := newFakeWeChat(t)
@@ -215,7 +215,7 @@ func TestAPITLS(t *testing.T) {
 	want := fmt.Sprintf("HTTP/2.0 example.com example.com:%d", port)
 	protos.Range(func(got, _ any) bool {
 		if got != want {
-			t.Errorf("WeChat was spoken to as %v, want %s", got, want)
+			t.Errorf("WeChat was tokens.Text to as %v, want %s", got, want)
 		}
 		return true
 	})

@@ -27,8 +27,6 @@ const (
 	maxAskAnswer = 64 << 20
 	// completionTimeout bounds what a shell waits for a completion.
 	completionTimeout = 2 * time.Second
-
-	exitUnhealthy = 2 // of status: the gateway answers, and something does not work
 )
 
 // askParams say which running gateway is asked, and in what form its answer is shown.
@@ -79,8 +77,6 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 	}
 	if at.IsUnixNetwork() {
 		at.Host, _, _ = strings.Cut(at.Host, "|") // permissions may follow, as in listen
-	} else if at.Host == "" || at.Host == "0.0.0.0" || at.Host == "::" { // every interface: this machine's too
-		at.Host = "localhost"
 	}
 	return at, nil
 }
@@ -105,10 +101,14 @@ func (p *askParams) ask(ctx context.Context, method, path string, want ...int) (
 	if !at.IsUnixNetwork() {
 		req.Header.Set("Origin", origin) // as enforce_origin may demand
 	}
+	to := at                                                      // the name stays as the config has it: Caddy takes no other
+	if to.Host == "" || to.Host == "0.0.0.0" || to.Host == "::" { // every interface: this machine's too
+		to.Host = "localhost"
+	}
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, at.Network, host)
+			return new(net.Dialer).DialContext(ctx, to.Network, to.JoinHostPort(0))
 		},
 	}
 	res, err := (&http.Client{Transport: transport}).Do(req)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // decryptParams are what decrypt is told.
@@ -133,13 +134,13 @@ const (
 
 // decryption is what became of a push.
 type decryption struct {
-	Opened    bool    `json:"opened"`
-	Verdict   string  `json:"verdict"`
-	Reason    spoken  `json:"reason"`
-	Remedy    *spoken `json:"remedy,omitempty"`
-	What      string  `json:"what,omitempty"`
-	AppID     string  `json:"appid,omitempty"`
-	ReceiveID string  `json:"receive_id,omitempty"`
+	Opened    bool         `json:"opened"`
+	Verdict   string       `json:"verdict"`
+	Reason    tokens.Text  `json:"reason"`
+	Remedy    *tokens.Text `json:"remedy,omitempty"`
+	What      string       `json:"what,omitempty"`
+	AppID     string       `json:"appid,omitempty"`
+	ReceiveID string       `json:"receive_id,omitempty"`
 	// Signed: a token made its signature. Without a query that is not known.
 	Signed *bool `json:"signed,omitempty"`
 	// Token and Key are which of the entry's fit, from 1 for the newest.
@@ -194,12 +195,12 @@ func (c *capture) decrypt(all []*pushKeys) *decryption {
 }
 
 // fail says why it does not open.
-func (d *decryption) fail(verdict string, reason, remedy spoken) {
+func (d *decryption) fail(verdict string, reason, remedy tokens.Text) {
 	d.Verdict, d.Reason, d.Remedy = verdict, reason, &remedy
 }
 
 // opens takes the plaintext.
-func (d *decryption) opens(of *pushKeys, message []byte, reason spoken) {
+func (d *decryption) opens(of *pushKeys, message []byte, reason tokens.Text) {
 	d.Opened, d.Verdict, d.Reason = true, verdictOpened, reason
 	d.belongs(of)
 	d.message, d.MessageBytes = message, len(message)
@@ -231,10 +232,10 @@ func shownWord(text crypto.Text) string {
 
 // The next steps.
 var (
-	remedyToken = spoken{"compare the token with 消息校验Token on the page of WeChat's console, for spaces too; after a change keep the old one as a second token", "核对控制台页面上的消息校验Token（注意首尾空格）；修改后请把旧值留作第二个 token"}
-	remedyKey   = spoken{"compare the aes_key with 消息加解密Key (EncodingAESKey) of WeChat's console; after a change keep the old one as a second aes_key", "核对控制台的消息加解密Key（EncodingAESKey）；修改后请把旧值留作第二个 aes_key"}
-	remedyQuery = spoken{"give the query exactly as WeChat sent it, in single quotes: a shell ends a word at &", "请原样提供微信请求的查询串并用单引号括起：shell 会在 & 处截断"}
-	remedyBody  = spoken{"capture the body again, as bytes: an editor, a terminal or a log may have changed or cut it", "请重新按原始字节抓取正文：编辑器、终端或日志可能改动或截断了它"}
+	remedyToken = texts("compare the token with 消息校验Token on the page of WeChat's console, for spaces too; after a change keep the old one as a second token", "核对控制台页面上的消息校验Token（注意首尾空格）；修改后请把旧值留作第二个 token")
+	remedyKey   = texts("compare the aes_key with 消息加解密Key (EncodingAESKey) of WeChat's console; after a change keep the old one as a second aes_key", "核对控制台的消息加解密Key（EncodingAESKey）；修改后请把旧值留作第二个 aes_key")
+	remedyQuery = texts("give the query exactly as WeChat sent it, in single quotes: a shell ends a word at &", "请原样提供微信请求的查询串并用单引号括起：shell 会在 & 处截断")
+	remedyBody  = texts("capture the body again, as bytes: an editor, a terminal or a log may have changed or cut it", "请重新按原始字节抓取正文：编辑器、终端或日志可能改动或截断了它")
 )
 
 func (c *capture) decryptSealed(d *decryption, q *pushQuery, all []*pushKeys, env crypto.Envelope) {
@@ -277,46 +278,46 @@ func (c *capture) decryptSealed(d *decryption, q *pushQuery, all []*pushKeys, en
 	case both != nil && doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery) // the gateway refuses it all the same
 	case both != nil && q.signature != "" && !d.tried(both).Signature:
-		d.fail(verdictQuery, spoken{"it opens and msg_signature fits, but signature does not: that parameter was altered", "可以解密且 msg_signature 正确，但 signature 不符：该参数被改动过"}, remedyQuery)
+		d.fail(verdictQuery, texts("it opens and msg_signature fits, but signature does not: that parameter was altered", "可以解密且 msg_signature 正确，但 signature 不符：该参数被改动过"), remedyQuery)
 	case both != nil:
-		d.opens(both, message, spoken{"it opens, and its signature fits", "可以解密，签名正确"})
+		d.opens(both, message, texts("it opens, and its signature fits", "可以解密，签名正确"))
 	case !encoded && cut.EN != "":
 		d.fail(verdictBody, cut, remedyBody)
 	case !encoded:
 		d.fail(verdictBase64, base64Doubt(env.Encrypt), remedyBody)
 	case key != nil && !c.hasQuery:
-		d.opens(key, message, spoken{"it opens; without the query the signature was not checked", "可以解密；没有查询串，未验证签名"})
+		d.opens(key, message, texts("it opens; without the query the signature was not checked", "可以解密；没有查询串，未验证签名"))
 	case token != nil && token != key && key != nil:
-		d.fail(verdictMixed, spoken{fmt.Sprintf("the token is that of %s, the aes_key that of %s", token, key), fmt.Sprintf("token 属于 %s，而 aes_key 属于 %s", token, key)},
-			spoken{"the two come from one page of WeChat's console: put both of them into the same entry", "两者来自控制台同一页面：请放进同一个配置项"})
+		d.fail(verdictMixed, texts(fmt.Sprintf("the token is that of %s, the aes_key that of %s", token, key), fmt.Sprintf("token 属于 %s，而 aes_key 属于 %s", token, key)),
+			texts("the two come from one page of WeChat's console: put both of them into the same entry", "两者来自控制台同一页面：请放进同一个配置项"))
 	case key != nil && doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery)
 	case key != nil && d.tried(key).Signature:
-		d.fail(verdictQuery, spoken{"the aes_key opens it and the token fits signature, but not msg_signature: that parameter was altered, or belongs to another push", "aes_key 可以解密，token 与 signature 相符，但 msg_signature 不符：该参数被改动，或属于另一条推送"}, remedyQuery)
+		d.fail(verdictQuery, texts("the aes_key opens it and the token fits signature, but not msg_signature: that parameter was altered, or belongs to another push", "aes_key 可以解密，token 与 signature 相符，但 msg_signature 不符：该参数被改动，或属于另一条推送"), remedyQuery)
 	case key != nil:
-		d.fail(verdictToken, spoken{fmt.Sprintf("the aes_key of %s opens it, but its token did not sign it; that would be so too if timestamp, nonce and the signatures were altered", key),
-			fmt.Sprintf("%s 的 aes_key 可以解密，但签名不是由其 token 产生；若 timestamp、nonce 和签名被改动也会如此", key)}, remedyToken)
+		d.fail(verdictToken, texts(fmt.Sprintf("the aes_key of %s opens it, but its token did not sign it; that would be so too if timestamp, nonce and the signatures were altered", key),
+			fmt.Sprintf("%s 的 aes_key 可以解密，但签名不是由其 token 产生；若 timestamp、nonce 和签名被改动也会如此", key)), remedyToken)
 	case foreign != nil:
 		id := found[foreign].ReceiveID
-		d.fail(verdictReceiveID, spoken{fmt.Sprintf("the aes_key of %s opens it, but it was encrypted for %s", foreign, id), fmt.Sprintf("%s 的 aes_key 可以解密，但它是为 %s 加密的", foreign, id)},
-			spoken{"configure " + id + ", or give each platform and account a token and key of its own; pushes for authorizers are encrypted for the platform's appid", "请配置 " + id + "，或让每个平台与公众号各用自己的 token 与 key；授权方的推送使用平台的 appid 加密"})
+		d.fail(verdictReceiveID, texts(fmt.Sprintf("the aes_key of %s opens it, but it was encrypted for %s", foreign, id), fmt.Sprintf("%s 的 aes_key 可以解密，但它是为 %s 加密的", foreign, id)),
+			texts("configure "+id+", or give each platform and account a token and key of its own; pushes for authorizers are encrypted for the platform's appid", "请配置 "+id+"，或让每个平台与公众号各用自己的 token 与 key；授权方的推送使用平台的 appid 加密"))
 	case cut.EN != "":
 		d.fail(verdictBody, cut, remedyBody)
 	case token != nil && token.aesKeys == 0:
-		d.fail(verdictKey, spoken{fmt.Sprintf("the token of %s signed it, and it has no aes_key", token), fmt.Sprintf("签名由 %s 的 token 产生，但未配置 aes_key", token)}, remedyKey)
+		d.fail(verdictKey, texts(fmt.Sprintf("the token of %s signed it, and it has no aes_key", token), fmt.Sprintf("签名由 %s 的 token 产生，但未配置 aes_key", token)), remedyKey)
 	case token != nil:
-		d.fail(verdictKey, spoken{fmt.Sprintf("the token of %s signed it, but no aes_key opens it", token), fmt.Sprintf("签名由 %s 的 token 产生，但没有 aes_key 能解密", token)}, remedyKey)
+		d.fail(verdictKey, texts(fmt.Sprintf("the token of %s signed it, but no aes_key opens it", token), fmt.Sprintf("签名由 %s 的 token 产生，但没有 aes_key 能解密", token)), remedyKey)
 	case doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery)
 	case plain != nil:
 		d.belongs(plain)
-		d.fail(verdictBody, spoken{fmt.Sprintf("the token of %s made signature, which covers no body, but neither msg_signature fits nor an aes_key opens it: body and query are of different pushes, or the body was altered", plain),
-			fmt.Sprintf("signature（不含正文）由 %s 的 token 产生，但 msg_signature 不符且无法解密：正文与查询串不属于同一条推送，或正文被改动", plain)}, remedyBody)
+		d.fail(verdictBody, texts(fmt.Sprintf("the token of %s made signature, which covers no body, but neither msg_signature fits nor an aes_key opens it: body and query are of different pushes, or the body was altered", plain),
+			fmt.Sprintf("signature（不含正文）由 %s 的 token 产生，但 msg_signature 不符且无法解密：正文与查询串不属于同一条推送，或正文被改动", plain)), remedyBody)
 	case !c.hasQuery:
-		d.fail(verdictKey, spoken{"no configured aes_key opens it; without the query it is not known whether a token fits", "没有已配置的 aes_key 能解密；没有查询串，无法得知 token 是否相符"}, remedyKey)
+		d.fail(verdictKey, texts("no configured aes_key opens it; without the query it is not known whether a token fits", "没有已配置的 aes_key 能解密；没有查询串，无法得知 token 是否相符"), remedyKey)
 	default:
-		d.fail(verdictStranger, spoken{"neither a token nor an aes_key fits: it is for a platform or account that is not configured, or both were changed", "token 与 aes_key 都不相符：它属于未配置的平台或公众号，或两者都已修改"},
-			spoken{"look in the push for whom it is (AppId or ToUserName of the envelope, the appid in the path), then compare token and aes_key with that one's page of WeChat's console", "先看推送属于谁（信封中的 AppId 或 ToUserName、路径中的 appid），再核对其控制台页面的 token 与 aes_key"})
+		d.fail(verdictStranger, texts("neither a token nor an aes_key fits: it is for a platform or account that is not configured, or both were changed", "token 与 aes_key 都不相符：它属于未配置的平台或公众号，或两者都已修改"),
+			texts("look in the push for whom it is (AppId or ToUserName of the envelope, the appid in the path), then compare token and aes_key with that one's page of WeChat's console", "先看推送属于谁（信封中的 AppId 或 ToUserName、路径中的 appid），再核对其控制台页面的 token 与 aes_key"))
 	}
 }
 
@@ -346,19 +347,19 @@ func (d *decryption) tried(k *pushKeys) triedKeys {
 }
 
 // base64Doubt says how Encrypt is damaged.
-func base64Doubt(encrypt []byte) spoken {
+func base64Doubt(encrypt []byte) tokens.Text {
 	text := string(encrypt)
 	switch {
 	case strings.Contains(text, " "):
-		return spoken{"Encrypt has spaces in it, where + belongs: something decoded the body as a form", "Encrypt 中的 + 变成了空格：正文被当作表单解码过"}
+		return texts("Encrypt has spaces in it, where + belongs: something decoded the body as a form", "Encrypt 中的 + 变成了空格：正文被当作表单解码过")
 	case strings.Contains(text, "%2B") || strings.Contains(text, "%2F") || strings.Contains(text, "%3D"):
-		return spoken{"Encrypt is percent-escaped", "Encrypt 被做了百分号转义"}
+		return texts("Encrypt is percent-escaped", "Encrypt 被做了百分号转义")
 	case strings.ContainsAny(text, "\r\n"):
-		return spoken{"Encrypt has line breaks in it", "Encrypt 中有换行"}
+		return texts("Encrypt has line breaks in it", "Encrypt 中有换行")
 	case strings.ContainsAny(text, "-_"):
-		return spoken{"Encrypt is in the base64 of URLs, with - and _ for + and /", "Encrypt 是 URL 形式的 base64（- 和 _ 代替了 + 和 /）"}
+		return texts("Encrypt is in the base64 of URLs, with - and _ for + and /", "Encrypt 是 URL 形式的 base64（- 和 _ 代替了 + 和 /）")
 	}
-	return spoken{fmt.Sprintf("Encrypt, of %d characters, is not the base64 of whole blocks of 32 bytes: it was cut or altered", len(text)), fmt.Sprintf("Encrypt（%d 个字符）不是 32 字节整块的 base64：被截断或改动过", len(text))}
+	return texts(fmt.Sprintf("Encrypt, of %d characters, is not the base64 of whole blocks of 32 bytes: it was cut or altered", len(text)), fmt.Sprintf("Encrypt（%d 个字符）不是 32 字节整块的 base64：被截断或改动过", len(text)))
 }
 
 // decryptPlain is for a body without an envelope: a push in plaintext mode, or none. Cause is why it is no envelope.
@@ -368,24 +369,24 @@ func (c *capture) decryptPlain(d *decryption, q *pushQuery, all []*pushKeys, cau
 		reason := c.cutShort()
 		if reason.EN == "" {
 			text := strings.TrimPrefix(cause.Error(), crypto.ErrEnvelope.Error()+": ")
-			reason = spoken{"the body is no envelope with Encrypt, and no message: " + text, "正文既不是含 Encrypt 的信封，也不是消息：" + text}
+			reason = texts("the body is no envelope with Encrypt, and no message: "+text, "正文既不是含 Encrypt 的信封，也不是消息："+text)
 		}
 		d.fail(verdictBody, reason, remedyBody)
 		return
 	}
 	d.Format = f.Format.String()
 	if !c.hasQuery {
-		d.opens(nil, c.body, spoken{"it is not encrypted (明文模式); without the query the signature was not checked", "未加密（明文模式）；没有查询串，未验证签名"})
+		d.opens(nil, c.body, texts("it is not encrypted (明文模式); without the query the signature was not checked", "未加密（明文模式）；没有查询串，未验证签名"))
 		return
 	}
 	of := c.signer(d, q, all)
 	switch doubt := c.doubt(q, false); {
 	case of != nil:
-		d.opens(of, c.body, spoken{"it is not encrypted (明文模式), and its signature, which covers no body, fits", "未加密（明文模式），签名（不含正文）正确"})
+		d.opens(of, c.body, texts("it is not encrypted (明文模式), and its signature, which covers no body, fits", "未加密（明文模式），签名（不含正文）正确"))
 	case doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery)
 	default:
-		d.fail(verdictToken, spoken{"it is not encrypted (明文模式), and no token made its signature", "未加密（明文模式），且签名不是由任何 token 产生"}, remedyToken)
+		d.fail(verdictToken, texts("it is not encrypted (明文模式), and no token made its signature", "未加密（明文模式），且签名不是由任何 token 产生"), remedyToken)
 	}
 }
 
@@ -412,11 +413,11 @@ func (c *capture) decryptEcho(d *decryption, q *pushQuery, all []*pushKeys) {
 	of := c.signer(d, q, all)
 	switch doubt := c.doubt(q, false); {
 	case of != nil:
-		d.opens(of, []byte(q.echoStr), spoken{"it is WeChat's check of a URL (服务器配置校验), and its signature fits", "这是微信的服务器配置校验，签名正确"})
+		d.opens(of, []byte(q.echoStr), texts("it is WeChat's check of a URL (服务器配置校验), and its signature fits", "这是微信的服务器配置校验，签名正确"))
 	case doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery)
 	default:
-		d.fail(verdictToken, spoken{"it is WeChat's check of a URL (服务器配置校验), and no token made its signature", "这是微信的服务器配置校验，签名不是由任何 token 产生"}, remedyToken)
+		d.fail(verdictToken, texts("it is WeChat's check of a URL (服务器配置校验), and no token made its signature", "这是微信的服务器配置校验，签名不是由任何 token 产生"), remedyToken)
 	}
 }
 

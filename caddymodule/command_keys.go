@@ -17,15 +17,9 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
-// exitFailed is the exit code of decrypt, send and doctor when what was asked about is not well; 1 is for what cannot be
+// exitFailed is the exit code of status, decrypt, send and doctor when what was asked about is not well; 1 is for what cannot be
 // asked at all.
 const exitFailed = 2
-
-// spoken is a text for people, in both languages.
-type spoken struct {
-	EN string `json:"en"`
-	ZH string `json:"zh"`
-}
 
 // pushKeys are what the pushes for one receive id are made with.
 type pushKeys struct {

@@ -255,12 +255,12 @@ type sent struct {
 
 // sendResult is what came of all tries.
 type sendResult struct {
-	OK    bool    `json:"ok"`
-	Keys  string  `json:"keys,omitempty"`
-	Tries []sent  `json:"tries"`
-	Kind  string  `json:"kind,omitempty"` // success, reply, echostr
-	Reply string  `json:"reply,omitempty"`
-	Wrong *spoken `json:"wrong,omitempty"`
+	OK    bool         `json:"ok"`
+	Keys  string       `json:"keys,omitempty"`
+	Tries []sent       `json:"tries"`
+	Kind  string       `json:"kind,omitempty"` // success, reply, echostr
+	Reply string       `json:"reply,omitempty"`
+	Wrong *tokens.Text `json:"wrong,omitempty"`
 }
 
 // run sends, judges and prints.
@@ -458,7 +458,7 @@ func plainCause(err error) error {
 // judge says whether the last answer is one that WeChat takes.
 func (o *outgoing) judge(r *sendResult) {
 	s := &r.Tries[len(r.Tries)-1]
-	wrong := func(en, zh string) { r.Wrong = &spoken{en, zh} }
+	wrong := func(en, zh string) { r.Wrong = &tokens.Text{EN: en, ZH: zh} }
 	body := bytes.TrimSpace(s.body)
 	switch {
 	case s.Error != "":
@@ -490,7 +490,7 @@ func (o *outgoing) judge(r *sendResult) {
 }
 
 func (o *outgoing) judgeSealed(r *sendResult, body []byte) {
-	wrong := func(en, zh string) { r.Wrong = &spoken{en, zh} }
+	wrong := func(en, zh string) { r.Wrong = &tokens.Text{EN: en, ZH: zh} }
 	message, err := o.keys.codec.OpenReply(body)
 	switch {
 	case errors.Is(err, crypto.ErrEnvelope):
@@ -525,9 +525,9 @@ func (o *outgoing) judgeMessage(r *sendResult, message []byte, f *crypto.Fields)
 	r.Reply = string(message)
 	switch {
 	case f.Format != o.fields.Format:
-		r.Wrong = &spoken{"the reply is " + f.Format.String() + ", the push was " + o.fields.Format.String(), "回复的数据格式与推送不同"}
+		r.Wrong = &tokens.Text{EN: "the reply is " + f.Format.String() + ", the push was " + o.fields.Format.String(), ZH: "回复的数据格式与推送不同"}
 	case len(o.fields.FromUserName) > 0 && !bytes.Equal(f.ToUserName, o.fields.FromUserName):
-		r.Wrong = &spoken{"the reply's ToUserName is not the sender", "回复的 ToUserName 不是发送者"}
+		r.Wrong = &tokens.Text{EN: "the reply's ToUserName is not the sender", ZH: "回复的 ToUserName 不是发送者"}
 	default:
 		r.OK, r.Kind = true, "reply"
 	}

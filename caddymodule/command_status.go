@@ -39,7 +39,7 @@ The exit code is 0 if nothing is red, 2 if something is, and 1 if the gateway co
 			return caddy.ExitCodeFailedStartup, err
 		case level == Red:
 			cmd.SilenceErrors, cmd.SilenceUsage = true, true // the code says it
-			return exitUnhealthy, nil
+			return exitFailed, nil
 		}
 		return caddy.ExitCodeSuccess, nil
 	})

@@ -67,7 +67,7 @@ func TestStatusCommand(t *testing.T) {
 	} {
 		address, _ := adminServer(t, map[string]string{"GET /wechat/status": answer(tt.level)})
 		out, _, err := command(statusCommand(), "--address", address, "--lang", tt.lang)
-		if red := err != nil && err.Error() == fmt.Sprintf("exiting with status %d", exitUnhealthy); red != tt.red || err != nil && !red {
+		if red := err != nil && err.Error() == fmt.Sprintf("exiting with status %d", exitFailed); red != tt.red || err != nil && !red {
 			t.Errorf("%s: %v", tt.level, err)
 		}
 		for _, text := range tt.says {

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // maxCapture bounds a captured push, in bytes: a push at max_body, sealed, with its headers.
@@ -112,16 +114,16 @@ func withoutURL(err error) error {
 
 // doubt is what is wrong with a query as it stands, whatever the keys are; the zero value: nothing. Sealed says that the
 // body is encrypted.
-func (c *capture) doubt(q *pushQuery, sealed bool) spoken {
+func (c *capture) doubt(q *pushQuery, sealed bool) tokens.Text {
 	if !c.hasQuery {
-		return spoken{}
+		return tokens.Text{}
 	}
 	if strings.Contains(c.query, "&amp;") {
-		return spoken{"the query has &amp; where & belongs: it was copied out of a web page", "查询串中 & 变成了 &amp;：是从网页中复制出来的"}
+		return texts("the query has &amp; where & belongs: it was copied out of a web page", "查询串中 & 变成了 &amp;：是从网页中复制出来的")
 	}
 	values, err := url.ParseQuery(c.query)
 	if err != nil {
-		return spoken{"the query is not escaped rightly", "查询串的转义不正确"}
+		return texts("the query is not escaped rightly", "查询串的转义不正确")
 	}
 	want := []string{"timestamp", "nonce", "msg_signature"}
 	if !sealed {
@@ -133,25 +135,25 @@ func (c *capture) doubt(q *pushQuery, sealed bool) spoken {
 		case n == 0 || values.Get(name) == "":
 			missing = append(missing, name)
 		case n > 1:
-			return spoken{name + " is there twice in the query", "查询串中 " + name + " 出现了两次"}
+			return texts(name+" is there twice in the query", "查询串中 "+name+" 出现了两次")
 		}
 	}
 	if len(missing) > 0 {
 		names := strings.Join(missing, ", ")
-		return spoken{"the query lacks " + names, "查询串缺少 " + names}
+		return texts("the query lacks "+names, "查询串缺少 "+names)
 	}
 	for _, name := range []string{"msg_signature", "signature"} {
 		if s := values.Get(name); s != "" && !signatureShape.MatchString(s) {
-			return spoken{fmt.Sprintf("%s has %d characters or others than 0-9 and a-f, want 40 of those", name, len(s)), name + " 应为 40 位小写十六进制字符"}
+			return texts(fmt.Sprintf("%s has %d characters or others than 0-9 and a-f, want 40 of those", name, len(s)), name+" 应为 40 位小写十六进制字符")
 		}
 	}
 	if s := values.Get("timestamp"); len(s) != len("1700000000") || strings.Trim(s, "0123456789") != "" {
-		return spoken{"timestamp is not ten digits", "timestamp 不是 10 位数字"}
+		return texts("timestamp is not ten digits", "timestamp 不是 10 位数字")
 	}
 	if err := q.parse(c.query); err != nil {
-		return spoken{"the gateway would refuse the query: " + err.Error(), "网关会拒绝该查询串"}
+		return texts("the gateway would refuse the query: "+err.Error(), "网关会拒绝该查询串")
 	}
-	return spoken{}
+	return tokens.Text{}
 }
 
 var signatureShape = regexp.MustCompile(`^[0-9a-f]{40}$`)
@@ -171,14 +173,14 @@ func (c *capture) pushQuery() *pushQuery {
 }
 
 // cutShort is what says that the body is not all there; the zero value: nothing.
-func (c *capture) cutShort() spoken {
+func (c *capture) cutShort() tokens.Text {
 	if missing := c.announce - int64(len(c.body)); missing > 0 {
-		return spoken{fmt.Sprintf("%d of the %d bytes of the body are missing", missing, c.announce), fmt.Sprintf("正文共 %d 字节，缺少 %d 字节", c.announce, missing)}
+		return texts(fmt.Sprintf("%d of the %d bytes of the body are missing", missing, c.announce), fmt.Sprintf("正文共 %d 字节，缺少 %d 字节", c.announce, missing))
 	}
 	if c.announce >= 0 && c.announce < int64(len(c.body)) {
-		return spoken{"the body is longer than its Content-Length", "正文比 Content-Length 更长"}
+		return texts("the body is longer than its Content-Length", "正文比 Content-Length 更长")
 	}
-	return spoken{}
+	return tokens.Text{}
 }
 
 // stampTime is what a timestamp says, nil if it says nothing.

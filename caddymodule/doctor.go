@@ -18,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 const (
@@ -43,26 +45,26 @@ const (
 
 // doctorResult is what a check found about one thing.
 type doctorResult struct {
-	ID      string  `json:"id"`
-	Level   string  `json:"level"`
-	Subject string  `json:"subject,omitempty"`
-	Text    spoken  `json:"text"`
-	Remedy  *spoken `json:"remedy,omitempty"`
+	ID      string       `json:"id"`
+	Level   string       `json:"level"`
+	Subject string       `json:"subject,omitempty"`
+	Text    tokens.Text  `json:"text"`
+	Remedy  *tokens.Text `json:"remedy,omitempty"`
 }
 
 func greenOf(subject, en, zh string) doctorResult {
-	return doctorResult{Level: doctorGreen, Subject: subject, Text: spoken{en, zh}}
+	return doctorResult{Level: doctorGreen, Subject: subject, Text: texts(en, zh)}
 }
 
 func skippedOf(subject, en, zh string) doctorResult {
-	return doctorResult{Level: doctorSkipped, Subject: subject, Text: spoken{en, zh}}
+	return doctorResult{Level: doctorSkipped, Subject: subject, Text: texts(en, zh)}
 }
 
-func redOf(subject string, text, remedy spoken) doctorResult {
+func redOf(subject string, text, remedy tokens.Text) doctorResult {
 	return doctorResult{Level: doctorRed, Subject: subject, Text: text, Remedy: &remedy}
 }
 
-func yellowOf(subject string, text, remedy spoken) doctorResult {
+func yellowOf(subject string, text, remedy tokens.Text) doctorResult {
 	r := redOf(subject, text, remedy)
 	r.Level = doctorYellow
 	return r

@@ -282,22 +282,22 @@ func (c *doctorConfig) hosts() (list []string) {
 func (d *doctor) checkConfig(context.Context) []doctorResult {
 	c := &d.config
 	if c.loadError != nil {
-		return []doctorResult{redOf(c.file, spoken{"Caddy does not load it: " + c.loadError.Error(), "Caddy 无法加载：" + c.loadError.Error()},
-			spoken{"mend what it says, then try `caddy validate`", "按提示修正，然后用 `caddy validate` 验证"})}
+		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+c.loadError.Error()),
+			texts("mend what it says, then try `caddy validate`", "按提示修正，然后用 `caddy validate` 验证"))}
 	}
 	results := []doctorResult{greenOf(c.file, fmt.Sprintf("loads: %d platforms, %d accounts, %d clients", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)), "可以加载")}
 	if len(c.app.Platforms)+len(c.app.Accounts) == 0 {
-		results = append(results, redOf("wechat", spoken{"there is neither a platform nor an account", "没有配置平台或公众号"},
-			spoken{"add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account"}))
+		results = append(results, redOf("wechat", texts("there is neither a platform nor an account", "没有配置平台或公众号"),
+			texts("add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account")))
 	}
 	if len(c.app.SealKeys) == 0 {
-		results = append(results, yellowOf("seal_key", spoken{"there is none: tickets and refresh tokens are stored as Caddy stores private keys, readable by whoever reads its storage", "未配置：票据与 refresh token 以 Caddy 存储私钥的方式保存，能读取存储者即可读取"},
-			spoken{"add seal_key {env.WECHAT_SEAL_KEY} with what `openssl rand -hex 32` prints", "添加 seal_key {env.WECHAT_SEAL_KEY}，值用 `openssl rand -hex 32` 生成"}))
+		results = append(results, yellowOf("seal_key", texts("there is none: tickets and refresh tokens are stored as Caddy stores private keys, readable by whoever reads its storage", "未配置：票据与 refresh token 以 Caddy 存储私钥的方式保存，能读取存储者即可读取"),
+			texts("add seal_key {env.WECHAT_SEAL_KEY} with what `openssl rand -hex 32` prints", "添加 seal_key {env.WECHAT_SEAL_KEY}，值用 `openssl rand -hex 32` 生成")))
 	}
 	for _, acc := range c.app.Accounts {
 		if acc != nil && len(acc.Tokens) > 0 && (acc.Mode == modePlain || acc.Mode == "" && len(acc.AESKeys) == 0) {
-			results = append(results, yellowOf("account "+acc.AppID, spoken{"its pushes are in 明文模式, in which WeChat signs no text", "推送为明文模式，微信不对内容签名"},
-				spoken{"choose 安全模式 in its server configuration and give the aes_key", "在服务器配置中选择安全模式并填写 aes_key"}))
+			results = append(results, yellowOf("account "+acc.AppID, texts("its pushes are in 明文模式, in which WeChat signs no text", "推送为明文模式，微信不对内容签名"),
+				texts("choose 安全模式 in its server configuration and give the aes_key", "在服务器配置中选择安全模式并填写 aes_key")))
 		}
 	}
 	return results
@@ -315,13 +315,13 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 		v, err := repl.ReplaceOrErr(text, true, true)
 		switch {
 		case err == nil && strings.TrimSpace(v) != v:
-			results = append(results, redOf(subject, spoken{fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)},
-				spoken{"set it without them; a file is read with its last newline", "去掉首尾空白；从文件读取时会包含末尾换行"}))
+			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)),
+				texts("set it without them; a file is read with its last newline", "去掉首尾空白；从文件读取时会包含末尾换行")))
 		case err == nil:
 			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, name)))
 		case needed:
-			results = append(results, redOf(subject, spoken{fmt.Sprintf("%s: %s resolves to nothing", field, name), fmt.Sprintf("%s：%s 解析为空", field, name)},
-				spoken{"set what it refers to before starting Caddy, and run doctor with the gateway's environment", "启动 Caddy 前设置它所引用的值；并在网关的环境变量下运行 doctor"}))
+			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s resolves to nothing", field, name), fmt.Sprintf("%s：%s 解析为空", field, name)),
+				texts("set what it refers to before starting Caddy, and run doctor with the gateway's environment", "启动 Caddy 前设置它所引用的值；并在网关的环境变量下运行 doctor")))
 		default:
 			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s is not set, as after a rotation", field, name), fmt.Sprintf("%s：%s 未设置（轮换已结束）", field, name)))
 		}
@@ -359,7 +359,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	_, problems := d.config.app.pushKeys()
 	for _, p := range problems {
 		if !strings.Contains(p.err.Error(), "resolves to nothing") {
-			results = append(results, redOf(p.what+" "+p.appid, spoken{p.err.Error(), p.err.Error()}, spoken{"compare with WeChat's console", "与微信控制台核对"}))
+			results = append(results, redOf(p.what+" "+p.appid, texts(p.err.Error(), p.err.Error()), texts("compare with WeChat's console", "与微信控制台核对")))
 		}
 	}
 	if len(results) == 0 {
@@ -392,20 +392,20 @@ func (d *doctor) checkOAuth(context.Context) []doctorResult {
 func oauthResult(s *doctorSite, name, base, origin string, hosts []string) doctorResult {
 	subject := name + " " + base
 	host, port, err := redirectHost(s, origin)
-	remedy := spoken{"serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台"}
+	remedy := texts("serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台")
 	named := doctorSite{host: host}
 	switch {
 	case err != nil:
-		return redOf(subject, spoken{"origin: " + err.Error(), "origin 不是合法的源"}, remedy)
+		return redOf(subject, texts("origin: "+err.Error(), "origin 不是合法的源"), remedy)
 	case strings.HasPrefix(host, "*."):
 		return greenOf(subject, "redirects come back to "+host+": enter the domain behind the asterisk as 公众号开发域名, in the form $APPID$"+host[1:], "回调域名为 "+host+"：请以 $APPID$"+host[1:]+" 的形式填为公众号开发域名")
 	case !named.isPublic():
-		return redOf(subject, spoken{fmt.Sprintf("redirects come back to '%s', which WeChat accepts as no domain: it wants a name, no IP address", host), fmt.Sprintf("回调地址“%s”不是微信接受的域名：需要域名，不能是 IP", host)}, remedy)
+		return redOf(subject, texts(fmt.Sprintf("redirects come back to '%s', which WeChat accepts as no domain: it wants a name, no IP address", host), fmt.Sprintf("回调地址“%s”不是微信接受的域名：需要域名，不能是 IP", host)), remedy)
 	case port != "" && port != "80" && port != "443":
-		return redOf(subject, spoken{"redirects come back to port " + port + ": a domain of WeChat's has none", "回调使用端口 " + port + "：微信域名不能带端口"}, remedy)
+		return redOf(subject, texts("redirects come back to port "+port+": a domain of WeChat's has none", "回调使用端口 "+port+"：微信域名不能带端口"), remedy)
 	case !slices.Contains(hosts, host):
-		return yellowOf(subject, spoken{"redirects come back to " + host + ", which no site of this config serves", "回调域名 " + host + " 不在此配置的站点中"},
-			spoken{"add a site for it, or mend origin; if another server passes it on to here, all is well", "添加该站点或修正 origin；若由其他服务器转发到此则无妨"})
+		return yellowOf(subject, texts("redirects come back to "+host+", which no site of this config serves", "回调域名 "+host+" 不在此配置的站点中"),
+			texts("add a site for it, or mend origin; if another server passes it on to here, all is well", "添加该站点或修正 origin；若由其他服务器转发到此则无妨"))
 	}
 	if name == "wechat_authorize" {
 		return greenOf(subject, host+": it must be the platform's 授权发起页域名", host+"：须与平台的授权发起页域名一致")

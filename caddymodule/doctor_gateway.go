@@ -104,16 +104,11 @@ type gatewayStatus struct {
 
 // gatewayFinding is something that the gateway finds wrong itself.
 type gatewayFinding struct {
-	Level   string `json:"level"`
-	Code    string `json:"code"`
-	Subject string `json:"subject"`
-	Text    spoken `json:"text"`
-	Remedy  spoken `json:"remedy"`
-}
-
-// grantedSet is one that an account granted.
-type grantedSet struct {
-	ID int `json:"id"`
+	Level   string      `json:"level"`
+	Code    string      `json:"code"`
+	Subject string      `json:"subject"`
+	Text    tokens.Text `json:"text"`
+	Remedy  tokens.Text `json:"remedy"`
 }
 
 // checkGateway asks the running gateway how it is.
@@ -139,13 +134,13 @@ func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 		}) {
 			continue
 		}
-		remedy := spoken{"compare 授权事件接收URL in the platform's console with the site, see the check push, then press its button to push the ticket again", "核对平台控制台的授权事件接收URL，参见 push 检查，然后在控制台点击重新推送票据"}
+		remedy := texts("compare 授权事件接收URL in the platform's console with the site, see the check push, then press its button to push the ticket again", "核对平台控制台的授权事件接收URL，参见 push 检查，然后在控制台点击重新推送票据")
 		switch {
 		case p.Ticket.AgeSeconds == nil && p.Ticket.Received == nil:
-			results = append(results, redOf(subject, spoken{"no ticket has come yet", "尚未收到票据"}, remedy))
+			results = append(results, redOf(subject, texts("no ticket has come yet", "尚未收到票据"), remedy))
 		case p.Ticket.AgeSeconds != nil && *p.Ticket.AgeSeconds > ticketDoubt.Seconds():
 			age := (time.Duration(*p.Ticket.AgeSeconds) * time.Second).Round(time.Minute)
-			results = append(results, yellowOf(subject, spoken{"the ticket is " + age.String() + " old; WeChat pushes one every ten minutes", "票据已有 " + age.String() + "；微信每十分钟推送一次"}, remedy))
+			results = append(results, yellowOf(subject, texts("the ticket is "+age.String()+" old; WeChat pushes one every ten minutes", "票据已有 "+age.String()+"；微信每十分钟推送一次"), remedy))
 		default:
 			results = append(results, greenOf(subject, "its ticket is fresh", "票据新鲜"))
 		}
@@ -177,28 +172,23 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 	results := doctorEach(d, ctx, page.Authorizers, func(ctx context.Context, e entry) doctorResult {
 		subject := "authorizer " + e.AppID
 		if e.State == "revoked" {
-			return yellowOf(subject, spoken{"it has revoked its authorization", "已取消授权"}, spoken{"have its owner authorise the platform again, if it is still wanted", "如仍需要，请其管理员重新授权"})
+			return yellowOf(subject, texts("it has revoked its authorization", "已取消授权"), texts("have its owner authorise the platform again, if it is still wanted", "如仍需要，请其管理员重新授权"))
 		}
-		var detail struct {
-			Type struct {
-				MiniProgram bool `json:"mini_program"`
-			} `json:"type"`
-			PermissionSets []grantedSet `json:"permission_sets"`
-			Token          struct {
-				Error string `json:"error"`
-			} `json:"token"`
-		}
+		var detail authorizerDetail
 		if err := d.askAdmin(ctx, "/wechat/authorizers/"+url.PathEscape(e.AppID)+"?platform="+url.QueryEscape(e.Platform), &detail); err != nil {
 			r := d.skippedFor(err)
 			r.Subject = subject
 			return r
 		}
-		if detail.Token.Error != "" {
-			return redOf(subject, spoken{"its token cannot be had: " + detail.Token.Error, "无法获取其 token：" + detail.Token.Error}, spoken{"see `caddy wechat explain` for the code, and the log for the rest", "错误码见 `caddy wechat explain`，其余见日志"})
+		if e := detail.Token.Error; e != nil {
+			return redOf(subject, texts("its token cannot be had: "+e.EN, "无法获取其 token："+e.ZH), texts("see `caddy wechat explain` for the code, and the log for the rest", "错误码见 `caddy wechat explain`，其余见日志"))
+		}
+		if detail.Type == nil {
+			return skippedOf(subject, "WeChat does not say now what kind of account it is", "微信暂未返回账号类型")
 		}
 		var missing []int
 		for _, id := range tokens.PermissionSetsInUse(detail.Type.MiniProgram) {
-			if !slices.ContainsFunc(detail.PermissionSets, func(s grantedSet) bool { return s.ID == id }) {
+			if !slices.ContainsFunc(detail.PermissionSets, func(s permissionSet) bool { return s.ID == id }) {
 				missing = append(missing, id)
 			}
 		}
@@ -211,7 +201,7 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 				names = append(names, tokens.DescribePermissionSets([]int{id}))
 			}
 			text := strings.Join(names, ", ")
-			return yellowOf(subject, spoken{"it did not grant " + text, "未授予权限集：" + text}, spoken{"have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"})
+			return yellowOf(subject, texts("it did not grant "+text, "未授予权限集："+text), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"))
 		}
 		return greenOf(subject, fmt.Sprintf("%d permission sets, and no trouble with its token", len(detail.PermissionSets)), fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
 	})
@@ -341,7 +331,7 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 			return explainedOf(appid, said.Code, said.Msg)
 		}
 		if len(said.DNS) == 0 {
-			return redOf(appid, spoken{"WeChat finds no address of the server's host", "微信无法解析服务器域名"}, spoken{"mend the DNS of the host in 服务器配置; see the check dns", "请修正服务器配置中域名的解析，参见 dns 检查"})
+			return redOf(appid, texts("WeChat finds no address of the server's host", "微信无法解析服务器域名"), texts("mend the DNS of the host in 服务器配置; see the check dns", "请修正服务器配置中域名的解析，参见 dns 检查"))
 		}
 		var ips []string
 		for _, a := range said.DNS {
@@ -349,8 +339,8 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 		}
 		for _, p := range said.Ping {
 			if p.Loss != "" && p.Loss != "0%" {
-				return yellowOf(appid, spoken{fmt.Sprintf("WeChat loses %s of its pings to %s (from %s)", p.Loss, p.IP, p.From), fmt.Sprintf("微信 ping %s 丢包 %s", p.IP, p.Loss)},
-					spoken{"if the firewall drops pings, that is all; else the route from WeChat is bad", "若防火墙丢弃 ping 则无妨，否则微信到本机的线路不佳"})
+				return yellowOf(appid, texts(fmt.Sprintf("WeChat loses %s of its pings to %s (from %s)", p.Loss, p.IP, p.From), fmt.Sprintf("微信 ping %s 丢包 %s", p.IP, p.Loss)),
+					texts("if the firewall drops pings, that is all; else the route from WeChat is bad", "若防火墙丢弃 ping 则无妨，否则微信到本机的线路不佳"))
 			}
 		}
 		return greenOf(appid, "WeChat resolves the server to "+strings.Join(ips, ", ")+" and reaches it", "微信解析为 "+strings.Join(ips, "、")+"，可以到达")

@@ -32,8 +32,8 @@ func (d *doctor) checkRoots(context.Context) []doctorResult {
 	if err == nil && roots != nil && !roots.Equal(x509.NewCertPool()) {
 		return []doctorResult{greenOf("", "the system has CA roots", "系统有 CA 根证书")}
 	}
-	return []doctorResult{redOf("", spoken{"the system has no CA roots: WeChat's certificate cannot be checked", "系统没有 CA 根证书，无法验证微信的证书"},
-		spoken{"install them: the package ca-certificates, in a container too", "请安装 ca-certificates（容器中也需要）"})}
+	return []doctorResult{redOf("", texts("the system has no CA roots: WeChat's certificate cannot be checked", "系统没有 CA 根证书，无法验证微信的证书"),
+		texts("install them: the package ca-certificates, in a container too", "请安装 ca-certificates（容器中也需要）"))}
 }
 
 // checkDNS: the names of the config's sites have addresses.
@@ -45,23 +45,23 @@ func (d *doctor) checkDNS(ctx context.Context) []doctorResult {
 	return doctorEach(d, ctx, hosts, func(ctx context.Context, host string) doctorResult {
 		addrs, err := d.resolve(ctx, host)
 		if err != nil || len(addrs) == 0 {
-			return redOf(host, spoken{"has no address: " + causeOf(err), "没有解析结果"}, spoken{"add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"})
+			return redOf(host, texts("has no address: "+causeOf(err), "没有解析结果"), texts("add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"))
 		}
-		var texts []string
+		var found []string
 		ipv4, private := false, false
 		for _, a := range addrs {
 			a = a.Unmap()
-			texts = append(texts, a.String())
+			found = append(found, a.String())
 			ipv4 = ipv4 || a.Is4()
 			private = private || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast()
 		}
-		list := strings.Join(texts, ", ")
+		list := strings.Join(found, ", ")
 		switch {
 		case private:
-			return yellowOf(host, spoken{"is " + list + " here, which WeChat cannot reach", "在本机解析为 " + list + "，微信无法访问"},
-				spoken{"if that is only the answer inside your network, look from outside as well", "若只是内网解析结果，请从外网再查一次"})
+			return yellowOf(host, texts("is "+list+" here, which WeChat cannot reach", "在本机解析为 "+list+"，微信无法访问"),
+				texts("if that is only the answer inside your network, look from outside as well", "若只是内网解析结果，请从外网再查一次"))
 		case !ipv4:
-			return yellowOf(host, spoken{"has IPv6 addresses alone (" + list + ")", "只有 IPv6 地址（" + list + "）"}, spoken{"add an A record: WeChat pushes over IPv4", "请添加 A 记录：微信通过 IPv4 推送"})
+			return yellowOf(host, texts("has IPv6 addresses alone ("+list+")", "只有 IPv6 地址（"+list+"）"), texts("add an A record: WeChat pushes over IPv4", "请添加 A 记录：微信通过 IPv4 推送"))
 		}
 		return greenOf(host, "is "+list, "解析为 "+list)
 	})
@@ -97,19 +97,19 @@ func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
 func (d *doctor) certificate(ctx context.Context, host string, port uint) doctorResult {
 	conn, err := d.dialHost(ctx, "tcp", net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)))
 	if err != nil {
-		return redOf(host, spoken{fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d", port)},
-			spoken{"is the gateway running, and does the firewall let the port in? From inside your own network the public address may not be reachable", "网关是否在运行、防火墙是否放行？内网可能无法访问自己的公网地址"})
+		return redOf(host, texts(fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d", port)),
+			texts("is the gateway running, and does the firewall let the port in? From inside your own network the public address may not be reachable", "网关是否在运行、防火墙是否放行？内网可能无法访问自己的公网地址"))
 	}
 	defer func() { _ = conn.Close() }()
 	roots, _ := d.roots()
 	secured := tls.Client(conn, &tls.Config{ServerName: host, RootCAs: roots, Time: d.now, MinVersion: tls.VersionTLS12})
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return redOf(host, spoken{"WeChat would not accept it: " + tlsCause(err), "微信不会接受其证书：" + tlsCause(err)},
-			spoken{"let Caddy get a certificate: ports 80 and 443 open, the name pointing here; its log says what failed", "让 Caddy 获取证书：开放 80 与 443 端口、域名指向本机；失败原因见日志"})
+		return redOf(host, texts("WeChat would not accept it: "+tlsCause(err), "微信不会接受其证书："+tlsCause(err)),
+			texts("let Caddy get a certificate: ports 80 and 443 open, the name pointing here; its log says what failed", "让 Caddy 获取证书：开放 80 与 443 端口、域名指向本机；失败原因见日志"))
 	}
 	ends := secured.ConnectionState().PeerCertificates[0].NotAfter
 	if left := ends.Sub(d.now()); left < soonExpired {
-		return yellowOf(host, spoken{fmt.Sprintf("its certificate ends in %s", left.Round(time.Hour)), "证书即将到期"}, spoken{"see in Caddy's log why it is not renewed", "请在 Caddy 日志中查看未续期的原因"})
+		return yellowOf(host, texts(fmt.Sprintf("its certificate ends in %s", left.Round(time.Hour)), "证书即将到期"), texts("see in Caddy's log why it is not renewed", "请在 Caddy 日志中查看未续期的原因"))
 	}
 	return greenOf(host, "its certificate is good until "+ends.UTC().Format(time.DateOnly), "证书有效期至 "+ends.UTC().Format(time.DateOnly))
 }
@@ -146,19 +146,19 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 		if a, err := netip.ParseAddr(host); err == nil {
 			addrs = append(addrs, a)
 		} else if addrs, err = d.resolve(ctx, host); err != nil || len(addrs) == 0 {
-			return redOf(upstream, spoken{"has no address: " + causeOf(err), "没有解析结果"}, spoken{"mend the name, or the DNS of this machine", "请修正名称或本机 DNS"})
+			return redOf(upstream, texts("has no address: "+causeOf(err), "没有解析结果"), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
 		}
 		number, _ := strconv.ParseUint(port, 10, 16)
 		for _, a := range addrs {
 			a = a.Unmap()
 			if (a.IsLoopback() || slices.Contains(own, a)) && slices.Contains(d.config.listens, uint(number)) {
-				return redOf(upstream, spoken{"leads back to the gateway itself (" + a.String() + "): a push would go round for ever", "解析到网关自身（" + a.String() + "）：推送会无限循环"},
-					spoken{"name the backend by an address that is not the gateway's, such as its internal name", "请用后端自己的地址，例如内网名称"})
+				return redOf(upstream, texts("leads back to the gateway itself ("+a.String()+"): a push would go round for ever", "解析到网关自身（"+a.String()+"）：推送会无限循环"),
+					texts("name the backend by an address that is not the gateway's, such as its internal name", "请用后端自己的地址，例如内网名称"))
 			}
 		}
 		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
 		if err != nil {
-			return yellowOf(upstream, spoken{"takes no connection: " + causeOf(err), "无法连接"}, spoken{"start the backend, or mend its address", "请启动后端或修正地址"})
+			return yellowOf(upstream, texts("takes no connection: "+causeOf(err), "无法连接"), texts("start the backend, or mend its address", "请启动后端或修正地址"))
 		}
 		_ = conn.Close()
 		return greenOf(upstream, "takes connections, and is not the gateway", "可以连接，且不是网关自身")
@@ -248,16 +248,16 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 		var said struct {
 			Code *int64 `json:"errcode"`
 		}
-		remedy := spoken{"let this machine reach " + a.origin.Host + " on port 443, or configure proxy", "请放行本机到 " + a.origin.Host + " 的 443 端口，或配置 proxy"}
+		remedy := texts("let this machine reach "+a.origin.Host+" on port 443, or configure proxy", "请放行本机到 "+a.origin.Host+" 的 443 端口，或配置 proxy")
 		var r doctorResult
 		switch {
 		case a.err != nil:
-			r = redOf(subject, spoken{"cannot be reached" + way + ": " + tlsCause(a.err), "无法访问：" + tlsCause(a.err)}, remedy)
+			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问："+tlsCause(a.err)), remedy)
 		case a.doctorAnswer == nil:
 			r = skippedOf(subject, "there was no time left for it", "没有时间进行此项检查")
 		case json.Unmarshal(a.body, &said) != nil || said.Code == nil:
-			r = redOf(subject, spoken{fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d，但不是微信的回复", a.status)},
-				spoken{"something in between answers: a login page, a filter or a wrong proxy", "中间设备拦截了请求：登录页、过滤器或错误的代理"})
+			r = redOf(subject, texts(fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d，但不是微信的回复", a.status)),
+				texts("something in between answers: a login page, a filter or a wrong proxy", "中间设备拦截了请求：登录页、过滤器或错误的代理"))
 		default:
 			r = greenOf(subject, fmt.Sprintf("answers%s after %d ms", way, a.took.Milliseconds()), fmt.Sprintf("可以访问，%d 毫秒", a.took.Milliseconds()))
 		}
@@ -281,8 +281,8 @@ func (d *doctor) checkClock(ctx context.Context) []doctorResult {
 		}
 		// Date has whole seconds, and is half of one late on average.
 		offset := a.at.Sub(theirs.Add(time.Second / 2)).Round(time.Second)
-		text := spoken{fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset)}
-		remedy := spoken{"set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony"}
+		text := texts(fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset))
+		remedy := texts("set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony")
 		switch {
 		case offset.Abs() >= defaultTimestampWindow:
 			text.EN += ": pushes are refused as stale"
@@ -299,7 +299,7 @@ func (d *doctor) checkClock(ctx context.Context) []doctorResult {
 // explainedOf is an errcode with what it means and what to do.
 func explainedOf(subject string, code int64, msg string) doctorResult {
 	e, _ := tokens.Explain(code)
-	text := spoken{fmt.Sprintf("errcode %d: %s", code, e.Meaning.EN), fmt.Sprintf("errcode %d：%s", code, e.Meaning.ZH)}
+	text := texts(fmt.Sprintf("errcode %d: %s", code, e.Meaning.EN), fmt.Sprintf("errcode %d：%s", code, e.Meaning.ZH))
 	if ip := tokens.EgressIP(msg); ip != "" {
 		text.EN += "; WeChat saw " + ip
 		text.ZH += "；微信看到的地址为 " + ip
@@ -308,5 +308,5 @@ func explainedOf(subject string, code int64, msg string) doctorResult {
 		text.EN += "; rid " + rid
 		text.ZH += "；rid " + rid
 	}
-	return redOf(subject, text, spoken(e.Remedy))
+	return redOf(subject, text, tokens.Text(e.Remedy))
 }

@@ -89,27 +89,27 @@ func (d *doctor) handshake(ctx context.Context, client *http.Client, p pushURL) 
 	query := url.Values{"signature": {p.keys.codec.Signature(stamp, nonce)}, "timestamp": {stamp}, "nonce": {nonce}, "echostr": {echo}}
 	a, err := d.ask(ctx, client, http.MethodGet, p.url+"?"+query.Encode(), "", nil)
 	if err != nil {
-		return redOf(subject, spoken{"cannot be reached: " + tlsCause(err), "无法访问：" + tlsCause(err)},
-			spoken{"see the checks dns and tls; from inside your own network the public address may not be reachable", "参见 dns 与 tls 检查；内网可能无法访问自己的公网地址"})
+		return redOf(subject, texts("cannot be reached: "+tlsCause(err), "无法访问："+tlsCause(err)),
+			texts("see the checks dns and tls; from inside your own network the public address may not be reachable", "参见 dns 与 tls 检查；内网可能无法访问自己的公网地址"))
 	}
 	switch {
 	case a.status == http.StatusOK && string(a.body) == echo && a.took > slowPush:
-		return yellowOf(subject, spoken{fmt.Sprintf("answers the handshake only after %d ms", a.took.Milliseconds()), fmt.Sprintf("握手耗时 %d 毫秒", a.took.Milliseconds())},
-			spoken{"see what slows the way down: WeChat waits 5 seconds", "请检查链路：微信只等待 5 秒"})
+		return yellowOf(subject, texts(fmt.Sprintf("answers the handshake only after %d ms", a.took.Milliseconds()), fmt.Sprintf("握手耗时 %d 毫秒", a.took.Milliseconds())),
+			texts("see what slows the way down: WeChat waits 5 seconds", "请检查链路：微信只等待 5 秒"))
 	case a.status == http.StatusOK && string(a.body) == echo:
 		return greenOf(subject, fmt.Sprintf("answers WeChat's handshake after %d ms and refuses a forgery", a.took.Milliseconds()), fmt.Sprintf("握手正常（%d 毫秒），并拒绝伪造的推送", a.took.Milliseconds()))
 	case a.status == http.StatusOK && bytes.Contains(a.body, []byte(echo)):
-		return redOf(subject, spoken{"answers echostr, but with something around it: WeChat wants it byte for byte", "回复的 echostr 前后有多余内容：微信要求完全一致"},
-			spoken{"take away what adds to answers: a template, a BOM, a newline", "去掉附加内容的处理：模板、BOM、换行"})
+		return redOf(subject, texts("answers echostr, but with something around it: WeChat wants it byte for byte", "回复的 echostr 前后有多余内容：微信要求完全一致"),
+			texts("take away what adds to answers: a template, a BOM, a newline", "去掉附加内容的处理：模板、BOM、换行"))
 	case a.status == http.StatusForbidden:
-		return redOf(subject, spoken{"refuses the handshake (403): the running gateway has another token, or its clock is off", "拒绝握手（403）：运行中的网关使用另一个 token，或时钟有偏差"},
-			spoken{"reload the gateway with this config and the same environment; its log says why it refused", "请用此配置与相同的环境变量重新加载网关；拒绝原因见日志"})
+		return redOf(subject, texts("refuses the handshake (403): the running gateway has another token, or its clock is off", "拒绝握手（403）：运行中的网关使用另一个 token，或时钟有偏差"),
+			texts("reload the gateway with this config and the same environment; its log says why it refused", "请用此配置与相同的环境变量重新加载网关；拒绝原因见日志"))
 	case a.status >= 300 && a.status < 400:
-		return redOf(subject, spoken{fmt.Sprintf("redirects (HTTP %d): WeChat follows no redirect of a push", a.status), fmt.Sprintf("发生重定向（HTTP %d）：微信推送不跟随", a.status)},
-			spoken{"enter the URL in WeChat's console as it is served: https, and the right host", "请在微信控制台填写实际提供服务的 URL"})
+		return redOf(subject, texts(fmt.Sprintf("redirects (HTTP %d): WeChat follows no redirect of a push", a.status), fmt.Sprintf("发生重定向（HTTP %d）：微信推送不跟随", a.status)),
+			texts("enter the URL in WeChat's console as it is served: https, and the right host", "请在微信控制台填写实际提供服务的 URL"))
 	}
-	return redOf(subject, spoken{fmt.Sprintf("answers HTTP %d instead of echostr: the gateway does not get this request", a.status), fmt.Sprintf("返回 HTTP %d 而非 echostr：请求没有到达网关", a.status)},
-		spoken{"see what answers before the gateway: another server, a CDN, a login, or a route without wechat_message", "请检查网关之前的环节：其他服务器、CDN、登录，或缺少 wechat_message 的路由"})
+	return redOf(subject, texts(fmt.Sprintf("answers HTTP %d instead of echostr: the gateway does not get this request", a.status), fmt.Sprintf("返回 HTTP %d 而非 echostr：请求没有到达网关", a.status)),
+		texts("see what answers before the gateway: another server, a CDN, a login, or a route without wechat_message", "请检查网关之前的环节：其他服务器、CDN、登录，或缺少 wechat_message 的路由"))
 }
 
 // forgery sends a push with a wrong signature.
@@ -122,11 +122,11 @@ func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) do
 	if err == nil && a.status == http.StatusForbidden {
 		return greenOf(subject, "refuses a forgery", "拒绝伪造的推送")
 	}
-	what := spoken{"a POST gets no answer: " + causeOf(err), "POST 没有回复"}
+	what := texts("a POST gets no answer: "+causeOf(err), "POST 没有回复")
 	if err == nil {
-		what = spoken{fmt.Sprintf("a POST with a wrong signature gets HTTP %d, want 403: it does not go to the gateway as a GET does", a.status), fmt.Sprintf("签名错误的 POST 返回 HTTP %d，应为 403：POST 没有像 GET 一样到达网关", a.status)}
+		what = texts(fmt.Sprintf("a POST with a wrong signature gets HTTP %d, want 403: it does not go to the gateway as a GET does", a.status), fmt.Sprintf("签名错误的 POST 返回 HTTP %d，应为 403：POST 没有像 GET 一样到达网关", a.status))
 	}
-	return redOf(subject, what, spoken{"let POST through unchanged: look at firewalls (WAF), CDNs and routes that only match GET", "请原样放行 POST：检查 WAF、CDN 与仅匹配 GET 的路由"})
+	return redOf(subject, what, texts("let POST through unchanged: look at firewalls (WAF), CDNs and routes that only match GET", "请原样放行 POST：检查 WAF、CDN 与仅匹配 GET 的路由"))
 }
 
 // checkVerifyFiles fetches the verification files from outside, on http and https.
@@ -170,28 +170,28 @@ func (d *doctor) checkVerifyFiles(ctx context.Context) []doctorResult {
 	return doctorEach(d, ctx, list, func(ctx context.Context, w wanted) doctorResult {
 		a, err := d.ask(ctx, client, http.MethodGet, w.url, "", nil)
 		if err != nil {
-			return redOf(w.url, spoken{"cannot be fetched: " + tlsCause(err), "无法获取：" + tlsCause(err)}, spoken{"see the checks dns and tls", "参见 dns 与 tls 检查"})
+			return redOf(w.url, texts("cannot be fetched: "+tlsCause(err), "无法获取："+tlsCause(err)), texts("see the checks dns and tls", "参见 dns 与 tls 检查"))
 		}
 		return judgeVerifyFile(w.url, a, w.content)
 	})
 }
 
 func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResult {
-	serve := spoken{"serve it with wechat_verify, before any login, redirect or rewrite, on the http:// site too", "请在登录、重定向、改写之前用 wechat_verify 提供，http:// 站点也需要"}
+	serve := texts("serve it with wechat_verify, before any login, redirect or rewrite, on the http:// site too", "请在登录、重定向、改写之前用 wechat_verify 提供，http:// 站点也需要")
 	switch {
 	case a.status >= 300 && a.status < 400:
-		return redOf(subject, spoken{fmt.Sprintf("is redirected (HTTP %d): WeChat may not follow", a.status), fmt.Sprintf("被重定向（HTTP %d）：微信可能不跟随", a.status)}, serve)
+		return redOf(subject, texts(fmt.Sprintf("is redirected (HTTP %d): WeChat may not follow", a.status), fmt.Sprintf("被重定向（HTTP %d）：微信可能不跟随", a.status)), serve)
 	case a.status != http.StatusOK:
-		return redOf(subject, spoken{fmt.Sprintf("HTTP %d", a.status), fmt.Sprintf("HTTP %d", a.status)}, serve)
+		return redOf(subject, texts(fmt.Sprintf("HTTP %d", a.status), fmt.Sprintf("HTTP %d", a.status)), serve)
 	case isPage(a.body):
-		return redOf(subject, spoken{"is a web page", "返回的是网页"}, spoken{"download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信控制台重新下载；若文件无误，则有其他服务先行回复"})
+		return redOf(subject, texts("is a web page", "返回的是网页"), texts("download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信控制台重新下载；若文件无误，则有其他服务先行回复"))
 	case bytes.HasPrefix(a.body, byteOrderMark):
-		return redOf(subject, spoken{"begins with a byte order mark: WeChat says 86103", "以 BOM 开头：微信会报 86103"}, spoken{"save the file without a BOM, or download it again", "请以无 BOM 方式保存，或重新下载"})
+		return redOf(subject, texts("begins with a byte order mark: WeChat says 86103", "以 BOM 开头：微信会报 86103"), texts("save the file without a BOM, or download it again", "请以无 BOM 方式保存，或重新下载"))
 	case content != nil && !bytes.Equal(a.body, content):
-		return redOf(subject, spoken{"is not what the config has: another file is served", "与配置中的内容不同：提供的是另一个文件"}, spoken{"reload the gateway, or see what else serves this host", "请重新加载网关，或检查该域名由谁提供服务"})
+		return redOf(subject, texts("is not what the config has: another file is served", "与配置中的内容不同：提供的是另一个文件"), texts("reload the gateway, or see what else serves this host", "请重新加载网关，或检查该域名由谁提供服务"))
 	}
 	if kind, _, _ := strings.Cut(a.header.Get("Content-Type"), ";"); kind != "text/plain" {
-		return yellowOf(subject, spoken{"is served as '" + kind + "', not as text/plain", "Content-Type 为“" + kind + "”，不是 text/plain"}, serve)
+		return yellowOf(subject, texts("is served as '"+kind+"', not as text/plain", "Content-Type 为“"+kind+"”，不是 text/plain"), serve)
 	}
 	return greenOf(subject, "is served as it is", "内容正确")
 }

@@ -63,22 +63,14 @@ func withRemedy(refusal *tokens.APIError) string {
 
 // explanation is what is known of an errcode, as JSON.
 type explanation struct {
-	Code    int64          `json:"errcode"`
-	Known   bool           `json:"known"`
-	Class   tokens.Class   `json:"class"`
-	Meaning *explainedText `json:"meaning"`
-	Remedy  *explainedText `json:"remedy"`
+	Code    int64        `json:"errcode"`
+	Known   bool         `json:"known"`
+	Class   tokens.Class `json:"class"`
+	Meaning *tokens.Text `json:"meaning"`
+	Remedy  *tokens.Text `json:"remedy"`
 }
-
-// explainedText is a text for people, as JSON.
-type explainedText struct {
-	EN string `json:"en"`
-	ZH string `json:"zh"`
-}
-
-func newExplainedText(t tokens.Text) *explainedText { return &explainedText{t.EN, t.ZH} }
 
 func newExplanation(code int64) explanation {
 	e, known := tokens.Explain(code)
-	return explanation{code, known, e.Class, newExplainedText(e.Meaning), newExplainedText(e.Remedy)}
+	return explanation{code, known, e.Class, &e.Meaning, &e.Remedy}
 }

@@ -43,21 +43,21 @@ const (
 // Entry is one thing that happened at the gateway, for who runs it: a push, a call, a login. It never holds content, an
 // openid, an event key, a query or a token.
 type Entry struct {
-	Seq      uint64         `json:"seq"`
-	Time     time.Time      `json:"time"`
-	Kind     string         `json:"kind"`
-	AppID    string         `json:"appid,omitempty"`
-	Platform string         `json:"platform,omitempty"`
-	Client   string         `json:"client,omitempty"`
-	What     string         `json:"what,omitempty"`
-	Outcome  string         `json:"outcome"`
-	Status   int            `json:"status,omitempty"`
-	TookMS   float64        `json:"took_ms,omitempty"`
-	ErrCode  int64          `json:"errcode,omitempty"`
-	RID      string         `json:"rid,omitempty"`
-	Reason   string         `json:"reason,omitempty"`
-	Meaning  *explainedText `json:"meaning,omitempty"`
-	Remedy   *explainedText `json:"remedy,omitempty"`
+	Seq      uint64       `json:"seq"`
+	Time     time.Time    `json:"time"`
+	Kind     string       `json:"kind"`
+	AppID    string       `json:"appid,omitempty"`
+	Platform string       `json:"platform,omitempty"`
+	Client   string       `json:"client,omitempty"`
+	What     string       `json:"what,omitempty"`
+	Outcome  string       `json:"outcome"`
+	Status   int          `json:"status,omitempty"`
+	TookMS   float64      `json:"took_ms,omitempty"`
+	ErrCode  int64        `json:"errcode,omitempty"`
+	RID      string       `json:"rid,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
+	Meaning  *tokens.Text `json:"meaning,omitempty"`
+	Remedy   *tokens.Text `json:"remedy,omitempty"`
 
 	took time.Duration
 	// known: the account is one of ours, as far as the caller proved. One that is not takes no place in the table.
@@ -80,7 +80,7 @@ func (e Entry) shown() Entry {
 		return e
 	}
 	if known, ok := tokens.Explain(e.ErrCode); ok {
-		e.Meaning, e.Remedy = newExplainedText(known.Meaning), newExplainedText(known.Remedy)
+		e.Meaning, e.Remedy = &known.Meaning, &known.Remedy
 	}
 	return e
 }

@@ -42,7 +42,7 @@ type health struct {
 
 func newHealth(m *metrics) *health { return &health{metrics: m, started: time.Now()} }
 
-// TokenRefreshed implements tokens.Observer. What platforms and accounts lack is in their state; authorizers are too many.
+// TokenRefreshed is tokens.Observer's, for watcher. What platforms and accounts lack is in their state; authorizers are too many.
 func (h *health) TokenRefreshed(kind tokens.Kind, appid string, took time.Duration, err error) {
 	h.metrics.TokenRefreshed(kind, appid, took, err)
 	if kind == tokens.KindComponent || kind == tokens.KindAccount {
@@ -58,13 +58,13 @@ func (h *health) TokenRefreshed(kind tokens.Kind, appid string, took time.Durati
 	h.sightings.saw(codeAuthorizerToken, appid, reasonOf(err))
 }
 
-// RogueRefresh implements tokens.Observer.
+// RogueRefresh is tokens.Observer's, for watcher.
 func (h *health) RogueRefresh(kind tokens.Kind, appid string) {
 	h.metrics.RogueRefresh(kind, appid)
 	h.sightings.saw(codeRogue, appid, texts(string(kind), string(kind)))
 }
 
-// StoreOperation implements tokens.Observer.
+// StoreOperation is tokens.Observer's, for watcher.
 func (h *health) StoreOperation(op string, took time.Duration, err error) {
 	h.metrics.StoreOperation(op, took, err)
 	h.store.note(op, err)
@@ -73,7 +73,7 @@ func (h *health) StoreOperation(op string, took time.Duration, err error) {
 // sightings remembers, for a while, what was seen to go wrong and leaves no other trace. The zero value is ready.
 type sightings struct {
 	held atomic.Int32 // how many there are, so that what goes well looks at nothing else
-	mu   sync.Mutex
+	mu   sync.RWMutex
 	seen map[sightingKey]*sighting
 }
 
@@ -93,6 +93,11 @@ func (s *sightings) saw(code, subject string, detail tokens.Text) {
 	k := sightingKey{code, subject}
 	x := s.seen[k]
 	if x == nil {
+		for old, was := range s.seen { // else what nobody asks about would stay
+			if time.Since(was.last) > sightingLife {
+				delete(s.seen, old)
+			}
+		}
 		if len(s.seen) >= maxSightings {
 			s.dropOldest()
 		}
@@ -122,6 +127,12 @@ func (s *sightings) dropOldest() {
 func (s *sightings) mended(subject string, codes ...string) {
 	if s.held.Load() == 0 {
 		return
+	}
+	s.mu.RLock()
+	there := slices.ContainsFunc(codes, func(code string) bool { return s.seen[sightingKey{code, subject}] != nil })
+	s.mu.RUnlock()
+	if !there {
+		return // what there is concerns somebody else, and this is on the way of each push
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

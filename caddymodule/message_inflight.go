@@ -262,6 +262,9 @@ func (t *callTable) worthTrying(c *call, p pace) time.Time {
 func (t *callTable) finish(c *call, a passiveReply, at time.Time) (late bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c.done {
+		return c.late // it was withdrawn meanwhile
+	}
 	c.done, c.answer, c.answeredAt = true, a, at
 	t.running--
 	if c.ready != nil {
@@ -276,6 +279,9 @@ func (t *callTable) finish(c *call, a passiveReply, at time.Time) (late bool) {
 func (t *callTable) abandon(c *call, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c.done {
+		return // it was withdrawn meanwhile
+	}
 	c.done, c.abandoned, c.answeredAt = true, true, at
 	t.running--
 	if c.ready != nil {
@@ -341,7 +347,7 @@ func (t *callTable) sweep(now time.Time) {
 		if !full && age < answerLife {
 			return
 		}
-		if !k.is(keptAbandoned) {
+		if !k.is(keptAbandoned) && t.kept.has(k) { // else it was withdrawn, and is another node's
 			if full && age < retryLife {
 				t.dropped("answer")
 			}

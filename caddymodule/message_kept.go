@@ -66,6 +66,7 @@ type keptCall []byte
 
 func (k keptCall) id() pushID               { return pushID(k[keptID:]) }
 func (k keptCall) validUntil() int64        { return int64(binary.LittleEndian.Uint64(k[keptValidUntil:])) } //nolint:gosec // as it was stored
+func (k keptCall) arrivals() int            { return int(k[keptArrivals]) }
 func (k keptCall) is(flag byte) bool        { return k[keptFlags]&flag != 0 }
 func (k keptCall) size() int                { return keptHeader + int(binary.LittleEndian.Uint32(k[keptLength:])) }
 func (k keptCall) offset(at int) (d int64)  { return int64(binary.LittleEndian.Uint64(k[at:])) }      //nolint:gosec // as it was stored
@@ -92,6 +93,12 @@ func (s *keptCalls) find(id pushID) keptCall {
 		return s.at(s.index.slots[i].place())
 	}
 	return nil
+}
+
+// has reports whether a kept call is the one that find finds.
+func (s *keptCalls) has(k keptCall) bool {
+	found := s.find(k.id())
+	return found != nil && &found[0] == &k[0]
 }
 
 // forget has find find nothing of a push. What is kept of it goes when it is the oldest.
@@ -275,7 +282,7 @@ func (s *keptCalls) write(k keptCall, c *call) {
 func (s *keptCalls) call(k keptCall) *call {
 	return &call{
 		id: k.id(), kept: true, done: true, first: s.time(k, keptFirst), answeredAt: s.time(k, keptAnsweredAt), validUntil: k.validUntil(),
-		arrivals: int(k[keptArrivals]), run: int(k[keptRun]),
+		arrivals: k.arrivals(), run: int(k[keptRun]),
 		delivered: k.is(keptDelivered), late: k.is(keptLate), abandoned: k.is(keptAbandoned), owned: k.is(keptOwned),
 		answer: passiveReply{outcome: keptOutcomes[k[keptOutcome]], body: append([]byte(nil), k[keptHeader:k.size()]...)},
 	}

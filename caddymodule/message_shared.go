@@ -337,17 +337,19 @@ type unclaimedCall struct {
 func (t *callTable) unclaimed(now time.Time) (list []unclaimedCall) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	add := func(c *call) {
-		if age := now.Sub(c.first); !c.owned && !c.abandoned && age < catchUpAge && len(list) < maxCaughtUp {
-			list = append(list, unclaimedCall{c.id, age, c.arrivals, c.validUntil})
+	add := func(u unclaimedCall) {
+		if u.age < catchUpAge && len(list) < maxCaughtUp {
+			list = append(list, u)
 		}
 	}
 	for _, c := range t.calls {
-		add(c)
+		if !c.owned && !c.abandoned {
+			add(unclaimedCall{c.id, now.Sub(c.first), c.arrivals, c.validUntil})
+		}
 	}
 	for k := range t.kept.all {
-		if t.calls[k.id()] == nil && len(list) < maxCaughtUp {
-			add(t.kept.call(k))
+		if !k.is(keptOwned|keptAbandoned) && t.calls[k.id()] == nil {
+			add(unclaimedCall{k.id(), now.Sub(t.kept.time(k, keptFirst)), k.arrivals(), k.validUntil()})
 		}
 	}
 	return list

@@ -154,16 +154,16 @@ func result(err error) string {
 	return "ok"
 }
 
-// TokenRefreshed implements tokens.Observer.
+// TokenRefreshed is tokens.Observer's, for watcher.
 func (m *metrics) TokenRefreshed(kind tokens.Kind, _ string, took time.Duration, err error) {
 	m.tokenRefreshes.WithLabelValues(string(kind), result(err)).Inc()
 	m.refreshDuration.WithLabelValues(string(kind)).Observe(took.Seconds())
 }
 
-// TokenAwaited implements tokens.Observer.
+// TokenAwaited is tokens.Observer's, for watcher.
 func (m *metrics) TokenAwaited(callers int) { m.tokenWaiters.Add(float64(callers)) }
 
-// RogueRefresh implements tokens.Observer.
+// RogueRefresh is tokens.Observer's, for watcher.
 func (m *metrics) RogueRefresh(kind tokens.Kind, _ string) {
 	m.rogues.WithLabelValues(string(kind)).Inc()
 }
@@ -204,7 +204,7 @@ func (k keepingCollector) Collect(c chan<- prometheus.Metric) {
 	c <- prometheus.MustNewConstMetric(recordsUnsavedDesc, prometheus.GaugeValue, float64(k.manager.Unsaved()))
 }
 
-// StoreOperation implements tokens.Observer.
+// StoreOperation is tokens.Observer's, for watcher.
 func (m *metrics) StoreOperation(op string, took time.Duration, err error) {
 	m.storeDuration.WithLabelValues(m.store, op).Observe(took.Seconds())
 	if op == "lock" {

@@ -85,6 +85,11 @@ func operationQuery(r *http.Request, names ...string) (url.Values, error) {
 			return nil, badRequest(name + ": comes twice")
 		}
 	}
+	for name := range q {
+		if !known[name] {
+			return nil, badRequest(fmt.Sprintf("%q: there is no such parameter", name))
+		}
+	}
 	return q, nil
 }
 

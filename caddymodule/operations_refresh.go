@@ -89,7 +89,6 @@ func (o *operations) revoke(w http.ResponseWriter, r *http.Request) error {
 	if err := o.app.manager().Forget(r.Context(), platform, appid); err != nil {
 		return o.refused(w, "the authorization cannot be dropped", err)
 	}
-	o.logger.Warn("authorization dropped on demand: for WeChat it goes on until the account cancels it there", zap.String("platform", platform), zap.String("appid", appid))
 	return answerJSON(w, http.StatusOK, struct {
 		Platform string `json:"platform"`
 		AppID    string `json:"appid"`
@@ -115,7 +114,7 @@ func (o *operations) drain(w http.ResponseWriter, r *http.Request) error {
 	}
 	failed := []failedExchange{}
 	for _, f := range d.Failed {
-		failed = append(failed, failedExchange{f.Platform, f.AppID, f.Err.Error()})
+		failed = append(failed, failedExchange{f.Platform, f.AppID, reasonOf(f.Err).EN})
 	}
 	o.logger.Info("authorization codes tried on demand", zap.Int("waiting", d.Waiting), zap.Int("done", d.Done))
 	return answerJSON(w, http.StatusOK, struct {

@@ -45,7 +45,7 @@ func (a *App) examine(ctx context.Context) *examination {
 	tokenCtx, cancel := context.WithTimeout(ctx, tokenCheckWait)
 	defer cancel()
 	for _, p := range a.Platforms {
-		x.platforms = append(x.platforms, x.platform(tokenCtx, p))
+		x.platforms = append(x.platforms, x.platform(ctx, tokenCtx, p))
 	}
 	failing := 0
 	for _, acc := range a.Accounts {
@@ -109,13 +109,23 @@ func (x *examination) examineStore(ctx context.Context) {
 	}
 }
 
-func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus {
+// platform looks at a platform. TokenCtx is what is left of the time that all platforms have to get a token.
+func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) PlatformStatus {
 	m := x.app.manager()
 	s := PlatformStatus{AppID: p.AppID, Keys: keyStatus(p.ring), LastPush: timeOf(when(p.ring.last))}
 	received := m.TicketReceived(p.AppID)
 	if x.storeErr == nil && x.now.Sub(received) > ticketReread {
-		// Another node may have been told since. If the store fails now, it is found by the next examination.
-		received, _ = m.LastTicket(ctx, p.AppID)
+		// Another node may have been told since.
+		storeCtx, cancel := context.WithTimeout(ctx, storeCheckWait)
+		at, err := m.LastTicket(storeCtx, p.AppID)
+		cancel()
+		if err == nil {
+			received = at
+		} else {
+			x.storeErr = err
+			x.store.LastError, x.store.Error = timeOf(x.now), safeReason(err)
+			x.found(storeDown(x.store))
+		}
 	}
 	if !received.IsZero() {
 		s.Ticket = &TicketStatus{Received: *timeOf(received), Age: max(0, int64(x.now.Sub(received)/time.Second))}
@@ -123,7 +133,7 @@ func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus 
 	hasTicket := x.ticket(p, received)
 	state := m.HeldToken(tokens.ComponentKey(p.AppID))
 	if !state.Live && hasTicket && x.storeErr == nil {
-		_, err := m.Get(ctx, tokens.ComponentKey(p.AppID)) // which is held back if it failed a moment ago
+		_, err := m.Get(tokenCtx, tokens.ComponentKey(p.AppID)) // which is held back if it failed a moment ago
 		if state = m.HeldToken(tokens.ComponentKey(p.AppID)); state.Err == nil && !state.Live {
 			state.Err = err
 		}
@@ -135,7 +145,7 @@ func (x *examination) platform(ctx context.Context, p *Platform) PlatformStatus 
 	if at := when(p.ring.release); !at.IsZero() {
 		s.ReleaseCheck = ReleaseCheckStatus{true, timeOf(at)}
 	}
-	lost := len(m.Orphans(p.AppID))
+	lost := m.OrphanCount(p.AppID)
 	waiting, oldest := m.Unexchanged(p.AppID)
 	s.Unexchanged = lost + waiting
 	if waiting > 0 && x.now.Sub(oldest) > codeWaits {

@@ -78,7 +78,7 @@ func ticketOverdue(platform string, age time.Duration, asking error) Finding {
 	}
 }
 
-// tokenFails is about the token of a platform or an account. Dead: the gateway is not ready without it.
+// tokenFails is about the token of a platform or an account. Unready: the gateway is not ready without it.
 func tokenFails(subject, about string, state tokens.TokenState, unready bool) Finding {
 	f := Finding{Level: Red, Code: "token_failing", Subject: subject, about: about, unready: unready}
 	lives := texts("", "")
@@ -135,8 +135,8 @@ func olderInUse(subject, appid, what string) Finding {
 func olderUnused(subject, appid, what string) Finding {
 	return Finding{
 		Level: Green, Code: "rotation_finished", Subject: subject, about: appid,
-		Text:   texts("pushes open with the newest "+what+" alone", "推送已全部使用最新的 "+what),
-		Remedy: texts("the older "+what+" can be taken out of the configuration", "可以从配置中移除旧的 "+what),
+		Text:   texts("pushes to this node open with the newest "+what+" alone", "推送到本节点的消息已全部使用最新的 "+what),
+		Remedy: texts("if all nodes say so, the older "+what+" can be taken out of the configuration", "若所有节点均如此，可以从配置中移除旧的 "+what),
 	}
 }
 

@@ -177,7 +177,7 @@ func reasonOf(err error) tokens.Text {
 	if api, ok := errors.AsType[*tokens.APIError](err); ok {
 		known, listed := tokens.Explain(api.Code)
 		rid := ""
-		if api.RID != "" {
+		if api.RID != "" && (listed || !strings.Contains(api.Msg, api.RID)) {
 			rid = " (rid " + api.RID + ")"
 		}
 		if !listed {

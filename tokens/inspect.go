@@ -233,9 +233,12 @@ func (m *Manager) RenewNow(ctx context.Context, k Key) (expires time.Time, err e
 	}
 	now := time.Now()
 	if at, found := m.orders.GetOrSet(k, func() time.Time { return now }); found {
-		return time.Time{}, &TooSoonError{at.Add(RenewNowEvery).Sub(now), "this token was renewed on demand"}
+		return time.Time{}, &TooSoonError{at.Add(RenewNowEvery).Sub(now), "somebody had this token renewed"}
 	}
 	token, err := m.awaitRenewalFor(ctx, env, k, e.token.Value, true)
+	if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrStore) {
+		m.orders.Delete(k) // WeChat has not been asked
+	}
 	return token.ExpiresAt, err
 }
 

@@ -99,6 +99,7 @@ func newNameIndex(platforms []string) *nameIndex {
 // rewind has the building begin at the first folder.
 func (x *nameIndex) rewind() {
 	x.at, x.lines, x.walked, x.began = place{platform: x.platforms[0]}, nil, 0, time.Now()
+	x.full.Store(false)
 }
 
 // foldName is a name as it is compared: without the difference of capitals, and without what ends a line.

@@ -182,6 +182,12 @@ func (m *Manager) Orphans(platform string) (appids []string) {
 	return appids
 }
 
+// OrphanCount is how many Orphans there are.
+func (m *Manager) OrphanCount(platform string) (n int) {
+	m.rosters.change(platform, func(r *roster) { n = len(r.orphans) })
+	return n
+}
+
 func rosterJob(platform string) string { return "roster " + platform }
 
 // wantRoster has the list read soon.
