@@ -317,6 +317,57 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// TestDocumentRun: commands that open the config or the store are run as the unit runs the gateway, and $run is said to be
+// the same wherever it is.
+func TestDocumentRun(t *testing.T) {
+	t.Parallel()
+	unit := document(t, "contrib/caddy-wechat.service")
+	defined := regexp.MustCompile(`(?m)^run="(systemd-run .*)"$`)
+	asOperator := regexp.MustCompile(`(?m)^\s*(\S*caddy\S* (?:validate|wechat (?:export|import|doctor)) .*)$`)
+	for _, doc := range bothDocs() {
+		text := document(t, doc)
+		for _, block := range anyFence.FindAllString(text, -1) {
+			for _, m := range asOperator.FindAllStringSubmatch(block, -1) {
+				t.Errorf("%s: not as the gateway's user: %s", doc, m[1])
+			}
+		}
+		definitions := defined.FindAllStringSubmatch(text, -1)
+		if strings.Contains(text, "\n$run ") && len(definitions) == 0 && !strings.Contains(text, "`$run`") {
+			t.Errorf("%s does not say what $run is", doc)
+		}
+		if len(definitions) == 0 && (strings.Contains(doc, "operations") || strings.Contains(doc, "quickstart")) {
+			t.Errorf("%s does not define $run", doc)
+		}
+		for _, m := range definitions {
+			var settings, environment []string
+			words := strings.Fields(m[1])
+			for i, word := range words {
+				name, value, _ := strings.Cut(word, "=")
+				switch {
+				case name == "--uid":
+					settings = append(settings, "User="+value)
+				case name == "--gid":
+					settings = append(settings, "Group="+value)
+				case i > 0 && words[i-1] == "-p":
+					settings = append(settings, word)
+				case i > 0 && words[i-1] == "-E":
+					environment = append(environment, word)
+				case !slices.Contains([]string{"systemd-run", "--quiet", "--collect", "--pipe", "--wait", "-p", "-E"}, word):
+					t.Errorf("%s: %s is not known", doc, word)
+				}
+			}
+			if len(settings) != 4 || len(environment) != 3 {
+				t.Errorf("%s: %q, %q", doc, settings, environment)
+			}
+			for _, line := range append(settings, "Environment="+strings.Join(environment, " ")) {
+				if !strings.Contains(unit, "\n"+line+"\n") {
+					t.Errorf("%s: the unit does not have %s", doc, line)
+				}
+			}
+		}
+	}
+}
+
 // TestContainerFiles: the image is built by the Go of go.mod from what there is, and does not run as root.
 func TestContainerFiles(t *testing.T) {
 	t.Parallel()
