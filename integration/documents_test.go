@@ -368,6 +368,34 @@ func TestDocumentRun(t *testing.T) {
 	}
 }
 
+// TestAdminDocument: operations.md lists each operation of the admin endpoint, and no other.
+func TestAdminDocument(t *testing.T) {
+	t.Parallel()
+	operation := regexp.MustCompile(`\{http\.Method(\w+), "/([^"]+)", o\.\w+\}`)
+	row := regexp.MustCompile("(?m)^\\| `([A-Z]+) ([^`?]+)(?:\\?[^`]*)?`(?:[^|]* `([A-Z]+)`)? \\|")
+	var want []string
+	for _, m := range operation.FindAllStringSubmatch(document(t, "caddymodule/operations.go"), -1) {
+		want = append(want, strings.ToUpper(m[1])+" "+strings.NewReplacer("{", "<", "}", ">").Replace(m[2]))
+	}
+	slices.Sort(want)
+	if len(want) < 17 {
+		t.Fatalf("operations: %q", want)
+	}
+	for _, doc := range []string{"docs/operations.md", "docs/operations.zh-CN.md"} {
+		var got []string
+		for _, m := range row.FindAllStringSubmatch(document(t, doc), -1) {
+			got = append(got, m[1]+" "+m[2])
+			if m[3] != "" {
+				got = append(got, m[3]+" "+m[2])
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", doc, got, want)
+		}
+	}
+}
+
 // TestContainerFiles: the image is built by the Go of go.mod from what there is, and does not run as root.
 func TestContainerFiles(t *testing.T) {
 	t.Parallel()
