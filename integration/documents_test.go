@@ -63,6 +63,7 @@ var (
 	codeSpan   = regexp.MustCompile("`([^`\n]+)`")
 	comment    = regexp.MustCompile(`(?m)(^|[ \t]+)# .*$`)
 	tableRow   = regexp.MustCompile(`(?m)^\|.*\|$`)
+	tableCode  = regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")
 	link       = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	metricName = regexp.MustCompile(`caddy_wechat_([a-z_]+[a-z])`)
 	testName   = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)`")
@@ -175,12 +176,31 @@ func TestDocumentNames(t *testing.T) {
 	}
 }
 
-// TestTroubleshooting: every line that is quoted as the log's is in the source, every code is a finding's, and each
-// symptom has a cause and a remedy.
+// findingCodes are the codes of all findings, by the source.
+func findingCodes(t *testing.T) (codes []string) {
+	t.Helper()
+	find := func(file, pattern, prefix string) {
+		found := regexp.MustCompile(pattern).FindAllStringSubmatch(document(t, file), -1)
+		if len(found) == 0 {
+			t.Fatalf("%s has no codes", file)
+		}
+		for _, m := range found {
+			codes = append(codes, prefix+m[1])
+		}
+	}
+	find("caddymodule/status_findings.go", `Code(?:: | = )"([a-z_]+)"(?:,|\n)`, "")
+	find("caddymodule/status_sightings.go", `(?m)^\tcode[A-Za-z]+ += "([a-z_]+)"$`, "")
+	find("caddymodule/health.go", `(?m)^\tclass[A-Za-z]+ += "([a-z_]+)"`, "host_")
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
+// TestTroubleshooting: every line that is quoted as the log's is in the source, every finding's code has a symptom or is in
+// the table at the end, there are no other codes, and each symptom has a cause and a remedy.
 func TestTroubleshooting(t *testing.T) {
 	t.Parallel()
-	source := goSource(t, "../caddymodule", "", "_test.go")
-	logged := source + goSource(t, "../tokens", "", "_test.go") + goSource(t, "../crypto", "", "_test.go")
+	codes := findingCodes(t)
+	logged := goSource(t, "../caddymodule", "", "_test.go") + goSource(t, "../tokens", "", "_test.go") + goSource(t, "../crypto", "", "_test.go")
 	var quoted [][]string
 	for _, language := range []struct{ file, log, status, cause, remedy string }{
 		{"docs/troubleshooting.md", "- Log: ", "- Status: ", "- Cause: ", "- Remedy: "},
@@ -191,7 +211,7 @@ func TestTroubleshooting(t *testing.T) {
 		if len(symptoms) < 30 {
 			t.Errorf("%s has %d symptoms", language.file, len(symptoms))
 		}
-		var quotes []string
+		var quotes, named []string
 		for _, symptom := range symptoms {
 			title, _, _ := strings.Cut(symptom, "\n")
 			if strings.Count(symptom, "\n"+language.cause) != 1 || strings.Count(symptom, "\n"+language.remedy) != 1 {
@@ -210,9 +230,7 @@ func TestTroubleshooting(t *testing.T) {
 				case strings.HasPrefix(line, language.status):
 					for _, m := range spans {
 						quotes = append(quotes, m[1])
-						if !strings.Contains(source, `"`+m[1]) {
-							t.Errorf("%s: %s: there is no finding %s", language.file, title, m[1])
-						}
+						named = append(named, m[1])
 					}
 				default:
 					continue
@@ -221,6 +239,13 @@ func TestTroubleshooting(t *testing.T) {
 					t.Errorf("%s: %s quotes nothing: %s", language.file, title, line)
 				}
 			}
+		}
+		for _, m := range tableCode.FindAllStringSubmatch(text, -1) {
+			named = append(named, m[1])
+		}
+		slices.Sort(named)
+		if named = slices.Compact(named); !slices.Equal(named, codes) {
+			t.Errorf("%s has the codes\n%q, findings\n%q", language.file, named, codes)
 		}
 		quoted = append(quoted, quotes)
 	}
