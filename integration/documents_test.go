@@ -63,6 +63,7 @@ var (
 	codeSpan   = regexp.MustCompile("`([^`\n]+)`")
 	comment    = regexp.MustCompile(`(?m)(^|[ \t]+)# .*$`)
 	tableRow   = regexp.MustCompile(`(?m)^\|.*\|$`)
+	tableCode  = regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")
 	link       = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	metricName = regexp.MustCompile(`caddy_wechat_([a-z_]+[a-z])`)
 	testName   = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)`")
@@ -175,12 +176,31 @@ func TestDocumentNames(t *testing.T) {
 	}
 }
 
-// TestTroubleshooting: every line that is quoted as the log's is in the source, every code is a finding's, and each
-// symptom has a cause and a remedy.
+// findingCodes are the codes of all findings, by the source.
+func findingCodes(t *testing.T) (codes []string) {
+	t.Helper()
+	find := func(file, pattern, prefix string) {
+		found := regexp.MustCompile(pattern).FindAllStringSubmatch(document(t, file), -1)
+		if len(found) == 0 {
+			t.Fatalf("%s has no codes", file)
+		}
+		for _, m := range found {
+			codes = append(codes, prefix+m[1])
+		}
+	}
+	find("caddymodule/status_findings.go", `Code(?:: | = )"([a-z_]+)"(?:,|\n)`, "")
+	find("caddymodule/status_sightings.go", `(?m)^\tcode[A-Za-z]+ += "([a-z_]+)"$`, "")
+	find("caddymodule/health.go", `(?m)^\tclass[A-Za-z]+ += "([a-z_]+)"`, "host_")
+	slices.Sort(codes)
+	return slices.Compact(codes)
+}
+
+// TestTroubleshooting: every line that is quoted as the log's is in the source, every finding's code has a symptom or is in
+// the table at the end, there are no other codes, and each symptom has a cause and a remedy.
 func TestTroubleshooting(t *testing.T) {
 	t.Parallel()
-	source := goSource(t, "../caddymodule", "", "_test.go")
-	logged := source + goSource(t, "../tokens", "", "_test.go") + goSource(t, "../crypto", "", "_test.go")
+	codes := findingCodes(t)
+	logged := goSource(t, "../caddymodule", "", "_test.go") + goSource(t, "../tokens", "", "_test.go") + goSource(t, "../crypto", "", "_test.go")
 	var quoted [][]string
 	for _, language := range []struct{ file, log, status, cause, remedy string }{
 		{"docs/troubleshooting.md", "- Log: ", "- Status: ", "- Cause: ", "- Remedy: "},
@@ -191,7 +211,7 @@ func TestTroubleshooting(t *testing.T) {
 		if len(symptoms) < 30 {
 			t.Errorf("%s has %d symptoms", language.file, len(symptoms))
 		}
-		var quotes []string
+		var quotes, named []string
 		for _, symptom := range symptoms {
 			title, _, _ := strings.Cut(symptom, "\n")
 			if strings.Count(symptom, "\n"+language.cause) != 1 || strings.Count(symptom, "\n"+language.remedy) != 1 {
@@ -210,9 +230,7 @@ func TestTroubleshooting(t *testing.T) {
 				case strings.HasPrefix(line, language.status):
 					for _, m := range spans {
 						quotes = append(quotes, m[1])
-						if !strings.Contains(source, `"`+m[1]) {
-							t.Errorf("%s: %s: there is no finding %s", language.file, title, m[1])
-						}
+						named = append(named, m[1])
 					}
 				default:
 					continue
@@ -221,6 +239,13 @@ func TestTroubleshooting(t *testing.T) {
 					t.Errorf("%s: %s quotes nothing: %s", language.file, title, line)
 				}
 			}
+		}
+		for _, m := range tableCode.FindAllStringSubmatch(text, -1) {
+			named = append(named, m[1])
+		}
+		slices.Sort(named)
+		if named = slices.Compact(named); !slices.Equal(named, codes) {
+			t.Errorf("%s has the codes\n%q, findings\n%q", language.file, named, codes)
 		}
 		quoted = append(quoted, quotes)
 	}
@@ -313,6 +338,85 @@ func TestUnit(t *testing.T) {
 		}
 		if out, err := exec.CommandContext(t.Context(), analyze, "verify", file).CombinedOutput(); err != nil || len(out) > 0 { //nolint:gosec // systemd's
 			t.Errorf("systemd-analyze: %v\n%s", err, out)
+		}
+	}
+}
+
+// TestDocumentRun: commands that open the config or the store are run as the unit runs the gateway, and $run is said to be
+// the same wherever it is.
+func TestDocumentRun(t *testing.T) {
+	t.Parallel()
+	unit := document(t, "contrib/caddy-wechat.service")
+	defined := regexp.MustCompile(`(?m)^run="(systemd-run .*)"$`)
+	asOperator := regexp.MustCompile(`(?m)^\s*(\S*caddy\S* (?:validate|wechat (?:export|import|doctor)) .*)$`)
+	for _, doc := range bothDocs() {
+		text := document(t, doc)
+		for _, block := range anyFence.FindAllString(text, -1) {
+			for _, m := range asOperator.FindAllStringSubmatch(block, -1) {
+				t.Errorf("%s: not as the gateway's user: %s", doc, m[1])
+			}
+		}
+		definitions := defined.FindAllStringSubmatch(text, -1)
+		if strings.Contains(text, "\n$run ") && len(definitions) == 0 && !strings.Contains(text, "`$run`") {
+			t.Errorf("%s does not say what $run is", doc)
+		}
+		if len(definitions) == 0 && (strings.Contains(doc, "operations") || strings.Contains(doc, "quickstart")) {
+			t.Errorf("%s does not define $run", doc)
+		}
+		for _, m := range definitions {
+			var settings, environment []string
+			words := strings.Fields(m[1])
+			for i, word := range words {
+				name, value, _ := strings.Cut(word, "=")
+				switch {
+				case name == "--uid":
+					settings = append(settings, "User="+value)
+				case name == "--gid":
+					settings = append(settings, "Group="+value)
+				case i > 0 && words[i-1] == "-p":
+					settings = append(settings, word)
+				case i > 0 && words[i-1] == "-E":
+					environment = append(environment, word)
+				case !slices.Contains([]string{"systemd-run", "--quiet", "--collect", "--pipe", "--wait", "-p", "-E"}, word):
+					t.Errorf("%s: %s is not known", doc, word)
+				}
+			}
+			if len(settings) != 4 || len(environment) != 3 {
+				t.Errorf("%s: %q, %q", doc, settings, environment)
+			}
+			for _, line := range append(settings, "Environment="+strings.Join(environment, " ")) {
+				if !strings.Contains(unit, "\n"+line+"\n") {
+					t.Errorf("%s: the unit does not have %s", doc, line)
+				}
+			}
+		}
+	}
+}
+
+// TestAdminDocument: operations.md lists each operation of the admin endpoint, and no other.
+func TestAdminDocument(t *testing.T) {
+	t.Parallel()
+	operation := regexp.MustCompile(`\{http\.Method(\w+), "/([^"]+)", o\.\w+\}`)
+	row := regexp.MustCompile("(?m)^\\| `([A-Z]+) ([^`?]+)(?:\\?[^`]*)?`(?:[^|]* `([A-Z]+)`)? \\|")
+	var want []string
+	for _, m := range operation.FindAllStringSubmatch(document(t, "caddymodule/operations.go"), -1) {
+		want = append(want, strings.ToUpper(m[1])+" "+strings.NewReplacer("{", "<", "}", ">").Replace(m[2]))
+	}
+	slices.Sort(want)
+	if len(want) < 17 {
+		t.Fatalf("operations: %q", want)
+	}
+	for _, doc := range []string{"docs/operations.md", "docs/operations.zh-CN.md"} {
+		var got []string
+		for _, m := range row.FindAllStringSubmatch(document(t, doc), -1) {
+			got = append(got, m[1]+" "+m[2])
+			if m[3] != "" {
+				got = append(got, m[3]+" "+m[2])
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", doc, got, want)
 		}
 	}
 }

@@ -107,7 +107,7 @@ func checkWarnings(t *testing.T, where, out string) {
 }
 
 // machineTools are programs that are not ours, whose lines set up the machine; the files that they name are checked.
-var machineTools = []string{"docker", "install", "journalctl", "mv", "set", "systemctl", "useradd"}
+var machineTools = []string{"docker", "install", "journalctl", "mv", "systemctl", "useradd"}
 
 // checkCommands holds the shell lines to what exists: make targets, paths of the API listener, the program's own commands
 // and flags.
@@ -121,6 +121,11 @@ func checkCommands(t *testing.T, doc, text string) {
 		words := strings.Fields(line)
 		switch {
 		case len(words) == 0:
+		case strings.HasPrefix(line, "run="):
+			// TestDocumentRun holds it to the unit.
+		case words[0] == "$run" && len(words) > 2:
+			program, _, _ := strings.Cut(strings.Join(words[1:], " "), " - ") // what follows are redirections
+			checkCommand(t, doc, strings.Fields(program))
 		case len(words) == 2 && words[0] == "make":
 			if !regexp.MustCompile(`(?m)^` + words[1] + `:`).Match(makefile) {
 				t.Errorf("%s: the Makefile has no target %s", doc, words[1])
