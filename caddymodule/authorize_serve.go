@@ -100,7 +100,7 @@ func (a *Authorize) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddy
 	}
 	started := time.Now()
 	result, failure := a.serve(w, r, req)
-	a.app.feedStep(feedAuthorization, string(req.step), started, "", req.platformID(), result, failure)
+	a.app.feedStep(feedAuthorization, string(req.step), started, "", req.platformID(), outcomeOK, failure)
 	if failure == nil {
 		a.count(req.step, result)
 		return nil

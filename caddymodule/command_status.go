@@ -103,13 +103,13 @@ func (s *Status) print(w io.Writer, zh bool) {
 		}
 		return "-"
 	}
-	platforms := table{{"PLATFORM", "LEVEL", "TICKET", "TOKEN", "LAST PUSH", "UNEXCHANGED", "KEYS USED"}}
+	platforms := table{{"PLATFORM", "LEVEL", "TICKET", "TOKEN", "LAST PUSH", "UNEXCHANGED", "LOST", "KEYS USED"}}
 	for _, p := range s.Platforms {
 		ticket := "none"
 		if p.Ticket != nil {
 			ticket = ago(&p.Ticket.Received, s.Time)
 		}
-		platforms = append(platforms, []string{shown(p.AppID), string(p.Level), ticket, tokenCell(p.Token), ago(p.LastPush, s.Time), strconv.Itoa(p.Unexchanged), keysUsed(p.Keys)})
+		platforms = append(platforms, []string{shown(p.AppID), string(p.Level), ticket, tokenCell(p.Token), ago(p.LastPush, s.Time), strconv.Itoa(p.Unexchanged), strconv.Itoa(p.Lost), keysUsed(p.Keys)})
 	}
 	section(platforms)
 	accounts := table{{"ACCOUNT", "LEVEL", "MODE", "TOKEN", "LAST PUSH", "KEYS USED"}}

@@ -53,7 +53,7 @@ func TestStatusCommand(t *testing.T) {
 	answer := func(level string) string {
 		return `{"version":"v1","node":"n1","time":"2026-01-01T12:00:00Z","started":"2026-01-01T10:00:00Z","level":"` + level + `",
 			"findings":[{"level":"` + level + `","code":"no_ticket","subject":"platform wx1111111111111111","text":{"en":"no ticket\u001b[2J","zh":"没有票据"},"remedy":{"en":"look","zh":"检查"}}],
-			"platforms":[{"appid":"wx1111111111111111","level":"` + level + `","token":{"expires":"2026-01-01T13:00:00Z"},"keys":[{"what":"aes_key","index":0},{"what":"aes_key","index":1,"last_used":"2026-01-01T11:00:00Z"}],"unexchanged":3}],
+			"platforms":[{"appid":"wx1111111111111111","level":"` + level + `","token":{"expires":"2026-01-01T13:00:00Z"},"keys":[{"what":"aes_key","index":0},{"what":"aes_key","index":1,"last_used":"2026-01-01T11:00:00Z"}],"unexchanged":3,"lost":2}],
 			"store":{"module":"redis","level":"green"},"clients":[{"name":"crm","appids":["*"]}],"more":1}`
 	}
 	for _, tt := range []struct {
@@ -61,7 +61,7 @@ func TestStatusCommand(t *testing.T) {
 		red         bool
 		says        []string
 	}{
-		{"green", "en", false, []string{"GREEN  n1", "wx1111111111111111  green  none    ends in 60m  -          3            aes_key 2 of 2", "redis", "crm"}},
+		{"green", "en", false, []string{"GREEN  n1", "wx1111111111111111  green  none    ends in 60m  -          3            2     aes_key 2 of 2", "redis", "crm"}},
 		{"yellow", "zh", false, []string{"YELLOW", "没有票据", "-> 检查"}},
 		{"red", "en", true, []string{"RED", "no ticket[2J\n", "-> look"}},
 	} {

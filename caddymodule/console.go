@@ -28,8 +28,9 @@ import (
 // It lets in two kinds of requests and answers 403, with what to do, to all others:
 //
 //   - those that come straight from this machine, from a loopback address and with no header of a proxy (Forwarded,
-//     X-Forwarded-*, X-Real-IP, Via), and name it localhost, 127.0.0.1 or [::1], with any port: by SSH port forwarding
-//     the console opens on any other machine;
+//     X-Forwarded-*, X-Real-IP, Via), and name it localhost, 127.0.0.1 or [::1], with any port, in HTTP/1.1 or later: by
+//     SSH port forwarding the console opens on any other machine. A proxy on this machine that replaces the Host and says
+//     nothing of whom it speaks for makes everybody local: then a login must come first;
 //   - those that an authentication handler before it let in: {http.auth.user.id} is not empty.
 //
 // It serves the page wherever a path ends with a slash, what belongs to it beside it, and below api/ what the admin endpoint
@@ -42,6 +43,7 @@ type Console struct {
 	operations operations
 	logger     *zap.Logger
 	mux        *http.ServeMux
+	names      map[string]bool // first segments of the operations' paths
 	origins    *http.CrossOriginProtection
 }
 
@@ -64,8 +66,10 @@ func (c *Console) Provision(ctx caddy.Context) error {
 
 // mount makes operations reachable below api/.
 func (c *Console) mount(list []operation) {
-	c.origins, c.mux = http.NewCrossOriginProtection(), http.NewServeMux()
+	c.origins, c.mux, c.names = http.NewCrossOriginProtection(), http.NewServeMux(), make(map[string]bool)
 	for _, op := range list {
+		name, _, _ := strings.Cut(op.path[1:], "/")
+		c.names[name] = true
 		c.mux.HandleFunc(op.method+" "+op.path, func(w http.ResponseWriter, r *http.Request) {
 			if err := op.handle(w, r); err != nil {
 				c.fail(w, err)
@@ -134,30 +138,68 @@ func loadConsoleAssets() map[string]consoleAsset {
 // ServeHTTP answers every request.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	setConsoleHeaders(w.Header())
-	escaped := r.URL.EscapedPath()
-	i := strings.LastIndex(escaped, consoleAPI)
+	operation := c.operationPath(r)
+	admitted := isLoggedIn(r) || isLocal(r)
 	switch {
-	case !admitsToConsole(r) && i < 0:
+	case !admitted && operation == "":
 		w.Header().Del("Cross-Origin-Opener-Policy") // there is nothing to keep apart, and browsers complain of it on plain http
 		pageConsole.write(w, r)
-	case !admitsToConsole(r):
+	case !admitted:
 		c.fail(w, caddy.APIError{HTTPStatus: http.StatusForbidden, Err: errors.New(pageConsole.en.Text)})
-	case i >= 0:
-		c.serveAPI(w, r, escaped[i+len(consoleAPI)-1:])
+	case operation != "":
+		c.serveAPI(w, r, operation)
 	default:
 		c.servePage(w, r)
 	}
 	return nil
 }
 
-// admitsToConsole reports whether a request is this machine's own, or that of somebody who has logged in.
-func admitsToConsole(r *http.Request) bool {
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		if user, _ := repl.GetString("http.auth.user.id"); user != "" {
-			return true
-		}
+// operationPath is the path of the operation that a request is for, as it came; empty: it is for the page or its files,
+// which may be mounted below a path with api/ in it.
+func (c *Console) operationPath(r *http.Request) string {
+	escaped := r.URL.EscapedPath()
+	i := strings.LastIndex(escaped, consoleAPI)
+	if i < 0 || strings.HasSuffix(escaped, "/") {
+		return ""
 	}
-	return isConsoleHost(r.Host) && isDirectLoopback(r)
+	operation := escaped[i+len(consoleAPI)-1:]
+	if name, _, _ := strings.Cut(operation[1:], "/"); c.names[name] {
+		return operation
+	}
+	if _, isFile := consoleAssets[path.Base(operation)]; isFile || wantsPage(r) {
+		return ""
+	}
+	return operation
+}
+
+// wantsPage reports whether a browser is led to an address, and does not load a file or call an operation.
+func wantsPage(r *http.Request) bool { return strings.Contains(r.Header.Get("Accept"), "text/html") }
+
+// isLoggedIn reports whether an authentication handler knows who sent a request.
+func isLoggedIn(r *http.Request) bool {
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return false
+	}
+	user, _ := repl.GetString("http.auth.user.id")
+	return user != ""
+}
+
+// isLocal reports whether a request is this machine's own. No browser speaks HTTP/1.0, but proxies do that replace the Host
+// and do not say whom they speak for, such as nginx with proxy_pass and nothing else.
+func isLocal(r *http.Request) bool {
+	return r.ProtoAtLeast(1, 1) && isConsoleHost(r.Host) && isDirectLoopback(r)
+}
+
+// isOwnOrigin reports whether a request comes from a page of the host that it asks, as far as it says so. That it does not
+// also tells of a proxy which replaces the Host.
+func isOwnOrigin(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	return err == nil && u.Host == r.Host
 }
 
 // isConsoleHost reports whether a Host is one under which this machine is known to itself alone. A name that somebody
@@ -211,7 +253,7 @@ func (c *Console) servePage(w http.ResponseWriter, r *http.Request) {
 	asset, ok := consoleAssets[name]
 	switch {
 	case ok:
-	case path.Ext(name) == "":
+	case path.Ext(name) == "", wantsPage(r):
 		redirectToSlash(w, name)
 		return
 	default:
@@ -242,7 +284,7 @@ func (c *Console) serveAPI(w http.ResponseWriter, r *http.Request, escaped strin
 	case site != "" && site != "same-origin" && site != "none": // what other pages cannot read they need not have done
 		c.fail(w, errForeignPage)
 		return
-	case c.origins.Check(r) != nil:
+	case !isLoggedIn(r) && !isOwnOrigin(r), c.origins.Check(r) != nil:
 		c.fail(w, errForeignPage)
 		return
 	}

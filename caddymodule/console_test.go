@@ -171,7 +171,8 @@ func TestConsoleAccessRaw(t *testing.T) {
 	defer server.Close()
 	for request, want := range map[string]int{
 		"GET / HTTP/1.1\r\nHost: localhost:9000\r\n":                                        200,
-		"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n":                                             200,
+		"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n":                                             403, // a quiet proxy
+		"GET /api/status HTTP/1.0\r\nHost: 127.0.0.1:2020\r\n":                              403,
 		"GET / HTTP/1.0\r\n":                                                                403,
 		"GET / HTTP/1.1\r\nHost:\r\n":                                                       403,
 		"GET / HTTP/1.1\r\nHost: evil.example\r\n":                                          403,
@@ -180,6 +181,7 @@ func TestConsoleAccessRaw(t *testing.T) {
 		"GET / HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\n":           403,
 		"GET / HTTP/1.1\r\nHost: localhost\r\nX-FORWARDED-FOR: 127.0.0.1\r\n":               403,
 		"GET /api/status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n":       200,
+		"GET /api/status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n":    403,
 		"GET /api/status HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\n": 403,
 	} {
 		conn, err := net.Dial("tcp", server.Listener.Addr().String())
@@ -227,6 +229,9 @@ func TestConsoleOtherOrigins(t *testing.T) {
 		{"PUT", "/api/verify/a.txt", 403, []string{isFile, "Sec-Fetch-Site: cross-site"}},
 		{"GET", "/api/status", 403, []string{"Sec-Fetch-Site: cross-site"}},
 		{"GET", "/api/status", 403, []string{"Sec-Fetch-Site: same-site"}},
+		{"GET", "/api/status", 403, []string{"Origin: https://ops.example.com"}}, // through a proxy that replaces the Host
+		{"GET", "/api/status", 403, []string{"Origin: http://localhost:3000"}},
+		{"GET", "/api/status", 403, []string{"Origin: null"}},
 		{"POST", "/api/refresh/wx1", 415, nil},
 		{"POST", "/api/refresh/wx1", 415, []string{"Content-Type: text/plain"}},
 		{"POST", "/api/refresh/wx1", 415, []string{"Content-Type: application/x-www-form-urlencoded"}},
@@ -237,15 +242,14 @@ func TestConsoleOtherOrigins(t *testing.T) {
 		{"PATCH", "/api/verify/a.txt", 405, []string{isJSON}},
 		{"POST", "/api/status", 405, []string{isJSON}},
 		{"GET", "/api/nothing", 404, nil},
-		{"GET", "/api/", 404, nil},
 		{"GET", "/api//status", 404, nil},
 		{"GET", "/api/./status", 404, nil},
 		{"GET", "/api/x/../status", 404, nil},
-		{"GET", "/api/status/", 404, nil},
 		{"GET", "/api/refused", 409, nil},
 		{"GET", "/api/broken", 500, nil},
 		{"POST", "/", 405, []string{isJSON}},
-		{"OPTIONS", "/api/status", 405, []string{"Origin: http://evil.example", "Access-Control-Request-Method: GET"}},
+		{"OPTIONS", "/api/status", 405, nil},
+		{"OPTIONS", "/api/status", 403, []string{"Origin: http://evil.example", "Access-Control-Request-Method: GET"}},
 	} {
 		c := newTestConsole()
 		rec := c.get(t, own(tt.method, tt.path, "", tt.headers...))
@@ -295,6 +299,15 @@ func TestConsolePaths(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ asked, seen, answer string }{
 		{"/", "/", "page"},
+		{"/api/", "/api/", "page"},
+		{"/api/console/", "/api/console/", "page"},
+		{"/api/console/console.js", "/api/console/console.js", "js"},
+		{"/api/console.css", "/api/console.css", "css"},
+		{"/api/status/", "/api/status/", "page"},
+		{"/wx.console/", "/wx.console/", "page"},
+		{"/wx.console", "/", "./wx.console/"},
+		{"/wx.console/api/status", "/wx.console/api/status", "api"},
+		{"/api/api/status", "/api/api/status", "api"},
 		{"/console/", "/console/", "page"},
 		{"/a/b/", "/a/b/", "page"},
 		{"/console/", "/", "page"}, // handle_path
@@ -318,9 +331,21 @@ func TestConsolePaths(t *testing.T) {
 		{"/console/api/status", "/console/api/status", "api"},
 		{"/api/console/api/status", "/api/console/api/status", "api"},
 		{"/api/verify/a%2fapi%2fstatus", "/api/verify/a%2fapi%2fstatus", "file a/api/status"},
+		{"/api/verify/index.html", "/api/verify/index.html", "file index.html"},
+		{"/api/nothing", "/api/nothing", "404"},
+
+		// As an address that somebody typed.
+		{"typed /wx.console", "/wx.console", "./wx.console/"},
+		{"typed /api/console", "/api/console", "./console/"},
+		{"typed /api/wx.console", "/api/wx.console", "./wx.console/"},
+		{"typed /api/status", "/api/status", "api"},
 	} {
 		c := newTestConsole()
-		r := own("GET", tt.asked, "")
+		asked, typed := strings.CutPrefix(tt.asked, "typed ")
+		r := own("GET", asked, "")
+		if typed {
+			r.Header.Set("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8")
+		}
 		rec := httptest.NewRecorder()
 		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), rec, &caddyhttp.Server{})
 		seen, err := url.PathUnescape(tt.seen)

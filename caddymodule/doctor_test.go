@@ -449,13 +449,13 @@ func TestDoctorOfTheSick(t *testing.T) {
 			p.admin["/wechat/status"] = `{"level":"red","findings":[{"level":"red","code":"ticket_overdue","subject":"platform ` + platformID + `","text":{"en":"the ticket is overdue","zh":"x"},"remedy":{"en":"y","zh":"z"}},{"level":"yellow","code":"a","subject":"b","text":{},"remedy":{}}],"platforms":[{"appid":"` + platformID + `","ticket":{}}]}`
 		}, ""},
 		{"permission set missing", "accounts", doctorYellow, "it did not grant 4 (web service: OAuth, JS-SDK, 网页服务)", func(p *patient) {
-			p.admin["/wechat/authorizers/"+authorizerID] = `{"permission_sets":[{"id":1}]}`
+			p.admin["/wechat/authorizers/"+authorizerID] = `{"type":{"mini_program":false},"permission_sets":[{"id":1}]}`
 		}, ""},
 		{"revoked", "accounts", doctorYellow, "it has revoked its authorization", func(p *patient) {
 			p.admin["/wechat/authorizers"] = `{"authorizers":[{"appid":"` + authorizerID + `","state":"revoked"}],"next":"x"}`
 		}, ""},
 		{"no token", "accounts", doctorRed, "its token cannot be had", func(p *patient) {
-			p.admin["/wechat/authorizers/"+authorizerID] = `{"token":{"error":"61023"}}`
+			p.admin["/wechat/authorizers/"+authorizerID] = `{"token":{"error":{"en":"61023","zh":"61023"}}}`
 		}, ""},
 		{"IP not listed", "egress_ip", doctorRed, "WeChat saw 198.51.100.7", func(p *patient) {
 			p.api["/cgi-bin/getcallbackip"] = `{"errcode":61004,"errmsg":"access clientip is not registered requestIP: 198.51.100.7 rid: 64f1e2d3-0a1b2c3d-4e5f6071"}`

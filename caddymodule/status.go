@@ -85,7 +85,8 @@ type PlatformStatus struct {
 	Token        TokenStatus        `json:"token"`
 	Keys         []KeyStatus        `json:"keys"`
 	ReleaseCheck ReleaseCheckStatus `json:"release_check"`
-	Unexchanged  int                `json:"unexchanged"` // authorizations without tokens
+	Unexchanged  int                `json:"unexchanged"` // authorizations whose codes are not exchanged yet
+	Lost         int                `json:"lost"`        // and whose codes never will be: their owners must authorise again
 	LastPush     *time.Time         `json:"last_push,omitempty"`
 }
 

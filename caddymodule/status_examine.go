@@ -145,14 +145,13 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 	if at := when(p.ring.release); !at.IsZero() {
 		s.ReleaseCheck = ReleaseCheckStatus{true, timeOf(at)}
 	}
-	lost := m.OrphanCount(p.AppID)
 	waiting, oldest := m.Unexchanged(p.AppID)
-	s.Unexchanged = lost + waiting
+	s.Unexchanged, s.Lost = waiting, len(m.Orphans(p.AppID))
 	if waiting > 0 && x.now.Sub(oldest) > codeWaits {
 		x.found(authorizationsWait(p.AppID, waiting))
 	}
-	if lost > 0 {
-		x.found(authorizationsLost(p.AppID, lost))
+	if s.Lost > 0 {
+		x.found(authorizationsLost(p.AppID, s.Lost))
 	}
 	x.rotation(subjectPlatform(p.AppID), p.AppID, p.ring)
 	return s

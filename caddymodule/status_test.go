@@ -728,7 +728,7 @@ func TestStatusOfAuthorizations(t *testing.T) {
 	s := look(t, app)
 	s.has(t, Yellow, "authorizations_waiting", platformID, "1 accepted")
 	s.has(t, Yellow, "authorizations_lost", platformID, "1 accounts")
-	if s.Platforms[0].Unexchanged != 2 || s.Platforms[0].Level != Yellow {
+	if s.Platforms[0].Unexchanged != 1 || s.Platforms[0].Lost != 1 || s.Platforms[0].Level != Yellow {
 		t.Errorf("%+v", s.Platforms[0])
 	}
 	broken.Store(false)

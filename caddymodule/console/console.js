@@ -1,7 +1,7 @@
 "use strict";
 (() => {
-	const STATUS_EVERY = 5000, FEED_EVERY = 2000, REFUSALS_EVERY = 10000, INDEX_EVERY = 2000; // ms
-	const WAIT_AT_MOST = 60000, ANSWER_WITHIN = 10000, TYPING = 300; // ms
+	const STATUS_EVERY = 5000, FEED_EVERY = 2000, REFUSALS_EVERY = 10000, ACCOUNTS_EVERY = 15000, INDEX_EVERY = 2000; // ms
+	const WAIT_AT_MOST = 60000, ANSWER_WITHIN = 10000, CHANGE_WITHIN = 30000, TYPING = 300; // ms
 	const PAGE = 50, FEED_LIMIT = 200, FEED_ROUNDS = 10, FEED_ROWS = 300, CARD_ITEMS = 50, REFUSALS = 100;
 	const VIEWS = ["health", "authorizers", "feed", "links", "errors"];
 	const APPID = /^wx[0-9a-f]{16}$/;
@@ -74,18 +74,29 @@
 		constructor(status, text) { super(text); this.status = status; }
 	}
 	async function ask(path, { method = "GET", signal } = {}) {
-		const signals = [AbortSignal.timeout(ANSWER_WITHIN), ...(signal ? [signal] : [])];
-		const change = method === "GET" ? {} : { headers: { "Content-Type": "application/json" }, body: "{}" };
-		const response = await fetch("api/" + path, { method, signal: AbortSignal.any(signals), cache: "no-store", redirect: "manual", ...change });
-		if (response.type === "opaqueredirect") throw new Refused(401, "redirect"); // to a login
-		const text = await response.text();
+		const abort = new AbortController(), leave = () => abort.abort();
+		let late = false, response, text;
+		const timer = setTimeout(() => { late = true; abort.abort(); }, method === "GET" ? ANSWER_WITHIN : CHANGE_WITHIN);
+		if (signal?.aborted) leave();
+		signal?.addEventListener("abort", leave);
+		try {
+			const change = method === "GET" ? {} : { headers: { "Content-Type": "application/json" }, body: "{}" };
+			response = await fetch("api/" + path, { method, signal: abort.signal, cache: "no-store", redirect: "manual", ...change });
+			if (response.type === "opaqueredirect") throw new Refused(401, "redirect"); // to a login
+			text = await response.text();
+		} catch (err) {
+			throw late ? new DOMException("too slow", "TimeoutError") : err;
+		} finally {
+			clearTimeout(timer);
+			signal?.removeEventListener("abort", leave);
+		}
 		let body = null;
 		try { body = JSON.parse(text); } catch { /* a proxy in between may answer with a page */ }
 		if (!response.ok) throw new Refused(response.status, typeof body?.error === "string" ? body.error : `HTTP ${response.status}`);
 		if (body === null) throw new Refused(401, "not JSON"); // a page, most likely to log in on
 		return body;
 	}
-	const query = values => { const q = new URLSearchParams(); for (const [k, v] of Object.entries(values)) if (v) q.set(k, v); return q.size ? "?" + q : ""; };
+	const query = values => { const q = new URLSearchParams(); for (const [k, v] of Object.entries(values)) if (v) q.set(k, v); const s = q.toString(); return s ? "?" + s : ""; };
 	function why(err) {
 		if (err.status === 401 || err.status === 403) return t("denied");
 		if (err.status === 404 && /no such operation/.test(err.message)) return t("notAvailable");
@@ -96,7 +107,7 @@
 	// repeat does work again and again while it is wanted and somebody looks; after failures less and less often.
 	function repeat(every, work, wanted) {
 		let timer = 0, failures = 0, working = false;
-		const self = { failures: () => failures, due: 0, now: tick };
+		const self = { failures: () => failures, due: 0, now: tick, later: () => { if (!working) { clearTimeout(timer); timer = setTimeout(tick, every); } } };
 		async function tick() {
 			clearTimeout(timer);
 			if (working || document.hidden || !wanted()) return;
@@ -180,7 +191,7 @@
 			outcomes.set(key, { busy: true });
 			button.setAttribute("aria-disabled", "true");
 			let ended;
-			try { ended = { text: say(await ask(path, { method: "POST" })), class: "green" }; } catch (err) { ended = { text: t("didNot", { why: why(err) }), class: "red" }; }
+			try { const got = await ask(path, { method: "POST" }); ended = { text: say(got), class: got.failed?.length ? "yellow" : "green" }; } catch (err) { ended = { text: t("didNot", { why: why(err) }), class: "red" }; }
 			outcomes.set(key, ended);
 			announce(ended.text);
 			showStatus();
@@ -189,6 +200,7 @@
 		if (done?.busy) { button.removeAttribute("disabled"); button.setAttribute("aria-disabled", "true"); }
 		return el("div", { class: "acts" }, button, done?.text ? el("span", { class: "soft " + done.class }, done.text) : null);
 	}
+	const drained = got => t("drained", { done: got.done, tried: got.tried }) + (got.failed || []).map(f => `; ${f.appid || f.platform}: ${f.reason}`).join("");
 	const refreshed = got => t("refreshedUntil", { at: got.expires ? clock(got.expires) : "" });
 
 	function keyRows(keys) {
@@ -222,13 +234,14 @@
 				[t("ticket"), p.ticket?.received ? timeOf(p.ticket.received, ago(p.ticket.received)) : t("never")],
 				...tokenRows(p.token), ...keyRows(p.keys),
 				[t("releaseCheck"), p.release_check ? p.release_check.last || p.release_check.seen ? t("seen", { ago: p.release_check.last ? ago(p.release_check.last) : "" }).trim() : t("notSeen") : null],
-				[t("unexchanged"), p.unexchanged || null],
-			]), p.unexchanged ? doing("drain " + p.appid, t("drain"), "drain", got => t("drained", { done: got.done, tried: got.tried })) : null,
+				[t("unexchanged"), p.unexchanged || null], [t("lost"), p.lost || null],
+			]), p.unexchanged ? doing("drain " + p.appid, t("drain"), "drain", drained) : null,
 			doing("refresh " + p.appid, t("refresh"), "refresh/" + encodeURIComponent(p.appid), refreshed)))),
 			card(t("accounts"), (s.accounts || []).map(a => item(a.appid, a.level, rows([[t("mode"), a.mode], ...tokenRows(a.token), [t("lastPush"), a.last_push ? timeOf(a.last_push, ago(a.last_push)) : t("never")]])))),
 			card(t("store"), s.store ? [item(store.module || "", store.level, rows([
 				[t("state"), store.degraded ? t("degraded") : null], [t("waiting"), store.waiting || null], [t("unsaved"), store.unsaved || null],
-				[t("lastError"), store.last_error ? el("span", { class: "red" }, pick(store.last_error)) : null],
+				[t("lastError"), store.last_error ? timeOf(store.last_error, ago(store.last_error)) : null],
+				[t("error"), store.error ? el("span", { class: "red" }, store.error) : null],
 			]))] : []),
 			card(t("hosts"), (s.hosts || []).map(h => item(h.host, h.level, rows([
 				[t("lastOk"), h.last_ok ? timeOf(h.last_ok, ago(h.last_ok)) : t("never")], [t("lastError"), h.last_error ? timeOf(h.last_error, ago(h.last_error)) : null],
@@ -241,8 +254,10 @@
 	}
 
 	// Authorizers: one page at a time, by the gateway's cursors.
-	const accounts = { cursors: [""], at: 0, next: "", list: null, index: null, error: null, abort: null, timer: 0 };
+	const accounts = { cursors: [""], at: 0, next: "", list: null, index: null, error: null, abort: null, timer: 0, answer: "" };
+	// loadAccounts loads the page again. With keep it is done on the side: it says nothing and leaves what has not changed.
 	async function loadAccounts(keep) {
+		if (keep && accounts.abort) return;
 		clearTimeout(accounts.timer);
 		accounts.abort?.abort();
 		const abort = accounts.abort = new AbortController();
@@ -251,9 +266,14 @@
 			const got = await ask("authorizers" + query({ q, platform: $("platform").value, cursor: accounts.cursors[accounts.at], limit: PAGE }), { signal: abort.signal });
 			Object.assign(accounts, { list: got.authorizers || [], next: got.next || "", index: q ? got.index : null, error: null });
 			if (q && got.index?.state === "building" && view === "authorizers") accounts.timer = setTimeout(() => { if (!document.hidden && view === "authorizers") loadAccounts(true); }, INDEX_EVERY);
+			const answer = JSON.stringify(got), same = answer === accounts.answer;
+			accounts.answer = answer;
+			if (keep && same) return;
 		} catch (err) {
-			if (abort.signal.aborted) return;
-			Object.assign(accounts, { list: [], next: "", index: null, error: err });
+			if (abort.signal.aborted || keep && accounts.list?.length) return;
+			Object.assign(accounts, { list: [], next: "", index: null, error: err, answer: "" });
+		} finally {
+			if (accounts.abort === abort) accounts.abort = null;
 		}
 		showAccounts();
 		if (!keep) announce(accounts.error ? why(accounts.error) : accounts.list.length ? t("found", { n: accounts.list.length }) : t("noMatch", { q }));
@@ -276,7 +296,7 @@
 		$("page").textContent = t("page", { n: count(accounts.at + 1) });
 		const index = accounts.index;
 		$("index-note").hidden = !index || index.state === "absent";
-		if (index) $("index-note").textContent = t(index.state === "building" ? "indexBuilding" : "indexReady", { n: count(index.seen || 0) });
+		if (index) $("index-note").textContent = t(index.state === "building" ? "indexBuilding" : "indexReady", { n: count(index.seen || 0) }) + (index.full ? t("indexFull") : "");
 	}
 
 	function restart() { accounts.cursors = [""]; accounts.at = 0; loadAccounts(); }
@@ -303,6 +323,7 @@
 		showDetail();
 		if (!$("drawer").open) $("drawer").showModal();
 		await loadDetail();
+		accountsLoop.later();
 	}
 	async function loadDetail() {
 		const mine = shown;
@@ -345,12 +366,13 @@
 		mine.busy = false;
 		if (shown === mine) loadDetail();
 	}
+	const accountsLoop = repeat(ACCOUNTS_EVERY, () => Promise.all([view === "authorizers" ? loadAccounts(true) : null, loadDetail()]), () => view === "authorizers" || shown !== null);
 	$("close").addEventListener("click", () => $("drawer").close());
 	$("drawer").addEventListener("click", e => { if (e.target === $("drawer")) $("drawer").close(); });
 	$("drawer").addEventListener("close", () => { shown = null; if (location.hash.startsWith("#authorizers/")) history.replaceState(null, "", "#authorizers"); });
 
 	// Entries of the feed and of the refusals.
-	const outcomeLevel = outcome => outcome === "ok" ? "green" : outcome === "refused" ? "yellow" : outcome === "failed" ? "red" : "";
+	const outcomeLevel = outcome => ({ ok: "green", refused: "yellow", held: "yellow", slow: "yellow", canceled: "yellow", failed: "red" })[outcome] || "";
 	const codeLink = code => el("a", { href: "#errors/" + code, "data-key": "code " + code, title: t("explainCode", { code }), on: () => { if ($("drawer").open) $("drawer").close(); } }, String(code));
 	function outcomeCell(e) {
 		return [badge(outcomeLevel(e.outcome), named(e.outcome || "")), e.errcode ? [" ", codeLink(e.errcode)] : "", !e.errcode && e.status && e.outcome !== "ok" ? [" ", el("span", { class: "soft keep" }, t("status", { n: e.status }))] : ""];
@@ -362,10 +384,16 @@
 			e.rid ? el("p", { class: "more code" }, t("rid", { rid: e.rid })) : null,
 		];
 	}
+	function entryAccount(e) {
+		if (!e.appid) return "";
+		// Accounts of the configuration have no page of their own.
+		if (!e.platform || e.appid === e.platform) return el("span", { class: "code" }, e.appid);
+		return el("button", { type: "button", class: "link code", "data-key": `${e.seq} ${e.appid}`, on: () => openDrawer(e.appid, e.platform) }, e.appid);
+	}
 	function entryRow(e) {
 		return el("tr", { role: "row" },
 			cell(t("time"), timeOf(e.time, clock(e.time))), cell(t("kind"), named(e.kind || "")),
-			cell(t("account"), e.appid || e.client ? el("div", {}, e.appid ? el("button", { type: "button", class: "link code", "data-key": `${e.seq} ${e.appid}`, on: () => openDrawer(e.appid, e.platform) }, e.appid) : "", e.client ? el("p", { class: "more" }, t("client", { name: e.client })) : "") : ""),
+			cell(t("account"), e.appid || e.client ? el("div", {}, entryAccount(e), e.client ? el("p", { class: "more" }, t("client", { name: e.client })) : "") : ""),
 			cell(t("what"), el("div", {}, el("span", { class: "code" }, e.what || ""), entryMore(e))), cell(t("outcome"), el("div", {}, outcomeCell(e))), cell(t("took"), took(e.took_ms)));
 	}
 	function entryRows(e) {
@@ -524,7 +552,7 @@
 			scrollTo({ top: 0, behavior: "instant" });
 			showTitle();
 		}
-		if (view === "authorizers") { showPlatforms(); showAccounts(); loadAccounts(true); if (links.funcs === null) loadLinks(); }
+		if (view === "authorizers") { showPlatforms(); showAccounts(); loadAccounts(true); accountsLoop.later(); if (links.funcs === null) loadLinks(); }
 		if (view === "links") loadLinks();
 		if (view === "errors" && rest) { $("code").value = rest; explain(rest); }
 		if (view === "authorizers" && APPID.test(rest || "")) openDrawer(rest);
@@ -582,7 +610,7 @@
 		statusLoop.now();
 		feedLoop.now();
 		refusalLoop.now();
-		if (view === "authorizers" && accounts.index?.state === "building") loadAccounts(true);
+		accountsLoop.now();
 	});
 	setInterval(() => { if (!document.hidden) showFresh(); }, 1000);
 
