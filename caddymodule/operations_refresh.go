@@ -86,8 +86,12 @@ func (o *operations) revoke(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := o.app.manager().Forget(r.Context(), platform, appid); err != nil {
+	dropped, err := o.app.manager().Forget(r.Context(), platform, appid)
+	if err != nil {
 		return o.refused(w, "the authorization cannot be dropped", err)
+	}
+	if dropped {
+		o.logger.Warn("authorization dropped on demand: for WeChat it goes on until the account cancels it there", zap.String("platform", platform), zap.String("appid", appid))
 	}
 	return answerJSON(w, http.StatusOK, struct {
 		Platform string `json:"platform"`

@@ -146,7 +146,7 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 		s.ReleaseCheck = ReleaseCheckStatus{true, timeOf(at)}
 	}
 	waiting, oldest := m.Unexchanged(p.AppID)
-	s.Unexchanged, s.Lost = waiting, len(m.Orphans(p.AppID))
+	s.Unexchanged, s.Lost = waiting, m.OrphanCount(p.AppID)
 	if waiting > 0 && x.now.Sub(oldest) > codeWaits {
 		x.found(authorizationsWait(p.AppID, waiting))
 	}

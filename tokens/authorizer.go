@@ -213,10 +213,10 @@ func (m *Manager) Revoke(ctx context.Context, platform, appid string, at time.Ti
 }
 
 // Forget drops an authorization as Revoke does, because who runs the gateway says so. WeChat still has it, and the account
-// can authorise again. The error is ErrNotAuthorized if none is held; one that was revoked before is no error.
-func (m *Manager) Forget(ctx context.Context, platform, appid string) error {
+// can authorise again. Dropped is false for one that was revoked before. The error is ErrNotAuthorized if none is held.
+func (m *Manager) Forget(ctx context.Context, platform, appid string) (dropped bool, err error) {
 	known := false
-	_, dropped, err := m.end(ctx, AuthorizerKey(platform, appid), func(cur *record) (time.Time, bool) {
+	_, dropped, err = m.end(ctx, AuthorizerKey(platform, appid), func(cur *record) (time.Time, bool) {
 		if known = cur != nil; !known || cur.revoked() {
 			return time.Time{}, false
 		}
@@ -226,15 +226,10 @@ func (m *Manager) Forget(ctx context.Context, platform, appid string) error {
 		}
 		return at, true
 	})
-	switch {
-	case err != nil:
-		return err
-	case dropped:
-		m.env.Load().Log.Warn("an authorization is dropped by who runs the gateway; for WeChat it goes on", "platform", platform, "appid", appid)
-	case !known:
-		return fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
+	if err == nil && !known {
+		err = fmt.Errorf("%s: %w", printable(appid, maxID), ErrNotAuthorized)
 	}
-	return nil
+	return dropped, err
 }
 
 // end notes the end of an authorization. When is asked for its time, and whether there is anything to note.

@@ -243,10 +243,10 @@ func TestForget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := healing(t)
-		if err := r.Forget(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrNotAuthorized) {
+		if _, err := r.Forget(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrNotAuthorized) {
 			t.Errorf("unknown: %v", err)
 		}
-		if err := r.Forget(t.Context(), "wx0", testAuthorizer); !errors.Is(err, ErrNotConfigured) {
+		if _, err := r.Forget(t.Context(), "wx0", testAuthorizer); !errors.Is(err, ErrNotConfigured) {
 			t.Errorf("of no platform: %v", err)
 		}
 		r.authorize(t, testPlatform, testAuthorizer)
@@ -257,7 +257,7 @@ func TestForget(t *testing.T) {
 		late := r.push(r.newCode(testAuthorizer))
 		time.Sleep(time.Minute)
 		for range 2 {
-			if err := r.Forget(t.Context(), testPlatform, testAuthorizer); err != nil {
+			if _, err := r.Forget(t.Context(), testPlatform, testAuthorizer); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -297,13 +297,13 @@ func TestForget(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		if err := r.Forget(t.Context(), testPlatform, testAuthorizer); err != nil {
+		if _, err := r.Forget(t.Context(), testPlatform, testAuthorizer); err != nil {
 			t.Fatal(err)
 		}
 		forgotten("by a clock that is behind")
 		r.authorize(t, testPlatform, testAuthorizer)
 		r.store.fail(func(string, string) error { return errDisk })
-		if err := r.Forget(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrStore) {
+		if _, err := r.Forget(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrStore) {
 			t.Errorf("without a store: %v", err)
 		}
 		r.store.fail(nil)
@@ -459,7 +459,7 @@ func TestOperationsAfterClose(t *testing.T) {
 		"TokenState":       func() error { _, err := r.TokenState(ctx, testAuthKey); return err },
 		"Holders":          func() error { _, err := r.Holders(ctx, testAuthorizer); return err },
 		"RenewNow":         func() error { _, err := r.RenewNow(ctx, testAuthKey); return err },
-		"Forget":           func() error { return r.Forget(ctx, testPlatform, testAuthorizer) },
+		"Forget":           func() error { _, err := r.Forget(ctx, testPlatform, testAuthorizer); return err },
 		"Drain":            func() error { _, err := r.Drain(ctx); return err },
 	} {
 		if err := call(); !errors.Is(err, ErrClosed) {
