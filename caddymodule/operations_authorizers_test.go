@@ -252,7 +252,7 @@ func TestAdminOperationsKeepSecrets(t *testing.T) {
 			t.Errorf("%q is told:\n%s", value, said.String())
 		}
 	}
-	if n := logs.FilterMessageSnippet("authorization dropped on demand").Len(); n != 1 {
+	if n := logs.FilterMessageSnippet("authorization dropped on demand").Len(); n != 2 {
 		t.Errorf("%d lines on a revocation", n)
 	}
 }

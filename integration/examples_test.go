@@ -75,7 +75,7 @@ func TestDocumentExamples(t *testing.T) {
 
 func checkExample(t *testing.T, doc, kind, text string) {
 	t.Helper()
-	g := &integration.Gateway{Binary: binary, Dir: t.TempDir(), Env: exampleEnv}
+	g := commands(t, t.TempDir(), exampleEnv...)
 	file := filepath.Join(g.Dir, "config")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ func checkCommand(t *testing.T, doc string, words []string) {
 		}
 		usage += " " + words[2]
 	}
-	g := &integration.Gateway{Binary: binary, Dir: t.TempDir()}
+	g := commands(t, t.TempDir())
 	out, err := g.Command(t.Context(), append(slices.Clone(words[1:]), "--help")...)
 	if err != nil || !strings.Contains(out, "Usage:\n  "+usage) {
 		t.Errorf("%s: %q is not understood: %v\n%s", doc, strings.Join(words, " "), err, out)
@@ -234,7 +234,7 @@ func TestExampleFile(t *testing.T) {
 		t.Error("Caddyfile.example is not formatted as caddy fmt would")
 	}
 	file, _ := filepath.Abs("../Caddyfile.example")
-	g := &integration.Gateway{Binary: binary, Dir: t.TempDir(), Env: exampleEnv}
+	g := commands(t, t.TempDir(), exampleEnv...)
 	for _, command := range []string{"adapt", "validate"} {
 		out, err := g.Command(t.Context(), command, "--config", file, "--adapter", "caddyfile")
 		if err != nil {

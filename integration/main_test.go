@@ -3,12 +3,15 @@ package integration_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +21,29 @@ import (
 
 // binary is the gateway, built once for all tests.
 var binary string
+
+// quickBinary is the gateway without the race detector, for the many commands that end at once. Where tests run without
+// it, it is the same.
+var quickBinary = sync.OnceValues(func() (string, error) {
+	if !raceEnabled {
+		return binary, nil
+	}
+	dir := filepath.Join(filepath.Dir(binary), "quick")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return integration.Build("..", dir, false)
+})
+
+// commands runs commands of the gateway's in a folder.
+func commands(t *testing.T, dir string, env ...string) *integration.Gateway {
+	t.Helper()
+	path, err := quickBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &integration.Gateway{Binary: path, Dir: dir, Env: env}
+}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -32,6 +58,11 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	if binary, err = integration.Build("..", dir, raceEnabled); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// Most of a test is waiting, for WeChat's pace above all.
+	if err := flag.Set("test.parallel", "4"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -314,7 +314,7 @@ func (o *plantedOutput) admin(admin, path string) *http.Response {
 
 func (o *plantedOutput) command(g *integration.Gateway, args ...string) string {
 	o.t.Helper()
-	out, _ := g.Command(o.t.Context(), args...) // its exit code says that something is wrong
+	out, _ := commands(o.t, g.Dir, g.Env...).Command(o.t.Context(), args...) // its exit code says that something is wrong
 	checkAbsent(o.t, o.secrets, strings.Join(args, " "), out)
 	return out
 }
