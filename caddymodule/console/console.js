@@ -1,7 +1,7 @@
 "use strict";
 (() => {
 	const STATUS_EVERY = 5000, FEED_EVERY = 2000, REFUSALS_EVERY = 10000, ACCOUNTS_EVERY = 15000, INDEX_EVERY = 2000; // ms
-	const WAIT_AT_MOST = 60000, ANSWER_WITHIN = 10000, CHANGE_WITHIN = 30000, TYPING = 300; // ms
+	const WAIT_AT_MOST = 60000, ANSWER_WITHIN = 12000, CHANGE_WITHIN = 30000, TYPING = 300; // ms
 	const PAGE = 50, FEED_LIMIT = 200, FEED_ROUNDS = 10, FEED_ROWS = 300, CARD_ITEMS = 50, REFUSALS = 100;
 	const VIEWS = ["health", "authorizers", "feed", "links", "errors"];
 	const APPID = /^wx[0-9a-f]{16}$/;

@@ -95,7 +95,7 @@ func (s *stage) play(rw http.ResponseWriter, r *http.Request, now scene, path st
 	case r.Method == http.MethodPost && name == "refresh":
 		answer = map[string]any{"platform": q.Get("platform"), "appid": rest, "kind": "authorizer", "expires": at(2 * time.Hour)}
 	case r.Method == http.MethodPost && name == "drain":
-		answer = map[string]any{"waiting": 2, "tried": 2, "done": 1, "failed": []any{}}
+		answer = map[string]any{"waiting": 2, "tried": 2, "done": 1, "failed": []any{map[string]any{"platform": "wx1111111111111111", "appid": "wx3333333333333337", "reason": "the attempt is still under way"}}}
 	case path == "status":
 		status := maps.Clone(now.status)
 		status["time"] = at(0)
@@ -180,7 +180,7 @@ func detailOf(appid string) any {
 		"type": map[string]any{"mini_program": false}, "principal": "广州市天河区老王水果有限公司",
 		"permission_sets": []any{
 			map[string]any{"id": 1, "name": text("Messages", "消息管理权限")}, map[string]any{"id": 2, "name": text("Users", "用户管理权限")},
-			map[string]any{"id": 4, "name": text("Web services", "网页服务权限")}, map[string]any{"id": 999, "name": nil},
+			map[string]any{"id": 4, "name": text("Web services", "网页服务权限")}, map[string]any{"id": 999},
 		},
 		"token":      map[string]any{"expires": at(80 * time.Minute), "refreshed": at(-40 * time.Minute)},
 		"last_push":  map[string]any{"seq": 7, "time": at(-time.Minute), "kind": "push", "appid": appid, "what": "event CLICK", "outcome": "ok", "took_ms": 84},
@@ -205,8 +205,8 @@ func healthy() scene {
 			"platforms": []any{map[string]any{"appid": "wx1111111111111111", "level": "green", "ticket": map[string]any{"received": at(-4 * time.Minute), "age_seconds": 240},
 				"token":         map[string]any{"expires": at(70 * time.Minute), "refreshed": at(-50 * time.Minute)},
 				"keys":          []any{map[string]any{"what": "aes_key", "index": 0, "last_used": at(-2 * time.Second)}, map[string]any{"what": "aes_key", "index": 1}, map[string]any{"what": "token", "index": 0, "last_used": at(-2 * time.Second)}},
-				"release_check": map[string]any{"seen": true, "last": at(-49 * time.Hour)}, "unexchanged": 0}},
-			"accounts": []any{map[string]any{"appid": "wx2222222222222222", "mode": "safe", "level": "green", "token": map[string]any{"expires": at(100 * time.Minute), "refreshed": at(-20 * time.Minute)}, "last_push": at(-90 * time.Second)}},
+				"release_check": map[string]any{"seen": true, "last": at(-49 * time.Hour)}, "unexchanged": 0, "lost": 0, "last_push": at(-2 * time.Second)}},
+			"accounts": []any{map[string]any{"appid": "wx2222222222222222", "mode": "safe", "level": "green", "keys": []any{map[string]any{"what": "aes_key", "index": 0}, map[string]any{"what": "token", "index": 0}}, "token": map[string]any{"expires": at(100 * time.Minute), "refreshed": at(-20 * time.Minute)}, "last_push": at(-90 * time.Second)}},
 			"clients":  []any{map[string]any{"name": "crm", "appids": []any{"*"}}, map[string]any{"name": "shop", "appids": []any{"wx2222222222222222"}, "paths": []any{"/cgi-bin/message/*"}}},
 			"store":    map[string]any{"module": "wechat.stores.redis", "level": "green", "waiting": 0, "unsaved": 0, "degraded": false},
 			"hosts":    []any{map[string]any{"host": "api.weixin.qq.com", "level": "green", "last_ok": at(-time.Second), "egress_ip": "203.0.113.7"}},
@@ -220,11 +220,14 @@ func healthy() scene {
 			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "text", "outcome": "ok", "status": 200, "took_ms": 84},
 			{"kind": "push", "appid": "wx3333333333333332", "platform": "wx1111111111111111", "what": "event CLICK", "outcome": "ok", "status": 200, "took_ms": 2304},
 			{"kind": "call", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "client": "crm", "what": "/cgi-bin/user/info", "outcome": "ok", "status": 200, "took_ms": 120},
-			{"kind": "login", "appid": "wx3333333333333332", "platform": "wx1111111111111111", "what": "scan", "outcome": "ok", "took_ms": 204},
+			{"kind": "login", "appid": "wx3333333333333332", "platform": "wx1111111111111111", "what": "callback", "outcome": "ok", "took_ms": 204},
 			{"kind": "event", "platform": "wx1111111111111111", "what": "component_verify_ticket", "outcome": "ok", "took_ms": 3},
 			{"kind": "authorization", "appid": "wx3333333333333334", "platform": "wx1111111111111111", "what": "authorized", "outcome": "ok", "took_ms": 340},
 			refusedCall("wx3333333333333333"),
 			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "voice", "outcome": "failed", "status": 502, "took_ms": 4500, "reason": "the backend could not be reached"},
+			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "image", "outcome": "slow", "took_ms": 14500},
+			{"kind": "push", "appid": "wx2222222222222222", "what": "text", "outcome": "held", "took_ms": 5100},
+			{"kind": "call", "appid": "wx2222222222222222", "client": "shop", "what": "/cgi-bin/message/template/send", "outcome": "canceled", "took_ms": 900},
 		},
 		refusals: []map[string]any{
 			refusedCall("wx3333333333333333"),
@@ -255,11 +258,12 @@ func few(list ...any) func(string, string, int) ([]any, string, any) {
 func empty() scene {
 	return scene{
 		name: "empty",
-		status: map[string]any{"version": "v0.9.0", "node": "gateway-1", "started": at(-2 * time.Minute), "level": "yellow",
-			"findings": []any{finding("yellow", "ticket_missing", "platform wx1111111111111111", text("No ticket has come from WeChat yet.", "微信还没有推送过票据。"),
+		status: map[string]any{"version": "v0.9.0", "node": "gateway-1", "started": at(-2 * time.Minute), "level": "red",
+			"findings": []any{finding("red", "no_ticket", "platform wx1111111111111111", text("No ticket has come from WeChat yet.", "微信还没有推送过票据。"),
 				text("Give https://wechat.example.com/wx/event as 授权事件接收URL in the platform's settings. WeChat pushes a ticket within ten minutes.", "在第三方平台的开发资料里把授权事件接收URL 填为 https://wechat.example.com/wx/event，微信会在十分钟内推送票据。"))},
-			"platforms": []any{map[string]any{"appid": "wx1111111111111111", "level": "yellow", "ticket": map[string]any{}, "token": map[string]any{}}},
-			"store":     map[string]any{"module": "wechat.stores.caddy", "level": "green"}},
+			"platforms": []any{map[string]any{"appid": "wx1111111111111111", "level": "red", "token": map[string]any{}, "keys": []any{}, "release_check": map[string]any{"seen": false}, "unexchanged": 0, "lost": 0}},
+			"accounts":  []any{}, "clients": []any{}, "hosts": []any{}, "backends": []any{}, "pushes": map[string]any{"in_flight": 0},
+			"store": map[string]any{"module": "wechat.stores.caddy", "level": "green", "waiting": 0, "unsaved": 0, "degraded": false}},
 		accounts: few(), funcs: map[string]any{"funcs": []any{}, "authorize": []any{}},
 	}
 }
@@ -270,12 +274,12 @@ func ticketless() scene {
 	s.name = "sick-ticket"
 	s.status["level"] = "red"
 	s.status["findings"] = []any{
-		finding("red", "ticket_overdue", "platform wx1111111111111111", text("The last ticket is 13 hours old; the platform's token cannot be renewed any more.", "最近一次票据是 13 小时前的，平台令牌已无法刷新。"),
+		finding("red", "ticket_expired", "platform wx1111111111111111", text("the newest ticket came 13 hours ago; it lives twelve hours, so no token can be had any more", "最新的 ticket 已是 13 小时前收到，其有效期 12 小时，已无法获取令牌"),
 			text("Look whether WeChat reaches the 授权事件接收URL: certificate, firewall, and the access log for POST /wx/event.", "检查微信能否访问授权事件接收URL：证书、防火墙，以及访问日志里有没有 POST /wx/event。")),
-		finding("yellow", "key_unused", "platform wx1111111111111111", text("The second aes_key has not been used for 30 days.", "第二个 aes_key 已有 30 天没有用到。"), text("Remove it: the rotation is over.", "轮换已结束，可以删除。")),
+		finding("yellow", "rotation_unfinished", "platform wx1111111111111111", text("WeChat's pushes still open with an older aes_key", "微信的推送仍在使用旧的 aes_key"), text("enter the newest aes_key in WeChat's console", "在微信后台填写最新的 aes_key")),
 	}
 	s.status["platforms"] = []any{map[string]any{"appid": "wx1111111111111111", "level": "red", "ticket": map[string]any{"received": at(-13 * time.Hour), "age_seconds": 46800},
-		"token": map[string]any{"error": "61006 component ticket is expired"}, "keys": []any{}, "unexchanged": 2}}
+		"token": map[string]any{"error": text("61006 component ticket is expired", "61006 ticket 已过期")}, "keys": []any{}, "release_check": map[string]any{"seen": false}, "unexchanged": 2, "lost": 1}}
 	return s
 }
 
@@ -285,11 +289,12 @@ func storeless() scene {
 	s.name = "sick-store"
 	s.status["level"] = "red"
 	s.status["findings"] = []any{
-		finding("red", "store_away", "store wechat.stores.redis", text("Redis does not answer; 3 records are kept in the spill folder only.", "Redis 没有响应，有 3 条记录只保存在溢出目录。"), text("Start Redis, or mend the network to redis.internal:6379. Nothing is lost: the records follow by themselves.", "启动 Redis 或修复到 redis.internal:6379 的网络。数据没有丢失，恢复后会自动写入。")),
-		finding("red", "egress_not_listed", "api.weixin.qq.com", text("WeChat refuses calls from 203.0.113.7 (61004).", "微信拒绝来自 203.0.113.7 的调用（61004）。"), text("Add 203.0.113.7 to 白名单IP地址列表 of the platform.", "把 203.0.113.7 加入第三方平台的白名单IP地址列表。")),
+		finding("red", "store_down", "store wechat.stores.redis", text("Redis does not answer; 3 records are kept in the spill folder only.", "Redis 没有响应，有 3 条记录只保存在溢出目录。"), text("Start Redis, or mend the network to redis.internal:6379. Nothing is lost: the records follow by themselves.", "启动 Redis 或修复到 redis.internal:6379 的网络。数据没有丢失，恢复后会自动写入。")),
+		finding("red", "host_timeout", "host api.weixin.qq.com", text("the last call did not reach it (timeout): the answer takes too long", "最近一次调用未能到达（timeout）：the answer takes too long"), text("look at the firewall", "检查防火墙")),
+		finding("red", "address_refused", "platform wx1111111111111111", text("WeChat refuses calls from 203.0.113.7 (61004).", "微信拒绝来自 203.0.113.7 的调用（61004）。"), text("Add 203.0.113.7 to 白名单IP地址列表 of the platform.", "把 203.0.113.7 加入第三方平台的白名单IP地址列表。")),
 	}
-	s.status["store"] = map[string]any{"module": "wechat.stores.redis", "level": "red", "last_error": "dial tcp 10.0.0.5:6379: connection refused", "waiting": 3, "unsaved": 1, "degraded": true}
-	s.status["hosts"] = []any{map[string]any{"host": "api.weixin.qq.com", "level": "red", "last_ok": at(-20 * time.Minute), "last_error": at(-2 * time.Second), "error": "61004 invalid client ip 203.0.113.7", "egress_ip": "203.0.113.7"}}
+	s.status["store"] = map[string]any{"module": "wechat.stores.redis", "level": "red", "last_error": at(-9 * time.Second), "error": "dial tcp 10.0.0.5:6379: connection refused", "waiting": 3, "unsaved": 1, "degraded": true}
+	s.status["hosts"] = []any{map[string]any{"host": "api.weixin.qq.com", "level": "red", "last_ok": at(-20 * time.Minute), "last_error": at(-2 * time.Second), "error": "timeout: the answer takes too long", "egress_ip": "203.0.113.7"}}
 	return s
 }
 
@@ -301,10 +306,11 @@ func backendless() scene {
 	findings, backends := []any{}, []any{}
 	for i := range 6 {
 		address := fmt.Sprintf("legacy-%d.internal:8080", i)
-		findings = append(findings, finding("red", "backend_down", "backend "+address, text("The backend refuses connections; 120 pushes were answered with success instead.", "后端拒绝连接，已有 120 条推送改为应答 success。"), text("Start it, or take it out of reverse_proxy.", "启动该后端，或从 reverse_proxy 中移除。")))
-		backends = append(backends, map[string]any{"address": address, "level": "red", "in_flight": 0, "fails": 120 + i})
+		findings = append(findings, finding("yellow", "backend_failing", "backend "+address, text("The backend refuses connections; 120 pushes were answered with success instead.", "后端拒绝连接，已有 120 条推送改为应答 success。"), text("Start it, or take it out of reverse_proxy.", "启动该后端，或从 reverse_proxy 中移除。")))
+		backends = append(backends, map[string]any{"address": address, "level": "yellow", "in_flight": 0, "fails": 120 + i})
 	}
-	s.status["findings"] = append(findings, finding("yellow", "rogue_refresher", "authorizer wx3333333333333331", text("Another system refreshes this account's token.", "另有系统在刷新这个账号的令牌。"), text("Stop it: two that refresh take each other's tokens away.", "请停掉它：两个系统互相刷新会使对方的令牌失效。")))
+	s.status["findings"] = append(findings, finding("red", "replies_lost", "account wx3333333333333331", text("messages are lost, for no backend could be reached: connection refused", "消息丢失：无法连接后端：connection refused"), text("start the backend", "启动后端")),
+		finding("yellow", "rogue_refresh", "account wx3333333333333331", text("Another system refreshes this account's token.", "另有系统在刷新这个账号的令牌。"), text("Stop it: two that refresh take each other's tokens away.", "请停掉它：两个系统互相刷新会使对方的令牌失效。")))
 	s.status["backends"] = backends
 	return s
 }
