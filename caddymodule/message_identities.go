@@ -7,7 +7,7 @@ import (
 )
 
 // identities are the answered pushes whose answers are gone, until their timestamps leave the window. A million of them are kept
-// in twenty bytes each: 96 bits of the push's sum, in tables without pointers or lists. That one of a million is taken for a new push
+// in twenty bytes each: 96 bits of the push's sum, in tables without pointers or lists. That a new push is taken for one of a million
 // has a chance of 1 in 10^22, and nobody can bring it about. Its caller has the table's lock.
 type identities struct {
 	shards [identityShards]identityShard
