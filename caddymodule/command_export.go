@@ -92,7 +92,7 @@ func (p *moveParams) export(ctx context.Context, args []string, out, talk io.Wri
 	case err != nil:
 		return err
 	}
-	report(talk, moved, "exported")
+	p.report(talk, moved, "exported")
 	if n := moved.Total().Refused; n > 0 {
 		return fmt.Errorf("%d records could not be read and are not in the archive", n)
 	}

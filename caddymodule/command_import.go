@@ -95,7 +95,7 @@ func (p *moveParams) importInto(ctx context.Context, args []string, in io.Reader
 		done = "would be written"
 	}
 	if err == nil || len(moved.Classes) > 0 {
-		report(out, moved, done)
+		p.report(out, moved, done)
 	}
 	switch {
 	case err != nil && sum.Written > 0 && !p.dry:

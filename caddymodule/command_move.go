@@ -39,11 +39,13 @@ type moveParams struct {
 	file            string // or -
 	format          string // of import
 	dry             bool   // likewise
+	json            bool
 }
 
 func (p *moveParams) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&p.config, "config", "c", "", "the config with the store (default: Caddyfile in this folder, if there is one)")
 	cmd.Flags().StringVarP(&p.adapter, "adapter", "a", "", "name of the config adapter to apply")
+	cmd.Flags().BoolVar(&p.json, "json", false, "say what became of the records as a JSON object")
 	cmd.Flags().StringVar(&p.key, "key", "", "@file with the key or passphrase of the archive (default: $"+exportKeyEnv+", else the config's seal_key)")
 }
 
@@ -177,8 +179,29 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// movedCounts is what became of records, as JSON.
+type movedCounts struct {
+	Name    string `json:"name,omitempty"` // of their kind; absent: all
+	Written int    `json:"written"`
+	Same    int    `json:"same"`
+	Newer   int    `json:"newer"`
+	Refused int    `json:"refused"`
+}
+
 // report says what became of records. Done is the word for those that were written.
-func report(w io.Writer, moved tokens.Moved, done string) {
+func (p *moveParams) report(w io.Writer, moved tokens.Moved, done string) {
+	if p.json {
+		answer := struct {
+			All      movedCounts   `json:"all"`
+			Kinds    []movedCounts `json:"kinds"`
+			Refusals []string      `json:"refusals"`
+		}{movedCounts(moved.Total()), []movedCounts{}, append([]string{}, moved.Refusals...)}
+		for _, c := range moved.Classes {
+			answer.Kinds = append(answer.Kinds, movedCounts(c))
+		}
+		_ = json.NewEncoder(w).Encode(answer) // to the terminal, or to a pipe that may be closed
+		return
+	}
 	for _, c := range moved.Classes {
 		_, _ = fmt.Fprintf(w, "%s: %s\n", c.Name, counts(c, done))
 	}

@@ -166,6 +166,27 @@ func TestMoveBetweenStores(t *testing.T) {
 	}
 }
 
+// Scripts read what became of the records from one JSON object.
+func TestMoveSaysItInJSON(t *testing.T) {
+	t.Parallel()
+	from, to := newMoveStore(t, "", moveSealKey).fill(t, 3), newMoveStore(t, "", moveSealKey)
+	archive := filepath.Join(t.TempDir(), "archive")
+	_, talk, err := moveRun(t, exportCommand(), nil, "--config", from.config, "--json", archive)
+	if err != nil || !strings.HasPrefix(talk, `{"all":{"written":3,"same":0,"newer":0,"refused":0},"kinds":[{"name":`) {
+		t.Errorf("%v: %s", err, talk)
+	}
+	for _, written := range []int{3, 0} {
+		out, _, err := moveRun(t, importCommand(), nil, "--config", to.config, "--json", archive)
+		var answer struct {
+			All      struct{ Written, Same int }
+			Refusals []string
+		}
+		if err != nil || json.Unmarshal([]byte(out), &answer) != nil || answer.All.Written != written || answer.All.Same != 3-written || answer.Refusals == nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+}
+
 func mustRead(t *testing.T, file string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(file)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
 
 const (
@@ -28,8 +30,9 @@ const (
 
 // pushURL is a URL that WeChat pushes to, with the keys that it pushes with.
 type pushURL struct {
-	url  string
-	keys *pushKeys
+	url   string
+	keys  *pushKeys
+	event bool // of wechat_event
 }
 
 // pushURLs are those of the public sites.
@@ -56,7 +59,7 @@ func (d *doctor) pushURLs() (list []pushURL) {
 					patterns = []string{"/*"}
 				}
 				if p, ok := pathOf(patterns[0], appid); ok && (fields.AppID != "" || h.name == "wechat_event" || k.what == ofPlatform || strings.Contains(p, k.appid)) {
-					list = append(list, pushURL{s.origin() + p, k})
+					list = append(list, pushURL{s.origin() + p, k, h.name == "wechat_event"})
 				}
 			}
 		}
@@ -64,8 +67,8 @@ func (d *doctor) pushURLs() (list []pushURL) {
 	return list
 }
 
-// checkPushes asks each push URL as WeChat does when it is entered in the console, and sees that a forgery is refused.
-// Neither reaches a backend.
+// checkPushes asks each push URL as WeChat does when it is entered in the console, sees that a forgery is refused, and pushes
+// something to itself as WeChat would, rightly signed and encrypted. None of them reaches a backend.
 func (d *doctor) checkPushes(ctx context.Context) []doctorResult {
 	urls := d.pushURLs()
 	if len(urls) == 0 {
@@ -77,6 +80,8 @@ func (d *doctor) checkPushes(ctx context.Context) []doctorResult {
 			return r
 		} else if forged := d.forgery(ctx, client, p); forged.Level == doctorRed {
 			return forged
+		} else if pushed := d.signed(ctx, client, p); pushed.Level == doctorRed {
+			return pushed
 		} else {
 			return r
 		}
@@ -127,6 +132,41 @@ func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) do
 		what = texts(fmt.Sprintf("a POST with a wrong signature gets HTTP %d, want 403: it does not go to the gateway as a GET does", a.status), fmt.Sprintf("签名错误的 POST 返回 HTTP %d，应为 403：POST 没有像 GET 一样到达网关", a.status))
 	}
 	return redOf(subject, what, texts("let POST through unchanged: look at firewalls (WAF), CDNs and routes that only match GET", "请原样放行 POST：检查 WAF、CDN 与仅匹配 GET 的路由"))
+}
+
+// signed pushes an event that the gateway answers itself. It comes after forgery: what takes a forged push is not the gateway,
+// and would believe this one.
+func (d *doctor) signed(ctx context.Context, client *http.Client, p pushURL) doctorResult {
+	subject := p.url + " (" + p.keys.String() + ")"
+	now := d.now().Unix()
+	stamp, nonce, created := strconv.FormatInt(now, 10), digits(10), strconv.FormatInt(now, 10)
+	body := []byte("<xml><AppId>" + p.keys.appid + "</AppId><ToUserName>gh_000000000000</ToUserName><FromUserName>doctor</FromUserName><CreateTime>" + created +
+		"</CreateTime><MsgType>event</MsgType><Event>" + doctorEvent + "</Event></xml>")
+	if p.event {
+		body = []byte("<xml><AppId>" + p.keys.appid + "</AppId><CreateTime>" + created + "</CreateTime><InfoType>" + doctorEvent + "</InfoType></xml>")
+	}
+	query := url.Values{"signature": {p.keys.codec.Signature(stamp, nonce)}, "timestamp": {stamp}, "nonce": {nonce}}
+	if p.keys.aesKeys > 0 {
+		sealed, signature, err := p.keys.codec.SealPush(&crypto.Buffers{}, crypto.FormatXML, "ToUserName", "gh_000000000000", now, nonce, body)
+		if err != nil {
+			return redOf(subject, texts("no push can be made with its keys", "无法用其密钥生成推送"), texts("see the check config", "参见 config 检查"))
+		}
+		body = sealed
+		query.Set("encrypt_type", "aes")
+		query.Set("msg_signature", signature)
+	}
+	a, err := d.ask(ctx, client, http.MethodPost, p.url+"?"+query.Encode(), string(body), http.Header{"Content-Type": {"text/xml"}})
+	switch {
+	case err != nil:
+		return redOf(subject, texts("a push gets no answer: "+causeOf(err), "推送没有得到回复"), texts("see what cuts off a POST with a body: a firewall (WAF), a limit", "请检查是否有 WAF 或限制截断带正文的 POST"))
+	case a.status == http.StatusOK && string(a.body) == string(success):
+		return greenOf(subject, "answers a push", "推送正常")
+	case a.status == http.StatusForbidden:
+		return redOf(subject, texts("refuses a push that is rightly signed and encrypted (403): the running gateway has another token or aes_key", "拒绝了签名与加密均正确的推送（403）：运行中的网关使用另一个 token 或 aes_key"),
+			texts("reload the gateway with this config and the same environment; its log says why it refused", "请用此配置与相同的环境变量重新加载网关；拒绝原因见日志"))
+	}
+	return redOf(subject, texts(fmt.Sprintf("answers a push with HTTP %d, not with success", a.status), fmt.Sprintf("对推送返回 HTTP %d，而非 success", a.status)),
+		texts("see what changes a POST or its answer on the way, and whether the running gateway is of this version", "请检查链路上改动 POST 或其回复的环节，以及运行中的网关是否为同一版本"))
 }
 
 // checkVerifyFiles fetches the verification files from outside, on http and https.

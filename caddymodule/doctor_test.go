@@ -368,6 +368,18 @@ func TestDoctorOfTheSick(t *testing.T) {
 				return messages(r)
 			})
 		}, ""},
+		{"another key is running", "push", doctorRed, "another token or aes_key", func(p *patient) {
+			p.part("apps/wechat/platforms/0")["aes_keys"] = []any{strings.Repeat("k", 42) + "A"}
+		}, ""},
+		{"pushes cut off", "push", doctorRed, "answers a push with HTTP 413", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				signed := messages(r) && r.Method == http.MethodPost && !strings.Contains(r.URL.RawQuery, "signature=0000")
+				if signed {
+					w.WriteHeader(http.StatusRequestEntityTooLarge)
+				}
+				return signed
+			})
+		}, ""},
 		{"forgeries go in", "push", doctorRed, "a POST with a wrong signature gets HTTP 200, want 403", func(p *patient) {
 			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
 				if messages(r) && r.Method == http.MethodPost {

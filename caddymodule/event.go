@@ -198,7 +198,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		return err
 	}
 	writePlain(w, success)
-	if e.Forward {
+	if e.Forward && string(p.fields.InfoType) != doctorEvent {
 		e.forward(r, next, p)
 	}
 	return nil

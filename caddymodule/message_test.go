@@ -69,6 +69,31 @@ func (b *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) error {
 
 const replyXML = "<xml><ToUserName><![CDATA[oUser123]]></ToUserName><Content>你好</Content></xml>"
 
+// The doctor's own push, rightly signed, is answered without a backend, whatever else the gateway knows of the account.
+func TestDoctorsPushReachesNoBackend(t *testing.T) {
+	t.Parallel()
+	_, ctx := newTestApp(t, testConfig(""))
+	m, e := &Message{}, &Event{Forward: true}
+	for _, h := range []caddy.Provisioner{m, e} {
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backend := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+		t.Error("it reached a backend")
+		return nil
+	})
+	s := platformSender(t)
+	event := "<xml><ToUserName>gh_x</ToUserName><FromUserName>doctor</FromUserName><CreateTime>" + createTime + "</CreateTime><MsgType>event</MsgType><Event>" + doctorEvent + "</Event></xml>"
+	if rec := serve(t, m, s.push("/wx/message/"+authorizerID, event), backend); rec.Code != http.StatusOK || rec.Body.String() != "success" {
+		t.Errorf("message: %d %s", rec.Code, rec.Body)
+	}
+	info := "<xml><AppId>" + platformID + "</AppId><CreateTime>" + createTime + "</CreateTime><InfoType>" + doctorEvent + "</InfoType></xml>"
+	if rec := serve(t, e, s.push("/wx/event", info), backend); rec.Code != http.StatusOK || rec.Body.String() != "success" {
+		t.Errorf("event: %d %s", rec.Code, rec.Body)
+	}
+}
+
 func TestMessageReachesBackendAsPlaintext(t *testing.T) {
 	t.Parallel()
 	m, app := newMessage(t, nil)

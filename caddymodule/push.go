@@ -352,6 +352,10 @@ func (a *App) platformCandidates(named *Platform) []candidate {
 	return a.platformCodecs
 }
 
+// doctorEvent is the Event, and on the URL of wechat_event the InfoType, of what `caddy wechat doctor` pushes. WeChat has none of
+// that name. The gateway answers it itself.
+const doctorEvent = "caddy_wechat_doctor"
+
 // success is the answer that tells WeChat that nothing more is to come.
 var success = []byte("success")
 
