@@ -34,6 +34,8 @@ type askParams struct {
 	address         string
 	config, adapter string
 	json            bool
+
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: as usual
 }
 
 func (p *askParams) flags(cmd *cobra.Command) {
@@ -81,12 +83,8 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 	return at, nil
 }
 
-// ask asks a running gateway and returns its answer, one of the statuses that are wanted.
-func (p *askParams) ask(ctx context.Context, method, path string, want ...int) ([]byte, error) {
-	at, err := p.endpoint()
-	if err != nil {
-		return nil, err
-	}
+// exchange asks the admin endpoint of a running gateway. Its error is one of askFailed's.
+func (p *askParams) exchange(ctx context.Context, at caddy.NetworkAddress, method, path string) (status int, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	host := at.JoinHostPort(0)
@@ -96,7 +94,7 @@ func (p *askParams) ask(ctx context.Context, method, path string, want ...int) (
 	}
 	req, err := http.NewRequestWithContext(ctx, method, origin+path, http.NoBody)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	if !at.IsUnixNetwork() {
 		req.Header.Set("Origin", origin) // as enforce_origin may demand
@@ -105,23 +103,39 @@ func (p *askParams) ask(ctx context.Context, method, path string, want ...int) (
 	if to.Host == "" || to.Host == "0.0.0.0" || to.Host == "::" { // every interface: this machine's too
 		to.Host = "localhost"
 	}
+	dial := p.dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, to.Network, to.JoinHostPort(0))
+			return dial(ctx, to.Network, to.JoinHostPort(0))
 		},
 	}
 	res, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
-		return nil, askFailed(err, at)
+		return 0, nil, askFailed(err, at)
 	}
 	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAskAnswer))
-	if err != nil {
-		return nil, askFailed(err, at)
+	if body, err = io.ReadAll(io.LimitReader(res.Body, maxAskAnswer)); err != nil {
+		return 0, nil, askFailed(err, at)
 	}
-	if !slices.Contains(append(want, http.StatusOK), res.StatusCode) {
-		return nil, askRefused(res.StatusCode, body, at)
+	return res.StatusCode, body, nil
+}
+
+// ask asks a running gateway and returns its answer, one of the statuses that are wanted.
+func (p *askParams) ask(ctx context.Context, method, path string, want ...int) ([]byte, error) {
+	at, err := p.endpoint()
+	if err != nil {
+		return nil, err
+	}
+	status, body, err := p.exchange(ctx, at, method, path)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(append(want, http.StatusOK), status) {
+		return nil, askRefused(status, body, at)
 	}
 	if !json.Valid(body) {
 		return nil, fmt.Errorf("what answers at %s is not Caddy's admin endpoint", at)

@@ -5,14 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -29,35 +26,25 @@ var errNoGateway = errors.New("no gateway answers")
 
 // askAdmin asks the running gateway's admin endpoint, and reads its JSON.
 func (d *doctor) askAdmin(ctx context.Context, path string, into any) error {
-	addr, err := caddy.ParseNetworkAddress(d.admin)
+	if d.admin == "" {
+		return errNoGateway
+	}
+	p := &askParams{address: d.admin, dial: d.dial}
+	at, err := p.endpoint()
 	if err != nil {
 		return errNoGateway
 	}
-	host := addr.JoinHostPort(0)
-	if addr.IsUnixNetwork() {
-		host = "127.0.0.1"
-	}
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if addr.IsUnixNetwork() {
-				socket, _, _ := strings.Cut(addr.Host, "|")
-				return d.dial(ctx, "unix", socket)
-			}
-			return d.dial(ctx, "tcp", addr.JoinHostPort(0))
-		},
-	}}
 	ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
 	defer cancel()
-	a, err := d.ask(ctx, client, http.MethodGet, "http://"+host+path, "", http.Header{"Origin": {"http://" + host}})
+	status, body, err := p.exchange(ctx, at, http.MethodGet, path)
 	switch {
 	case err != nil:
 		return errNoGateway
-	case a.status == http.StatusNotFound:
+	case status == http.StatusNotFound:
 		return fmt.Errorf("the running gateway has no %s", strings.SplitN(path, "?", 2)[0])
-	case a.status != http.StatusOK:
-		return fmt.Errorf("the admin endpoint answers HTTP %d", a.status)
-	case json.Unmarshal(a.body, into) != nil:
+	case status != http.StatusOK:
+		return fmt.Errorf("the admin endpoint answers HTTP %d", status)
+	case json.Unmarshal(body, into) != nil:
 		return errors.New("the admin endpoint answers what is not understood")
 	}
 	return nil

@@ -77,24 +77,38 @@ func (o *operations) authorizers(w http.ResponseWriter, r *http.Request) error {
 func operationQuery(r *http.Request, names ...string) (url.Values, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, badRequest("the query is not in order: escape what is in it, as in q=%E5%B0%8F%E5%BA%97")
+		return nil, badRequest("%s", "the query is not in order: escape what is in it, as in q=%E5%B0%8F%E5%BA%97")
 	}
 	known := make(map[string]bool, len(names))
 	for _, name := range names {
 		if known[name] = true; len(q[name]) > 1 {
-			return nil, badRequest(name + ": comes twice")
+			return nil, badRequest("%s: comes twice", name)
 		}
 	}
 	for name := range q {
 		if !known[name] {
-			return nil, badRequest(fmt.Sprintf("%q: there is no such parameter", name))
+			return nil, badRequest("%q: there is no such parameter", name)
 		}
 	}
 	return q, nil
 }
 
-func badRequest(text string) error {
-	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: errors.New(text)}
+// badRequest refuses a request for what it says.
+func badRequest(format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
+}
+
+// oneAuthorizer reads which account a request is about, and of which platform, if it says so.
+func (o *operations) oneAuthorizer(r *http.Request) (appid, platform string, err error) {
+	if o.app == nil {
+		return "", "", errNoApp
+	}
+	q, err := operationQuery(r, "platform")
+	if err != nil {
+		return "", "", err
+	}
+	appid = r.PathValue("appid")
+	return appid, q.Get("platform"), o.isAuthorizer(appid)
 }
 
 // authorizerDetail is one account.
@@ -123,18 +137,11 @@ type permissionSet struct {
 
 // authorizer shows one account.
 func (o *operations) authorizer(w http.ResponseWriter, r *http.Request) error {
-	if o.app == nil {
-		return errNoApp
-	}
-	q, err := operationQuery(r, "platform")
+	appid, platform, err := o.oneAuthorizer(r)
 	if err != nil {
 		return err
 	}
-	appid := r.PathValue("appid")
-	if err := o.isAuthorizer(appid); err != nil {
-		return err
-	}
-	d, err := o.app.manager().AuthorizerDetail(r.Context(), q.Get("platform"), appid)
+	d, err := o.app.manager().AuthorizerDetail(r.Context(), platform, appid)
 	if err != nil {
 		return o.refused(w, "the account cannot be shown", err)
 	}

@@ -1,13 +1,9 @@
 package caddymodule
 
 import (
-	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 // How many entries one request gets.
@@ -16,11 +12,6 @@ const (
 	maxEntries     = 500
 )
 
-// badParameter refuses a request for what one of its parameters says.
-func badParameter(format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
-}
-
 // entriesQuery is what a request for entries may say.
 type entriesQuery struct {
 	values url.Values
@@ -28,14 +19,17 @@ type entriesQuery struct {
 	limit  int
 }
 
-func readEntriesQuery(r *http.Request) (q entriesQuery, err error) {
-	q = entriesQuery{values: r.URL.Query(), limit: defaultEntries}
+func readEntriesQuery(r *http.Request, also ...string) (q entriesQuery, err error) {
+	q.limit = defaultEntries
+	if q.values, err = operationQuery(r, append(also, "appid", "limit")...); err != nil {
+		return q, err
+	}
 	if q.appid = q.values.Get("appid"); q.appid != "" && !isAppID(q.appid) {
-		return q, badParameter("appid: want %s", appIDShape)
+		return q, badRequest("appid: want %s", appIDShape)
 	}
 	if text := q.values.Get("limit"); text != "" {
 		if q.limit, err = strconv.Atoi(text); err != nil || q.limit < 1 || q.limit > maxEntries {
-			return q, badParameter("limit: want a number from 1 to %d", maxEntries)
+			return q, badRequest("limit: want a number from 1 to %d", maxEntries)
 		}
 	}
 	return q, nil
@@ -49,7 +43,7 @@ func (q *entriesQuery) number(name string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return 0, badParameter("%s: want a number", name)
+		return 0, badRequest("%s: want a number", name)
 	}
 	return n, nil
 }
@@ -59,7 +53,7 @@ func (o *operations) liveFeed(w http.ResponseWriter, r *http.Request) error {
 	if o.app == nil {
 		return errNoApp
 	}
-	q, err := readEntriesQuery(r)
+	q, err := readEntriesQuery(r, "after")
 	if err != nil {
 		return err
 	}
@@ -68,7 +62,7 @@ func (o *operations) liveFeed(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if after < 0 {
-		return badParameter("after: want the next of an earlier answer")
+		return badRequest("after: want the next of an earlier answer")
 	}
 	entries, next, missed := o.app.shared.feed.after(uint64(after), q.appid, q.limit)
 	if entries == nil {
@@ -82,7 +76,7 @@ func (o *operations) refusals(w http.ResponseWriter, r *http.Request) error {
 	if o.app == nil {
 		return errNoApp
 	}
-	q, err := readEntriesQuery(r)
+	q, err := readEntriesQuery(r, "code", "rid")
 	if err != nil {
 		return err
 	}
@@ -104,7 +98,7 @@ func (o *operations) refusals(w http.ResponseWriter, r *http.Request) error {
 func (*operations) explainCode(w http.ResponseWriter, r *http.Request) error {
 	code, err := strconv.ParseInt(r.URL.Query().Get("code"), 10, 64)
 	if err != nil {
-		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: errors.New("code: want an errcode, a number such as 61004")}
+		return badRequest("code: want an errcode, a number such as 61004")
 	}
 	return answerJSON(w, http.StatusOK, newExplanation(code))
 }

@@ -36,7 +36,7 @@ func (o *operations) refresh(w http.ResponseWriter, r *http.Request) error {
 		k = tokens.AuthorizerKey(platform, appid)
 	}
 	if platform != "" && platform != k.Platform {
-		return badRequest(fmt.Sprintf("platform: %s is in the configuration, and has no other platform: leave it out", appid))
+		return badRequest("platform: %s is in the configuration, and has no other platform: leave it out", appid)
 	}
 	expires, err := o.app.manager().RenewNow(r.Context(), k)
 	if err != nil {
@@ -64,25 +64,18 @@ func (o *operations) holder(ctx context.Context, w http.ResponseWriter, named, a
 	case len(platforms) == 0:
 		return "", caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("%q is not in the configuration, and no platform holds an authorization of it", appid)}
 	case len(platforms) > 1:
-		return "", badRequest(fmt.Sprintf("platform: %s has authorised %s: say which one is meant", appid, strings.Join(platforms, " and ")))
+		return "", badRequest("platform: %s has authorised %s: say which one is meant", appid, strings.Join(platforms, " and "))
 	}
 	return platforms[0], nil
 }
 
 // revoke drops the authorization of an account, as if WeChat had pushed that it took it back.
 func (o *operations) revoke(w http.ResponseWriter, r *http.Request) error {
-	if o.app == nil {
-		return errNoApp
-	}
-	q, err := operationQuery(r, "platform")
+	appid, named, err := o.oneAuthorizer(r)
 	if err != nil {
 		return err
 	}
-	appid := r.PathValue("appid")
-	if err := o.isAuthorizer(appid); err != nil {
-		return err
-	}
-	platform, err := o.holder(r.Context(), w, q.Get("platform"), appid)
+	platform, err := o.holder(r.Context(), w, named, appid)
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ type fleetRow struct {
 	again   int // the same, when the node that had it died, slept, or was cut off
 	unanswered,
 	logins, loginsFailed,
+	asked, // visitors who were asked to try again
 	events, eventsLost int
 	recovered time.Duration // the longest, after the end of the fault
 }
@@ -499,6 +500,7 @@ func (l *fleetLoad) loginOf(ctx context.Context, u wxsim.User) error {
 	}
 	landed := land()
 	if landed.asksAgain() {
+		l.note(func(r *fleetRow) { r.asked++ })
 		landed = land()
 	}
 	to, err := url.Parse(landed.header.Get("Location"))
@@ -570,14 +572,17 @@ func (l *fleetLoad) judge() string {
 	}
 	l.mu.Lock() // the gateways go on
 	defer l.mu.Unlock()
+	if r := l.rows[nothingFails]; r.asked*20 > r.logins+20 {
+		f.errorf("%d of %d visitors were asked to try again while nothing failed", r.asked, r.logins)
+	}
 	total := &fleetRow{}
 	for _, name := range l.order {
 		total.add(l.rows[name])
 	}
 	// Nodes that cannot agree void each other's tokens, so that a repeated call can be refused as well.
 	seen := total.seen
-	for kind, row := range l.rows {
-		if locksGone(&fleetFault{kind: kind}) {
+	for _, kind := range []string{nodeCutOff, redisKilled} {
+		if row := l.rows[kind]; row != nil {
 			seen -= row.seen
 		}
 	}

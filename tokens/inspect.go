@@ -36,22 +36,6 @@ type TokenState struct {
 	Failures int       // in a row
 }
 
-// TokenState returns how a token stands, without renewing it.
-func (m *Manager) TokenState(ctx context.Context, k Key) (TokenState, error) {
-	env, err := m.current()
-	if err != nil {
-		return TokenState{}, err
-	}
-	if err := env.knows(k); err != nil {
-		return TokenState{}, err
-	}
-	e, err := m.lookup(ctx, env, k)
-	if err != nil {
-		return TokenState{}, err
-	}
-	return m.tokenState(e), nil
-}
-
 func (m *Manager) tokenState(e *entry) TokenState {
 	var s TokenState
 	s.FailedAt, s.Failures, s.Err = m.troubles.last(e.key)
