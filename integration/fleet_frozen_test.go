@@ -53,8 +53,10 @@ func frozenNode(t *testing.T, at wxsim.Step) {
 	go func() { sleeping <- f.user(ctx, sleeper, u) }()
 	select {
 	case <-asleep:
+	case a := <-sleeping:
+		t.Fatalf("WeChat was not asked, and the app was answered after %v: %s", time.Since(begun), a)
 	case <-ctx.Done():
-		t.Fatal("WeChat was not asked")
+		t.Fatal("WeChat was not asked, and the app has no answer")
 	}
 
 	start := time.Now()

@@ -352,7 +352,14 @@ func (m *Manager) writeAgain(ctx context.Context) error {
 func (t *ticketTable) arrived(platform string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.change(platform, func(s *pushState) { s.missing = nil })
+	t.change(platform, func(s *pushState) { s.missing, s.news = nil, s.news+1 })
+}
+
+// news is how often it was heard that another node may have been given a ticket.
+func (t *ticketTable) news(platform string) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.push[platform].news
 }
 
 // retry lets a key's renewal be tried again at once. What WeChat refused stays refused.

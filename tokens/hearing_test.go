@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"sync"
@@ -466,6 +467,25 @@ func TestOlderTicketNeverWins(t *testing.T) {
 				t.Errorf("not the newer ticket (%v)", err)
 			}
 		}
+	})
+}
+
+// A node reads that there is no ticket, another one is given it, and only then the first one takes note of what it read.
+func TestTicketThatComesDuringARead(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		time.Sleep(ticketLife)
+		var begun atomic.Bool
+		b.store.fail(func(op, name string) error {
+			if op == "load" && name == ticketName(testPlatform) && begun.CompareAndSwap(false, true) {
+				a.ticket(t, testPlatform)
+				return fs.ErrNotExist // as it was before
+			}
+			return nil
+		})
+		if _, err := b.Ticket(t.Context(), testPlatform); !errors.Is(err, ErrNoTicket) {
+			t.Fatalf("%v, want ErrNoTicket", err)
+		}
+		atOnce(t, func() { b.get(t, testAuthKey) })
 	})
 }
 

@@ -62,6 +62,7 @@ type pushState struct {
 
 	missingAt time.Time // when neither this node nor the store had a live ticket
 	missing   error     // what was said then
+	news      uint64    // how often another node may have been given one: what was read before that is not believed
 
 	refused Ticket // by WeChat
 	refusal error
@@ -139,8 +140,8 @@ func (t *ticketTable) change(platform string, change func(*pushState)) {
 }
 
 // pick returns the newer one of what is held and what the store has, if it can be exchanged, and ErrNoTicket
-// otherwise. That is remembered for a moment if the store was read.
-func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (heldTicket, error) {
+// otherwise. That is remembered for a moment if the store was read, unless there was news since.
+func (t *ticketTable) pick(platform string, stored heldTicket, read bool, news uint64) (heldTicket, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	best := t.held[platform]
@@ -156,7 +157,7 @@ func (t *ticketTable) pick(platform string, stored heldTicket, read bool) (heldT
 	if refused {
 		err = noTicket(platform, state.refusal)
 	}
-	if read {
+	if read && state.news == news {
 		t.change(platform, func(s *pushState) { s.missing, s.missingAt = err, now })
 	}
 	return heldTicket{}, err
@@ -401,13 +402,14 @@ func (m *Manager) TicketReceived(platform string) time.Time {
 
 func (m *Manager) ticket(ctx context.Context, env *Environment, platform string) (heldTicket, error) {
 	var stored ticketWire
+	news := m.tickets.news(platform)
 	err := m.loadRecord(ctx, env, ticketName(platform), &stored)
 	if errors.Is(err, errDamaged) {
 		// The next push is kept in its place.
 		stored, err = ticketWire{}, fs.ErrNotExist
 	}
 	read := err == nil || errors.Is(err, fs.ErrNotExist)
-	t, missing := m.tickets.pick(platform, stored.held(), read)
+	t, missing := m.tickets.pick(platform, stored.held(), read, news)
 	if missing != nil && !read {
 		return heldTicket{}, err
 	}
