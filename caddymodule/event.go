@@ -210,7 +210,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	infoType := string(f.InfoType)
 	a.nameEvent(p)
 	if err := a.inTime(p, window); err != nil {
-		if infoType != "component_verify_ticket" || p.query.inWindow(math.MaxInt64) != nil {
+		if infoType != "component_verify_ticket" || p.query.inWindow(time.Now(), math.MaxInt64) != nil {
 			return err
 		}
 		a.logger.Error("a ticket's timestamp is outside timestamp_window; it was accepted, but messages are being refused: correct this machine's clock",

@@ -57,11 +57,7 @@ func (a *App) feedPush(ctx context.Context, p *push, kind, outcome string) {
 	if p.codec == nil {
 		e.What = whatHandshake
 	}
-	answered := p.answered
-	if answered.IsZero() {
-		answered = time.Now()
-	}
-	e.took = answered.Sub(e.Time)
+	e.took = p.answeredAt().Sub(e.Time)
 	traceEntry(ctx, e)
 	a.shared.feed.add(e)
 }

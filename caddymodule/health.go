@@ -273,8 +273,10 @@ func (h *hostHealth) sawAddress(ip string) {
 }
 
 // touch sets a time to now, and does not write when that changes nothing.
-func touch(t *atomic.Int64) {
-	if now := time.Now().Unix(); t.Load() != now {
+func touch(t *atomic.Int64) { touchAt(t, time.Now().Unix()) }
+
+func touchAt(t *atomic.Int64, now int64) {
+	if t.Load() != now {
 		t.Store(now)
 	}
 }
@@ -405,10 +407,11 @@ func (r *ring) opened(o crypto.Opened, plain bool) {
 	if r == nil {
 		return
 	}
-	touch(r.last)
+	now := time.Now().Unix()
+	touchAt(r.last, now)
 	if !plain && o.TokenIndex() < len(r.tokens) && o.KeyIndex() < len(r.keys) {
-		touch(r.tokens[o.TokenIndex()])
-		touch(r.keys[o.KeyIndex()])
+		touchAt(r.tokens[o.TokenIndex()], now)
+		touchAt(r.keys[o.KeyIndex()], now)
 	}
 	r.sightings.mended(r.receiveID, pushCodes...)
 }

@@ -240,9 +240,7 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	m.app.metrics().messageOK.Inc()
-	if p.answered.IsZero() {
-		p.answered = time.Now()
-	}
+	p.answered = p.answeredAt()
 	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())
 	m.app.feedPush(r.Context(), p, feedPush, outcomeOK)
 	return nil

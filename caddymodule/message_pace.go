@@ -36,7 +36,7 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		writePlain(w, success)
 		return nil
 	}
-	defer m.app.calls().leaveNow(a.call)
+	defer func() { m.app.calls().leave(a.call, p.answeredAt()) }()
 	if a.first {
 		return m.lead(w, r, next, p, f, a)
 	}
@@ -131,7 +131,8 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		}
 		return errDropped
 	}
-	late, taken := m.finish(p, f, a, answer, why)
+	now := time.Now()
+	late, taken := m.finish(p, f, a, answer, why, now)
 	if taken {
 		switch ours := own.take(); {
 		case ours && a.last:
@@ -151,6 +152,7 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		}
 		return errDropped
 	}
+	p.answered = now
 	err := m.give(w, r, p, answer, a)
 	m.settle(p, f, c, answer, late)
 	return err
@@ -236,24 +238,25 @@ func notReached(err error) bool {
 func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *facts, own *ending) (passiveReply, error) {
 	reply := newReplyWriter(m.MaxBody)
 	defer reply.release()
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), time.Duration(m.BackendTimeout), errTooSlow)
-	defer cancel()
-	parts := newPlaintextParts(p.opened.Message)
+	work := newWork(r.Context(), p.opened.Message, time.Now().Add(time.Duration(m.BackendTimeout)))
+	defer work.cancel(nil)
 	f.content = p.fields.Content
 	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
 	// copy alone would leave them with what the caller sent. The handlers get a copy with the same URL and headers,
 	// because the server reads r when the last push is answered while they run.
-	outer := *r
-	own.exclude(func() { makePlaintext(r, p, f, parts) })
-	err := runNext(next, reply, r.WithContext(ctx))
-	own.exclude(func() {
-		r.URL, r.RequestURI, r.Header = outer.URL, outer.RequestURI, outer.Header
-		r.Body, r.ContentLength, r.TransferEncoding, r.GetBody = outer.Body, outer.ContentLength, outer.TransferEncoding, outer.GetBody
-		// Not the Trailer: a transport that is still sending the body reads that field.
-	})
-	parts.text.detach()
+	outer := wireOf(r)
+	own.mu.Lock()
+	own.begin(work)
+	makePlaintext(r, p, f, &work.parts)
+	own.mu.Unlock()
+	err := runNext(next, reply, r.WithContext(work))
+	own.mu.Lock()
+	own.work = nil
+	outer.restore(r)
+	own.mu.Unlock()
+	work.parts.text.detach()
 	f.content = nil // its buffer will be another push's
-	if err != nil && errors.Is(context.Cause(ctx), errTooSlow) {
+	if err != nil && work.isLate() {
 		err = errTooSlow
 	}
 	body, outcome, err := reply.judge(p.fields.Format, err)
@@ -292,22 +295,36 @@ func whyFields(err error) []zap.Field {
 	return fields
 }
 
-// ending is the end of a push whose handler is busy with the backend: a timer answers it, or drops it.
+// ending is the end of a push whose handler is busy with the backend: a timer answers it, or drops it. The same timer ends the
+// backend's work when that takes too long.
 type ending struct {
-	mu    sync.Mutex
-	taken bool
+	mu    sync.Mutex // also of the request, which the timer reads
 	timer *time.Timer
+	taken bool      // the push is answered or dropped, or is being so
+	by    time.Time // when the timer does that; zero once it was time
+	work  *work     // under way, or nil
 }
 
 // endBy sees to it that the first push ends in time: the last one with an answer, any other without. No handler uses w
 // meanwhile, for the chain writes to memory.
 func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *ending {
-	own := new(ending)
+	own := &ending{by: a.by}
+	own.mu.Lock() // until the timer is there
+	defer own.mu.Unlock()
 	own.timer = time.AfterFunc(time.Until(a.by), func() {
 		own.mu.Lock()
 		defer own.mu.Unlock()
+		defer own.wait()
+		now := time.Now()
+		if own.work != nil && !now.Before(own.work.deadline) {
+			own.work.cancel(errTooSlow)
+			own.work = nil
+		}
+		if own.taken || own.by.IsZero() || now.Before(own.by) {
+			return
+		}
+		own.by = time.Time{}
 		switch {
-		case own.taken:
 		case !a.last:
 			own.taken = true
 			drop(w)
@@ -317,6 +334,28 @@ func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *e
 		}
 	})
 	return own
+}
+
+// begin has the timer end a piece of work at its deadline. The caller holds mu.
+func (own *ending) begin(work *work) {
+	own.work = work
+	if own.by.IsZero() || work.deadline.Before(own.by) {
+		own.wait()
+	}
+}
+
+// wait sets the timer to what is next. The caller holds mu.
+func (own *ending) wait() {
+	next := own.by
+	if own.taken {
+		next = time.Time{}
+	}
+	if own.work != nil && (next.IsZero() || own.work.deadline.Before(next)) {
+		next = own.work.deadline
+	}
+	if !next.IsZero() {
+		own.timer.Reset(time.Until(next))
+	}
 }
 
 // finishSlow answers a push without the backend's answer while its handler has other things to do.
@@ -362,16 +401,9 @@ func (own *ending) take() bool {
 	return !taken
 }
 
-// exclude runs change while the timer does nothing.
-func (own *ending) exclude(change func()) {
-	own.mu.Lock()
-	defer own.mu.Unlock()
-	change()
-}
-
 // finish makes an answer known to all pushes of a message. Taken: another node has the message, and has it answered again.
-func (m *Message) finish(p *push, f *facts, a arrival, answer passiveReply, why error) (late, taken bool) {
-	calls, now := m.app.calls(), time.Now()
+func (m *Message) finish(p *push, f *facts, a arrival, answer passiveReply, why error, now time.Time) (late, taken bool) {
+	calls := m.app.calls()
 	if m.clustered {
 		if late, taken = m.app.claims().finish(a.call, answer, now.Sub(a.at)); taken {
 			m.app.logger.Warn("another node had a message answered that this one seemed to have died with: the backend got it twice", m.fields(p, f)...)

@@ -200,6 +200,72 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestBackendTimeout: what a backend's handler sees of the end of its work, in its own context and in those below it, whether that
+// comes before the push ends or long after.
+func TestBackendTimeout(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	for _, limit := range []time.Duration{defaultReplyTimeout, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			began, ended := time.Time{}, make(chan time.Duration, 1)
+			backend := func(_ http.ResponseWriter, r *http.Request) error {
+				began = time.Now()
+				if by, ok := r.Context().Deadline(); !ok || by.Sub(began) != limit {
+					t.Errorf("the deadline is in %v, want %v", by.Sub(began), limit)
+				}
+				if r.Context().Err() != nil {
+					t.Error("it ends before it begins")
+				}
+				below, cancel := context.WithCancel(context.WithValue(r.Context(), key{}, "value"))
+				defer cancel()
+				<-below.Done()
+				ended <- time.Since(began)
+				if err := r.Context().Err(); err != context.DeadlineExceeded { //nolint:errorlint // a context's own
+					t.Errorf("it ended with %v", err)
+				}
+				if cause := context.Cause(below); cause != errTooSlow { //nolint:errorlint // our own, never wrapped
+					t.Errorf("what is below ended for %v", cause)
+				}
+				return context.Cause(below)
+			}
+			p := newPacer(t, func(m *Message) { m.BackendTimeout = caddy.Duration(limit) }, backend)
+			p.send(paceMessage(1))
+			if took := <-ended; took != limit {
+				t.Errorf("it had %v, want %v", took, limit)
+			}
+			synctest.Wait()
+			if n := p.m.app.calls().inFlight(); n != 0 || len(p.m.places) != 0 {
+				t.Errorf("%d in flight, %d places taken", n, len(p.m.places))
+			}
+		})
+	}
+}
+
+// TestWorkValues: the values of the request are there, and what ends with the push does not end the work.
+func TestWorkValues(t *testing.T) {
+	type key struct{}
+	repl, vars := caddy.NewReplacer(), map[string]any{"a": 1}
+	of, hangUp := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
+	of = context.WithValue(context.WithValue(of, caddy.ReplacerCtxKey, repl), caddyhttp.VarsCtxKey, vars)
+	w := newWork(of, nil, time.Now().Add(time.Hour))
+	hangUp()
+	if w.Err() != nil {
+		t.Error("it ended with the push")
+	}
+	below, cancel := context.WithCancel(context.WithValue(w, key{}, "other"))
+	defer cancel()
+	if got := w.Value(key{}); got != "value" {
+		t.Errorf("a value is %v", got)
+	}
+	if below.Value(caddy.ReplacerCtxKey) != repl || caddyhttp.GetVar(below, "a") != 1 || w.Value("none") != nil {
+		t.Error("Caddy's values are others")
+	}
+	w.cancel(nil)
+	if w.Err() != context.Canceled || below.Err() != context.Canceled { //nolint:errorlint // a context's own
+		t.Errorf("it ended with %v, and below with %v", w.Err(), below.Err())
+	}
+}
+
 // TestPaceLostArrivals: the last push is known by its time where arrivals are missing.
 func TestPaceLostArrivals(t *testing.T) {
 	t.Parallel()

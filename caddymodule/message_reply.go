@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
@@ -181,7 +180,7 @@ func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	}
 	buf := sealedPool.Get().(*[]byte)
 	defer sealedPool.Put(buf)
-	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, time.Now().Unix(), p.query.nonce, reply)
+	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, p.answeredAt().Unix(), p.query.nonce, reply)
 	if err != nil {
 		return err
 	}
@@ -205,7 +204,7 @@ func writeBody(w http.ResponseWriter, mediaType string, body []byte) {
 // textReply is a passive text reply to a push, in its format.
 func textReply(p *push, text string) []byte {
 	var b bytes.Buffer
-	now := strconv.FormatInt(time.Now().Unix(), 10)
+	now := strconv.FormatInt(p.answeredAt().Unix(), 10)
 	if p.fields.Format == crypto.FormatJSON {
 		b.WriteString(`{"ToUserName":` + jsonString(string(p.fields.FromUserName)) +
 			`,"FromUserName":` + jsonString(string(p.fields.ToUserName)) +

@@ -2,10 +2,12 @@ package caddymodule
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -88,14 +90,6 @@ func (f *facts) announce(r *http.Request) {
 	}
 }
 
-// notPassedOn are headers that describe the encrypted push or the connection it came on, or that would have net/http
-// send a push twice. What a Connection header names is removed by proxies, our own headers included.
-var notPassedOn = [...]string{
-	"Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer",
-	"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Upgrade",
-	"Idempotency-Key", "X-Idempotency-Key",
-}
-
 // plaintextParts is what a plaintext request points to. Whoever sends it may go on looking at them when it was answered.
 type plaintextParts struct {
 	url  url.URL
@@ -104,9 +98,81 @@ type plaintextParts struct {
 }
 
 func newPlaintextParts(message []byte) *plaintextParts {
-	parts := &plaintextParts{text: plaintext{data: message}}
-	parts.body.text = &parts.text
+	parts := new(plaintextParts)
+	parts.hold(message)
 	return parts
+}
+
+func (parts *plaintextParts) hold(message []byte) {
+	parts.text.data, parts.body.text = message, &parts.text
+}
+
+// work is a backend's work on a message: the context of the plaintext request, and what that request points to. It ends by itself
+// and not with the push that it was begun for. It has at hand what Caddy's handlers ask a request's context for a dozen times and
+// would find a dozen contexts further up.
+type work struct {
+	context.Context // ends with the work
+	cancel          context.CancelCauseFunc
+	deadline        time.Time
+
+	of             context.Context // the push's, for its values
+	replacer, vars any
+	parts          plaintextParts
+}
+
+func newWork(of context.Context, message []byte, deadline time.Time) *work {
+	w := &work{of: of, replacer: of.Value(caddy.ReplacerCtxKey), vars: of.Value(caddyhttp.VarsCtxKey), deadline: deadline}
+	w.Context, w.cancel = context.WithCancelCause(context.Background())
+	w.parts.hold(message)
+	return w
+}
+
+// Value implements context.Context.
+func (w *work) Value(key any) any {
+	switch key {
+	case caddy.ReplacerCtxKey:
+		return w.replacer
+	case caddyhttp.VarsCtxKey:
+		return w.vars
+	}
+	if own := w.Context.Value(key); own != nil { // by which contexts below find out that this one ends
+		return own
+	}
+	return w.of.Value(key)
+}
+
+// Deadline implements context.Context.
+func (w *work) Deadline() (time.Time, bool) { return w.deadline, true }
+
+// Err implements context.Context.
+func (w *work) Err() error {
+	if w.isLate() {
+		return context.DeadlineExceeded
+	}
+	return w.Context.Err()
+}
+
+// isLate reports whether the work was ended for taking too long.
+func (w *work) isLate() bool { return context.Cause(w.Context) == errTooSlow } //nolint:errorlint // our own, never wrapped
+
+// wire is what makePlaintext changes of a request, as it was. Not the Trailer: a transport that is still sending the body reads that.
+type wire struct {
+	url              *url.URL
+	uri              string
+	header           http.Header
+	body             io.ReadCloser
+	length           int64
+	transferEncoding []string
+	again            func() (io.ReadCloser, error)
+}
+
+func wireOf(r *http.Request) wire {
+	return wire{r.URL, r.RequestURI, r.Header, r.Body, r.ContentLength, r.TransferEncoding, r.GetBody}
+}
+
+func (w *wire) restore(r *http.Request) {
+	r.URL, r.RequestURI, r.Header, r.Body, r.ContentLength, r.TransferEncoding, r.GetBody =
+		w.url, w.uri, w.header, w.body, w.length, w.transferEncoding, w.again
 }
 
 // makePlaintext turns a push into the request that a backend which knows nothing of encryption expects. What the fields
@@ -137,17 +203,20 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 	var stack [16]string
 	names, further, count := stack[:0], 0, 0
 	for name, values := range from {
-		if !isOurs(name) {
+		if isPassedOn(name) {
 			names = append(names, name)
 			count += len(values)
 		}
 	}
 	for i := range trusted {
-		if t := &trusted[i]; isTrusted(t.value) {
-			count++
-			if t.name != "Content-Type" || from["Content-Type"] == nil {
-				further++
-			}
+		t := &trusted[i]
+		if !isTrusted(t.value) {
+			t.value = ""
+			continue
+		}
+		count++
+		if t.name != "Content-Type" || from["Content-Type"] == nil {
+			further++
 		}
 	}
 	all := make([]string, 0, count)
@@ -161,16 +230,24 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 		h[name] = add(from[name]...)
 	}
 	for i := range trusted {
-		if t := &trusted[i]; isTrusted(t.value) {
+		if t := &trusted[i]; t.value != "" {
 			h[t.name] = add(t.value)
 		}
 	}
 	return h
 }
 
-// isOurs reports whether a caller's header is not passed on.
-func isOurs(name string) bool {
-	return slices.Contains(trustedHeaders[:], name) || slices.Contains(notPassedOn[:], name)
+// isPassedOn reports whether a backend gets a caller's header. It does not get the gateway's own, those that describe the encrypted
+// push or the connection it came on, and those that would have net/http send a push twice. What a Connection header names is
+// removed by proxies, our own headers included.
+func isPassedOn(name string) bool {
+	switch name {
+	case "Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer",
+		"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Upgrade",
+		"Idempotency-Key", "X-Idempotency-Key":
+		return false
+	}
+	return !slices.Contains(trustedHeaders[:], name)
 }
 
 // plaintextURI is a push's URI, and the query in it, as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and

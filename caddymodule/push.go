@@ -40,7 +40,7 @@ type push struct {
 	fields   crypto.Fields // of the decrypted text
 	plain    bool          // it came in plaintext mode: the text is the body, and so is the answer's
 	guard    *bodyGuard    // in plaintext mode, if other nodes are to say whether the text is the first
-	answered time.Time     // if its handler was busy for longer
+	answered time.Time     // zero until then; see answeredAt
 	slow     bool          // it was answered without the backend's answer
 	entry    Entry         // of the feed
 }
@@ -57,6 +57,14 @@ func (p *push) release() {
 	}
 	*p = push{body: body, buffers: p.buffers, scratch: p.scratch}
 	pushPool.Put(p)
+}
+
+// answeredAt is when the push was answered, or now if it was not, so that an answer looks at the clock once.
+func (p *push) answeredAt() time.Time {
+	if p.answered.IsZero() {
+		return time.Now()
+	}
+	return p.answered
 }
 
 // pushQuery are the parameters WeChat sends in the query.
@@ -105,7 +113,7 @@ func (q *pushQuery) parse(raw string) error {
 		var pair string
 		pair, raw, _ = strings.Cut(raw, "&")
 		name, value, _ := strings.Cut(pair, "=")
-		if strings.ContainsAny(name, "%+") {
+		if isEscaped(name) {
 			return errQuery // a backend would read it as a name that we did not see
 		}
 		var into *string
@@ -132,7 +140,7 @@ func (q *pushQuery) parse(raw string) error {
 			return errQuery
 		}
 		seen |= bit
-		if strings.ContainsAny(value, "%+") {
+		if isEscaped(value) {
 			var err error
 			if value, err = url.QueryUnescape(value); err != nil {
 				return errQuery
@@ -144,6 +152,16 @@ func (q *pushQuery) parse(raw string) error {
 		return errQuery
 	}
 	return nil
+}
+
+// isEscaped reports whether a part of a query stands for something else than itself.
+func isEscaped(s string) bool {
+	for i := range len(s) {
+		if s[i] == '%' || s[i] == '+' {
+			return true
+		}
+	}
+	return false
 }
 
 // isNonce accepts what can stand in a reply's envelope as it is; WeChat's own are digits or letters.
@@ -160,9 +178,9 @@ func isNonce(s string) bool {
 	return true
 }
 
-// inWindow refuses a push whose timestamp is too far from now, or has not the form that WeChat's have.
-func (q *pushQuery) inWindow(window time.Duration) error {
-	if !crypto.Fresh(q.timestamp, time.Now(), window) {
+// inWindow refuses a push whose timestamp is too far from the time, or has not the form that WeChat's have.
+func (q *pushQuery) inWindow(now time.Time, window time.Duration) error {
+	if !crypto.Fresh(q.timestamp, now, window) {
 		return errStale
 	}
 	return nil
@@ -175,10 +193,11 @@ const maxMessageAge = 24 * time.Hour
 // nonce of digits can be passed off as a timestamp; the CreateTime inside cannot be changed. WeChat may deliver late,
 // and some events have no such time, so that bound is wide.
 func (p *push) inTime(window time.Duration) error {
-	if err := p.query.inWindow(window); err != nil {
+	now := time.Now()
+	if err := p.query.inWindow(now, window); err != nil {
 		return err
 	}
-	if created := string(p.fields.CreateTime); len(created) == len("1700000000") && !crypto.Fresh(created, time.Now(), maxMessageAge) {
+	if created := string(p.fields.CreateTime); len(created) == len("1700000000") && !crypto.Fresh(created, now, maxMessageAge) {
 		return errStale
 	}
 	return nil
@@ -324,7 +343,7 @@ func (p *push) handshake(w http.ResponseWriter, candidates []candidate, window t
 	if len(candidates) == 0 {
 		return errUnknown
 	}
-	if err := q.inWindow(window); err != nil {
+	if err := q.inWindow(time.Now(), window); err != nil {
 		return err
 	}
 	for _, c := range candidates {
