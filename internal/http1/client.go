@@ -83,6 +83,7 @@ var (
 	ErrHeaderTooLong = errors.New("the answer's head is longer than max_response_header_size")
 	ErrTooManyFields = fmt.Errorf("the answer's head has more than %d fields", maxHeaderFields)
 	errReadClosed    = errors.New("read on a closed response body")
+	errStale         = errors.New("an idle connection was closed, or something was said on it unasked")
 )
 
 type timeoutError struct{ text string }
@@ -111,7 +112,7 @@ func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
 			o.closeBody()
 			return nil, context.Cause(ctx)
 		}
-		conn, err := c.connect(ctx, target)
+		conn, err := c.connect(ctx, target, o.mode <= inline)
 		if err != nil {
 			o.closeBody()
 			switch {
@@ -123,8 +124,8 @@ func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
 			}
 			return nil, err
 		}
-		e := &exchange{client: c, req: o.req, ctx: ctx, conn: conn}
-		res, err := e.run(o)
+		e := &exchange{client: c, req: o.req, ctx: ctx, conn: conn, out: o}
+		res, err := e.run()
 		if err == nil {
 			return res, nil
 		}
@@ -140,12 +141,14 @@ type exchange struct {
 	res    http.Response
 	client *Client
 	req    *http.Request
+	out    *outgoing
 	ctx    context.Context
 	conn   *conn
 	br     *bufio.Reader
 	unhook func() bool // ends the watch over ctx
 	sender *sender     // nil: all was sent before anything was read
 
+	sent bool // what leaves in the first write
 	last bool // the connection ends with this exchange
 
 	mu       sync.Mutex
@@ -164,15 +167,19 @@ type exchange struct {
 }
 
 // run sends the request and reads the answer's head. After an error the connection is closed.
-func (e *exchange) run(o *outgoing) (*http.Response, error) {
+func (e *exchange) run() (*http.Response, error) {
 	if e.ctx.Done() != nil {
-		conn := e.conn
-		e.unhook = context.AfterFunc(e.ctx, conn.close)
+		e.unhook = context.AfterFunc(e.ctx, e.conn.kill)
 	}
-	e.last = o.last || e.client.NoKeepAlive
-	err := e.write(o)
+	e.last = e.out.last || e.client.NoKeepAlive
+	var err error
+	if e.conn.unseen {
+		err = e.ask()
+	} else {
+		err = e.send()
+	}
 	if err == nil {
-		err = e.readHead(o)
+		err = e.readHead()
 	}
 	if err != nil {
 		return nil, e.fail(err)
@@ -209,8 +216,20 @@ func (e *exchange) fail(err error) error {
 	return err
 }
 
-// write sends the head, and as much of the body as goes with it.
-func (e *exchange) write(o *outgoing) error {
+// ask makes a round: it sends the request, and returns when there is something of an answer.
+func (e *exchange) ask() error {
+	e.conn.asking = e
+	e.br = e.client.getReader(e.conn)
+	_, err := e.br.Peek(1)
+	if err != nil && e.sent {
+		return &noAnswerError{err}
+	}
+	return err
+}
+
+// send sends the head, and as much of the body as goes with it.
+func (e *exchange) send() error {
+	o := e.out
 	if err := o.readInline(); err != nil {
 		return err
 	}
@@ -224,7 +243,7 @@ func (e *exchange) write(o *outgoing) error {
 		o.wrote = n > 0
 		return &writeError{err}
 	}
-	o.wrote = true
+	o.wrote, e.sent = true, true
 	switch o.mode {
 	case streamed, sniffed:
 		e.sender = o.startSender(e)
@@ -280,9 +299,11 @@ func (e *exchange) stopTimer() bool {
 }
 
 // readHead reads heads until one is the answer's.
-func (e *exchange) readHead(o *outgoing) error {
+func (e *exchange) readHead() error {
 	c := e.client
-	e.br = c.getReader(e.conn.nc)
+	if e.br == nil {
+		e.br = c.getReader(e.conn)
+	}
 	trace := httptrace.ContextClientTrace(e.ctx)
 	most := c.MaxHeader
 	if most <= 0 {
@@ -322,15 +343,15 @@ func (e *exchange) readHead(o *outgoing) error {
 	if e.stopTimer() {
 		return ErrHeaderTimeout
 	}
-	return e.start(o)
+	return e.start()
 }
 
 // start makes the answer's body.
-func (e *exchange) start(o *outgoing) error {
+func (e *exchange) start() error {
 	res := &e.res
 	res.Request = e.req
 	res.TLS = e.conn.state
-	kind, err := frame(res, o.method)
+	kind, err := frame(res, e.out.method)
 	if err != nil {
 		return err
 	}
@@ -386,6 +407,9 @@ func (e *exchange) freeReader() {
 func (e *exchange) mayRepeat(o *outgoing, err error) bool {
 	if e.ctx.Err() != nil {
 		return false
+	}
+	if err == errStale { //nolint:errorlint // it is not wrapped
+		return true
 	}
 	if _, ok := errors.AsType[*writeError](err); ok && !o.wrote {
 		return true
