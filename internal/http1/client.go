@@ -94,54 +94,50 @@ func (*timeoutError) Temporary() bool { return true }
 
 // RoundTrip sends req to target and returns the answer as soon as its head is there. It keeps http.RoundTripper's contract.
 func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, error) {
-	o, err := c.prepare(req)
-	if err != nil {
+	e := &exchange{client: c, ctx: req.Context()}
+	if err := e.out.prepare(req, c.NoKeepAlive); err != nil {
 		closeBody(req)
 		return nil, err
 	}
-	res, err := c.send(o, target)
-	o.free()
-	return res, err
-}
-
-// send tries connections until one is good, or a new one is not.
-func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
-	ctx := o.req.Context()
 	for {
-		if ctx.Err() != nil {
-			o.closeBody()
-			return nil, context.Cause(ctx)
-		}
-		conn, err := c.connect(ctx, target, o.mode <= inline)
-		if err != nil {
-			o.closeBody()
-			switch {
-			case ctx.Err() != nil:
-				return nil, context.Cause(ctx)
-			case o.touched:
-				// The body is used up: whoever tries again after an error of dialing would send half a request.
-				return nil, fmt.Errorf("no connection for a second try: %v", err) //nolint:errorlint // see above
-			}
-			return nil, err
-		}
-		e := &exchange{client: c, req: o.req, ctx: ctx, conn: conn, out: o}
-		res, err := e.run()
+		res, err := e.try(target)
 		if err == nil {
+			e.out.free()
 			return res, nil
 		}
-		if !conn.reused || !e.mayRepeat(o, err) {
-			o.closeBody()
+		if e.conn == nil || !e.conn.reused || !e.mayRepeat(err) {
+			e.out.closeBody()
+			e.out.free()
 			return nil, err
 		}
+		e = &exchange{client: c, ctx: e.ctx, out: e.out}
 	}
+}
+
+// try gets a connection for the exchange and runs it there.
+func (e *exchange) try(target Target) (*http.Response, error) {
+	if e.ctx.Err() != nil {
+		return nil, context.Cause(e.ctx)
+	}
+	conn, err := e.client.connect(e.ctx, target, e.out.mode <= inline)
+	switch {
+	case err == nil:
+		e.conn = conn
+		return e.run()
+	case e.ctx.Err() != nil:
+		return nil, context.Cause(e.ctx)
+	case e.out.touched:
+		// The body is used up: whoever tries again after an error of dialing would send half a request.
+		return nil, fmt.Errorf("no connection for a second try: %v", err) //nolint:errorlint // see above
+	}
+	return nil, err
 }
 
 // exchange is a request on a connection, and its answer. It is the answer's body as well.
 type exchange struct {
 	res    http.Response
 	client *Client
-	req    *http.Request
-	out    *outgoing
+	out    outgoing
 	ctx    context.Context
 	conn   *conn
 	br     *bufio.Reader
@@ -229,7 +225,7 @@ func (e *exchange) ask() error {
 
 // send sends the head, and as much of the body as goes with it.
 func (e *exchange) send() error {
-	o := e.out
+	o := &e.out
 	if err := o.readInline(); err != nil {
 		return err
 	}
@@ -349,7 +345,7 @@ func (e *exchange) readHead() error {
 // start makes the answer's body.
 func (e *exchange) start() error {
 	res := &e.res
-	res.Request = e.req
+	res.Request = e.out.req
 	res.TLS = e.conn.state
 	kind, err := frame(res, e.out.method)
 	if err != nil {
@@ -404,20 +400,20 @@ func (e *exchange) freeReader() {
 
 // mayRepeat reports whether a request that failed on a connection that was idle may go to another one: when nothing of it was
 // written, or, as RFC 9110 has it in 9.2.2, when the connection ended without a byte of an answer and repeating does no harm.
-func (e *exchange) mayRepeat(o *outgoing, err error) bool {
+func (e *exchange) mayRepeat(err error) bool {
 	if e.ctx.Err() != nil {
 		return false
 	}
 	if err == errStale { //nolint:errorlint // it is not wrapped
 		return true
 	}
-	if _, ok := errors.AsType[*writeError](err); ok && !o.wrote {
+	if _, ok := errors.AsType[*writeError](err); ok && !e.out.wrote {
 		return true
 	}
 	if _, ok := errors.AsType[*noAnswerError](err); !ok {
 		return false
 	}
-	return o.harmless()
+	return e.out.harmless()
 }
 
 func (c *Client) getReader(r io.Reader) *bufio.Reader {

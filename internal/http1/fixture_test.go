@@ -92,6 +92,11 @@ func newBackend(t testing.TB, serve func(*wire)) *backend {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, l, serve)
+}
+
+func serveOn(t testing.TB, l net.Listener, serve func(*wire)) *backend {
+	t.Helper()
 	b := &backend{Listener: l}
 	b.wg.Go(func() {
 		for {
