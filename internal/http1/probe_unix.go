@@ -69,14 +69,16 @@ func (p *prober) rounds() bool { return p.step != nil }
 func (p *prober) round(e *exchange, into []byte) (int, error) {
 	p.e, p.into, p.n, p.err = e, into, 0, nil
 	err := p.rc.Read(p.step)
+	unasked := p.e != nil // it was closed before
 	p.e, p.into = nil, nil
-	if p.err != nil {
+	switch {
+	case unasked:
+		return 0, errStale
+	case p.err != nil:
 		return 0, p.err
-	}
-	if err != nil {
+	case err != nil:
 		return 0, err
-	}
-	if p.n == 0 {
+	case p.n == 0:
 		return 0, io.EOF
 	}
 	return p.n, nil

@@ -35,6 +35,42 @@ func serveSecond(second func(w *wire)) func(*wire) {
 	}
 }
 
+// TestSecondAnswers: an answer is read as it would be on a new connection.
+func TestSecondAnswers(t *testing.T) {
+	t.Parallel()
+	for _, a := range answers {
+		t.Run(a.name, func(t *testing.T) {
+			t.Parallel()
+			text, eof := strings.CutSuffix(a.answer, "EOF")
+			say := func(w *wire) {
+				if _, _, err := w.request(); err != nil {
+					return
+				}
+				w.say(text)
+				if !eof {
+					w.untilClosed()
+				}
+			}
+			method := a.method
+			if method == "" {
+				method = http.MethodPost // which is not repeated
+			}
+			first, second := newBackend(t, say), newBackend(t, serveSecond(say))
+			c := newLean(t)
+			within(t, a.name, func() {
+				want := roundTrip(c, newRequest(t, method, first.url(), nil))
+				warm(t, c, second.url())
+				if got := roundTrip(c, newRequest(t, method, second.url(), nil)); got != want || a.refused && got != "error" {
+					t.Errorf("got  %.600s\nwant %.600s", got, want)
+				}
+			})
+			if n := second.conns.Load(); n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
 // TestSecondCancel: a caller that leaves an exchange on a connection that was idle gets its answer at once.
 func TestSecondCancel(t *testing.T) {
 	t.Parallel()
