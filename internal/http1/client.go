@@ -6,8 +6,8 @@
 // How an exchange goes. A request without a body, or with a small one of known length, leaves in one write, and its answer is read by the
 // same goroutine. A body that may have to be waited for is sent by a goroutine that lives as long as the body, so that an answer can come
 // before the request is through. An idle connection has no goroutine and no buffers; before it is used again it is looked at whether the
-// backend has closed it or said something unasked. What is read is held to the letter of RFC 9112: an answer that two readers
-// might understand in two ways is an error.
+// backend has closed it or said something unasked, and where that can be, look, write and first read are one use of the descriptor (round).
+// What is read is held to the letter of RFC 9112: an answer that two readers might understand in two ways is an error.
 package http1
 
 import (
