@@ -67,7 +67,7 @@ fuzz: ## fuzz all targets for FUZZTIME seconds together
 .PHONY: bench-micro
 bench-micro: ## run the packages' benchmarks and sum them up; BENCH is a regular expression
 	@mkdir -p $(RUN)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) ./crypto/... ./tokens/... ./caddymodule/... > $(RUN)/bench-micro.txt || { cat $(RUN)/bench-micro.txt; exit 1; }
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCHCOUNT) ./crypto/... ./tokens/... ./caddymodule/... ./internal/http1/... > $(RUN)/bench-micro.txt || { cat $(RUN)/bench-micro.txt; exit 1; }
 	@$(TOOL) benchstat $(RUN)/bench-micro.txt
 
 .PHONY: bench

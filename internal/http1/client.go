@@ -6,8 +6,8 @@
 // How an exchange goes. A request without a body, or with a small one of known length, leaves in one write, and its answer is read by the
 // same goroutine. A body that may have to be waited for is sent by a goroutine that lives as long as the body, so that an answer can come
 // before the request is through. An idle connection has no goroutine and no buffers; before it is used again it is looked at whether the
-// backend has closed it or said something unasked. What is read is held to the letter of RFC 9112: an answer that two readers
-// might understand in two ways is an error.
+// backend has closed it or said something unasked, and where that can be, look, write and first read are one use of the descriptor (round).
+// What is read is held to the letter of RFC 9112: an answer that two readers might understand in two ways is an error.
 package http1
 
 import (
@@ -83,6 +83,7 @@ var (
 	ErrHeaderTooLong = errors.New("the answer's head is longer than max_response_header_size")
 	ErrTooManyFields = fmt.Errorf("the answer's head has more than %d fields", maxHeaderFields)
 	errReadClosed    = errors.New("read on a closed response body")
+	errStale         = errors.New("an idle connection was closed, or something was said on it unasked")
 )
 
 type timeoutError struct{ text string }
@@ -93,59 +94,57 @@ func (*timeoutError) Temporary() bool { return true }
 
 // RoundTrip sends req to target and returns the answer as soon as its head is there. It keeps http.RoundTripper's contract.
 func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, error) {
-	o, err := c.prepare(req)
-	if err != nil {
+	e := &exchange{client: c, ctx: req.Context()}
+	if err := e.out.prepare(req, c.NoKeepAlive); err != nil {
 		closeBody(req)
 		return nil, err
 	}
-	res, err := c.send(o, target)
-	o.free()
-	return res, err
-}
-
-// send tries connections until one is good, or a new one is not.
-func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
-	ctx := o.req.Context()
 	for {
-		if ctx.Err() != nil {
-			o.closeBody()
-			return nil, context.Cause(ctx)
-		}
-		conn, err := c.connect(ctx, target)
-		if err != nil {
-			o.closeBody()
-			switch {
-			case ctx.Err() != nil:
-				return nil, context.Cause(ctx)
-			case o.touched:
-				// The body is used up: whoever tries again after an error of dialing would send half a request.
-				return nil, fmt.Errorf("no connection for a second try: %v", err) //nolint:errorlint // see above
-			}
-			return nil, err
-		}
-		e := &exchange{client: c, req: o.req, ctx: ctx, conn: conn}
-		res, err := e.run(o)
+		res, err := e.try(target)
 		if err == nil {
+			e.out.free()
 			return res, nil
 		}
-		if !conn.reused || !e.mayRepeat(o, err) {
-			o.closeBody()
+		if e.conn == nil || !e.conn.reused || !e.mayRepeat(err) {
+			e.out.closeBody()
+			e.out.free()
 			return nil, err
 		}
+		e = &exchange{client: c, ctx: e.ctx, out: e.out}
 	}
+}
+
+// try gets a connection for the exchange and runs it there.
+func (e *exchange) try(target Target) (*http.Response, error) {
+	if e.ctx.Err() != nil {
+		return nil, context.Cause(e.ctx)
+	}
+	conn, err := e.client.connect(e.ctx, target, e.out.mode <= inline)
+	switch {
+	case err == nil:
+		e.conn = conn
+		return e.run()
+	case e.ctx.Err() != nil:
+		return nil, context.Cause(e.ctx)
+	case e.out.touched:
+		// The body is used up: whoever tries again after an error of dialing would send half a request.
+		return nil, fmt.Errorf("no connection for a second try: %v", err) //nolint:errorlint // see above
+	}
+	return nil, err
 }
 
 // exchange is a request on a connection, and its answer. It is the answer's body as well.
 type exchange struct {
 	res    http.Response
 	client *Client
-	req    *http.Request
+	out    outgoing
 	ctx    context.Context
 	conn   *conn
 	br     *bufio.Reader
 	unhook func() bool // ends the watch over ctx
 	sender *sender     // nil: all was sent before anything was read
 
+	sent bool // what leaves in the first write
 	last bool // the connection ends with this exchange
 
 	mu       sync.Mutex
@@ -164,15 +163,19 @@ type exchange struct {
 }
 
 // run sends the request and reads the answer's head. After an error the connection is closed.
-func (e *exchange) run(o *outgoing) (*http.Response, error) {
+func (e *exchange) run() (*http.Response, error) {
 	if e.ctx.Done() != nil {
-		conn := e.conn
-		e.unhook = context.AfterFunc(e.ctx, conn.close)
+		e.unhook = context.AfterFunc(e.ctx, e.conn.kill)
 	}
-	e.last = o.last || e.client.NoKeepAlive
-	err := e.write(o)
+	e.last = e.out.last || e.client.NoKeepAlive
+	var err error
+	if e.conn.unseen {
+		err = e.ask()
+	} else {
+		err = e.send()
+	}
 	if err == nil {
-		err = e.readHead(o)
+		err = e.readHead()
 	}
 	if err != nil {
 		return nil, e.fail(err)
@@ -209,8 +212,20 @@ func (e *exchange) fail(err error) error {
 	return err
 }
 
-// write sends the head, and as much of the body as goes with it.
-func (e *exchange) write(o *outgoing) error {
+// ask makes a round: it sends the request, and returns when there is something of an answer.
+func (e *exchange) ask() error {
+	e.conn.asking = e
+	e.br = e.client.getReader(e.conn)
+	_, err := e.br.Peek(1)
+	if err != nil && e.sent {
+		return &noAnswerError{err}
+	}
+	return err
+}
+
+// send sends the head, and as much of the body as goes with it.
+func (e *exchange) send() error {
+	o := &e.out
 	if err := o.readInline(); err != nil {
 		return err
 	}
@@ -224,7 +239,7 @@ func (e *exchange) write(o *outgoing) error {
 		o.wrote = n > 0
 		return &writeError{err}
 	}
-	o.wrote = true
+	o.wrote, e.sent = true, true
 	switch o.mode {
 	case streamed, sniffed:
 		e.sender = o.startSender(e)
@@ -280,9 +295,11 @@ func (e *exchange) stopTimer() bool {
 }
 
 // readHead reads heads until one is the answer's.
-func (e *exchange) readHead(o *outgoing) error {
+func (e *exchange) readHead() error {
 	c := e.client
-	e.br = c.getReader(e.conn.nc)
+	if e.br == nil {
+		e.br = c.getReader(e.conn)
+	}
 	trace := httptrace.ContextClientTrace(e.ctx)
 	most := c.MaxHeader
 	if most <= 0 {
@@ -322,15 +339,15 @@ func (e *exchange) readHead(o *outgoing) error {
 	if e.stopTimer() {
 		return ErrHeaderTimeout
 	}
-	return e.start(o)
+	return e.start()
 }
 
 // start makes the answer's body.
-func (e *exchange) start(o *outgoing) error {
+func (e *exchange) start() error {
 	res := &e.res
-	res.Request = e.req
+	res.Request = e.out.req
 	res.TLS = e.conn.state
-	kind, err := frame(res, o.method)
+	kind, err := frame(res, e.out.method)
 	if err != nil {
 		return err
 	}
@@ -383,17 +400,20 @@ func (e *exchange) freeReader() {
 
 // mayRepeat reports whether a request that failed on a connection that was idle may go to another one: when nothing of it was
 // written, or, as RFC 9110 has it in 9.2.2, when the connection ended without a byte of an answer and repeating does no harm.
-func (e *exchange) mayRepeat(o *outgoing, err error) bool {
+func (e *exchange) mayRepeat(err error) bool {
 	if e.ctx.Err() != nil {
 		return false
 	}
-	if _, ok := errors.AsType[*writeError](err); ok && !o.wrote {
+	if err == errStale { //nolint:errorlint // it is not wrapped
+		return true
+	}
+	if _, ok := errors.AsType[*writeError](err); ok && !e.out.wrote {
 		return true
 	}
 	if _, ok := errors.AsType[*noAnswerError](err); !ok {
 		return false
 	}
-	return o.harmless()
+	return e.out.harmless()
 }
 
 func (c *Client) getReader(r io.Reader) *bufio.Reader {

@@ -34,7 +34,7 @@ func (l lean) RoundTrip(req *http.Request) (*http.Response, error) {
 	return l.Client.RoundTrip(req, Target{Network: "tcp", Address: req.URL.Host})
 }
 
-func newLean(t *testing.T, options ...func(*Client)) lean {
+func newLean(t testing.TB, options ...func(*Client)) lean {
 	t.Helper()
 	c := &Client{Dial: new(net.Dialer).DialContext, IdleTimeout: time.Minute, MaxIdlePerHost: 32}
 	for _, o := range options {
@@ -86,12 +86,17 @@ type backend struct {
 }
 
 // newBackend serves each connection with serve, and closes it then.
-func newBackend(t *testing.T, serve func(*wire)) *backend {
+func newBackend(t testing.TB, serve func(*wire)) *backend {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, l, serve)
+}
+
+func serveOn(t testing.TB, l net.Listener, serve func(*wire)) *backend {
+	t.Helper()
 	b := &backend{Listener: l}
 	b.wg.Go(func() {
 		for {

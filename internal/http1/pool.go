@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -23,8 +22,20 @@ type conn struct {
 	gate   *gate    // of TLS
 	state  *tls.ConnectionState
 	reused bool
+	unseen bool      // it was idle, and is to be looked at by a round
+	asking *exchange // the first read is a round of
 	since  time.Time // idle
+	kill   func()    // close
 	prober
+}
+
+// Read implements io.Reader for an exchange's reader.
+func (c *conn) Read(p []byte) (int, error) {
+	if e := c.asking; e != nil {
+		c.asking = nil
+		return c.round(e, p)
+	}
+	return c.nc.Read(p)
 }
 
 // close ends the connection; whoever reads or writes finds out. raw and not nc: the farewell of TLS could block.
@@ -121,8 +132,9 @@ func (p *pool) take(h *host) *conn {
 	return c
 }
 
-// connect returns a connection to target: an idle one that is alive, or a new one.
-func (c *Client) connect(ctx context.Context, target Target) (*conn, error) {
+// connect returns a connection to target: an idle one that is alive, or a new one. With rounds, an idle one may be left to be looked at by a
+// round.
+func (c *Client) connect(ctx context.Context, target Target, rounds bool) (*conn, error) {
 	h := c.enter(target)
 	if h.slots != nil {
 		select {
@@ -139,7 +151,8 @@ func (c *Client) connect(ctx context.Context, target Target) (*conn, error) {
 		if conn == nil {
 			break
 		}
-		if (c.IdleTimeout <= 0 || time.Since(conn.since) < c.IdleTimeout) && conn.alive() {
+		conn.unseen = rounds && conn.gate == nil && conn.rounds()
+		if (c.IdleTimeout <= 0 || time.Since(conn.since) < c.IdleTimeout) && (conn.unseen || conn.alive()) {
 			conn.reused = true
 			return conn, nil
 		}
@@ -169,9 +182,8 @@ func (c *Client) dial(ctx context.Context, h *host) (*conn, error) {
 		return nil, err
 	}
 	conn := &conn{host: h, nc: nc, raw: nc}
-	if sc, ok := nc.(syscall.Conn); ok {
-		conn.prepare(sc)
-	}
+	conn.kill = conn.close
+	conn.prepare(nc)
 	if !h.target.Secure {
 		return conn, nil
 	}

@@ -40,35 +40,34 @@ type outgoing struct {
 	shut    bool // the body was closed
 }
 
-// prepare checks a request and writes its head into a buffer.
-func (c *Client) prepare(req *http.Request) (*outgoing, error) {
-	o := &outgoing{req: req, method: req.Method}
-	if o.method == "" {
+// prepare checks a request and writes its head into a buffer. With closing, its connection is not to be kept.
+func (o *outgoing) prepare(req *http.Request, closing bool) error {
+	if o.req, o.method = req, req.Method; o.method == "" {
 		o.method = http.MethodGet
 	}
 	switch {
 	case req.URL == nil:
-		return nil, errors.New("the request has no URL")
+		return errors.New("the request has no URL")
 	case req.Header == nil:
-		return nil, errors.New("the request has no header")
+		return errors.New("the request has no header")
 	case !httpguts.ValidHeaderFieldName(o.method): // a method is a token as well
-		return nil, fmt.Errorf("invalid method %q", o.method)
+		return fmt.Errorf("invalid method %q", o.method)
 	case o.method == http.MethodConnect:
-		return nil, errors.New("CONNECT is for tunnels, which this client does not make")
+		return errors.New("CONNECT is for tunnels, which this client does not make")
 	case req.URL.Host == "":
-		return nil, errors.New("the request's URL has no host")
+		return errors.New("the request's URL has no host")
 	case req.ContentLength != 0 && req.Body == nil:
-		return nil, fmt.Errorf("the request has a length of %d and no body", req.ContentLength)
+		return fmt.Errorf("the request has a length of %d and no body", req.ContentLength)
 	}
 	o.classify()
 	o.buf = buffers.Get().(*[]byte)
-	b, err := o.appendHead((*o.buf)[:0], c.NoKeepAlive)
+	b, err := o.appendHead((*o.buf)[:0], closing)
 	*o.buf = b
 	if err != nil {
 		o.free()
-		return nil, err
+		return err
 	}
-	return o, nil
+	return nil
 }
 
 // free gives the buffer back.
