@@ -25,14 +25,16 @@ func TestPeek(t *testing.T) {
 		for how, reader := range map[string]func(io.Reader) io.Reader{
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "with its end": iotest.DataErrReader,
 		} {
-			p, whole := peek(io.NopCloser(reader(strings.NewReader(c.body))))
+			p := new(peekedBody)
+			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), nil)
 			got, err := io.ReadAll(p)
 			if whole != c.whole || err != nil || string(got) != c.body {
 				t.Errorf("%s, %s: whole %v, %d bytes, %v; want %v, %d bytes", name, how, whole, len(got), err, c.whole, len(c.body))
 			}
 		}
 	}
-	p, whole := peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))))
+	p := new(peekedBody)
+	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), nil)
 	got, err := io.ReadAll(p)
 	if whole || !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != `{"a` {
 		t.Errorf("broken: whole %v, %q, %v", whole, got, err)
