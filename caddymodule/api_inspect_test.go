@@ -41,6 +41,22 @@ func TestPeek(t *testing.T) {
 	}
 }
 
+// A Read more costs a call more than the Read that was needed.
+func TestPeekedBodyEndsWithItsLastBytes(t *testing.T) {
+	t.Parallel()
+	for _, reader := range []io.Reader{strings.NewReader(`{"errcode":0}`), iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))} {
+		p := new(peekedBody)
+		p.peek(io.NopCloser(reader), nil)
+		buf := make([]byte, 8)
+		if n, err := p.Read(buf); n != 8 || err != nil {
+			t.Errorf("first %d bytes, %v; want 8 and more to come", n, err)
+		}
+		if n, err := p.Read(buf); n != 5 || err != io.EOF {
+			t.Errorf("then %d bytes, %v; want the last 5 and the end", n, err)
+		}
+	}
+}
+
 func TestAPIAnswersThatAreNone(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
