@@ -82,6 +82,7 @@ type API struct {
 	logger   *zap.Logger
 	keys     clientKeys
 	proxy    caddyhttp.MiddlewareHandler
+	proxyLog *zap.Logger // as the proxy has it
 	refused  damper
 	notReady damper
 }
@@ -111,6 +112,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.proxy = proxy.(caddyhttp.MiddlewareHandler)
+	a.proxyLog = ctx.Logger(proxy.(caddy.Module))
 	return nil
 }
 
@@ -159,7 +161,7 @@ func (a *API) proxyConfig() map[string]any {
 // ServeHTTP admits a call and passes it on, or answers it. It never returns an error while the request's URI may carry
 // a secret, because Caddy would log that URI.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	req := &apiRequest{Request: r, started: a.app.shared.feed.now()}
+	req := &apiRequest{Request: r, started: a.app.shared.feed.now(), span: spanOf(r.Context())}
 	if refused := a.read(req); refused != nil {
 		return a.refuse(w, req, refused)
 	}

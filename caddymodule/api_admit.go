@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -35,11 +36,13 @@ type apiRequest struct {
 	form        callForm
 	platform    string // of the authorizer appid, if the caller's token was given out for that one
 	client      *Client
-	fingerprint string // of the client's key
+	fingerprint string  // of the client's key
+	call        apiCall // what admit made of it
 
-	// For the feed.
+	// For the feed, and for who traces requests.
 	started time.Time
 	entry   Entry
+	span    trace.Span // nil: this one is not traced
 }
 
 // clientName is the client's, or empty while there is none.
@@ -139,7 +142,8 @@ func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
 	if refused != nil {
 		return nil, refused
 	}
-	call := &apiCall{query: query, param: req.known.param, singleUse: req.known.singleUse}
+	call := &req.call
+	call.query, call.param, call.singleUse = query, req.known.param, req.known.singleUse
 	if req.known.use == useNone {
 		return call, nil
 	}
@@ -216,7 +220,8 @@ func (a *API) admitUser(req *apiRequest) (*apiCall, *apiRefusal) {
 	if refused != nil {
 		return nil, refused
 	}
-	call := &apiCall{query: query}
+	call := &req.call
+	call.query = query
 	if req.known.param == paramRefresh {
 		userToken, _ = soleOf(paramValues(req.URL.RawQuery, paramRefresh))
 	} else if userToken != "" {
@@ -281,7 +286,8 @@ func (a *API) admitLogin(req *apiRequest) (*apiCall, *apiRefusal) {
 	if refused != nil {
 		return nil, refused
 	}
-	call := &apiCall{query: query, singleUse: true, extra: []queryParam{{paramAppID, secret.New(req.appid)}}}
+	call := &req.call
+	call.query, call.singleUse, call.extra = query, true, []queryParam{{paramAppID, secret.New(req.appid)}}
 	if whose.Kind == tokens.KindAccount {
 		call.extra = append(call.extra, queryParam{paramSecret, a.app.account(req.appid).secret})
 		return call, nil

@@ -3,18 +3,17 @@ package caddymodule
 import (
 	"context"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // forward hands an admitted call to the reverse proxy. What the proxy sees, and may log, is free of secrets: the
 // transport has the rest.
 func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) error {
 	call.path, call.client, call.appid, call.sdk = req.path, req.clientName(), req.appid, req.form.sdk()
-	call.header = outboundHeader(req.Header)
+	call.header, call.span = outboundHeader(req.Header), req.span
 	call.size = req.ContentLength
 	if req.ContentLength != 0 && req.Body != nil && req.Body != http.NoBody {
 		call.body = newKeptBody(req.Body, req.ContentLength, a.RepeatBuffer)
@@ -31,7 +30,11 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	a.announce(req)
 
 	r := req.WithContext(context.WithValue(req.Context(), apiCallKey{}, call))
-	r.URL, r.RequestURI, r.Header = &url.URL{Path: call.path}, call.path, call.header
+	call.shown.Path = call.path
+	r.URL, r.RequestURI, r.Header = &call.shown, call.path, call.header
+	if !a.proxyLog.Core().Enabled(zapcore.DebugLevel) {
+		r.Header = unshownHeader()
+	}
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil
 	err, panicked := error(nil), true
 	defer func() { // Caddy's proxy panics to cut off an answer that has begun
@@ -59,6 +62,9 @@ func (a *API) undialled(call *apiCall, err error) *apiRefusal {
 	return unreachable(err, "WeChat's API could not be reached")
 }
 
+// noUserAgent keeps net/http from adding its own.
+var noUserAgent = []string{""}
+
 // outboundHeader is what goes to WeChat of a caller's header: not its credentials, nor what tells of the machines on
 // the way, nor anything by which a program in between would treat the call in another way.
 func outboundHeader(in http.Header) http.Header {
@@ -71,9 +77,16 @@ func outboundHeader(in http.Header) http.Header {
 		out[name] = values
 	}
 	if out["User-Agent"] == nil {
-		out["User-Agent"] = []string{""} // or net/http adds its own
+		out["User-Agent"] = noUserAgent
 	}
 	return out
+}
+
+// unshownHeader is what the proxy gets in the place of a call's header when no log shows that. It copies what it gets and
+// adds where the call came from, for the log alone, since the transport has the header; a name without a value says that
+// it shall not.
+func unshownHeader() http.Header {
+	return http.Header{"User-Agent": noUserAgent, "X-Forwarded-For": nil, "X-Forwarded-Proto": nil, "X-Forwarded-Host": nil}
 }
 
 // staysHere reports whether a header, by canonical name, is not for WeChat.
@@ -87,14 +100,16 @@ func staysHere(name string) bool {
 		"Connection", "Keep-Alive", "Upgrade", "Te", "Trailer", "Transfer-Encoding", "Alt-Svc", "Incremental":
 		return true
 	}
-	if name == "" || strings.IndexByte(stayInitials, name[0]) < 0 {
-		return false // most headers
+	if name == "" {
+		return false
 	}
-	return slices.ContainsFunc(stayPrefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+	for _, prefix := range stayPrefixes {
+		if prefix[0] == name[0] && strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
 }
-
-// stayInitials are the first letters of stayPrefixes.
-const stayInitials = "XCFAPSUO:"
 
 // stayPrefixes begin the headers with which proxies and CDNs tell each other where a request came from and what it was
 // before they changed it, the gateway's own, and those of tracing, which Caddy's handler of that name adds: WeChat is no part

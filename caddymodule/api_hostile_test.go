@@ -9,6 +9,11 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestAPIHostile(t *testing.T) {
@@ -193,5 +198,25 @@ func TestAPIQueryThatBreaksOut(t *testing.T) {
 	}
 	if calls := wechat.seen(); len(calls) != 0 {
 		t.Errorf("WeChat was called: %+v", calls)
+	}
+}
+
+// The proxy adds where a call came from to the header that it gets, and copies all of it, for its log alone.
+func TestProxySeesHeaderForItsLog(t *testing.T) {
+	g := newGateway(t, newFakeWeChat(t), "", "")
+	var seen http.Header
+	g.api.proxy = middleware(func(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+		seen = r.Header
+		writeJSON(w, http.StatusOK, []byte("{}"))
+		return nil
+	})
+	for level, shown := range map[zapcore.Level]bool{zapcore.InfoLevel: false, zapcore.DebugLevel: true} {
+		core, _ := observer.New(level)
+		g.api.proxyLog = zap.New(core)
+		g.get("/"+accountID+"/cgi-bin/user/info", bearer(crmKey), "X-Of-The-App: 1")
+		values, known := seen["X-Forwarded-For"]
+		if got := seen.Get("X-Of-The-App") == "1"; got != shown || seen.Get("Authorization") != "" || known == shown || values != nil {
+			t.Errorf("at level %s the proxy sees %v", level, seen)
+		}
 	}
 }

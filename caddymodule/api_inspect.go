@@ -18,15 +18,17 @@ import (
 
 // inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
 // gateway's must not repeat the secret, and its errcode counts.
-func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, token secret.String) (*http.Response, bool, error) {
+func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, answer *answerBody, token secret.String) (*http.Response, bool, error) {
 	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
 	}
-	if req.Method == http.MethodHead || res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !isHTML(res.Header) {
+	html := res.StatusCode == http.StatusOK && isHTML(res.Header)
+	if req.Method == http.MethodHead || res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !html {
 		return res, false, nil
 	}
-	body, whole := peek(res.Body)
+	body := &answer.peeked
+	whole := body.peek(&answer.live, answer.first[:0])
 	head := body.head
 	res.Body = body
 	isJSON := bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
@@ -37,7 +39,7 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 			return nil, false, err
 		}
 		return ownAnswer(req, t.halfAnswer(call, body.err)), false, nil
-	case res.StatusCode == http.StatusOK && isHTML(res.Header) && !isJSON:
+	case html && !isJSON:
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered with a web page: is there a proxy or a login page on the way?")), false, nil
 	case (res.StatusCode != http.StatusOK || isJSON) && contains(head, call, token):
@@ -84,7 +86,9 @@ func (t *Transport) notAPI(call *apiCall, what string) *apiRefusal {
 
 // isHTML reports whether an answer says it is a web page.
 func isHTML(h http.Header) bool {
-	return strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "text/html")
+	const html = "text/html"
+	types := h["Content-Type"]
+	return len(types) > 0 && len(types[0]) >= len(html) && strings.EqualFold(types[0][:len(html)], html)
 }
 
 // echoes reports whether a header repeats a credential of the request, as redirects do.
@@ -134,6 +138,16 @@ func hasSecret(text []byte, s secret.String) bool {
 // peekSize is up to how many bytes an answer is looked at before it is passed on: WeChat's errors are shorter.
 const peekSize = 4 << 10
 
+// firstPeek is the size of the buffer for that to begin with: most answers are shorter.
+const firstPeek = 512
+
+// answerBody is all that stands between an answer's body and Caddy, in one piece, because each call needs it.
+type answerBody struct {
+	live   liveBody
+	peeked peekedBody // over live, once peek has been called
+	first  [firstPeek]byte
+}
+
 // peekedBody is an answer's body of which the first bytes have been looked at.
 type peekedBody struct {
 	head []byte // not yet passed on
@@ -141,11 +155,10 @@ type peekedBody struct {
 	err  error // what rest ended with while peeking: nil while it goes on
 }
 
-// peek reads the start of a body: all of it if it is a JSON object shorter than peekSize, else what came first.
-// whole says which. Anything that does not begin like a JSON object is not waited for.
-func peek(body io.ReadCloser) (p *peekedBody, whole bool) {
-	buf := make([]byte, 0, 512)
-	p = &peekedBody{rest: body}
+// peek reads the start of a body into buf, which it lets grow: all of it if it is a JSON object shorter than peekSize,
+// else what came first. whole says which. Anything that does not begin like a JSON object is not waited for.
+func (p *peekedBody) peek(body io.ReadCloser, buf []byte) (whole bool) {
+	p.rest = body
 	for len(buf) < peekSize {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
@@ -154,20 +167,23 @@ func peek(body io.ReadCloser) (p *peekedBody, whole bool) {
 		buf = buf[:len(buf)+n]
 		p.head, p.err = buf, err
 		if err != nil {
-			return p, err == io.EOF && len(buf) < peekSize
+			return err == io.EOF && len(buf) < peekSize
 		}
 		if first := bytes.TrimLeft(buf, " \t\r\n"); len(first) > 0 && first[0] != '{' {
-			return p, false
+			return false
 		}
 	}
-	return p, false
+	return false
 }
 
-// Read implements io.Reader.
+// Read implements io.Reader. It says that the body ends with the last bytes: one more Read through Caddy's proxy costs
+// more than this one.
 func (p *peekedBody) Read(b []byte) (int, error) {
 	if len(p.head) > 0 {
 		n := copy(b, p.head)
-		p.head = p.head[n:]
+		if p.head = p.head[n:]; len(p.head) == 0 {
+			return n, p.err
+		}
 		return n, nil
 	}
 	if p.err != nil {

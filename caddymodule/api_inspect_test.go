@@ -25,17 +25,35 @@ func TestPeek(t *testing.T) {
 		for how, reader := range map[string]func(io.Reader) io.Reader{
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "with its end": iotest.DataErrReader,
 		} {
-			p, whole := peek(io.NopCloser(reader(strings.NewReader(c.body))))
+			p := new(peekedBody)
+			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), nil)
 			got, err := io.ReadAll(p)
 			if whole != c.whole || err != nil || string(got) != c.body {
 				t.Errorf("%s, %s: whole %v, %d bytes, %v; want %v, %d bytes", name, how, whole, len(got), err, c.whole, len(c.body))
 			}
 		}
 	}
-	p, whole := peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))))
+	p := new(peekedBody)
+	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), nil)
 	got, err := io.ReadAll(p)
 	if whole || !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != `{"a` {
 		t.Errorf("broken: whole %v, %q, %v", whole, got, err)
+	}
+}
+
+// A Read more costs a call more than the Read that was needed.
+func TestPeekedBodyEndsWithItsLastBytes(t *testing.T) {
+	t.Parallel()
+	for _, reader := range []io.Reader{strings.NewReader(`{"errcode":0}`), iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))} {
+		p := new(peekedBody)
+		p.peek(io.NopCloser(reader), nil)
+		buf := make([]byte, 8)
+		if n, err := p.Read(buf); n != 8 || err != nil {
+			t.Errorf("first %d bytes, %v; want 8 and more to come", n, err)
+		}
+		if n, err := p.Read(buf); n != 5 || err != io.EOF {
+			t.Errorf("then %d bytes, %v; want the last 5 and the end", n, err)
+		}
 	}
 }
 

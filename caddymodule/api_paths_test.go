@@ -203,10 +203,10 @@ func TestAppIDPrefix(t *testing.T) {
 	}
 }
 
-func TestStayInitialsAreThoseOfThePrefixes(t *testing.T) {
+func TestStayPrefixes(t *testing.T) {
 	for _, prefix := range stayPrefixes {
 		if !staysHere(prefix + "x") {
-			t.Errorf("%s is not in stayInitials: headers that begin so would reach WeChat", prefix)
+			t.Errorf("headers that begin with %s would reach WeChat", prefix)
 		}
 	}
 }

@@ -30,12 +30,34 @@ type queryPart struct {
 	segments int
 }
 
-func (p *queryPart) add(b *strings.Builder, segment string) {
-	if p.segments > 0 {
-		b.WriteByte('&')
+// queryRun gathers a queryPart from a raw query. It copies nothing unless something was dropped in between.
+type queryRun struct {
+	start, end int // in the raw query
+	segments   int
+	joined     []byte // nil: all of it stands together in the raw query
+}
+
+// add takes the segment from start to end.
+func (r *queryRun) add(raw string, start, end int) {
+	switch {
+	case r.segments == 0:
+		r.start, r.end = start, end
+	case r.joined == nil && r.end+1 == start:
+		r.end = end
+	default:
+		if r.joined == nil {
+			r.joined = append(make([]byte, 0, len(raw)), raw[r.start:r.end]...)
+		}
+		r.joined = append(append(r.joined, '&'), raw[start:end]...)
 	}
-	b.WriteString(segment)
-	p.segments++
+	r.segments++
+}
+
+func (r *queryRun) part(raw string) queryPart {
+	if r.joined != nil {
+		return queryPart{string(r.joined), r.segments}
+	}
+	return queryPart{raw[r.start:r.end], r.segments}
 }
 
 // queryParam is a parameter that the gateway adds. Names and values need no escaping: they are WeChat's tokens,
@@ -60,9 +82,11 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 	if raw == "" {
 		return q, nil
 	}
-	var before, after strings.Builder
-	part, into := &q.before, &before
+	var before, after queryRun
+	run, next := &before, 0
 	for segment := range strings.SplitSeq(raw, "&") {
+		start := next
+		next += len(segment) + 1
 		name, value, _ := strings.Cut(segment, "=")
 		switch {
 		case isParam(name, credentialParams...):
@@ -70,15 +94,15 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 				q.rawCredential = value
 			}
 			q.credentials = append(q.credentials, queryUnescape(value))
-			part, into = &q.after, &after
+			run = &after
 		case isParam(name, secretParams...), isParam(name, alsoDrop...):
 		case hidesCredential(segment, alsoDrop):
 			return apiQuery{}, errAPIQuery
 		default:
-			part.add(into, segment)
+			run.add(raw, start, next-1)
 		}
 	}
-	q.before.text, q.after.text = before.String(), after.String()
+	q.before, q.after = before.part(raw), after.part(raw)
 	return q, nil
 }
 
@@ -120,16 +144,27 @@ func paramValues(raw string, names ...string) (values []string) {
 // take for one of them counts.
 func isParam(escaped string, names ...string) bool {
 	name := escaped
-	if strings.ContainsAny(name, "%+") {
-		name = queryUnescape(name)
+	if !isPlainName(name) {
+		name = strings.Trim(queryUnescape(name), " \t\r\n\v\f\x00")
 	}
-	name = strings.Trim(name, " \t\r\n\v\f\x00")
 	for _, n := range names {
-		if strings.EqualFold(name, n) {
+		if len(name) >= len(n) && strings.EqualFold(name, n) { // a letter that folds to one of ASCII is longer
 			return true
 		}
 	}
 	return false
+}
+
+// isPlainName reports whether a parameter name is nothing but letters, digits and _, as nearly all are: there is nothing to
+// decode in it, or to trim.
+func isPlainName(name string) bool {
+	for i := range len(name) {
+		c := name[i] | 0x20
+		if (c < 'a' || c > 'z') && (name[i] < '0' || name[i] > '9') && name[i] != '_' {
+			return false
+		}
+	}
+	return true
 }
 
 // queryUnescape decodes a part of a query; what cannot be decoded stays as it is.

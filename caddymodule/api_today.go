@@ -46,8 +46,10 @@ func (d *dailyCalls) add(appid string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.turn()
-	if _, counted := d.calls[appid]; !counted && len(d.calls) >= maxCountedAppIDs {
-		appid = otherAppIDs
+	if len(d.calls) >= maxCountedAppIDs {
+		if _, counted := d.calls[appid]; !counted {
+			appid = otherAppIDs
+		}
 	}
 	d.calls[appid]++
 }

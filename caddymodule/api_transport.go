@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -106,7 +107,11 @@ type apiCall struct {
 	client string
 	appid  string
 
-	outcome string // for the metric
+	outcome string     // for the metric
+	span    trace.Span // of the caller's request; nil: it is not traced
+
+	// Where the proxy is told that the call goes, and where it first goes: here, because each call needs them.
+	shown, first url.URL
 
 	// For the feed: WeChat's status, errcode and request id, or why there is no answer of WeChat's.
 	status  int
@@ -186,11 +191,12 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	}
 	t.hosts[origin].ok()
 	call.status = res.StatusCode
-	res.Body = &liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}
+	body := &answerBody{live: liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}}
+	res.Body = &body.live
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
 	}
-	return t.inspect(req, call, res, token)
+	return t.inspect(req, call, res, body, token)
 }
 
 // request builds what goes to WeChat.
@@ -199,9 +205,14 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 	if !token.IsZero() {
 		params = append([]queryParam{{c.param, token}}, c.extra...)
 	}
+	target := &c.first
+	if target.Host != "" { // net/http may still look at it
+		target = new(url.URL)
+	}
+	*target = url.URL{Scheme: origin.Scheme, Host: origin.Host, Path: c.path, RawQuery: c.query.with(params)}
 	out := (&http.Request{
 		Method: method,
-		URL:    &url.URL{Scheme: origin.Scheme, Host: origin.Host, Path: c.path, RawQuery: c.query.with(params)},
+		URL:    target,
 		Host:   origin.Host,
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: c.header,

@@ -46,7 +46,7 @@ func (a *API) feedCall(req *apiRequest, outcome string) {
 		e.Reason = strings.ToValidUTF8(e.Reason[:maxFeedText], "")
 	}
 	a.app.shared.feed.add(e)
-	traceEntry(req.Context(), e)
+	traceEntry(req.span, e)
 }
 
 // feedStep enters a step of a login or of an authorization. Failure is nil if it went well.

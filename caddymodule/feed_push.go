@@ -58,7 +58,7 @@ func (a *App) feedPush(ctx context.Context, p *push, kind, outcome string) {
 		e.What = whatHandshake
 	}
 	e.took = p.answeredAt().Sub(e.Time)
-	traceEntry(ctx, e)
+	traceEntry(spanOf(ctx), e)
 	a.shared.feed.add(e)
 }
 
@@ -80,7 +80,7 @@ func (a *App) feedRefused(ctx context.Context, endpoint string, p *push, why *re
 		e.Platform = p.platform.AppID
 	}
 	e.Status, e.Reason, e.took = why.status, why.reason, time.Since(e.Time)
-	traceEntry(ctx, e)
+	traceEntry(spanOf(ctx), e)
 	a.shared.feed.add(e)
 }
 

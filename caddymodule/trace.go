@@ -16,10 +16,17 @@ import (
 // tracerName is who begins the spans of calls to WeChat.
 const tracerName = "github.com/caddy-wechat/caddy-wechat"
 
-// traceEntry puts into the span of a request what the feed says of it.
-func traceEntry(ctx context.Context, e *Entry) {
-	span := trace.SpanFromContext(ctx)
-	if !span.IsRecording() {
+// spanOf returns the span of a request, or nil if that is not traced.
+func spanOf(ctx context.Context) trace.Span {
+	if span := trace.SpanFromContext(ctx); span.IsRecording() {
+		return span
+	}
+	return nil
+}
+
+// traceEntry puts into the span of a request, if there is one, what the feed says of it.
+func traceEntry(span trace.Span, e *Entry) {
+	if span == nil {
 		return
 	}
 	for _, a := range [...]struct{ name, value string }{
@@ -37,11 +44,10 @@ func traceEntry(ctx context.Context, e *Entry) {
 
 // traceCall begins the span of a call to WeChat, if the request is traced. End takes what came of it.
 func traceCall(ctx context.Context, call *apiCall, method string) (inner context.Context, end func(*http.Response)) {
-	parent := trace.SpanFromContext(ctx)
-	if !parent.IsRecording() {
+	if call.span == nil {
 		return ctx, func(*http.Response) {}
 	}
-	inner, span := parent.TracerProvider().Tracer(tracerName).Start(ctx, "wechat "+call.path, trace.WithSpanKind(trace.SpanKindClient),
+	inner, span := call.span.TracerProvider().Tracer(tracerName).Start(ctx, "wechat "+call.path, trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("http.request.method", method), attribute.String("wechat.appid", call.appid)))
 	return inner, func(res *http.Response) {
 		if res != nil {
