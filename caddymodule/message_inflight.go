@@ -26,6 +26,7 @@ const (
 
 	answerLife     = time.Minute      // how long an answer is kept for a push that comes again
 	maxAnswerBytes = 11 << 20         // of all kept answers together: those of a quarter of a minute at 2000 messages a second
+	sweptAtOnce    = 100              // of kept answers whose life is over
 	retryLife      = 15 * time.Second // for how long WeChat may push a message again
 	maxIdentities  = 1_000_000        // of answered pushes whose answers are gone
 	identityBucket = 16               // seconds; identities are forgotten by the bucket
@@ -339,13 +340,21 @@ func (t *callTable) inFlight() int {
 	return t.running
 }
 
-// sweep lets go of what is over. The caller holds mu.
+// sweep lets go of what is over: answers whose time it is not all at once, as the push that comes after a quiet minute would have to
+// wait for. The caller holds mu.
 func (t *callTable) sweep(now time.Time) {
 	t.known.forgetBefore(now.Unix() / identityBucket)
+	over := 0
 	for k := t.kept.oldest(); k != nil; k = t.kept.oldest() {
 		full, age := t.kept.bytes > maxAnswerBytes, now.Sub(t.kept.time(k, keptAnsweredAt))
 		if !full && age < answerLife {
 			return
+		}
+		if !full {
+			if over == sweptAtOnce {
+				return
+			}
+			over++
 		}
 		if !k.is(keptAbandoned) && t.kept.has(k) { // else it was withdrawn, and is another node's
 			if full && age < retryLife {
@@ -367,5 +376,7 @@ func (t *callTable) remember(id pushID, validUntil int64, now time.Time) {
 			t.dropped("identity")
 		}
 	}
-	t.known.add(&id, validUntil/identityBucket+1)
+	if !t.known.add(&id, validUntil/identityBucket+1) {
+		t.dropped("identity")
+	}
 }

@@ -4,18 +4,20 @@ import (
 	"encoding/binary"
 	"slices"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/offheap"
 )
 
-// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks without pointers, which
-// the garbage collector does not look into: tens of thousands of them cost it nothing, and the memory of those that go is that of
-// those that come. Its caller has the table's lock.
+// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks outside of Go's heap:
+// tens of thousands of them cost the garbage collector nothing, and the memory of those that go is that of those that come. Its
+// caller has the table's lock.
 type keptCalls struct {
 	epoch  time.Time // times are kept as the distance from it
-	index  keptIndex
+	index  [keptShards]keptIndex
 	chunks []keptChunk
-	first  uint16 // number of chunks[0]; numbers begin again at 0
-	spare  []byte // of a chunk that is gone, for the next one
-	bytes  int    // of all chunks, and of the index
+	first  uint16         // number of chunks[0]; numbers begin again at 0
+	spare  *offheap.Block // of a chunk that is gone, for the next one
+	bytes  int            // of all chunks, and of the index
 	count  int
 }
 
@@ -24,8 +26,9 @@ type keptAt uint32
 
 // keptChunk holds calls one after the other. Those before head are gone.
 type keptChunk struct {
-	data []byte
-	head int
+	memory *offheap.Block
+	data   []byte // in it
+	head   int
 }
 
 // keptChunkSize is that of a chunk; a call that would fill a quarter of one has a chunk of its own. The limit on all bytes keeps
@@ -89,8 +92,8 @@ func (s *keptCalls) at(place keptAt) keptCall {
 
 // find returns what is kept of a push, or nil.
 func (s *keptCalls) find(id pushID) keptCall {
-	if i := s.slot(&id); i >= 0 {
-		return s.at(s.index.slots[i].place())
+	if x, i := s.slot(&id); i >= 0 {
+		return s.at(x.slots[i].place())
 	}
 	return nil
 }
@@ -103,35 +106,41 @@ func (s *keptCalls) has(k keptCall) bool {
 
 // forget has find find nothing of a push. What is kept of it goes when it is the oldest.
 func (s *keptCalls) forget(id pushID) {
-	if i := s.slot(&id); i >= 0 {
-		s.index.remove(i)
+	if x, i := s.slot(&id); i >= 0 {
+		x.remove(i)
 	}
 }
 
 // slot is where the index has a push, or -1.
-func (s *keptCalls) slot(id *pushID) int {
-	x, tag := &s.index, keptTag(id)
+func (s *keptCalls) slot(id *pushID) (*keptIndex, int) {
+	x, tag := s.indexOf(id), keptTag(id)
 	if x.used == 0 {
-		return -1
+		return x, -1
 	}
 	for i := x.home(tag); x.slots[i] != 0; i = x.next(i) {
 		if x.slots[i].tag() == tag && s.at(x.slots[i].place()).id() == *id {
-			return i
+			return x, i
 		}
 	}
-	return -1
+	return x, -1
 }
+
+// indexOf is the part of the index that a push is in.
+func (s *keptCalls) indexOf(id *pushID) *keptIndex { return &s.index[id[0]%keptShards] }
 
 // all are those that find finds.
 func (s *keptCalls) all(yield func(keptCall) bool) {
-	for _, slot := range s.index.slots {
-		if slot != 0 && !yield(s.at(slot.place())) {
-			return
+	for i := range s.index {
+		for _, slot := range s.index[i].slots {
+			if slot != 0 && !yield(s.at(slot.place())) {
+				return
+			}
 		}
 	}
 }
 
 // keptIndex is an open-addressing table of places. The ids are in the calls; a slot has a part of them, so that few are looked at.
+// There are several, so that none is large when it is made anew, which a push waits for.
 type keptIndex struct {
 	slots []keptSlot
 	used  int
@@ -140,7 +149,10 @@ type keptIndex struct {
 // keptSlot is a tag, and a place plus one. Zero is a free one.
 type keptSlot uint64
 
-const keptMinSlots = 64
+const (
+	keptShards   = 64
+	keptMinSlots = 8
+)
 
 func newKeptSlot(tag uint32, place keptAt) keptSlot { return keptSlot(tag)<<32 | keptSlot(place+1) }
 
@@ -204,17 +216,19 @@ func (s *keptCalls) oldest() keptCall {
 func (s *keptCalls) removeOldest() {
 	c, k := &s.chunks[0], s.oldest()
 	id, place := k.id(), keptAt(s.first)<<16|keptAt(c.head) //nolint:gosec // a chunk with more than one call is small
-	if i := s.slot(&id); i >= 0 && s.index.slots[i].place() == place {
-		s.index.remove(i) // and not the one that followed on it
+	if x, i := s.slot(&id); i >= 0 && x.slots[i].place() == place {
+		x.remove(i) // and not the one that followed on it
 	}
 	s.count--
 	s.bytes -= keptIndexBytes
 	if c.head += k.size(); c.head < len(c.data) {
 		return
 	}
-	s.bytes -= cap(c.data)
-	if cap(c.data) == keptChunkSize {
-		s.spare = c.data[:0]
+	s.bytes -= c.memory.Size()
+	if s.spare == nil && cap(c.data) == keptChunkSize {
+		s.spare = c.memory
+	} else {
+		c.memory.Free()
 	}
 	s.chunks = slices.Delete(s.chunks, 0, 1)
 	s.first++
@@ -233,14 +247,15 @@ func (s *keptCalls) keep(c *call) bool {
 	size := keptHeader + len(c.answer.body)
 	last := len(s.chunks) - 1
 	if last < 0 || cap(s.chunks[last].data)-len(s.chunks[last].data) < size || size > keptChunkSize/4 {
-		s.chunks = append(s.chunks, keptChunk{data: s.newChunk(size)})
+		s.chunks = append(s.chunks, s.newChunk(size))
 		last++
-		s.bytes += cap(s.chunks[last].data)
+		s.bytes += s.chunks[last].memory.Size()
 	}
 	chunk := &s.chunks[last]
 	offset := len(chunk.data)
-	s.forget(c.id)                                                                            // one that was abandoned
-	s.index.add(newKeptSlot(keptTag(&c.id), keptAt(s.first+uint16(last))<<16|keptAt(offset))) //nolint:gosec // see keptChunkSize
+	s.forget(c.id)                                             // one that was abandoned
+	place := keptAt(s.first+uint16(last))<<16 | keptAt(offset) //nolint:gosec // see keptChunkSize
+	s.indexOf(&c.id).add(newKeptSlot(keptTag(&c.id), place))
 	chunk.data = chunk.data[:offset+size]
 	k := keptCall(chunk.data[offset:])
 	copy(k[keptID:], c.id[:])
@@ -253,16 +268,19 @@ func (s *keptCalls) keep(c *call) bool {
 	return true
 }
 
-func (s *keptCalls) newChunk(size int) []byte {
-	if size > keptChunkSize/4 {
-		return make([]byte, 0, size)
+// newChunk returns an empty chunk. One for a call of its own has room for nothing else, whose offset might be beyond a keptAt.
+func (s *keptCalls) newChunk(size int) keptChunk {
+	memory := s.spare
+	switch {
+	case size > keptChunkSize/4:
+		memory = offheap.New(size)
+	case memory != nil:
+		size, s.spare = keptChunkSize, nil
+	default:
+		size = keptChunkSize
+		memory = offheap.New(size)
 	}
-	if s.spare != nil {
-		chunk := s.spare
-		s.spare = nil
-		return chunk
-	}
-	return make([]byte, 0, keptChunkSize)
+	return keptChunk{memory: memory, data: memory.Bytes()[:0:size]}
 }
 
 // write writes down what may change of a kept call.

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"runtime"
 	"testing"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/offheap"
 )
 
 // TestKeptCalls: what is kept of calls of all sizes comes back as it was, and goes in the order in which it came.
@@ -65,8 +68,12 @@ func TestKeptCalls(t *testing.T) {
 	for s.oldest() != nil {
 		s.removeOldest()
 	}
-	if s.count != 0 || s.bytes != 0 || s.index.used != 0 || len(s.chunks) != 0 {
-		t.Errorf("%d calls in %d bytes, %d in the index, %d chunks", s.count, s.bytes, s.index.used, len(s.chunks))
+	used := 0
+	for i := range s.index {
+		used += s.index[i].used
+	}
+	if s.count != 0 || s.bytes != 0 || used != 0 || len(s.chunks) != 0 {
+		t.Errorf("%d calls in %d bytes, %d in the index, %d chunks", s.count, s.bytes, used, len(s.chunks))
 	}
 }
 
@@ -139,15 +146,115 @@ func TestIdentities(t *testing.T) {
 			t.Fatalf("%d: forgotten, but not those that end with %d", end, first)
 		}
 	}
+	most := table.pages
 	table.forgetBefore(now + 100)
-	for range identityShards {
+	for range 3 * most {
 		table.forgetBefore(now + 100)
 	}
-	slots := 0
-	for i := range table.shards {
-		slots += len(table.shards[i].slots)
+	if most == 0 || table.count != 0 || len(table.ends) != 0 || table.pages != 0 || len(table.blocks) != 0 {
+		t.Errorf("of %d pages there are %d in %d blocks, %d identities, %d buckets", most, table.pages, len(table.blocks), table.count, len(table.ends))
 	}
-	if table.count != 0 || len(table.ends) != 0 || slots != 0 {
-		t.Errorf("%d identities, %d buckets, %d slots", table.count, len(table.ends), slots)
+}
+
+// TestIdentitiesAlike: identities that no page can tell apart have room in one page, and no others suffer from it.
+func TestIdentitiesAlike(t *testing.T) {
+	t.Parallel()
+	table := identities{ends: map[int64]int{}}
+	other := pushID{0xff}
+	table.add(&other, 9)
+	kept := 0
+	for n := range 2 * identitySlots {
+		id := pushID{1, 2, 3, 4}
+		binary.LittleEndian.PutUint32(id[4:], uint32(n)*0x9e3779b9)
+		added := table.add(&id, 1)
+		if added {
+			kept++
+		}
+		if table.has(&id) != added {
+			t.Fatalf("identity %d: added %v", n, added)
+		}
+	}
+	if kept != identityFill || table.count != kept+1 || !table.has(&other) {
+		t.Errorf("%d of %d fit into a page for %d, %d in all", kept, 2*identitySlots, identityFill, table.count)
+	}
+	table.forgetBefore(2)
+	if id := (pushID{1, 2, 3, 4, 5}); !table.add(&id, 9) || !table.has(&id) || table.count != 2 {
+		t.Errorf("no room after the others were over; %d identities", table.count)
+	}
+	for range 10 * identityMaxDepth {
+		table.forgetBefore(2)
+	}
+	if table.pages != 1 || !table.has(&other) {
+		t.Errorf("%d pages for two identities", table.pages)
+	}
+}
+
+// TestIdentitiesTooMany: what is let go because there are too many does not come back, what comes after it stays.
+func TestIdentitiesTooMany(t *testing.T) {
+	t.Parallel()
+	table := identities{ends: map[int64]int{}}
+	id := func(n int) pushID { return shortSum([]byte(fmt.Sprint(n))) }
+	add := func(n int, bucket int64) {
+		t.Helper()
+		if id := id(n); !table.add(&id, bucket) || !table.has(&id) {
+			t.Fatalf("%d was not added", n)
+		}
+	}
+	const each = maxIdentities/64 + 1
+	for n := range 2 * each {
+		add(n, int64(10+n/each))
+	}
+	if n := table.forgetOldest(); n != each || table.count != each {
+		t.Fatalf("%d went, %d stay", n, table.count)
+	}
+	add(3*each, 5) // ends before what stays
+	add(0, 5)      // is one of those that went
+	for n := range 2 * each {
+		if id := id(n); table.has(&id) != (n >= each || n == 0) {
+			t.Fatalf("has %d: %v", n, n < each)
+		}
+	}
+	if table.count != each+2 || table.ends[11] != each+2 {
+		t.Errorf("%d identities, %v", table.count, table.ends)
+	}
+	table.forgetBefore(9)
+	table.forgetBefore(8) // the clock is set back
+	add(4*each, 9)
+	if id := id(1); table.has(&id) || table.count != each+3 || table.ends[9] != 1 {
+		t.Errorf("%d identities, %v after the clock was set back", table.count, table.ends)
+	}
+}
+
+// TestCallTableThrownAway: what a table keeps outside of Go's heap goes back to the system when nobody has the table any more; nothing
+// else may make tables meanwhile.
+func TestCallTableThrownAway(t *testing.T) {
+	before := offheap.Mapped()
+	fill := func() (most int64) {
+		table := newCallTable(func(string) {})
+		now, p := time.Now(), pace{3, defaultReplyTimeout}
+		for n := range 60_000 {
+			a := table.arrive(shortSum([]byte(fmt.Sprint(n))), now, 0, now.Unix()+300, p)
+			table.finish(a.call, passiveReply{outcome: outcomeSealed, body: make([]byte, 300)}, now)
+			table.leave(a.call, now)
+		}
+		a := table.arrive(pushID{}, now, 0, now.Unix()+300, p)
+		table.finish(a.call, passiveReply{outcome: outcomeSealed, body: make([]byte, 1<<20)}, now)
+		table.leave(a.call, now)
+		if k := table.kept.find(pushID{}); k == nil || k.size() != keptHeader+1<<20 {
+			t.Error("an answer of 1 MiB is not kept")
+		}
+		most = offheap.Mapped()
+		runtime.KeepAlive(table)
+		return most
+	}
+	if most := fill() - before; offheap.Outside && (most < maxAnswerBytes*3/4 || most > maxAnswerBytes+4<<20) {
+		t.Errorf("a full table has %d bytes", most)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for offheap.Mapped() > before {
+		if runtime.GC(); time.Now().After(deadline) {
+			t.Fatalf("%d bytes are mapped, %d were before", offheap.Mapped(), before)
+		}
+		runtime.Gosched()
 	}
 }

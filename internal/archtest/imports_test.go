@@ -42,6 +42,7 @@ type room struct {
 var rooms = []room{
 	{path: "internal/secret"},
 	{path: "internal/http1", may: []string{"golang.org/x/net"}},
+	{path: "internal/offheap", may: []string{"golang.org/x/sys"}},
 	{path: "crypto", may: []string{module + "/internal/secret"}},
 	{
 		path: "tokens",
