@@ -13,8 +13,9 @@ import (
 const (
 	// cacheEntries bounds the read cache. What does not fit costs one read of the store per use.
 	cacheEntries = 1 << 16
-	// cacheCounters is the size of the admission policy's sketch, about 1 MiB.
-	cacheCounters = 8 * cacheEntries
+	// cacheCounters is the size of the admission policy's sketch, which takes some 1.3 MiB from the start. It matters when the cache is
+	// full: which accounts are in it then is guessed from how often they are asked for.
+	cacheCounters = 4 * cacheEntries
 	cacheBuffer   = 64
 	// cacheSweep is the period of the cache's own clean-up of expired entries, in seconds. Ours carry no expiry
 	// there, so it has nothing to do.
