@@ -15,6 +15,7 @@ type goal struct {
 var (
 	goalCPU    = map[string]goal{"inbound": {0.88, 0.96, true}, "outbound": {0.97, 1.03, true}, "outbound-h2": {0.97, 1.03, true}}
 	goalOwn    = map[string]goal{"inbound": {12, 5, false}, "outbound": {5, 2, false}, "outbound-h2": {5, 2, false}}
+	goalLean   = goal{1.10, 1.25, true} // inbound over transport wechat_lean
 	goalP99    = goal{1.15, 1, false}
 	goalIdle   = goal{15, 10, false}
 	goalAtWork = goal{25, 15, false}
@@ -45,6 +46,9 @@ func goals(out io.Writer, s *scenario) {
 	}
 	if g, ok := goalOwn[s.name]; ok && same != nil {
 		g.write(out, "the gateway's own CPU, µs a request", over(gateway.Full, same.Full, cpuMore).Median)
+	}
+	if lean := s.target(variantLean); lean != nil {
+		goalLean.write(out, "CPU over "+variantLean+", stock ÷ gateway", over(stock.Full, lean.Full, cpuRatio).Median)
 	}
 	if len(gateway.Rated) > 0 {
 		goalP99.write(out, "p99 at the fixed rate, gateway ÷ stock", over(gateway.Rated, stock.Rated, p99Ratio).Median)

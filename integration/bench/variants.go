@@ -31,6 +31,9 @@ type variant struct {
 	API      string // lines of wechat_api
 }
 
+// variantLean is the name of the one that has a goal of its own.
+const variantLean = "lean transport"
+
 // variants are those that can be asked for by name. What is measured without them is the gateway's defaults.
 var variants = []variant{
 	{
@@ -48,8 +51,12 @@ var variants = []variant{
 		Wechat: "store redis {\n\taddress {$" + redisVariable + "}\n}",
 	},
 	{
-		Name: "lean transport", Scenario: "inbound",
+		Name: variantLean, Scenario: "inbound",
 		Proxy: "transport wechat_lean",
+	},
+	{
+		Name: "request buffers", Scenario: "inbound",
+		Proxy: "request_buffers 64KiB",
 	},
 	{
 		Name: "no compression", Scenario: "inbound",
