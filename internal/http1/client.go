@@ -106,7 +106,7 @@ func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, er
 // send tries connections until one is good, or a new one is not.
 func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
 	ctx := o.req.Context()
-	for {
+	for again := false; ; {
 		if ctx.Err() != nil {
 			o.closeBody()
 			return nil, context.Cause(ctx)
@@ -128,10 +128,11 @@ func (c *Client) send(o *outgoing, target Target) (*http.Response, error) {
 		if err == nil {
 			return res, nil
 		}
-		if !conn.reused || !e.mayRepeat(o, err) {
+		if !conn.reused || !e.mayRepeat(o, err) || o.wrote && again {
 			o.closeBody()
 			return nil, err
 		}
+		again = again || o.wrote // once: a request that brings connections down is not to have them all
 	}
 }
 
