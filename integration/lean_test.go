@@ -49,6 +49,8 @@ const (
 	headerTimeout = 3 * time.Second
 	// thinkTime is up to how many milliseconds a client waits between two requests.
 	thinkTime = 40
+	// serverDrains is how much of a request Go's server reads after its answer before it closes the connection.
+	serverDrains = 256 << 10
 	// leanSlack is how many more goroutines and descriptors than at the first rest are none too many: timers, and connections of WeChat's.
 	leanSlack = 12
 )
@@ -86,6 +88,7 @@ type leanRest struct {
 	exchanges, pushes       int64
 	busy, goroutines        int
 	descriptors, rss, conns int
+	heap                    int64 // after a garbage collection, in KiB
 }
 
 // What comes of an exchange for the client.
@@ -179,7 +182,7 @@ func (r *leanRun) listen() string {
 	}
 	var routes strings.Builder
 	for _, transport := range []string{"http", lean} {
-		for _, kind := range append(leanKinds, "wx-steady", "wx-fickle") {
+		for _, kind := range slices.Concat(leanKinds, []string{"wx-steady", "wx-fickle"}) {
 			push := strings.HasPrefix(kind, "wx-")
 			if push && transport != lean {
 				continue
@@ -528,7 +531,8 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 	default:
 		got.outcome = cameWhole
 	}
-	if got.outcome == cameWhole && q.trailer && transport == lean && q.up >= 0 && res.Header.Get("X-Got-Trailer") != strconv.FormatUint(got.nonce, 10) && !strings.HasPrefix(q.script.name, "early") {
+	// As with net/http, an empty body of a GET or DELETE is none, and has no trailer.
+	if got.outcome == cameWhole && q.trailer && transport == lean && q.up > 0 && res.Header.Get("X-Got-Trailer") != strconv.FormatUint(got.nonce, 10) && !strings.HasPrefix(q.script.name, "early") {
 		r.wrong("%s: the request's trailer arrived as %q", what, res.Header.Get("X-Got-Trailer"))
 	}
 	return got
@@ -554,7 +558,8 @@ func (r *leanRun) compare(q leanAsk, stock, got leanGot) {
 	case wantCut:
 		ok = got.outcome == cameCut || got.outcome == cameRefused || got.outcome == cameMisled && q.kind == "fickle"
 	case wantRefused, wantStrict:
-		ok = got.outcome == cameRefused || got.outcome == cameMisled && q.kind == "fickle"
+		// A client over HTTP/1.1 that still sends much may see the server close rather than its answer.
+		ok = got.outcome == cameRefused || got.outcome == cameCut && got.status == 0 && q.client == 0 && q.up > serverDrains || got.outcome == cameMisled && q.kind == "fickle"
 	case wantTimeout:
 		ok = got.outcome == cameTimeout || q.kind == "fickle" && (got.outcome == cameRefused || got.outcome == cameMisled)
 	case wantAny:
@@ -766,6 +771,11 @@ func (r *leanRun) rest(after time.Duration, busy int) {
 		pause(r.t.Context(), 100*time.Millisecond)
 	}
 	rest.rss = memory(r.t, r.w, "VmRSS") >> 10
+	_, text := fetch(r.t, plainClient, http.MethodGet, "http://"+r.w.Admin+"/debug/pprof/heap?gc=1&debug=1", nil, "")
+	if _, after, ok := strings.Cut(text, "# HeapAlloc = "); ok {
+		_, _ = fmt.Sscan(after, &rest.heap)
+		rest.heap >>= 10
+	}
 	r.rests = append(r.rests, rest)
 }
 
@@ -850,9 +860,9 @@ func (r *leanRun) table() string {
 		sums[leanKey{"all", key.transport, key.outcome}] += n
 	}
 	line("all", "", sums)
-	b.WriteString("\n| after | exchanges | pushes | goroutines | at rest | descriptors at rest | RSS at rest | connections to backends at rest |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("\n| after | exchanges | pushes | goroutines | at rest | descriptors at rest | RSS at rest | heap at rest | connections to backends at rest |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, rest := range r.rests {
-		fmt.Fprintf(&b, "| %v | %d | %d | %d | %d | %d | %d MiB | %d |\n", rest.after.Round(time.Second), rest.exchanges, rest.pushes, rest.busy, rest.goroutines, rest.descriptors, rest.rss, rest.conns)
+		fmt.Fprintf(&b, "| %v | %d | %d | %d | %d | %d | %d MiB | %d KiB | %d |\n", rest.after.Round(time.Second), rest.exchanges, rest.pushes, rest.busy, rest.goroutines, rest.descriptors, rest.rss, rest.heap, rest.conns)
 	}
 	b.WriteString("\n| pool | most connections at once | requests after something unasked |\n| --- | --- | --- |\n")
 	for _, name := range slices.Sorted(maps.Keys(r.pools)) {
