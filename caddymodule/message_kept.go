@@ -4,20 +4,18 @@ import (
 	"encoding/binary"
 	"slices"
 	"time"
-
-	"github.com/caddy-wechat/caddy-wechat/internal/offheap"
 )
 
-// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks outside of Go's heap:
-// tens of thousands of them cost the garbage collector nothing, and the memory of those that go is that of those that come. Its
-// caller has the table's lock.
+// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks without pointers, which
+// the garbage collector does not look into: tens of thousands of them cost it nothing, and the memory of those that go is that of
+// those that come. On Go's heap they make collections rare, which is worth more than their memory. Its caller has the table's lock.
 type keptCalls struct {
 	epoch  time.Time // times are kept as the distance from it
 	index  [keptShards]keptIndex
 	chunks []keptChunk
-	first  uint16         // number of chunks[0]; numbers begin again at 0
-	spare  *offheap.Block // of a chunk that is gone, for the next one
-	bytes  int            // of all chunks, and of the index
+	first  uint16 // number of chunks[0]; numbers begin again at 0
+	spare  []byte // of a chunk that is gone, for the next one
+	bytes  int    // of all chunks, and of the index
 	count  int
 }
 
@@ -26,9 +24,8 @@ type keptAt uint32
 
 // keptChunk holds calls one after the other. Those before head are gone.
 type keptChunk struct {
-	memory *offheap.Block
-	data   []byte // in it
-	head   int
+	data []byte
+	head int
 }
 
 // keptChunkSize is that of a chunk; a call that would fill a quarter of one has a chunk of its own. The limit on all bytes keeps
@@ -224,11 +221,9 @@ func (s *keptCalls) removeOldest() {
 	if c.head += k.size(); c.head < len(c.data) {
 		return
 	}
-	s.bytes -= c.memory.Size()
-	if s.spare == nil && cap(c.data) == keptChunkSize {
-		s.spare = c.memory
-	} else {
-		c.memory.Free()
+	s.bytes -= cap(c.data)
+	if cap(c.data) == keptChunkSize {
+		s.spare = c.data[:0]
 	}
 	s.chunks = slices.Delete(s.chunks, 0, 1)
 	s.first++
@@ -249,7 +244,7 @@ func (s *keptCalls) keep(c *call) bool {
 	if last < 0 || cap(s.chunks[last].data)-len(s.chunks[last].data) < size || size > keptChunkSize/4 {
 		s.chunks = append(s.chunks, s.newChunk(size))
 		last++
-		s.bytes += s.chunks[last].memory.Size()
+		s.bytes += cap(s.chunks[last].data)
 	}
 	chunk := &s.chunks[last]
 	offset := len(chunk.data)
@@ -270,17 +265,14 @@ func (s *keptCalls) keep(c *call) bool {
 
 // newChunk returns an empty chunk. One for a call of its own has room for nothing else, whose offset might be beyond a keptAt.
 func (s *keptCalls) newChunk(size int) keptChunk {
-	memory := s.spare
-	switch {
-	case size > keptChunkSize/4:
-		memory = offheap.New(size)
-	case memory != nil:
-		size, s.spare = keptChunkSize, nil
-	default:
-		size = keptChunkSize
-		memory = offheap.New(size)
+	if size > keptChunkSize/4 {
+		return keptChunk{data: make([]byte, 0, size)}
 	}
-	return keptChunk{memory: memory, data: memory.Bytes()[:0:size]}
+	data := s.spare
+	if s.spare = nil; data == nil {
+		data = make([]byte, 0, keptChunkSize)
+	}
+	return keptChunk{data: data}
 }
 
 // write writes down what may change of a kept call.

@@ -99,18 +99,20 @@ func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, er
 		closeBody(req)
 		return nil, err
 	}
-	for {
+	for again := false; ; {
 		res, err := e.try(target)
 		if err == nil {
 			e.out.free()
 			return res, nil
 		}
-		if e.conn == nil || !e.conn.reused || !e.mayRepeat(err) {
+		if e.conn == nil || !e.conn.reused || !e.mayRepeat(err) || e.out.wrote && again {
 			e.out.closeBody()
 			e.out.free()
 			return nil, err
 		}
+		again = again || e.out.wrote // once: a request that brings connections down is not to have them all
 		e = &exchange{client: c, ctx: e.ctx, out: e.out}
+		e.out.wrote = false
 	}
 }
 

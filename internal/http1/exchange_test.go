@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -677,6 +678,37 @@ func TestRepeating(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestRepeatedOnce: a request that a backend has seen twice does not go on to the next idle connection.
+func TestRepeatedOnce(t *testing.T) {
+	t.Parallel()
+	const idle = 4
+	var seen atomic.Int64
+	all := make(chan struct{})
+	b := newBackend(t, func(w *wire) {
+		if _, _, err := w.request(); err != nil {
+			return
+		}
+		if w.nth == idle-1 {
+			close(all)
+		}
+		<-all // so that each has a connection of its own
+		w.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		if _, _, err := w.request(); err == nil {
+			seen.Add(1) // and hangs up
+		}
+	})
+	rt := newLean(t)
+	var wg sync.WaitGroup
+	for range idle {
+		req := newRequest(t, "GET", b.url(), nil)
+		wg.Go(func() { roundTrip(rt, req) })
+	}
+	wg.Wait()
+	if got := roundTrip(rt, newRequest(t, "GET", b.url(), nil)); got != "error" || seen.Load() != 2 {
+		t.Errorf("%s, seen %d times", got, seen.Load())
 	}
 }
 

@@ -10,9 +10,6 @@ import (
 	"sync/atomic"
 )
 
-// Outside is whether memory is asked of the system. Without it all is on Go's heap, for comparison.
-const Outside = true
-
 // pageSize is what the system gives memory by, or a multiple of it.
 const pageSize = 4 << 10
 
@@ -33,15 +30,14 @@ type Block struct {
 // New returns a block of at least as many bytes, zero all of them.
 func New(size int) *Block {
 	size = (max(size, 1) + pageSize - 1) &^ (pageSize - 1)
-	if Outside {
-		if bytes, err := mapMemory(size); err == nil {
-			mapped.Add(int64(size))
-			b := &Block{bytes: bytes, mapped: true}
-			b.cleanup = runtime.AddCleanup(b, unmap, bytes)
-			return b
-		}
+	bytes, err := mapMemory(size)
+	if err != nil {
+		return &Block{bytes: make([]byte, size)}
 	}
-	return &Block{bytes: make([]byte, size)}
+	mapped.Add(int64(size))
+	b := &Block{bytes: bytes, mapped: true}
+	b.cleanup = runtime.AddCleanup(b, unmap, bytes)
+	return b
 }
 
 // Bytes is the block's memory.
