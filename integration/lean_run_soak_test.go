@@ -1,3 +1,5 @@
+//go:build soak
+
 package integration_test
 
 import (
@@ -31,14 +33,6 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/integration"
 	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
 )
-
-// TestLean does for ten seconds what TestLeanSoak does for an hour.
-func TestLean(t *testing.T) {
-	t.Parallel()
-	run := newLeanRun(t, 12)
-	run.load(4*time.Second, 2)
-	t.Logf("\n%s", run.finish())
-}
 
 const (
 	leanSteady = "wxe000000000000001" // whose pushes go to backends that leave their connections in order
