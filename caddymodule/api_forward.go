@@ -82,7 +82,7 @@ func outboundHeader(in http.Header) http.Header {
 	return out
 }
 
-// unshownHeader is what the proxy gets in the place of a call's header when no log shows that. It copies what it gets and
+// unshownHeader is what the proxy gets in the place of a call's header unless a log takes debug lines, which show it. It copies what it gets and
 // adds where the call came from, for the log alone, since the transport has the header; a name without a value says that
 // it shall not.
 func unshownHeader() http.Header {

@@ -294,9 +294,11 @@ func (t *identities) clear() {
 	clear(t.ends)
 }
 
-// forgetBefore lets those go that ended before a bucket, which may be an earlier one than before: the clock was set back.
+// forgetBefore lets those go that ended before a bucket, which may be an earlier one than before: the clock was set back. One bucket back
+// is none: somebody has looked at the clock before the bucket's end and comes after it. None of what is over by then counts again,
+// for an identity is kept to the end of the bucket after the one that it ends in.
 func (t *identities) forgetBefore(bucket int64) {
-	if bucket == t.floor {
+	if bucket == t.floor || bucket == t.floor-1 {
 		if t.tidied < t.pages {
 			t.tidy()
 		}

@@ -218,10 +218,30 @@ func TestIdentitiesTooMany(t *testing.T) {
 		t.Errorf("%d identities, %v", table.count, table.ends)
 	}
 	table.forgetBefore(9)
-	table.forgetBefore(8) // the clock is set back
+	table.forgetBefore(7) // the clock is set back
 	add(4*each, 9)
 	if id := id(1); table.has(&id) || table.count != each+3 || table.ends[9] != 1 {
 		t.Errorf("%d identities, %v after the clock was set back", table.count, table.ends)
+	}
+}
+
+// TestIdentitiesBucketEdge: who looked at the clock before a bucket's end and comes after it has no page looked through.
+func TestIdentitiesBucketEdge(t *testing.T) {
+	t.Parallel()
+	table := identities{ends: map[int64]int{}}
+	over, stays := shortSum([]byte("over")), shortSum([]byte("stays"))
+	table.forgetBefore(1)
+	if !table.add(&over, 2) || !table.add(&stays, 9) {
+		t.Fatal("not added")
+	}
+	table.forgetBefore(3)
+	table.forgetBefore(2)
+	if table.floor != 3 || table.has(&over) || !table.has(&stays) || table.count != 1 {
+		t.Errorf("the floor is %d, %d identities", table.floor, table.count)
+	}
+	table.forgetBefore(1)
+	if table.floor != 1 || !table.has(&stays) {
+		t.Errorf("the clock was set back, and the floor is %d", table.floor)
 	}
 }
 

@@ -36,7 +36,7 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		writePlain(w, success)
 		return nil
 	}
-	defer func() { m.app.calls().leave(a.call, p.answeredAt()) }()
+	defer m.app.calls().leaveNow(a.call)
 	if a.first {
 		return m.lead(w, r, next, p, f, a)
 	}
@@ -234,6 +234,10 @@ func notReached(err error) bool {
 	return ok && he.StatusCode == http.StatusServiceUnavailable
 }
 
+// statusCanceled is what reverse_proxy answers, with no error, to a client that has left, which it takes the end of the work for when it is
+// dialling.
+const statusCanceled = 499
+
 // askOnce runs the next handler, in memory, detached from WeChat's connection.
 func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *facts, own *ending) (passiveReply, error) {
 	reply := newReplyWriter(m.MaxBody)
@@ -256,7 +260,7 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	own.mu.Unlock()
 	work.parts.text.detach()
 	f.content = nil // its buffer will be another push's
-	if err != nil && work.isLate() {
+	if work.isLate() && (err != nil || reply.status == statusCanceled) {
 		err = errTooSlow
 	}
 	body, outcome, err := reply.judge(p.fields.Format, err)
@@ -330,6 +334,10 @@ func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *e
 			drop(w)
 		case m.app.calls().giveUp(a.call):
 			own.taken = true
+			if work := own.work; work != nil { // whoever does not read the answer does not keep the backend busy
+				end := time.AfterFunc(time.Until(work.deadline), func() { work.cancel(errTooSlow) })
+				defer end.Stop()
+			}
 			m.finishSlow(w, proto, p)
 		}
 	})

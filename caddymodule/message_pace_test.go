@@ -223,6 +223,9 @@ func TestBackendTimeout(t *testing.T) {
 				if err := r.Context().Err(); err != context.DeadlineExceeded { //nolint:errorlint // a context's own
 					t.Errorf("it ended with %v", err)
 				}
+				if r.Context().Err() != context.DeadlineExceeded { //nolint:errorlint // a context's own
+					t.Error("it ends otherwise the second time")
+				}
 				if cause := context.Cause(below); cause != errTooSlow { //nolint:errorlint // our own, never wrapped
 					t.Errorf("what is below ended for %v", cause)
 				}

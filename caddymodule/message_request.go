@@ -146,10 +146,11 @@ func (w *work) Deadline() (time.Time, bool) { return w.deadline, true }
 
 // Err implements context.Context.
 func (w *work) Err() error {
-	if w.isLate() {
+	err := w.Context.Err()
+	if err != nil && w.isLate() {
 		return context.DeadlineExceeded
 	}
-	return w.Context.Err()
+	return err
 }
 
 // isLate reports whether the work was ended for taking too long.
