@@ -773,9 +773,10 @@ func TestPlainMode(t *testing.T) {
 	if err := m.Provision(ctx); err != nil {
 		t.Fatal(err)
 	}
+	at := time.Now() // of all pushes, or a second may end between two of them
 	plain := func(message, nonce string) *http.Request {
 		s := accountSender(t)
-		s.nonce = nonce
+		s.nonce, s.at = nonce, at
 		r := s.push("/"+accountID, message)
 		q := r.URL.Query()
 		q.Del("msg_signature")

@@ -462,9 +462,10 @@ func TestSharedPlainGuard(t *testing.T) {
 		return m
 	}
 	a, b := node(), node()
+	at := time.Now() // of all pushes, or a second may end between two of them
 	plain := func(message, nonce string) *http.Request {
 		s := accountSender(t)
-		s.nonce = nonce
+		s.nonce, s.at = nonce, at
 		r := s.push("/"+accountID, message)
 		q := r.URL.Query()
 		q.Del("msg_signature")
