@@ -1,7 +1,6 @@
 package integration_test
 
 import (
-	"errors"
 	mathrand "math/rand/v2"
 	"strings"
 	"testing"
@@ -39,12 +38,7 @@ func TestFleetSentinels(t *testing.T) {
 	r.quiet(3 * time.Second)
 	r.fail(redisOver, nil, func() error {
 		server.Kill()
-		redistest.Eventually(t, "the replica is promoted", func() error {
-			if info, _ := replica.Do("INFO", "replication").(string); !strings.Contains(info, "role:master") {
-				return errors.New("not yet")
-			}
-			return nil
-		})
+		redistest.AwaitMaster(t, sentinels, name, replica) // until then no node can find it
 		return nil
 	})
 	r.f.redis = replica

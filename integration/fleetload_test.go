@@ -38,8 +38,6 @@ const (
 	// afterwards is for how long after a fault its consequences may still show: the lock of a node that died is in the way of
 	// those who need a token.
 	afterwards = leaseLife + 5*time.Second
-	// rediscovered is how long after Redis is there again, on another server, each node has found it on a busy machine.
-	rediscovered = 5 * time.Second
 	// pushLife is for how long WeChat pushes a message.
 	pushLife = 15 * time.Second
 	// fleetInForce is how soon what one node was told counts on all.
@@ -564,7 +562,7 @@ func (l *fleetLoad) judge() string {
 			case v.Rule == wxsim.RuleFreshRefresh, v.Rule == wxsim.RuleTwoRefreshes: // counted above
 			case v.Rule == wxsim.RuleAnswer && e.Path == "/wx/event" && e.Status == http.StatusServiceUnavailable:
 				// Not acknowledged, so that WeChat pushes it again. The record's lock may be that of a node that died with it.
-				if !l.excused(e.Time, e.Time.Add(appWait), rediscovered, locksGone) && !l.excused(e.Time, e.Time.Add(appWait), afterwards, nodeGone) {
+				if !l.excused(e.Time, e.Time.Add(appWait), noticed, locksGone) && !l.excused(e.Time, e.Time.Add(appWait), afterwards, nodeGone) {
 					f.errorf("an event got 503 at %s, while nothing failed", e.Time.Format("15:04:05.000"))
 				}
 			default:

@@ -231,6 +231,25 @@ func Sentinels(t testing.TB, name string, master *Server, replicas int) (addrs [
 	return addrs
 }
 
+// AwaitMaster waits until all the Sentinels name a server as the master. They go on naming the old one for a while after another was
+// promoted.
+func AwaitMaster(t testing.TB, sentinels []string, name string, master *Server) {
+	t.Helper()
+	for _, addr := range sentinels {
+		client := redis.NewSentinelClient(&redis.Options{Addr: addr})
+		Eventually(t, "the Sentinel names the new master", func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			named, err := client.GetMasterAddrByName(ctx, name).Result()
+			if err == nil && net.JoinHostPort(named[0], named[1]) != master.Addr {
+				err = fmt.Errorf("it names %v", named)
+			}
+			return err
+		})
+		_ = client.Close()
+	}
+}
+
 // Cluster starts a Cluster of three nodes.
 func Cluster(t testing.TB) []*Server {
 	t.Helper()
