@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/tokens/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(redistest.Tests{M: m}) }
 
 func open(t testing.TB, o Options) *Store {
 	t.Helper()

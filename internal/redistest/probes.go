@@ -1,0 +1,34 @@
+package redistest
+
+import (
+	"bytes"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// probePatience is how long go-redis may take to see that the pool it looks for a server for is closed: it sleeps for a
+// second between two attempts, each of which has the store's timeout to connect.
+const probePatience = 10 * time.Second
+
+// Tests is a package's tests for [go.uber.org/goleak.VerifyTestMain], where they break connections to Redis. goleak
+// waits for half a second. A probe that go-redis began ends with its pool, but only once it has slept; one that is still
+// there after that belongs to a client that was not closed, and goleak says so.
+type Tests struct{ *testing.M }
+
+// Run runs the tests and waits for what they left to go-redis.
+func (m Tests) Run() int {
+	defer awaitProbes()
+	return m.M.Run()
+}
+
+func awaitProbes() {
+	for end := time.Now().Add(probePatience); probing() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func probing() bool {
+	stacks := make([]byte, 4<<20)
+	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("pool.(*ConnPool).tryDial("))
+}
