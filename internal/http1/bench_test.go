@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -40,11 +41,15 @@ func benchServe(w *wire) {
 	}
 }
 
-// promptConn is a connection whose backend answers as soon as it has a request, without a network.
+// promptConn is a connection whose backend answers as soon as it has a request, without a network. What it is looked at for when it
+// is idle is a socket that nothing comes to.
 type promptConn struct {
 	net.Conn
+	silent *net.UDPConn
 	answer []byte
 }
+
+func (c *promptConn) SyscallConn() (syscall.RawConn, error) { return c.silent.SyscallConn() }
 
 func (c *promptConn) Write(p []byte) (int, error) {
 	c.answer = benchAnswer
@@ -60,11 +65,14 @@ func (c *promptConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (*promptConn) Close() error                     { return nil }
+func (c *promptConn) Close() error                   { return c.silent.Close() }
 func (*promptConn) SetReadDeadline(time.Time) error  { return nil }
 func (*promptConn) SetWriteDeadline(time.Time) error { return nil }
 
-func dialPrompt(context.Context, string, string) (net.Conn, error) { return new(promptConn), nil }
+func dialPrompt(context.Context, string, string) (net.Conn, error) {
+	silent, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	return &promptConn{silent: silent}, err
+}
 
 // benchBody is a body that can be read again.
 type benchBody struct{ bytes.Reader }

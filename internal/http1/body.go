@@ -25,6 +25,7 @@ func (e *exchange) Read(p []byte) (int, error) {
 	e.mu.Unlock()
 
 	n, err := e.read(p)
+	clean := err == io.EOF && (e.landed || e.settle())
 	if err != nil && err != io.EOF && e.ctx.Err() != nil {
 		err = context.Cause(e.ctx)
 	}
@@ -39,7 +40,7 @@ func (e *exchange) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if !e.landed {
-		e.finish(err == io.EOF)
+		e.finish(clean && !e.closed)
 	}
 	e.freeReader()
 	return n, err

@@ -7,7 +7,9 @@
 // same goroutine. A body that may have to be waited for is sent by a goroutine that lives as long as the body, so that an answer can come
 // before the request is through. An idle connection has no goroutine and no buffers; before it is used again it is looked at whether the
 // backend has closed it or said something unasked, and where that can be, look, write and first read are one use of the descriptor (round).
-// What is read is held to the letter of RFC 9112: an answer that two readers might understand in two ways is an error.
+// What is read is held to the letter of RFC 9112, but for what net/http takes and old backends send: heads with bare LFs and folded fields, and a
+// Content-Length beside chunks. These mean what they mean to net/http, and end their connection, so that no other answer can be mistaken
+// for a part of theirs. What else two readers might understand in two ways is an error.
 package http1
 
 import (
@@ -37,6 +39,10 @@ const (
 	keepBuffer = 64 << 10
 	// sendGrace is how long a request may go on being sent after its answer is complete, or an answer be waited for after sending failed.
 	sendGrace = 50 * time.Millisecond
+	// closedGrace is how long a write may take to notice that its connection was closed.
+	closedGrace = 5 * time.Millisecond
+	// lookAgain is how old the look at an idle connection may be when the request is written.
+	lookAgain = 10 * time.Millisecond
 	// sniffWait is how long a GET and the like wait to see whether their body of unknown length is empty, as in net/http.
 	sniffWait = 200 * time.Millisecond
 )
@@ -61,8 +67,8 @@ type Client struct {
 
 	NoKeepAlive    bool
 	IdleTimeout    time.Duration // 0: forever
-	MaxIdle        int           // 0: no limit
-	MaxIdlePerHost int           // 0: no limit
+	MaxIdle        int           // 0: no limit; negative: none is kept
+	MaxIdlePerHost int           // 0: no limit; negative: none is kept
 	MaxPerHost     int           // connections to a target; 0: no limit
 
 	HeaderTimeout   time.Duration // from the end of the request to the end of the answer's head; 0: none
@@ -106,7 +112,7 @@ func (c *Client) RoundTrip(req *http.Request, target Target) (*http.Response, er
 			return res, nil
 		}
 		if e.conn == nil || !e.conn.reused || !e.mayRepeat(err) || e.out.wrote && again {
-			e.out.closeBody()
+			e.out.leave()
 			e.out.free()
 			return nil, err
 		}
@@ -174,7 +180,10 @@ func (e *exchange) run() (*http.Response, error) {
 	if e.conn.unseen {
 		err = e.ask()
 	} else {
-		err = e.send()
+		err = e.gather(func() bool { return !e.conn.reused || e.conn.alive() })
+		if err == nil {
+			err = e.send()
+		}
 	}
 	if err == nil {
 		err = e.readHead()
@@ -225,17 +234,33 @@ func (e *exchange) ask() error {
 	return err
 }
 
+// gather reads the body that goes with the head, or looks whether there is one. If that takes its time, whether the connection is still alive
+// is asked again.
+func (e *exchange) gather(alive func() bool) error {
+	var read func() error
+	switch o := &e.out; {
+	case o.touched:
+		return nil
+	case o.mode == inline:
+		read = o.readInline
+	case o.mode == sniffed:
+		read = func() error { return o.sniff(e.ctx) }
+	default:
+		return nil
+	}
+	began := time.Now()
+	if err := read(); err != nil {
+		return err
+	}
+	if time.Since(began) > lookAgain && !alive() {
+		return errStale
+	}
+	return nil
+}
+
 // send sends the head, and as much of the body as goes with it.
 func (e *exchange) send() error {
 	o := &e.out
-	if err := o.readInline(); err != nil {
-		return err
-	}
-	if o.mode == sniffed {
-		if err := o.sniff(e); err != nil {
-			return err
-		}
-	}
 	n, err := e.conn.nc.Write(*o.buf)
 	if err != nil {
 		o.wrote = n > 0
@@ -309,16 +334,17 @@ func (e *exchange) readHead() error {
 	}
 	limit := most
 	for first := true; ; first = false {
-		block, fields, err := readBlock(e.br, limit, true)
+		block, fields, odd, err := readBlock(e.br, limit, true)
 		if err != nil {
 			if !first {
 				err = unanswered(err)
 			}
 			return err
 		}
-		if err := parseHead(&e.res, block, fields); err != nil {
+		if odd, err = parseHead(&e.res, block, fields, odd); err != nil {
 			return err
 		}
+		e.last = e.last || odd
 		code := e.res.StatusCode
 		if code >= 200 || code == http.StatusSwitchingProtocols {
 			break
@@ -363,9 +389,9 @@ func (e *exchange) start() error {
 		res.Body = &upgraded{e: e}
 	case kind == bodyNone:
 		res.Body = http.NoBody
-		e.finish(true)
+		e.finish(e.settle())
 		e.freeReader()
-	case kind == bodyLength && e.left <= int64(e.br.Buffered()):
+	case kind == bodyLength && e.left <= int64(e.br.Buffered()) && (e.sender == nil || e.sender.isDone()):
 		res.Body = e
 		e.landed = true
 		e.finish(e.left == int64(e.br.Buffered()))
@@ -377,6 +403,9 @@ func (e *exchange) start() error {
 	}
 	return nil
 }
+
+// settle has the sender settled, if there is one, which may wait for e.mu, and reports whether the connection is still open.
+func (e *exchange) settle() bool { return e.sender == nil || e.sender.settle(e.last) }
 
 // finish ends the exchange on the connection, once: clean says that the answer was read to its end, and nothing after it.
 func (e *exchange) finish(clean bool) {

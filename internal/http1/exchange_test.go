@@ -730,28 +730,13 @@ func TestFreshConnection(t *testing.T) {
 // TestClosedWhileIdle: a connection that the backend has closed is not used, so that a POST does not depend on chance.
 func TestClosedWhileIdle(t *testing.T) {
 	t.Parallel()
-	hangUp, gone := make(chan struct{}), make(chan struct{})
-	b := newBackend(t, func(w *wire) {
-		for {
-			if _, _, err := w.request(); err != nil {
-				return
-			}
-			w.say(okAnswer)
-			if w.nth == 0 {
-				<-hangUp
-				_ = w.Close()
-				close(gone)
-				return
-			}
-		}
-	})
+	b, hangUp := newFickleBackend(t)
 	c := newLean(t)
 	roundTrip(c, newRequest(t, "GET", b.url(), nil))
 	if c.idleCount() != 1 {
 		t.Fatal("the connection was not kept")
 	}
-	close(hangUp)
-	<-gone
+	hangUp()
 	for range 50 {
 		if got := roundTrip(c, newRequest(t, "POST", b.url(), strings.NewReader("text"))); !strings.Contains(got, `"ok"`) {
 			t.Fatal(got)
@@ -912,6 +897,15 @@ func TestMaxIdle(t *testing.T) {
 	}
 	if c.idleCount() != 1 || c.hostCount() != 1 || one.conns.Load() != 2 || two.conns.Load() != 2 {
 		t.Errorf("%d idle of %d hosts; %d and %d connections", c.idleCount(), c.hostCount(), one.conns.Load(), two.conns.Load())
+	}
+	for name, option := range map[string]func(*Client){
+		"in all": func(c *Client) { c.MaxIdle = -1 }, "of a target": func(c *Client) { c.MaxIdlePerHost = -1 },
+	} {
+		c := newLean(t, option)
+		roundTrip(c, newRequest(t, "GET", one.url(), nil))
+		if c.idleCount() != 0 || c.hostCount() != 0 {
+			t.Errorf("fewer than none %s: %d idle of %d hosts", name, c.idleCount(), c.hostCount())
+		}
 	}
 }
 

@@ -95,6 +95,27 @@ func newBackend(t testing.TB, serve func(*wire)) *backend {
 	return serveOn(t, l, serve)
 }
 
+// newFickleBackend answers every request, and has closed its first connection, after an answer, when hangUp returns.
+func newFickleBackend(t testing.TB) (b *backend, hangUp func()) {
+	t.Helper()
+	end, gone := make(chan struct{}), make(chan struct{})
+	b = newBackend(t, func(w *wire) {
+		for {
+			if _, _, err := w.request(); err != nil {
+				return
+			}
+			w.say(okAnswer)
+			if w.nth == 0 {
+				<-end
+				_ = w.Close()
+				close(gone)
+				return
+			}
+		}
+	})
+	return b, func() { close(end); <-gone }
+}
+
 func serveOn(t testing.TB, l net.Listener, serve func(*wire)) *backend {
 	t.Helper()
 	b := &backend{Listener: l}

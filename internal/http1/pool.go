@@ -220,7 +220,7 @@ func (c *Client) handshake(ctx context.Context, conn *conn) error {
 // release ends an exchange's use of a connection. A clean one waits for another.
 func (c *Client) release(conn *conn, clean bool) {
 	h := conn.host
-	if !clean || !conn.drained() {
+	if !clean || !conn.drained() || !conn.visible() {
 		conn.close()
 		c.vacate(h)
 		return
@@ -233,7 +233,7 @@ func (c *Client) release(conn *conn, clean bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer p.leave(h)
-	if p.closed || c.MaxIdlePerHost > 0 && len(h.idle) >= c.MaxIdlePerHost {
+	if p.closed || c.MaxIdle < 0 || c.MaxIdlePerHost < 0 || c.MaxIdlePerHost > 0 && len(h.idle) >= c.MaxIdlePerHost {
 		conn.close()
 		return
 	}

@@ -4,12 +4,15 @@ package http1
 
 import "net"
 
-// prober would look at an idle connection without waiting; it cannot on this system, where a closed one is found by using it.
+// prober would look at an idle connection without waiting, and cannot on this system: what it cannot look at it takes for dead, so
+// that no request is lost on a connection that the backend has closed, and nothing said on one is taken for an answer.
 type prober struct{}
 
 func (*prober) prepare(net.Conn) {}
 
-func (*prober) alive() bool { return true }
+func (*prober) alive() bool { return false }
+
+func (*prober) visible() bool { return false }
 
 func (*prober) rounds() bool { return false }
 

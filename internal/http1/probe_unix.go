@@ -51,14 +51,18 @@ func (p *prober) silent(fd uintptr) bool {
 	return err == syscall.EAGAIN
 }
 
-// alive reports whether an idle connection is open and silent. What a backend says unasked would be taken for the next answer.
+// alive reports whether an idle connection is open and silent. What a backend says unasked would be taken for the next answer. What it cannot
+// look at it takes for dead.
 func (p *prober) alive() bool {
 	if p.rc == nil {
-		return true
+		return false
 	}
 	p.quiet = false
 	return p.rc.Read(p.look) == nil && p.quiet
 }
+
+// visible reports whether alive can look at the connection.
+func (p *prober) visible() bool { return p.rc != nil }
 
 // rounds reports whether round can be used.
 func (p *prober) rounds() bool { return p.step != nil }
@@ -91,7 +95,7 @@ func (p *prober) next(fd uintptr) (done bool) {
 		p.e = nil
 		if !p.silent(fd) {
 			p.err = errStale
-		} else {
+		} else if p.err = e.gather(func() bool { return p.silent(fd) }); p.err == nil {
 			p.err = e.send()
 		}
 		return p.err != nil

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,8 @@ type outgoing struct {
 	touched bool // the body was read from
 	wrote   bool // something was written to a connection
 	first   *chunk
-	shut    bool // the body was closed
+	chunked []byte // what the head of a sniffed request says if there is a body
+	shut    bool   // the body was closed
 }
 
 // prepare checks a request and writes its head into a buffer. With closing, its connection is not to be kept.
@@ -163,10 +165,11 @@ func (o *outgoing) appendHead(b []byte, closing bool) ([]byte, error) {
 	if !said && (req.Close || closing && !httpguts.HeaderValuesContainsToken(req.Header["Connection"], "upgrade")) {
 		b = append(b, "Connection: close\r\n"...)
 	}
-	if o.mode != sniffed { // what is found there is still to be said
-		b = append(b, '\r', '\n')
+	if o.mode == sniffed { // which of the two is said is found out later, when the body's trailer may be written to
+		o.chunked, err = o.appendChunked(nil)
+		return b, err
 	}
-	return b, nil
+	return append(b, '\r', '\n'), nil
 }
 
 // appendFraming writes what says where the body ends.
@@ -295,11 +298,16 @@ func (o *outgoing) closeBody() {
 	}
 }
 
+// leave ends the use of the request's body: whoever gets an error may send the request once more.
+func (o *outgoing) leave() {
+	if o.first != nil {
+		<-o.first.done
+	}
+	o.closeBody()
+}
+
 // readInline puts an inline body behind the head.
 func (o *outgoing) readInline() error {
-	if o.mode != inline || o.touched {
-		return nil
-	}
 	o.touched = true
 	b := *o.buf
 	head := len(b)
@@ -328,10 +336,7 @@ type chunk struct {
 }
 
 // sniff waits a little for a body of unknown length, and makes a request without a body of it if it is empty.
-func (o *outgoing) sniff(e *exchange) error {
-	if o.first != nil {
-		return nil // on another connection
-	}
+func (o *outgoing) sniff(ctx context.Context) error {
 	o.touched = true
 	first := &chunk{data: make([]byte, defaultReadBuffer), done: make(chan struct{})}
 	o.first = first
@@ -352,13 +357,11 @@ func (o *outgoing) sniff(e *exchange) error {
 			return nil
 		}
 	case <-timer.C:
-	case <-e.ctx.Done():
-		<-first.done // whoever gets the error may do with the request what he likes
-		return e.ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	b, err := o.appendChunked(*o.buf)
-	*o.buf = append(b, '\r', '\n')
-	return err
+	*o.buf = append(append(*o.buf, o.chunked...), '\r', '\n')
+	return nil
 }
 
 // reader is the body from its beginning.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// malformedError is an answer that is not to the letter of RFC 9112.
+// malformedError is an answer that is not to the letter of RFC 9112, and not odd in one of the ways that are taken.
 type malformedError struct{ text string }
 
 func (e *malformedError) Error() string { return "malformed answer of the backend: " + e.text }
@@ -27,9 +27,9 @@ func malformed(format string, args ...any) error {
 // quotable is the beginning of what a backend sent, short enough for a log.
 func quotable(b []byte) []byte { return b[:min(len(b), 40)] }
 
-// readBlock reads lines up to the first empty one, all of which end in CRLF, and counts them without it. Its error is a noAnswerError
-// when not a byte came. A head begins with a status line.
-func readBlock(br *bufio.Reader, limit int, head bool) (block string, lines int, err error) {
+// readBlock reads lines up to the first empty one, and counts them without it. Its error is a noAnswerError when not a byte came. A head begins
+// with a status line, and it may have lines that end in LF alone, of which odd tells.
+func readBlock(br *bufio.Reader, limit int, head bool) (block string, lines int, odd bool, err error) {
 	var long []byte // what br has no room for
 	done := 0       // bytes of complete lines in br
 	for {
@@ -41,27 +41,30 @@ func readBlock(br *bufio.Reader, limit int, head bool) (block string, lines int,
 			}
 			end := done + i
 			if !endsInCR(long, b[:end]) {
-				return "", 0, malformed("a line ends in LF alone")
+				if !head {
+					return "", 0, false, malformed("a line ends in LF alone")
+				}
+				odd = true
 			}
 			if lines == 0 && head && !bytes.HasPrefix(joined(long, b[:end]), []byte("HTTP/1.")) {
-				return "", 0, malformed("it begins with %q", quotable(joined(long, b[:end])))
+				return "", 0, false, malformed("it begins with %q", quotable(joined(long, b[:end])))
 			}
-			empty := i == 1 && (done > 0 || len(long) == 0 || long[len(long)-1] == '\n') || i == 0 && len(long) > 1 && long[len(long)-2] == '\n'
+			empty := isEmpty(long, b[done:end], done > 0)
 			done = end + 1
 			if len(long)+done > limit {
-				return "", 0, ErrHeaderTooLong
+				return "", 0, false, ErrHeaderTooLong
 			}
 			if empty {
 				block = string(joined(long, b[:done]))
 				_, _ = br.Discard(done)
-				return block, lines, nil
+				return block, lines, odd, nil
 			}
 			if lines++; lines > maxHeaderFields+1 {
-				return "", 0, ErrTooManyFields
+				return "", 0, false, ErrTooManyFields
 			}
 		}
 		if len(long)+len(b) > limit {
-			return "", 0, ErrHeaderTooLong
+			return "", 0, false, ErrHeaderTooLong
 		}
 		if len(b) == br.Size() {
 			long = append(long, b...)
@@ -72,7 +75,7 @@ func readBlock(br *bufio.Reader, limit int, head bool) (block string, lines int,
 			if len(long)+len(b) == 0 {
 				err = &noAnswerError{err}
 			}
-			return "", 0, unexpected(err)
+			return "", 0, false, unexpected(err)
 		}
 	}
 }
@@ -106,6 +109,14 @@ func joined(a, b []byte) []byte {
 	return append(a[:len(a):len(a)], b...)
 }
 
+// isEmpty reports whether a line has nothing before its LF, or a CR. rest is what of it is in the reader: all, if it is not the first there.
+func isEmpty(long, rest []byte, all bool) bool {
+	if all || len(long) == 0 || long[len(long)-1] == '\n' {
+		return len(rest) == 0 || len(rest) == 1 && rest[0] == '\r'
+	}
+	return len(rest) == 0 && bytes.HasSuffix(long, []byte("\n\r"))
+}
+
 func endsInCR(long, b []byte) bool {
 	if len(b) == 0 {
 		b = long
@@ -113,15 +124,54 @@ func endsInCR(long, b []byte) bool {
 	return len(b) > 0 && b[len(b)-1] == '\r'
 }
 
-// parseHead reads a status line and a header.
-func parseHead(res *http.Response, block string, lines int) error {
+// parseHead reads a status line and a header, and reports whether they are odd: with lines that end in LF alone, which the caller has seen,
+// or with folded fields.
+func parseHead(res *http.Response, block string, lines int, odd bool) (bool, error) {
+	if odd {
+		return true, parseOdd(res, block)
+	}
 	line, rest, _ := strings.Cut(block, "\r\n")
+	if err := parseStatus(res, line); err != nil {
+		return false, err
+	}
+	header, err := parseFields(rest, lines-1)
+	if err == errFolded { //nolint:errorlint // it is not wrapped
+		return true, parseOdd(res, block)
+	}
+	res.Header = header
+	return false, err
+}
+
+// parseOdd is parseHead for heads that are not to the letter. They are read by what net/http reads them with, and then held to what holds for others.
+func parseOdd(res *http.Response, block string) error {
+	br := bufio.NewReader(strings.NewReader(block))
+	r := textproto.NewReader(br)
+	line, err := r.ReadLine()
+	if err != nil {
+		return err
+	}
 	if err := parseStatus(res, line); err != nil {
 		return err
 	}
-	header, err := parseFields(rest, lines-1)
-	res.Header = header
-	return err
+	header, err := r.ReadMIMEHeader()
+	if err != nil {
+		return malformed("a line of its header is no field") // err would have all of the line
+	}
+	if _, err := br.Peek(1); err != io.EOF {
+		return malformed("its header ends in more than one place")
+	}
+	for name, values := range header {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return malformed("%q is no field name", quotable([]byte(name)))
+		}
+		for _, v := range values {
+			if !validText(v) {
+				return malformed("the value of its field %q has control characters", name)
+			}
+		}
+	}
+	res.Header = http.Header(header)
+	return nil
 }
 
 // parseStatus reads «HTTP/1.1 200 OK».
@@ -196,9 +246,12 @@ func parseFields(block string, lines int) (http.Header, error) {
 	}
 }
 
+// errFolded is a field that goes on in the next line. In a head that is odd, elsewhere it is an error.
+var errFolded = malformed("a field goes on in the next line")
+
 func malformedField(line string) error {
 	if line[0] == ' ' || line[0] == '\t' {
-		return malformed("a field goes on in the next line")
+		return errFolded
 	}
 	name, _, found := strings.Cut(line, ":")
 	if !found {
@@ -240,8 +293,8 @@ const (
 	bodyUpgrade          // it is the connection
 )
 
-// frame finds where the body ends, and tidies the header as net/http does. More than one way to see it is an error, for that is what
-// smuggling is made of.
+// frame finds where the body ends, and tidies the header as net/http does. More than one way to see it is what smuggling is made of: an error,
+// or, where chunks and a Content-Length are one too many, the connection's end.
 func frame(res *http.Response, method string) (bodyKind, error) {
 	h := res.Header
 	if h["Pragma"] != nil && h["Pragma"][0] == "no-cache" && h["Cache-Control"] == nil {
@@ -253,8 +306,6 @@ func frame(res *http.Response, method string) (bodyKind, error) {
 	switch {
 	case err != nil:
 		return bodyNone, err
-	case chunked && length >= 0:
-		return bodyNone, malformed("it has both Content-Length and Transfer-Encoding")
 	case chunked && res.ProtoMinor == 0:
 		return bodyNone, malformed("it is HTTP/1.0 with Transfer-Encoding")
 	case chunked && (len(coding) != 1 || !strings.EqualFold(coding[0], "chunked")):
@@ -262,6 +313,7 @@ func frame(res *http.Response, method string) (bodyKind, error) {
 	}
 	res.ContentLength = length
 	if chunked {
+		res.Close = res.Close || length >= 0
 		delete(h, "Transfer-Encoding")
 		res.TransferEncoding = []string{"chunked"}
 		if err := announceTrailer(res); err != nil {
@@ -285,6 +337,8 @@ func frame(res *http.Response, method string) (bodyKind, error) {
 	case method == http.MethodHead:
 		return bodyNone, nil
 	case chunked:
+		res.ContentLength = -1
+		delete(h, "Content-Length")
 		return bodyChunked, nil
 	case length == 0:
 		return bodyNone, nil
@@ -314,13 +368,16 @@ func contentLength(h http.Header) (int64, error) {
 	if len(values) == 0 {
 		return -1, nil
 	}
-	for _, v := range values[1:] {
-		if v != values[0] {
-			return -1, malformed("it has more than one Content-Length")
+	first := trimOWS(values[0]) // a fold with nothing in it leaves a space at the end
+	if len(values) > 1 {
+		for _, v := range values[1:] {
+			if trimOWS(v) != first {
+				return -1, malformed("it has more than one Content-Length")
+			}
 		}
+		h["Content-Length"] = []string{first}
 	}
-	h["Content-Length"] = values[:1]
-	n, err := strconv.ParseUint(values[0], 10, 63)
+	n, err := strconv.ParseUint(first, 10, 63)
 	if err != nil {
 		return -1, malformed("its Content-Length is no number")
 	}
@@ -354,7 +411,7 @@ func announceTrailer(res *http.Response) error {
 
 // readTrailer reads what follows the last chunk.
 func readTrailer(res *http.Response, br *bufio.Reader) error {
-	block, lines, err := readBlock(br, maxTrailer, false)
+	block, lines, _, err := readBlock(br, maxTrailer, false)
 	switch {
 	case errors.Is(err, ErrHeaderTooLong):
 		return malformed("its trailer is longer than %d bytes", maxTrailer)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// sender sends a request's body while its answer is waited for, and read. The connection is free when both are done.
+// sender sends a request's body while its answer is waited for, and read. The connection is kept if both are done.
 type sender struct {
 	e       *exchange
 	o       outgoing // a copy: RoundTrip's has ended when an answer came early
@@ -18,13 +18,10 @@ type sender struct {
 	done    chan struct{}
 	bodyErr error // of the request's body, before done
 
-	mu       sync.Mutex
-	sent     bool // all of it
-	over     bool
-	answer   bool // complete
-	clean    bool
-	released bool
-	timer    *time.Timer
+	mu     sync.Mutex
+	sent   bool // all of it
+	answer bool // complete
+	timer  *time.Timer
 }
 
 func (o *outgoing) startSender(e *exchange) *sender {
@@ -61,11 +58,9 @@ func (s *sender) run() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over, s.sent = true, err == nil
+	s.sent = err == nil
 	switch {
-	case s.answer:
-		s.release()
-	case err == nil:
+	case s.answer, err == nil:
 	case s.bodyErr != nil:
 		s.e.conn.close()
 	case errors.Is(err, errKeptBack):
@@ -75,30 +70,48 @@ func (s *sender) run() {
 	}
 }
 
-// answered is called when the answer was read to its end, or will not be.
-func (s *sender) answered(clean bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.answer, s.clean = true, clean
-	switch {
-	case s.over:
-		s.release()
-	case !clean:
-		s.e.conn.close() // which ends the sender
+// isDone reports whether nothing more is sent.
+func (s *sender) isDone() bool {
+	select {
+	case <-s.done:
+		return true
 	default:
-		// Most often it is done, but for saying so.
-		s.timer = time.AfterFunc(sendGrace, s.e.conn.close)
+		return false
 	}
 }
 
-// release gives the connection back, under mu.
-func (s *sender) release() {
-	if s.released {
-		return
+// settle is called before anybody hears that the answer is complete, and reports whether the connection is still open. A sender that is not
+// done then gets a moment, if the connection may be used again: most often it is, but for saying so. After that it sends no more, for who has
+// the answer may use the body's memory for something else; it is only waited for until it has left that alone, not for more of the body.
+func (s *sender) settle(last bool) bool {
+	if s.isDone() {
+		return true
 	}
-	s.released = true
-	clean := s.clean && s.sent
-	if s.timer != nil && !s.timer.Stop() {
+	timer := time.NewTimer(sendGrace)
+	defer timer.Stop()
+	if !last {
+		select {
+		case <-s.done:
+			return true
+		case <-timer.C:
+		}
+	}
+	s.e.conn.close()
+	timer.Reset(closedGrace)
+	select {
+	case <-s.done:
+	case <-timer.C:
+	}
+	return false
+}
+
+// answered is called, once, when the answer was read to its end and the sender is settled, or will not be read. A sender that goes on has no
+// connection any more; what it still reads of the body goes nowhere.
+func (s *sender) answered(clean bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = true
+	if s.timer != nil && !s.timer.Stop() || !s.sent {
 		clean = false
 	}
 	s.e.client.release(s.e.conn, clean)
