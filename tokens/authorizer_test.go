@@ -117,6 +117,67 @@ func TestPushAndRedirectShareOneExchange(t *testing.T) {
 	})
 }
 
+// WeChat delivers one code of an authorization by push and another by redirect, at the same time, and holds what the last one
+// brought. A redirect's account is not known before.
+func TestRedirectWaitsForPush(t *testing.T) {
+	t.Parallel()
+	for name, hangs := range map[string]bool{"a second": false, "longer than it can wait": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.get(t, ComponentKey(testPlatform))
+				pushed, redirected := r.newCode(testAuthorizer), r.newCode(testAuthorizer)
+				var mu sync.Mutex
+				var order []string
+				r.wx.set(func(f *fakeWeChat) {
+					f.hook = func(path string, body map[string]any) (string, error) {
+						if path != pathQueryAuth {
+							return "", nil
+						}
+						which, slow := "redirect", time.Duration(0)
+						if body["authorization_code"] == pushed.Reveal() {
+							which, slow = "push", time.Second
+							if hangs {
+								slow = 2 * exchangeTurn
+							}
+						}
+						time.Sleep(slow)
+						mu.Lock()
+						defer mu.Unlock()
+						order = append(order, which)
+						return "", nil
+					}
+				})
+				if err := r.Accept(t.Context(), r.push(pushed)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+				began := time.Now()
+				if _, err := r.ExchangeAuthCode(t.Context(), testPlatform, "", redirected); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); took > exchangeTurn+time.Second {
+					t.Errorf("the redirect took %v", took)
+				}
+				time.Sleep(time.Minute)
+				want := []string{"push", "redirect"}
+				if hangs {
+					want = []string{"redirect", "push"}
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if !slices.Equal(order, want) {
+					t.Errorf("exchanged in the order %v, want %v", order, want)
+				}
+				if !hangs {
+					r.get(t, testAuthKey)
+				}
+			})
+		})
+	}
+}
+
 func TestIntentSurvivesACrash(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -149,6 +149,9 @@ func (m *Manager) ConfirmFile(ctx context.Context, name, appid string) (content 
 		file, failed := m.confirmFile(ctx, env, k, confirmEvery)
 		switch {
 		case failed != nil:
+			if file = m.confirm.get(k).file; file.Name == name {
+				return file.Content, true, nil
+			}
 			err = failed
 		case file.Name == name:
 			return file.Content, true, nil
@@ -196,6 +199,9 @@ func (m *Manager) fetchConfirmFile(ctx context.Context, env *Environment, k Key,
 	known, err := m.loadConfirm(ctx, env, name, false)
 	if err != nil || known.asked(every) {
 		return known.file(), confirmRecheck, err
+	}
+	if file := known.file(); file.Name != "" { // it serves while WeChat is asked, and if WeChat does not answer
+		m.confirm.put(k, confirmState{file: file})
 	}
 	if err := m.barred(k); err != nil {
 		return known.file(), pauseAfter(err), err // nothing can be asked

@@ -296,6 +296,35 @@ func TestConfirmFileFailures(t *testing.T) {
 	}
 }
 
+// What the store has is served by a process that has just begun, also while WeChat is slow, and when it gives nothing.
+func TestConfirmFileAfterARestart(t *testing.T) {
+	t.Parallel()
+	for name, slow := range map[string]bool{"slow": true, "not reached": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := oneConfirmPlatform(t, false)
+				r.ticket(t, testPlatform)
+				if got := confirmed(t, r.Manager, confirmTestFile, ""); got != confirmTestContent {
+					t.Fatalf("serves %q", got)
+				}
+				time.Sleep(2 * confirmEvery)
+				r.restart()
+				if slow {
+					r.wx.set(func(f *fakeWeChat) { f.latency = 8 * time.Second })
+				} else {
+					r.giveConfirmFiles("", "")
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if content, found, err := r.ConfirmFile(ctx, confirmTestFile, ""); !found || string(content) != confirmTestContent {
+					t.Errorf("found %v, %v", found, err)
+				}
+			})
+		})
+	}
+}
+
 // What one node had from WeChat the others serve at once, also one that WeChat has just not answered.
 func TestConfirmFileOfAnotherNode(t *testing.T) {
 	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {

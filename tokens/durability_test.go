@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,6 +252,60 @@ func TestLockThatIsNeverFreed(t *testing.T) {
 		}
 		if r.log.count("renewing a token without it") == 0 {
 			t.Error("nobody is told")
+		}
+	})
+}
+
+// heldLocks says of a lock that is not had that its holder lives, as Redis does.
+type heldLocks struct{ *faultStore }
+
+func (s heldLocks) Lock(ctx context.Context, name string) (func(), error) {
+	unlock, err := s.faultStore.Lock(ctx, name)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", ErrLockHeld, err)
+	}
+	return unlock, err
+}
+
+// A holder that lives is waited for, however slow WeChat is to it: two nodes do not refresh one token.
+func TestLockOfALiveHolder(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		r.env.Store = heldLocks{r.store}
+		r.Use(r.env)
+		before := r.get(t, k)
+		unlock, err := r.store.MemStore.Lock(t.Context(), k.recordName()+renewalLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const slow = 2*renewalLockWait + time.Second
+		release := time.AfterFunc(slow, unlock)
+		asked, early := r.wx.count(path), atomic.Int64{}
+		time.AfterFunc(slow-time.Second, func() { early.Store(int64(r.wx.count(path))) })
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		token, err := r.Renew(ctx, k, before.Value)
+		if err != nil || token.Value.Same(before.Value) {
+			t.Fatalf("Renew: %v", err)
+		}
+		if n := int(early.Load()) - asked; n != 0 || r.log.count("renewing a token without it") != 0 {
+			t.Errorf("%d calls beside those of the holder", n)
+		}
+		// No call is begun for which there is no time.
+		if release.Stop() {
+			t.Error("the lock was not freed")
+		}
+		if unlock, err = r.store.MemStore.Lock(t.Context(), k.recordName()+renewalLock); err != nil {
+			t.Fatal(err)
+		}
+		asked = r.wx.count(path)
+		start := time.Now()
+		if _, err := r.Renew(ctx, k, token.Value); !errors.Is(err, ErrLockHeld) || time.Since(start) > renewTimeout-closeGrace {
+			t.Errorf("Renew: %v after %v", err, time.Since(start))
+		}
+		unlock()
+		if _, err := r.Renew(t.Context(), k, secret.String{}); r.wx.count(path) == asked || err != nil {
+			t.Errorf("once the lock is free: %v", err)
 		}
 	})
 }

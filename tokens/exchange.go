@@ -18,6 +18,10 @@ const (
 	maxExchanged = 4096
 	// exchangeTimeout bounds one exchange: a component token on the way, WeChat, the store.
 	exchangeTimeout = renewTimeout
+	// exchangeTurn is how long an exchange waits for its turn; see takeTurn.
+	exchangeTurn = 2 * time.Second
+	// allTurns is more exchanges than there are at once.
+	allTurns = 1 << 30
 )
 
 // authCode is an authorization code and what is known of where it came from.
@@ -132,21 +136,46 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 	if e == nil { // else an error was logged, and the record waits to be written
 		return Authorizer{}, err
 	}
+	durable := err == nil // else other nodes must not take the duty for done
 	a, err := e.authorizer()
 	if err != nil {
 		return Authorizer{}, err
 	}
 	m.done.put(c.hash(), g.appid)
-	_ = m.sharedPut(ctx, exchangedName(c.hash()), exchangedWire{g.appid}, codeLife) // else WeChat says that it is used
+	if durable {
+		_ = m.sharedPut(ctx, exchangedName(c.hash()), exchangedWire{g.appid}, codeLife) // else WeChat says that it is used
+	}
 	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
 	env.Observer.Happened(Authorized, AuthorizerKey(c.platform, g.appid), nil)
 	return a, nil
+}
+
+// takeTurn has a code whose account is not known yet exchanged while no other one is, here: it may be any account's, and WeChat
+// delivers a code of the same account by push and another one by redirect, at the same time. It waits no longer than
+// exchangeTurn, so that one call to WeChat that hangs does not keep all accounts from being authorised.
+func (m *Manager) takeTurn(ctx context.Context, c authCode) (done func()) {
+	turns := int64(1)
+	if c.appid == "" {
+		turns = allTurns
+	}
+	ctx, cancel := context.WithTimeout(ctx, exchangeTurn)
+	defer cancel()
+	if m.turns.Acquire(ctx, turns) != nil {
+		return func() {} // what WeChat is then known to hold may not be what it holds; a call that it refuses has that mended
+	}
+	return func() { m.turns.Release(turns) }
 }
 
 // lockExchange keeps every other node from exchanging the same code, and, where the account is known, another code of
 // it: which of two is exchanged last decides what WeChat holds. A refresh is not kept waiting. Without the store's
 // locks the exchange goes on: the code dies otherwise.
 func (m *Manager) lockExchange(ctx context.Context, env *Environment, c authCode) (unlock func(), err error) {
+	turn := m.takeTurn(ctx, c)
+	defer func() {
+		if err != nil {
+			turn()
+		}
+	}()
 	account := func() {}
 	if c.appid != "" {
 		if account, err = m.lockAccountExchange(ctx, env, AuthorizerKey(c.platform, c.appid)); err != nil {
@@ -158,7 +187,7 @@ func (m *Manager) lockExchange(ctx context.Context, env *Environment, c authCode
 		account()
 		return nil, err
 	}
-	return func() { code(); account() }, nil
+	return func() { code(); account(); turn() }, nil
 }
 
 // lockAccountExchange keeps everybody from exchanging a code of an account. Who has the account's lock for renewals too

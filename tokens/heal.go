@@ -103,6 +103,7 @@ func (m *Manager) reconsider(ctx context.Context, env *Environment, k Key, at ti
 		return err
 	}
 	defer unlock()
+	defer m.takeTurn(ctx, authCode{platform: k.Platform, appid: k.AppID})() // a code of nobody knows whom may be this account's
 	release, err := m.lockAccountExchange(ctx, env, k)
 	if err != nil {
 		return err

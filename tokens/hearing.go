@@ -102,7 +102,7 @@ func (h *hearing) Listening(on bool) {
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
-	m.queue.add("take over", takeOverAfter, m.resumeIntents)
+	m.lookForIntents()
 }
 
 // Changed implements Listener.
@@ -126,7 +126,7 @@ func (h *hearing) Changed(name string) {
 		return
 	}
 	if path.Dir(name) == intentFolder {
-		m.queue.add("take over", takeOverAfter, m.resumeIntents)
+		m.lookForIntents()
 		return
 	}
 	if platform, ok := ticketPlatform(name); ok {
@@ -324,10 +324,18 @@ func (m *Manager) writeAgain(ctx context.Context) error {
 			}
 		}
 	}
-	for hash, in := range m.intents.all() {
+	for hash := range m.intents.open() {
 		_, err := m.loadRaw(ctx, env, intentName(hash))
-		if errors.Is(err, fs.ErrNotExist) && m.intents.has(hash, in) {
-			err = m.storeRecord(ctx, env, intentName(hash), in.wire())
+		if errors.Is(err, fs.ErrNotExist) {
+			open := m.intents.get(hash)
+			if open == nil {
+				continue // it was done meanwhile
+			}
+			err = m.swapRecord(ctx, env, intentName(hash), nil, open.wire())
+			if errors.Is(err, ErrSwapped) {
+				continue // another node has written it
+			}
+			m.queue.add(intentJobs+hash, 0, m.intentJob(hash)) // clears it away if it was done meanwhile
 		}
 		if err != nil {
 			return err
@@ -369,27 +377,6 @@ func (t *troubles) retry(k Key) {
 	if x := t.keys[k]; x != nil {
 		x.failures, x.err, x.retryAt = 0, nil, time.Time{}
 	}
-}
-
-// all are the intents that this node is working on, by hash of the code.
-func (o *openIntents) all() map[string]Intent {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	all := make(map[string]Intent)
-	for _, byHash := range o.byKey {
-		for hash, in := range byHash {
-			all[hash] = in
-		}
-	}
-	return all
-}
-
-// has reports whether an intent is still being worked on.
-func (o *openIntents) has(hash string, in Intent) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	_, ok := o.byKey[AuthorizerKey(in.Platform, in.AppID)][hash]
-	return ok
 }
 
 var _ Listener = (*hearing)(nil)

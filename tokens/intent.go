@@ -85,10 +85,16 @@ func (m *Manager) Accept(ctx context.Context, in Intent) error {
 		_, err := m.commit(ctx, env, AuthorizerKey(a.Platform, a.AppID), false, func(*record) *record { return nil })
 		return err
 	}
+	unlock, err := m.locks.lock(ctx, intentRecordLock(hash))
+	if err != nil {
+		return fmt.Errorf("%w: wait for the code's record: %w", ErrStore, err)
+	}
+	defer unlock()
 	if err := m.storeRecord(ctx, env, intentName(hash), in.wire()); err != nil {
+		m.lookForLateIntent()
 		return err
 	}
-	m.queueIntent(hash, in)
+	m.queueIntent(hash, in, 0)
 	return nil
 }
 
@@ -109,63 +115,124 @@ func (in Intent) received(now time.Time) Intent {
 // intentJobs is how the names of the jobs begin that exchange codes.
 const intentJobs = "intent "
 
-func (m *Manager) queueIntent(hash string, in Intent) {
-	d := &duty{since: time.Now()} // by our clock: WeChat's may differ
-	open := m.intents.add(hash, in)
-	m.queue.add(intentJobs+hash, 0, func(ctx context.Context) error {
-		err := m.fulfil(ctx, hash, in, d)
-		open.lost.Store(err == nil && d.lost)
-		if err == nil {
-			m.intents.done(hash, in)
+// queueIntent has a code exchanged in the background, for the first time after a delay. A job for the code that is there already does what is
+// known of it when it runs; one that has not failed yet does not keep a push waiting.
+func (m *Manager) queueIntent(hash string, in Intent, delay time.Duration) {
+	m.intents.add(hash, in)
+	m.queue.add(intentJobs+hash, delay, m.intentJob(hash))
+	if delay == 0 {
+		m.queue.hasten(intentJobs + hash)
+	}
+}
+
+// intentJob is the job that has a code exchanged.
+func (m *Manager) intentJob(hash string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		open, err := m.knownIntent(ctx, hash)
+		if open == nil {
+			return err
+		}
+		if err = m.fulfil(ctx, hash, open); err == nil {
+			m.intents.done(hash, open)
 		}
 		return err
-	})
+	}
+}
+
+// intentRecordLock is the lock, on this node, under which what the store holds of a code is looked at and then changed. No call to WeChat is
+// made under it.
+func intentRecordLock(hash string) string { return intentName(hash) + " record" }
+
+// knownIntent is the open intent of a code; nil: it is done. In the place of a visitor's it takes up a push of the code that has come since,
+// on another node as well, and in the place of one that is done what was written again since. The error is the store's, if it could not be
+// asked for that.
+func (m *Manager) knownIntent(ctx context.Context, hash string) (*openIntent, error) {
+	open := m.intents.get(hash)
+	if open != nil && !open.Redirected {
+		return open, nil
+	}
+	env, err := m.current()
+	if err != nil {
+		return open, nil //nolint:nilerr // closed: the record stays
+	}
+	kept, err := m.keptIntent(ctx, env, hash)
+	if err == nil {
+		m.intents.add(hash, kept)
+	}
+	return m.intents.get(hash), ignoreIf(err, notAnIntent(err))
+}
+
+// keptIntent is what the store holds of a code.
+func (m *Manager) keptIntent(ctx context.Context, env *Environment, hash string) (Intent, error) {
+	var kept intentWire
+	err := m.loadRecord(ctx, env, intentName(hash), &kept)
+	return kept.intent(), err
+}
+
+// notAnIntent reports whether the error of keptIntent says that there is none, or none that this node can read.
+func notAnIntent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errUnreadable) || errors.Is(err, errDamaged)
+}
+
+// forgetIntent deletes what the store holds of a code for which nothing more can be done, unless that is another intent's by now.
+func (m *Manager) forgetIntent(ctx context.Context, env *Environment, hash string, open *openIntent) error {
+	unlock, err := m.locks.lock(ctx, intentRecordLock(hash))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	there, err := m.keptIntent(ctx, env, hash)
+	switch {
+	case notAnIntent(err):
+		return nil
+	case err != nil:
+		return err
+	case m.intents.get(hash) != open, open.Redirected && !there.Redirected:
+		return errReplaced
+	}
+	return m.deleteRecord(ctx, env, intentName(hash))
 }
 
 // openIntents are the intents that this node is working on.
 type openIntents struct {
 	mu     sync.Mutex
-	byHash map[string]*openIntent    // by hash of the code
-	byKey  map[Key]map[string]Intent // likewise, below the account if that is known
+	byHash map[string]*openIntent // by hash of the code
 }
 
-// openIntent is one of them.
+// openIntent is one of them, and what its attempts, of which there is one at a time, leave to the next.
 type openIntent struct {
 	Intent
-	lost atomic.Bool // nothing more can be done for it
+	since time.Time   // when it was taken up, by our clock: WeChat's may differ
+	said  time.Time   // when the log last heard that it is tried again
+	lost  atomic.Bool // nothing more can be done for it
 }
 
-func (o *openIntents) add(hash string, in Intent) *openIntent {
+// add notes an intent. A push takes the place of a visitor's for the same code, who knows neither whose it is nor WeChat's time, and of
+// another push that says otherwise.
+func (o *openIntents) add(hash string, in Intent) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.byHash == nil {
 		o.byHash = make(map[string]*openIntent)
-		o.byKey = make(map[Key]map[string]Intent)
 	}
-	open := o.byHash[hash]
-	if open == nil { // else there is a job for it
-		open = &openIntent{Intent: in}
-		o.byHash[hash] = open
+	old := o.byHash[hash]
+	if old == nil || !in.Redirected && (old.Redirected || old.AppID != in.AppID || !old.CreatedAt.Equal(in.CreatedAt)) {
+		o.byHash[hash] = &openIntent{Intent: in, since: time.Now()}
 	}
-	if in.AppID == "" {
-		return open
-	}
-	k := AuthorizerKey(in.Platform, in.AppID)
-	if o.byKey[k] == nil {
-		o.byKey[k] = make(map[string]Intent)
-	}
-	o.byKey[k][hash] = in
-	return open
 }
 
-func (o *openIntents) done(hash string, in Intent) {
+func (o *openIntents) get(hash string) *openIntent {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.byHash, hash)
-	k := AuthorizerKey(in.Platform, in.AppID)
-	delete(o.byKey[k], hash)
-	if len(o.byKey[k]) == 0 {
-		delete(o.byKey, k)
+	return o.byHash[hash]
+}
+
+// done forgets an intent, unless another one has taken its place since: the job runs once more for that.
+func (o *openIntents) done(hash string, open *openIntent) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.byHash[hash] == open {
+		delete(o.byHash, hash)
 	}
 }
 
@@ -180,9 +247,9 @@ func (o *openIntents) open() map[string]*openIntent {
 func (o *openIntents) latest(k Key) (latest Intent, found bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, in := range o.byKey[k] {
-		if !found || in.CreatedAt.After(latest.CreatedAt) {
-			latest, found = in, true
+	for _, open := range o.byHash {
+		if AuthorizerKey(open.Platform, open.AppID) == k && (!found || open.CreatedAt.After(latest.CreatedAt)) {
+			latest, found = open.Intent, true
 		}
 	}
 	return latest, found
@@ -204,23 +271,21 @@ func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key) error 
 	return errOvertaken
 }
 
-// duty is what an intent's attempts, of which there is one at a time, leave to the next.
-type duty struct {
-	since time.Time // when it was taken up
-	said  time.Time // when the log last heard that it is tried again
-	lost  bool      // the code stands for nothing any more
-}
+// errReplaced has the job of an intent run once more.
+var errReplaced = errors.New("a push of the same code has come meanwhile")
 
 // triedAgain tells the log about an attempt that failed, once and then rarely.
-func (d *duty) triedAgain(log *slog.Logger, text string, args ...any) {
-	if now := time.Now(); d.said.IsZero() || now.Sub(d.said) >= troubleLogEvery {
-		d.said = now
+func (o *openIntent) triedAgain(log *slog.Logger, text string, args ...any) {
+	if now := time.Now(); o.said.IsZero() || now.Sub(o.said) >= troubleLogEvery {
+		o.said = now
 		log.Warn(text, args...)
 	}
 }
 
 // fulfil is one attempt at an intent. It returns nil once there is nothing left to do.
-func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, d *duty) error {
+func (m *Manager) fulfil(ctx context.Context, hash string, open *openIntent) error {
+	in := open.Intent
+	open.lost.Store(false)
 	env, err := m.current()
 	if err != nil {
 		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
@@ -235,12 +300,23 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, d *duty) e
 		return nil
 	}
 	used := hasCode(err, codeAuthCodeInvalid)
-	dead := used && time.Since(d.since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||
+	dead := used && time.Since(open.since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||
 		!time.Now().Before(in.ExpiresAt)
 	if !dead && !used {
-		d.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
+		open.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", "platform", in.Platform, "appid", in.AppID,
 			"info_type", printable(in.InfoType, maxID), "error", err)
+		if in.Redirected {
+			_, _, _ = m.writeRedirected(ctx, env, hash, in) // if the store did not take it at first, or lost it since
+		}
 		return err
+	}
+	if dead {
+		switch known, err := m.knownIntent(ctx, hash); {
+		case err != nil:
+			return err
+		case known != open:
+			return errReplaced
+		}
 	}
 	instead := m.insteadOfCode(ctx, env, in)
 	_, hopeless := errors.AsType[hopelessError](instead)
@@ -249,19 +325,19 @@ func (m *Manager) fulfil(ctx context.Context, hash string, in Intent, d *duty) e
 	case instead == nil:
 		env.Log.Warn("authorization code could not be exchanged; the refresh token that WeChat names is held in its place", args...)
 	case !dead:
-		d.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", args...)
+		open.triedAgain(env.Log, "authorization code not exchanged yet; it is tried again", args...)
 		return err
 	case hopeless:
-		d.lost = true
+		open.lost.Store(true)
 		env.Log.Error("authorization code died before it was exchanged: "+instead.Error(), args...)
 	case time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)):
-		d.triedAgain(env.Log, "authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
+		open.triedAgain(env.Log, "authorization code died before it was exchanged, and WeChat cannot be asked for what it stood for; tried again", append(args, "instead", instead)...)
 		return instead
 	default:
-		d.lost = true
+		open.lost.Store(true)
 		env.Log.Error("authorization code died before it was exchanged: the account has to authorise again, or update its authorization", append(args, "instead", instead)...)
 	}
-	return m.deleteRecord(ctx, env, intentName(hash))
+	return m.forgetIntent(ctx, env, hash, open)
 }
 
 // hopelessError says why nothing more can be done for a dead code.
@@ -292,7 +368,28 @@ func (m *Manager) insteadOfCode(ctx context.Context, env *Environment, in Intent
 	}
 }
 
-// resumeIntents is the job that takes up, at the first Use, what an earlier process accepted and did not finish.
+// lookForIntents has the store looked at, after a while, for duties of another node that died.
+func (m *Manager) lookForIntents() { m.queue.add("take over", takeOverAfter, m.resumeIntents) }
+
+// lookForLateIntent has the store looked at, after a while, for a duty whose writing was given up: it may take effect yet.
+func (m *Manager) lookForLateIntent() {
+	m.givenUp.Add(1)
+	m.queue.add("late duties", takeOverAfter, m.resumeLateIntents)
+}
+
+// resumeLateIntents looks once more if another writing has been given up since it was asked for.
+func (m *Manager) resumeLateIntents(ctx context.Context) error {
+	now := m.givenUp.Load()
+	if err := m.resumeIntents(ctx); err != nil {
+		return err
+	}
+	if m.lookedFor.Swap(now) != now {
+		return retryError{after: takeOverAfter}
+	}
+	return nil
+}
+
+// resumeIntents is the job that takes up what was accepted and not finished, by an earlier process at the first Use.
 func (m *Manager) resumeIntents(ctx context.Context) error {
 	env, err := m.current()
 	if err != nil {
@@ -319,7 +416,7 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 		var wire intentWire
 		switch err := m.loadRecord(ctx, env, intentName(hash), &wire); {
 		case err == nil:
-			m.queueIntent(hash, wire.intent())
+			m.queueIntent(hash, wire.intent(), 0)
 		case errors.Is(err, fs.ErrNotExist): // done meanwhile
 		case errors.Is(err, errDamaged):
 			if err := m.setAside(ctx, env, intentName(hash), new(intentWire), false); err != nil {
@@ -330,6 +427,7 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 				m.wantRoster(p.AppID) // WeChat's list has the account that it was about
 			}
 		case errors.Is(err, errUnreadable):
+			m.unreadIntents.Store(true)
 			env.Log.Error("an accepted authorization cannot be read and is left alone", "record", name, "error", err)
 		default:
 			failed = err

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -44,6 +45,7 @@ type Manager struct {
 	rosters  rosterTable
 	intents  openIntents
 	done     exchangedCodes
+	turns    *semaphore.Weighted // of exchanges of codes
 	queue    retryQueue
 	forced   forcedRefreshes
 	opaque   opaqueKeys
@@ -53,6 +55,10 @@ type Manager struct {
 	beat    atomic.Uint64
 	hearing atomic.Pointer[hearing]
 	written recentWrites
+
+	unreadIntents atomic.Bool   // the store holds accepted authorizations that could not be read
+	givenUp       atomic.Uint64 // writings of accepted authorizations
+	lookedFor     atomic.Uint64 // of those
 
 	shares sharing
 	names  names
@@ -77,6 +83,7 @@ type Manager struct {
 // NewManager returns a manager that answers ErrNotConfigured until Use. It only allocates.
 func NewManager() *Manager {
 	return &Manager{
+		turns:     semaphore.NewWeighted(allTurns),
 		strangers: newStrangers(),
 		shown:     NewWindow[Key, shownInfo](shownLife, maxShown),
 		orders:    NewWindow[Key, time.Time](RenewNowEvery, maxOrders),
@@ -116,7 +123,7 @@ func (m *Manager) Use(env *Environment) {
 		m.unread = !m.loadSpill(env) // before anybody reads an older record from the store
 	}
 	m.listen(old, env)
-	if old == nil {
+	if m.unreadIntents.Swap(false) || old == nil {
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
 	if m.env.Store(env); old != nil && old.Spill != env.Spill && m.pending.len() > 0 {

@@ -13,7 +13,7 @@ import (
 // ExchangeRedirected exchanges the authorization code that a visitor brought back from WeChat's page; it lives for life
 // (0: an hour). The duty to exchange it is durable before WeChat is asked, as far as the store takes it, and survives a
 // crash. If WeChat or the store does not answer, the exchange is repeated in the background for as long as the code
-// lives, and bringing the code again joins it. A code that WeChat calls invalid or expired is not tried again: anybody
+// lives; bringing the code again joins an attempt that is under way. A code that WeChat calls invalid or expired is not tried again: anybody
 // could have made it up.
 func (m *Manager) ExchangeRedirected(ctx context.Context, platform string, code secret.String, life time.Duration) (Authorizer, error) {
 	env, err := m.current()
@@ -34,9 +34,9 @@ func (m *Manager) ExchangeRedirected(ctx context.Context, platform string, code 
 		err == nil && m.pending.get(AuthorizerKey(a.Platform, a.AppID)) == nil
 	switch {
 	case !settled:
-		m.queueIntent(hash, in)
+		m.queueIntent(hash, in, backoffFirst) // this was the first attempt
 	case kept:
-		if failed := m.deleteRecord(context.WithoutCancel(ctx), env, intentName(hash)); failed != nil {
+		if failed := m.forgetRedirected(context.WithoutCancel(ctx), env, hash, err == nil); failed != nil {
 			env.Log.Warn("an authorization code that is done with cannot be forgotten; it is looked at again at the next start",
 				"platform", platform, "error", failed)
 		}
@@ -47,19 +47,49 @@ func (m *Manager) ExchangeRedirected(ctx context.Context, platform string, code 
 	return a, nil
 }
 
+// forgetRedirected deletes what the store holds of a visitor's code that is settled. If it was not exchanged and a push has come meanwhile,
+// that is the push's, whose job asks for what the code stood for.
+func (m *Manager) forgetRedirected(ctx context.Context, env *Environment, hash string, exchanged bool) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	unlock, err := m.locks.lock(ctx, intentRecordLock(hash))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !exchanged {
+		there, err := m.keptIntent(ctx, env, hash)
+		if err != nil || !there.Redirected {
+			return ignoreIf(err, notAnIntent(err))
+		}
+	}
+	return m.deleteRecord(ctx, env, intentName(hash))
+}
+
 // keepRedirected makes the duty to exchange a visitor's code durable, and reports whether it wrote it. If WeChat has pushed
 // the same code, that push's duty stands, which knows WeChat's time.
 func (m *Manager) keepRedirected(ctx context.Context, env *Environment, hash string, in Intent) (Intent, bool) {
-	var pushed intentWire
-	err := m.loadRecord(ctx, env, intentName(hash), &pushed)
-	if err == nil {
-		return pushed.intent(), false
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = m.storeRecord(ctx, env, intentName(hash), in.wire())
-	}
+	there, kept, err := m.writeRedirected(ctx, env, hash, in)
 	if err != nil {
+		m.lookForLateIntent()
 		env.Log.Warn("a visitor's authorization code cannot be kept; it is exchanged all the same", "platform", in.Platform, "error", err)
+		return in, false
 	}
-	return in, err == nil
+	return there, kept
+}
+
+func (m *Manager) writeRedirected(ctx context.Context, env *Environment, hash string, in Intent) (there Intent, kept bool, err error) {
+	unlock, err := m.locks.lock(ctx, intentRecordLock(hash))
+	if err != nil {
+		return in, false, err
+	}
+	defer unlock()
+	if there, err = m.keptIntent(ctx, env, hash); !errors.Is(err, fs.ErrNotExist) {
+		return there, false, err
+	}
+	if err = m.swapRecord(ctx, env, intentName(hash), nil, in.wire()); !errors.Is(err, ErrSwapped) {
+		return in, err == nil, err
+	}
+	there, err = m.keptIntent(ctx, env, hash) // another node's
+	return there, false, err
 }

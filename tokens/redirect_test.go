@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,6 +70,17 @@ func TestExchangeRedirectedRefusesInventions(t *testing.T) {
 	})
 }
 
+// failedRedirect is a code whose exchange has failed when a visitor brought it, as further ones do until hook is set again.
+func (r *rig) failedRedirect(t *testing.T) secret.String {
+	t.Helper()
+	r.refuseExchanges()
+	code := r.newCode(testAuthorizer)
+	if _, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); !errors.Is(err, ErrUnreachable) {
+		t.Fatalf("error %v", err)
+	}
+	return code
+}
+
 // What WeChat does not answer goes on in the background, over a restart too, for as long as the code lives.
 func TestExchangeRedirectedGoesOn(t *testing.T) {
 	t.Parallel()
@@ -77,20 +89,13 @@ func TestExchangeRedirectedGoesOn(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := started(t)
-				r.wx.set(func(f *fakeWeChat) {
-					f.hook = func(path string, _ map[string]any) (string, error) {
-						if path == pathQueryAuth {
-							return "", errors.New("connection refused")
-						}
-						return "", nil
-					}
-				})
-				code := r.newCode(testAuthorizer)
-				if _, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); !errors.Is(err, ErrUnreachable) {
-					t.Fatalf("error %v", err)
-				}
+				code := r.failedRedirect(t)
 				if r.intents(t) != 1 {
 					t.Fatal("the duty is gone")
+				}
+				time.Sleep(backoffFirst - time.Millisecond)
+				if n := r.wx.count(pathQueryAuth); n != 1 {
+					t.Errorf("WeChat was asked %d times at once", n)
 				}
 				if restart {
 					r.restart()
@@ -125,6 +130,166 @@ func TestExchangeRedirectedLeavesThePushedDuty(t *testing.T) {
 		time.Sleep(time.Minute)
 		if r.stored(t, testAuthKey).AuthorizedHere || r.intents(t) != 0 || r.wx.count(pathQueryAuth) != 1 {
 			t.Errorf("record %+v, %d duties", r.stored(t, testAuthKey), r.intents(t))
+		}
+	})
+}
+
+// A push that comes when the redirect of the same code has failed knows more than that: the account, and WeChat's time. It takes the
+// redirect's place, and does not wait for the redirect's next attempt.
+func TestExchangeRedirectedGivesWayToThePush(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		code := r.failedRedirect(t)
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		time.Sleep(backoffFirst / 2)
+		asked := r.wx.count(pathQueryAuth)
+		if err := r.Accept(t.Context(), r.push(code)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := r.wx.count(pathQueryAuth); n != asked+1 || r.intents(t) != 0 {
+			t.Errorf("%d exchanges after %d, %d duties are left", n, asked, r.intents(t))
+		}
+		if rec := r.stored(t, testAuthKey); rec.AuthorizedHere || rec.RefreshToken.IsZero() {
+			t.Errorf("record %+v", rec)
+		}
+		if _, open := r.Manager.intents.latest(testAuthKey); open || len(r.Manager.intents.open()) != 0 {
+			t.Error("the intent is remembered")
+		}
+	})
+}
+
+// A push comes while the redirect of the same code is being exchanged, at first or in the background, which WeChat then refuses for good: the
+// push's duty outlives it, and the account's refresh token is had by that.
+func TestExchangeRedirectedDeadLeavesThePush(t *testing.T) {
+	t.Parallel()
+	for _, background := range []bool{false, true} {
+		t.Run(fmt.Sprint("background ", background), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				var down, deaf atomic.Bool
+				r.wx.set(func(f *fakeWeChat) {
+					f.refresh[testAuthorizer] = "refreshtoken@@@of the account"
+					f.hook = func(path string, _ map[string]any) (string, error) {
+						switch {
+						case path == pathQueryAuth && !down.Load():
+							return `{"errcode":61010,"errmsg":"code expired"}`, nil
+						case path == pathQueryAuth, path != pathComponentToken && deaf.Load():
+							return "", errors.New("connection refused")
+						}
+						return "", nil
+					}
+				})
+				code := r.newCode(testAuthorizer)
+				ended := make(chan error, 1)
+				visit := func() {
+					_, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour)
+					ended <- err
+				}
+				deaf.Store(true)
+				if background {
+					down.Store(true)
+					visit()
+					if err := <-ended; !errors.Is(err, ErrUnreachable) {
+						t.Fatalf("error %v", err)
+					}
+					down.Store(false)
+				}
+				r.wx.set(func(f *fakeWeChat) { f.latency = 2 * time.Second })
+				if !background {
+					go visit()
+				}
+				time.Sleep(backoffFirst + time.Second) // an attempt waits for WeChat's answer
+				if err := r.Accept(t.Context(), r.push(code)); err != nil {
+					t.Fatal(err)
+				}
+				for range 20 {
+					time.Sleep(time.Second)
+					if r.intents(t) != 1 {
+						t.Fatal("the push's duty is gone")
+					}
+				}
+				deaf.Store(false)
+				time.Sleep(5 * time.Minute)
+				if rec := r.stored(t, testAuthKey); rec.RefreshToken.IsZero() || r.intents(t) != 0 {
+					t.Errorf("record %+v, %d duties", rec, r.intents(t))
+				}
+			})
+		})
+	}
+}
+
+// A push comes while the redirect's duty is being written: the push's is what the store holds then.
+func TestExchangeRedirectedDoesNotOverwriteThePush(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.refuseExchanges()
+		code := r.newCode(testAuthorizer)
+		in := r.push(code)
+		name := intentName(in.authCode().hash())
+		accepted := make(chan error, 1)
+		var came atomic.Bool
+		r.store.mu.Lock()
+		r.store.before = func(op, at string) {
+			if op == "store" && at == name && !came.Swap(true) {
+				go func() { accepted <- r.Accept(t.Context(), in) }()
+				synctest.Wait()
+			}
+		}
+		r.store.mu.Unlock()
+		if _, err := r.ExchangeRedirected(t.Context(), testPlatform, code, time.Hour); !errors.Is(err, ErrUnreachable) {
+			t.Fatalf("error %v", err)
+		}
+		if err := <-accepted; err != nil {
+			t.Fatal(err)
+		}
+		var there intentWire
+		if err := r.loadRecord(t.Context(), r.env.prepared(), name, &there); err != nil || there.Redirect || there.AppID != testAuthorizer {
+			t.Errorf("the store holds %+v, %v", there, err)
+		}
+	})
+}
+
+// What is written again when its code is done, as after a store's loss, is cleared away, and WeChat is not asked again.
+func TestIntentWrittenAgainWhenDone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		in := r.push(r.newCode(testAuthorizer))
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		hash := in.authCode().hash()
+		asked := r.wx.count(pathQueryAuth)
+		if err := r.storeRecord(t.Context(), r.env.prepared(), intentName(hash), in.wire()); err != nil || r.intents(t) != 1 {
+			t.Fatalf("%d duties, %v", r.intents(t), err)
+		}
+		r.Manager.queue.add(intentJobs+hash, 0, r.Manager.intentJob(hash))
+		synctest.Wait()
+		if n := r.wx.count(pathQueryAuth); n != asked || r.intents(t) != 0 || len(r.Manager.intents.open()) != 0 {
+			t.Errorf("%d exchanges after %d, %d duties", n, asked, r.intents(t))
+		}
+	})
+}
+
+// The push went to another node, which wrote it down: the attempts for the redirect, here, are for the push then.
+func TestExchangeRedirectedHearsOfThePush(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		code := r.failedRedirect(t)
+		in := r.push(code)
+		if err := r.storeRecord(t.Context(), r.env.prepared(), intentName(in.authCode().hash()), in.wire()); err != nil {
+			t.Fatal(err)
+		}
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		time.Sleep(time.Minute)
+		if rec := r.stored(t, testAuthKey); rec.AuthorizedHere || r.intents(t) != 0 || len(r.Manager.intents.open()) != 0 {
+			t.Errorf("record %+v, %d duties", rec, r.intents(t))
 		}
 	})
 }

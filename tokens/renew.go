@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// renewalLockWait is the longest wait for another node's renewal; the lock of a node that died is stale after ten
-	// seconds in Caddy's file storage.
+	// renewalLockWait is the longest wait for another node's renewal, where the store cannot tell that the node lives; the
+	// lock of one that died is stale after ten seconds in Caddy's file storage.
 	renewalLockWait = 12 * time.Second
 	// writeLockWait bounds the wait for the lock around one write.
 	writeLockWait = 12 * time.Second
@@ -112,7 +112,12 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return nil, fmt.Errorf("wait for a renewal under way: %w", err)
 	}
 	defer leave()
+	// Time for a call is left over: one that is cut off may lose what WeChat has just handed out.
+	end := time.Now().Add(renewTimeout - closeGrace)
 	unlock, lockErr := m.lockStore(ctx, env, lock, renewalLockWait)
+	for errors.Is(lockErr, ErrLockHeld) && ctx.Err() == nil && time.Now().Before(end) {
+		unlock, lockErr = m.lockStore(ctx, env, lock, min(renewalLockWait, time.Until(end))) // the holder lives, and WeChat is slow
+	}
 	if lockErr == nil {
 		defer unlock()
 	}
@@ -130,6 +135,8 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return e, nil // somebody did it while we waited
 	case !e.renewable():
 		return nil, e.unrenewable()
+	case errors.Is(lockErr, ErrLockHeld), lockErr != nil && ctx.Err() != nil:
+		return nil, lockErr
 	case lockErr != nil && e.live(now):
 		m.renewalFailed(env, k, lockErr)
 		return nil, lockErr

@@ -84,6 +84,9 @@ func (m *Manager) spill(env *Environment, k Key) error {
 }
 
 func (m *Manager) spillNow(env *Environment, k Key) error {
+	if now := m.env.Load(); now.Spill != "" {
+		env = now // the folder may have changed while the operation went on
+	}
 	rec := m.pending.get(k)
 	if rec == nil {
 		return nil // written meanwhile

@@ -3,6 +3,7 @@ package tokens
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,6 +116,37 @@ func TestSpillSurvivesACrash(t *testing.T) {
 		r.restart()
 		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
 			t.Errorf("Renew: %v", err)
+		}
+	})
+}
+
+// A renewal that began before the folder was changed does not leave its record in the old one.
+func TestSpillFolderChangesDuringARenewal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := spilling(t)
+		r.wx.kill(r.get(t, testAuthKey))
+		r.wx.set(func(f *fakeWeChat) { f.latency = 5 * time.Second })
+		renewed := make(chan error, 1)
+		go func() {
+			_, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+			renewed <- err
+		}()
+		time.Sleep(time.Second)
+		env := *r.env
+		old := env.Spill
+		env.Spill = filepath.Join(t.TempDir(), "another")
+		r.env = &env
+		r.Use(r.env)
+		if err := <-renewed; err != nil {
+			t.Fatal(err)
+		}
+		left, err := os.ReadDir(old)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if files := r.files(t); len(files) != 1 || len(left) != 0 || r.Unsaved() != 0 {
+			t.Errorf("%d files in the new folder, %d in the old one, %d unsaved", len(files), len(left), r.Unsaved())
 		}
 	})
 }

@@ -59,21 +59,19 @@ func (m *Manager) TicketRefusal(platform string) error {
 	return nil
 }
 
-// Unexchanged returns how many authorization codes of a platform, pushed to this node or taken up by it, are not exchanged
+// Unexchanged returns how many authorization codes of a platform, pushed to this node, or to another and taken up by it, are not exchanged
 // yet, and when WeChat made the oldest of them.
 func (m *Manager) Unexchanged(platform string) (n int, oldest time.Time) {
 	o := &m.intents
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for k, intents := range o.byKey {
-		if k.Platform != platform {
+	for _, open := range o.byHash {
+		if open.Platform != platform || open.AppID == "" {
 			continue
 		}
-		for _, in := range intents {
-			n++
-			if oldest.IsZero() || in.CreatedAt.Before(oldest) {
-				oldest = in.CreatedAt
-			}
+		n++
+		if oldest.IsZero() || open.CreatedAt.Before(oldest) {
+			oldest = open.CreatedAt
 		}
 	}
 	return n, oldest

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -444,6 +445,18 @@ func (r *rig) newCode(appid string) (code secret.String) {
 		code = secret.New(text)
 	})
 	return code
+}
+
+// refuseExchanges has WeChat not reached by exchanges, until hook is set again.
+func (r *rig) refuseExchanges() {
+	r.wx.set(func(f *fakeWeChat) {
+		f.hook = func(path string, _ map[string]any) (string, error) {
+			if path == pathQueryAuth {
+				return "", errors.New("connection refused")
+			}
+			return "", nil
+		}
+	})
 }
 
 // restart closes the manager, as a crash would as far as the store can tell, and starts another on the same store.

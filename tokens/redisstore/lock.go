@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 const (
@@ -58,7 +60,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 // acquire tries until the lock is had or ctx ends.
 func (s *Store) acquire(ctx context.Context, l *lock) error {
 	pause := pauseFirst
-	for {
+	for held := false; ; held = true {
 		attempt, cancel := context.WithTimeout(ctx, operationLimit)
 		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds()).Text()
 		err = failure(attempt, err)
@@ -70,9 +72,15 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 				return nil
 			}
 			s.abandon(l)
+			if held {
+				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, ctx.Err())
+			}
 			return ctx.Err()
 		case !errors.Is(err, redis.Nil):
 			s.abandon(l) // it may have been granted, and the answer lost
+			if held && ctx.Err() != nil {
+				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, err)
+			}
 			return err
 		}
 		t := time.NewTimer(pause/2 + mathrand.N(pause/2)) //nolint:gosec // no secret
@@ -80,7 +88,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return fmt.Errorf("another holds the lock: %w", ctx.Err())
+			return fmt.Errorf("%w: %w", tokens.ErrLockHeld, ctx.Err())
 		}
 		pause = min(2*pause, pauseMost)
 	}

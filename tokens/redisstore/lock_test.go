@@ -63,7 +63,7 @@ func TestLockIsRenewed(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*lease)
 	defer cancel()
-	if _, err := b.Lock(ctx, locked); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := b.Lock(ctx, locked); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, tokens.ErrLockHeld) {
 		t.Errorf("Lock of a held lock: %v", err)
 	}
 	if err := a.Store(t.Context(), locked, []byte("under the lock")); err != nil {
