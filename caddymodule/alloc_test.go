@@ -9,7 +9,7 @@ import "testing"
 const (
 	maxPushAllocs      = 25 // of wechat_message, beside those of Caddy and of the backend: 20, and what growing tables and emptied pools add
 	maxPushAgainAllocs = 13 // of a push whose message was answered: 8, and what emptied pools add
-	maxCallAllocs      = 4  // of a whole call, above what the proxy takes for one that it only passes on: 3, and what emptied pools add
+	maxCallAllocs      = 0  // of a whole call, above what the proxy takes for one that it only passes on: 2 fewer, and what emptied pools add
 	maxBearerAllocs    = 3
 	maxOpaqueAllocs    = 10
 	maxTransportAllocs = 2

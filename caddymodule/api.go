@@ -56,7 +56,8 @@ const (
 // GET /wechat/users/{wxTkId} tells a client who came through wechat_oauth under that tracking id, and
 // GET /wechat/users/{wxTkId}/userinfo asks WeChat for that user's profile, if the client may act for the account.
 //
-// Request and answer bodies stream, byte for byte. If WeChat says that the token is bad, it is renewed, once for all
+// Request and answer bodies stream, byte for byte; an answer with an error's status, up to 64 KiB, follows when all of it
+// has come. If WeChat says that the token is bad, it is renewed, once for all
 // calls that wait for it, and the call is repeated once; a request body larger than RepeatBuffer is not kept for that,
 // and the caller gets WeChat's answer. A path that refuses a token just renewed is not believed for ten minutes: WeChat
 // says the same when a path takes another kind of token, and the token is everybody's.
@@ -196,7 +197,7 @@ func (a *API) read(req *apiRequest) *apiRefusal {
 	if again, _ := appIDPrefix(path); again != "" {
 		return refuse(http.StatusBadRequest, http.StatusBadRequest, "path", "path names two appids")
 	}
-	req.path, req.known, req.appid = path, classify(path), appid
+	req.path, req.known, req.appid = path, classify(path), ownAppID(req.Request, appid)
 	for _, named := range req.Header[headerAppID] {
 		switch {
 		case !isAppID(named):
@@ -207,6 +208,18 @@ func (a *API) read(req *apiRequest) *apiRefusal {
 		req.appid = named
 	}
 	return nil
+}
+
+// maxPinnedLine is up to how many bytes a request line may stay in memory for as long as an appid out of it does.
+const maxPinnedLine = 512
+
+// ownAppID is an appid out of a request's path or query, apart from the request line if that is long: caches keep
+// appids, and would keep the whole line with each.
+func ownAppID(r *http.Request, appid string) string {
+	if len(r.RequestURI) > maxPinnedLine {
+		return strings.Clone(appid)
+	}
+	return appid
 }
 
 // gatewayRoot is where the gateway's own routes are; WeChat has none there.

@@ -38,6 +38,7 @@ type apiRequest struct {
 	client      *Client
 	fingerprint string  // of the client's key
 	call        apiCall // what admit made of it
+	passing     callContext
 
 	// For the feed, and for who traces requests.
 	started time.Time
@@ -321,7 +322,7 @@ func readLogin(req *apiRequest) (query apiQuery, appid, key string, refused *api
 	if !one || !oneKey {
 		return query, "", "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has several appids or secrets")
 	}
-	return query, appid, key, nil
+	return query, ownAppID(req.Request, appid), key, nil
 }
 
 // nameAppID takes the appid that a request has among its parameters; it must be the one of path and header, if any.

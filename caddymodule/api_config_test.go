@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -74,6 +75,46 @@ func TestAPIProxyConfig(t *testing.T) {
 	}
 	if app.apiOrigins()[0].Host != "api.weixin.qq.com" {
 		t.Error("origins are out of order")
+	}
+}
+
+// What goes to this machine in the clear is not shown to a proxy.
+func TestAPIProxyGetsNothingInTheClear(t *testing.T) {
+	var mu sync.Mutex
+	var got []string
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, r.Method+" "+r.RequestURI)
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer proxy.Close()
+	wechat := newFakeWeChat(t)
+	through := func(origin string) *gateway {
+		return newGateway(t, wechat, strings.Replace(gatewayConfig(origin), `"platforms"`, `"proxy": "`+proxy.URL+`", "platforms"`, 1), "")
+	}
+	g := through(wechat.URL)
+	if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Status != http.StatusOK || wechat.tokensIssued(accountID) != 1 {
+		t.Errorf("got %d %s", a.Status, a.Body)
+	}
+	wechat.one(t)
+	mu.Lock()
+	if len(got) != 0 {
+		t.Errorf("the proxy got %q", got)
+	}
+	mu.Unlock()
+	// Over https both the gateway's own calls and the apps' go through it.
+	g = through("https://127.0.0.1:9")
+	for _, target := range []string{"/" + accountID + "/cgi-bin/x", "/sns/userinfo?access_token=USER&openid=o1"} {
+		mu.Lock()
+		got = nil
+		mu.Unlock()
+		a := g.get(target, bearer(crmKey))
+		mu.Lock()
+		if a.Status < http.StatusInternalServerError || len(got) == 0 || got[0] != "CONNECT 127.0.0.1:9" {
+			t.Errorf("%s: got %d %s, and the proxy %q", target, a.Status, a.Body, got)
+		}
+		mu.Unlock()
 	}
 }
 

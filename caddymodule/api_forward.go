@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"context"
 	"net/http"
 	"strings"
 
@@ -29,11 +28,12 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	}
 	a.announce(req)
 
-	r := req.WithContext(context.WithValue(req.Context(), apiCallKey{}, call))
+	req.passing = newCallContext(req.Context(), call)
+	r := req.WithContext(&req.passing)
 	call.shown.Path = call.path
 	r.URL, r.RequestURI, r.Header = &call.shown, call.path, call.header
 	if !a.proxyLog.Core().Enabled(zapcore.DebugLevel) {
-		r.Header = unshownHeader()
+		r.Header = unshownHeader
 	}
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil
 	err, panicked := error(nil), true
@@ -84,10 +84,8 @@ func outboundHeader(in http.Header) http.Header {
 
 // unshownHeader is what the proxy gets in the place of a call's header unless a log takes debug lines, which show it. It copies what it gets and
 // adds where the call came from, for the log alone, since the transport has the header; a name without a value says that
-// it shall not.
-func unshownHeader() http.Header {
-	return http.Header{"User-Agent": noUserAgent, "X-Forwarded-For": nil, "X-Forwarded-Proto": nil, "X-Forwarded-Host": nil}
-}
+// it shall not. One for all calls: the proxy changes its copy.
+var unshownHeader = http.Header{"User-Agent": noUserAgent, "X-Forwarded-For": nil, "X-Forwarded-Proto": nil, "X-Forwarded-Host": nil}
 
 // staysHere reports whether a header, by canonical name, is not for WeChat.
 func staysHere(name string) bool {

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,5 +220,24 @@ func TestProxySeesHeaderForItsLog(t *testing.T) {
 		if got := seen.Get("X-Of-The-App") == "1"; got != shown || seen.Get("Authorization") != "" || known == shown || values != nil {
 			t.Errorf("at level %s the proxy sees %v", level, seen)
 		}
+	}
+}
+
+// What all calls have in common for the proxy's log, the proxy leaves as it is.
+func TestProxyLeavesUnshownHeader(t *testing.T) {
+	g := newGateway(t, newFakeWeChat(t), "", "")
+	g.api.proxyLog = zap.NewNop()
+	before := unshownHeader.Clone()
+	for _, r := range []*http.Request{
+		httptest.NewRequest(http.MethodGet, "/"+accountID+"/cgi-bin/user/info", nil),
+		httptest.NewRequest(http.MethodPost, "/"+accountID+"/cgi-bin/message/custom/send", strings.NewReader(`{"touser":"o"}`)),
+	} {
+		r.Header.Set("Authorization", "Bearer "+crmKey)
+		if rec := serve(t, g.api, r, nil); rec.Code != http.StatusOK {
+			t.Fatalf("got %d %s", rec.Code, rec.Body)
+		}
+	}
+	if !maps.EqualFunc(before, unshownHeader, slices.Equal) {
+		t.Errorf("got %v, want %v", unshownHeader, before)
 	}
 }

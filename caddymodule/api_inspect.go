@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 )
 
 // inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
-// gateway's must not repeat the secret, and its errcode counts.
+// gateway's must not repeat the secret, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
+// passed on before all of it has been looked at.
 func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, answer *answerBody, token secret.String) (*http.Response, bool, error) {
 	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
 		_ = res.Body.Close()
@@ -28,7 +30,16 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 		return res, false, nil
 	}
 	body := &answer.peeked
-	whole := body.peek(&answer.live, answer.first[:0])
+	page := call.sealed() && isErrorPage(res.StatusCode)
+	limit := peekSize
+	if page {
+		limit = maxErrorPage + 1
+	}
+	var within time.Duration
+	if page {
+		within = t.stall
+	}
+	whole := body.peek(&answer.live, limit, within)
 	head := body.head
 	res.Body = body
 	isJSON := bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
@@ -42,9 +53,12 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	case html && !isJSON:
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered with a web page: is there a proxy or a login page on the way?")), false, nil
-	case (res.StatusCode != http.StatusOK || isJSON) && contains(head, call, token):
+	case contains(head, call, token):
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "its answer has the request's credential in it")), false, nil
+	case page && !whole:
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "its error page, HTTP "+strconv.Itoa(res.StatusCode)+", is longer than 64 KiB: is there a proxy or a login page on the way?")), false, nil
 	case res.StatusCode != http.StatusOK || !isJSON || !whole || !call.sealed():
 		return res, false, nil
 	}
@@ -141,33 +155,56 @@ const peekSize = 4 << 10
 // firstPeek is the size of the buffer for that to begin with: most answers are shorter.
 const firstPeek = 512
 
+// maxErrorPage is up to how many bytes an answer with an error's status may have if the call carried a secret: it is
+// read to its end before any of it is passed on. Error pages of WeChat, and of proxies on the way, are shorter.
+const maxErrorPage = 64 << 10
+
+// isErrorPage reports whether what comes with a status is no content that was asked for. A part of a file, which a
+// Range gets, is, and may be long.
+func isErrorPage(status int) bool {
+	return status != http.StatusOK && status != http.StatusPartialContent
+}
+
 // answerBody is all that stands between an answer's body and Caddy, in one piece, because each call needs it.
 type answerBody struct {
 	live   liveBody
 	peeked peekedBody // over live, once peek has been called
-	first  [firstPeek]byte
 }
 
 // peekedBody is an answer's body of which the first bytes have been looked at.
 type peekedBody struct {
-	head []byte // not yet passed on
-	rest io.ReadCloser
-	err  error // what rest ended with while peeking: nil while it goes on
+	head  []byte           // not yet passed on
+	first *[firstPeek]byte // where head is; nil: in memory of its own
+	rest  io.ReadCloser
+	err   error // what rest ended with while peeking: nil while it goes on
 }
 
-// peek reads the start of a body into buf, which it lets grow: all of it if it is a JSON object shorter than peekSize,
-// else what came first. whole says which. Anything that does not begin like a JSON object is not waited for.
-func (p *peekedBody) peek(body io.ReadCloser, buf []byte) (whole bool) {
-	p.rest = body
-	for len(buf) < peekSize {
+var firstPeeks = sync.Pool{New: func() any { return new([firstPeek]byte) }}
+
+// peek reads the start of a body: all of it if it is a JSON object shorter than limit, else what came first. whole says
+// which. Anything that does not begin like a JSON object is not waited for, or, if within is not zero, for so long at most.
+func (p *peekedBody) peek(body io.ReadCloser, limit int, within time.Duration) (whole bool) {
+	began := time.Now()
+	p.rest, p.first = body, firstPeeks.Get().(*[firstPeek]byte)
+	buf := p.first[:0]
+	for len(buf) < limit {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
+			p.head = buf
+			p.giveBack()
 		}
-		n, err := body.Read(buf[len(buf):min(cap(buf), peekSize)])
+		n, err := body.Read(buf[len(buf):min(cap(buf), limit)])
 		buf = buf[:len(buf)+n]
 		p.head, p.err = buf, err
 		if err != nil {
-			return err == io.EOF && len(buf) < peekSize
+			return err == io.EOF && len(buf) < limit
+		}
+		if within > 0 {
+			if time.Since(began) > within {
+				p.err = context.DeadlineExceeded
+				return false
+			}
+			continue
 		}
 		if first := bytes.TrimLeft(buf, " \t\r\n"); len(first) > 0 && first[0] != '{' {
 			return false
@@ -181,15 +218,25 @@ func (p *peekedBody) peek(body io.ReadCloser, buf []byte) (whole bool) {
 func (p *peekedBody) Read(b []byte) (int, error) {
 	if len(p.head) > 0 {
 		n := copy(b, p.head)
-		if p.head = p.head[n:]; len(p.head) == 0 {
-			return n, p.err
+		if p.head = p.head[n:]; len(p.head) > 0 {
+			return n, nil
 		}
-		return n, nil
+		p.head = nil
+		p.giveBack()
+		return n, p.err
 	}
 	if p.err != nil {
 		return 0, p.err
 	}
 	return p.rest.Read(b)
+}
+
+// giveBack lets another answer have the first buffer.
+func (p *peekedBody) giveBack() {
+	if p.first != nil {
+		firstPeeks.Put(p.first)
+		p.first = nil
+	}
 }
 
 // Close implements io.Closer.
@@ -211,20 +258,27 @@ type liveBody struct {
 	call   *apiCall
 	caller context.Context
 	limit  time.Duration
+	timers *stallTimers
 
-	timer   *time.Timer
+	timer   *stallTimer // nil: none is needed yet, or any more
 	stalled atomic.Bool
 }
 
 // Read implements io.Reader.
 func (b *liveBody) Read(p []byte) (int, error) {
 	if b.timer == nil {
-		b.timer = time.AfterFunc(b.limit, b.stall)
+		b.timer = b.timers.start(b)
 	} else {
 		b.timer.Reset(b.limit)
 	}
 	n, err := b.body.Read(p)
-	b.timer.Stop()
+	switch inTime := b.timer.Stop(); {
+	case !inTime:
+		b.timer = nil // it is busy with this body for a while yet, whatever the Read has brought
+	case err != nil:
+		b.timers.end(b.timer)
+		b.timer = nil
+	}
 	if err == nil || err == io.EOF && !b.stalled.Load() {
 		return n, err
 	}
@@ -245,9 +299,31 @@ func (b *liveBody) stall() {
 }
 
 // Close implements io.Closer.
-func (b *liveBody) Close() error {
-	if b.timer != nil {
-		b.timer.Stop()
+func (b *liveBody) Close() error { return b.body.Close() }
+
+// stallTimer ends a Read that waits for too long.
+type stallTimer struct {
+	*time.Timer
+
+	body *liveBody
+}
+
+// stallTimers are timers that never fired, for further bodies.
+type stallTimers struct{ idle sync.Pool }
+
+func (t *stallTimers) start(b *liveBody) *stallTimer {
+	if s, ok := t.idle.Get().(*stallTimer); ok {
+		s.body = b
+		s.Reset(b.limit)
+		return s
 	}
-	return b.body.Close()
+	s := &stallTimer{body: b}
+	s.Timer = time.AfterFunc(b.limit, func() { s.body.stall() })
+	return s
+}
+
+// end takes back a timer that was stopped before it fired.
+func (t *stallTimers) end(s *stallTimer) {
+	s.body = nil
+	t.idle.Put(s)
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -26,7 +27,7 @@ func TestPeek(t *testing.T) {
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "with its end": iotest.DataErrReader,
 		} {
 			p := new(peekedBody)
-			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), nil)
+			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), peekSize, 0)
 			got, err := io.ReadAll(p)
 			if whole != c.whole || err != nil || string(got) != c.body {
 				t.Errorf("%s, %s: whole %v, %d bytes, %v; want %v, %d bytes", name, how, whole, len(got), err, c.whole, len(c.body))
@@ -34,7 +35,7 @@ func TestPeek(t *testing.T) {
 		}
 	}
 	p := new(peekedBody)
-	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), nil)
+	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), peekSize, 0)
 	got, err := io.ReadAll(p)
 	if whole || !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != `{"a` {
 		t.Errorf("broken: whole %v, %q, %v", whole, got, err)
@@ -46,13 +47,75 @@ func TestPeekedBodyEndsWithItsLastBytes(t *testing.T) {
 	t.Parallel()
 	for _, reader := range []io.Reader{strings.NewReader(`{"errcode":0}`), iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))} {
 		p := new(peekedBody)
-		p.peek(io.NopCloser(reader), nil)
+		p.peek(io.NopCloser(reader), peekSize, 0)
 		buf := make([]byte, 8)
 		if n, err := p.Read(buf); n != 8 || err != nil {
 			t.Errorf("first %d bytes, %v; want 8 and more to come", n, err)
 		}
 		if n, err := p.Read(buf); n != 5 || err != io.EOF {
 			t.Errorf("then %d bytes, %v; want the last 5 and the end", n, err)
+		}
+	}
+}
+
+// lastMoment is a body whose first byte comes at the moment that it counts as silent, and its end at once after that.
+type lastMoment struct {
+	limit time.Duration
+
+	begun, closed atomic.Bool
+}
+
+func (b *lastMoment) Read(p []byte) (int, error) {
+	if b.begun.Swap(true) {
+		return 0, io.EOF
+	}
+	time.Sleep(b.limit)
+	p[0] = 'x'
+	return 1, nil
+}
+
+func (b *lastMoment) Close() error { b.closed.Store(true); return nil }
+
+// A timer that has fired is never another body's.
+func TestStallTimerThatFired(t *testing.T) {
+	t.Parallel()
+	for range 1000 {
+		synctest.Test(t, func(t *testing.T) {
+			var timers stallTimers
+			read := func(b *lastMoment) {
+				_, _ = io.ReadAll(&liveBody{body: b, call: new(apiCall), caller: t.Context(), limit: time.Second, timers: &timers})
+			}
+			read(&lastMoment{limit: time.Second})
+			next := &lastMoment{limit: time.Millisecond}
+			read(next)
+			synctest.Wait()
+			if next.closed.Load() {
+				t.Error("a body was closed by the timer of the one before")
+			}
+		})
+	}
+}
+
+// The buffer of an answer that was read is another's.
+func TestPeekedBodyGivesItsBufferAway(t *testing.T) {
+	t.Parallel()
+	for range 100 {
+		first, second := new(peekedBody), new(peekedBody)
+		first.peek(io.NopCloser(iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))), peekSize, 0)
+		half := make([]byte, 8)
+		if n, err := first.Read(half); n != len(half) || err != nil || first.first == nil {
+			t.Fatalf("%d bytes, %v, buffer %v", n, err, first.first != nil)
+		}
+		second.peek(io.NopCloser(strings.NewReader(`{"another":1}`)), peekSize, 0)
+		if rest, err := io.ReadAll(first); string(half)+string(rest) != `{"errcode":0}` || err != nil || first.first != nil || first.head != nil {
+			t.Fatalf("got %q, %v", string(half)+string(rest), err)
+		}
+		third := new(peekedBody)
+		third.peek(io.NopCloser(strings.NewReader(`{"third":1}`)), peekSize, 0)
+		for p, want := range map[*peekedBody]string{first: "", second: `{"another":1}`, third: `{"third":1}`} {
+			if got, err := io.ReadAll(p); string(got) != want || err != nil {
+				t.Errorf("got %q, %v, want %q", got, err, want)
+			}
 		}
 	}
 }
@@ -104,6 +167,36 @@ func TestAPIAnswersThatAreNone(t *testing.T) {
 			w.WriteHeader(http.StatusRequestURITooLong)
 			io.WriteString(w, "too long: "+r.URL.String())
 		}, 502, ""},
+		{"error page that repeats the token late", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusBadGateway)
+			io.WriteString(w, "<html>"+strings.Repeat(" ", maxErrorPage-1000)+r.URL.String())
+		}, 502, ""},
+		{"error page that repeats the token in two parts", func(w http.ResponseWriter, r *http.Request) {
+			half := strings.Index(r.URL.String(), "REALTOKEN") + len("REALTOKEN")
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, "no such page: "+r.URL.String()[:half])
+			_ = http.NewResponseController(w).Flush()
+			io.WriteString(w, r.URL.String()[half:])
+		}, 502, ""},
+		{"JSON error that repeats the token late", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			io.WriteString(w, `{"pad":"`+strings.Repeat("x", 2*peekSize)+`","url":"`+r.URL.String()+`"}`)
+		}, 502, ""},
+		{"error page that is as long as may be", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, strings.Repeat("x", maxErrorPage))
+		}, 404, strings.Repeat("x", maxErrorPage)},
+		{"error page that is longer", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, strings.Repeat("x", maxErrorPage+1))
+		}, 502, ""},
+		{"text that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "you asked for "+r.URL.String())
+		}, 502, ""},
+		{"part of a long file", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusPartialContent)
+			io.WriteString(w, strings.Repeat("x", 2*maxErrorPage))
+		}, 206, strings.Repeat("x", 2*maxErrorPage)},
 		{"JSON that repeats the token", func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"errcode":40097,"errmsg":"bad url %s"}`, r.URL)
 		}, 502, ""},
@@ -179,6 +272,15 @@ func TestAPIAnswersThatAreNoneWithoutSecret(t *testing.T) {
 			}
 		}
 	}
+	// Its error pages are not waited for.
+	long := strings.Repeat("x", 2*maxErrorPage)
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, long)
+	})
+	if a := g.get("/sns/userinfo?access_token=USER&openid=o1"); a.Status != http.StatusNotFound || a.Body != long {
+		t.Errorf("a long error page: got %d and %d bytes", a.Status, len(a.Body))
+	}
 	// What such a call's errcode says is between the user and WeChat.
 	wechat.answer(lastingRefusal)
 	if a := g.get("/sns/userinfo?access_token=USER&openid=o1"); a.Status != http.StatusOK || a.code(t) != 40001 || len(wechat.seen()) == 0 {
@@ -236,6 +338,23 @@ func TestAPIStalls(t *testing.T) {
 	if n := waitCounted(t, g, "crm", outcomeUnreachable, 5); n != 5 {
 		t.Errorf("%v calls are counted as unreachable, want 5", n)
 	}
+	// An error page is waited for as a whole, and no longer however little of it comes.
+	wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadGateway)
+		for {
+			if _, err := io.WriteString(w, "x"); err != nil || http.NewResponseController(w).Flush() != nil {
+				return
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-release:
+				return
+			}
+		}
+	})
+	if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Status != http.StatusGatewayTimeout {
+		t.Errorf("an endless error page: got %d %s", a.Status, a.Body)
+	}
 }
 
 // slowBody sends a part after each pause, and then nothing until it is cut off.
@@ -271,6 +390,7 @@ func TestLiveBody(t *testing.T) {
 		call := &apiCall{outcome: outcomeOK}
 		b := &liveBody{
 			body: &slowBody{closed: make(chan struct{}), parts: 10, pause: stallTimeout - time.Second}, call: call, caller: t.Context(), limit: stallTimeout,
+			timers: new(stallTimers),
 		}
 		start := time.Now()
 		got, err := io.ReadAll(b)

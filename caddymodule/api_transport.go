@@ -25,8 +25,8 @@ import (
 )
 
 // Transport is the way of a call that wechat_api has admitted to WeChat's API. It is Caddy's HTTP transport with three
-// additions: it puts the access token in where no log sees it, it looks at the first 4 KiB of small JSON answers, and
-// when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call
+// additions: it puts the access token in where no log sees it, it looks at the first 4 KiB of small JSON answers and at
+// all of an error page, which may repeat the token, and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call
 // once.
 //
 // wechat_api sets it up by itself. Used in any other reverse_proxy it refuses every request: it sends nothing that
@@ -39,6 +39,7 @@ type Transport struct {
 	hosts   map[*url.URL]*hostHealth
 	logger  *zap.Logger
 	stall   time.Duration // stallTimeout, but for tests
+	stalls  stallTimers
 	lost    damper
 
 	refusing *tokens.Window[refusingPath, struct{}]
@@ -68,7 +69,11 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		t.origins[dialAddress(origin)] = origin
 		t.hosts[origin] = app.health().hosts.at(origin.Host)
 	}
-	return t.HTTPTransport.Provision(ctx)
+	if err := t.HTTPTransport.Provision(ctx); err != nil {
+		return err
+	}
+	t.HTTPTransport.Transport.Proxy = directInTheClear(t.HTTPTransport.Transport.Proxy)
+	return nil
 }
 
 // RequestHeaderOps implements reverseproxy.RequestHeaderOpsTransport: there are none, RoundTrip sets the Host itself.
@@ -140,6 +145,29 @@ func (c *apiCall) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 
 type apiCallKey struct{}
 
+// callContext is the context of an admitted call on its way through Caddy's proxy.
+type callContext struct {
+	context.Context // the request's
+
+	call   *apiCall
+	atHand caddyValues
+}
+
+func newCallContext(of context.Context, call *apiCall) callContext {
+	return callContext{of, call, caddyValuesOf(of)}
+}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if key == (apiCallKey{}) {
+		return c.call
+	}
+	if value, ok := c.atHand.value(key); ok {
+		return value
+	}
+	return c.Context.Value(key)
+}
+
 // Outcomes of a call, as in metrics.
 const (
 	outcomeOK          = "ok"
@@ -191,7 +219,7 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	}
 	t.hosts[origin].ok()
 	call.status = res.StatusCode
-	body := &answerBody{live: liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall}}
+	body := &answerBody{live: liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall, timers: &t.stalls}}
 	res.Body = &body.live
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
@@ -225,9 +253,10 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 			// was written to it. It sends nothing twice that is not a GET.
 			out.GetBody = func() (io.ReadCloser, error) { return c.body.open(), nil }
 		}
-	case c.singleUse:
+	case c.singleUse && (method == http.MethodGet || method == http.MethodHead):
 		// net/http sends a GET again by itself if a pooled connection dies, unless it has a body that cannot be had
-		// again. This one is empty, and net/http finds out before it writes.
+		// again. This one is empty, and net/http finds out before it writes. With other methods it would leave in
+		// chunks, and net/http repeats them only if not a byte was written.
 		out.Body = io.NopCloser(strings.NewReader(""))
 	}
 	return out

@@ -127,6 +127,7 @@ func TestAPINeverSendsTwice(t *testing.T) {
 		{"js_code", "GET", "/sns/jscode2session?js_code=c1", ""},
 		{"code", "GET", "/sns/oauth2/access_token?code=c1", ""},
 		{"a GET that undoes", "GET", "/wxa/revertcoderelease", ""},
+		{"a POST that undoes", "POST", "/wxa/revertcoderelease", ""},
 	} {
 		// A connection in the pool is what tempts net/http.
 		if a := g.get("/"+accountID+"/cgi-bin/warm", bearer(crmKey)); a.Status != http.StatusOK {
@@ -136,6 +137,22 @@ func TestAPINeverSendsTwice(t *testing.T) {
 		a := g.do(c.method, "/"+accountID+c.target, strings.NewReader(c.body), bearer(crmKey), "Idempotency-Key: k")
 		if a.Status != http.StatusBadGateway || a.code(t) != 502 || calls.Load() != 1 {
 			t.Errorf("%s: got %d %s after %d calls", c.name, a.Status, a.Body, calls.Load())
+		}
+	}
+}
+
+// A request without a body leaves as one, also if it can be made only once.
+func TestAPINoBodyStaysNone(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	for method, length := range map[string]string{"GET": "", "HEAD": "", "POST": "0", "PUT": "0", "PATCH": "0", "DELETE": ""} {
+		for _, path := range []string{"/cgi-bin/x", "/wxa/revertcoderelease"} {
+			if a := g.do(method, "/"+accountID+path, nil, bearer(crmKey)); a.Status != http.StatusOK {
+				t.Errorf("%s %s: got %d %s", method, path, a.Status, a.Body)
+			}
+			if got := wechat.one(t); got.Method != method || got.Chunked || got.Length != 0 || got.Header.Get("Content-Length") != length {
+				t.Errorf("%s %s: WeChat got %+v", method, path, got)
+			}
 		}
 	}
 }

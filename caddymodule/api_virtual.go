@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -87,7 +88,8 @@ func readGrant(w http.ResponseWriter, req *apiRequest) (grant, *apiRefusal) {
 				params[name] = append(params[name], values...)
 			}
 		}
-		return grant{GrantType: params.Get("grant_type"), AppID: params.Get("appid"), Secret: params.Get(paramSecret)}, nil
+		appid := strings.Clone(params.Get("appid")) // caches keep it, and not the query or form that it is a part of
+		return grant{GrantType: params.Get("grant_type"), AppID: appid, Secret: params.Get(paramSecret)}, nil
 	}
 	if err := json.Unmarshal(body, &asked); err != nil { // the cause would quote the body
 		return asked, refuse(http.StatusOK, codeInvalidJSON, "body", "data format error: want a JSON object")

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -70,7 +71,8 @@ type App struct {
 	// take are kept there, sealed like all others, until it does. Default: wechat-spill in Caddy's data folder, with a
 	// folder in it for each store.
 	Spill string `json:"spill,omitempty"`
-	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Default: none.
+	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Calls to an API origin on this
+	// machine over plain http do not use it: it could read their tokens. Default: none.
 	Proxy string `json:"proxy,omitempty"`
 
 	logger  *zap.Logger
@@ -280,9 +282,20 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 		if a.proxyTo, err = parseProxy(v); err != nil {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
-		opts.Proxy = http.ProxyURL(a.proxyTo)
+		opts.Proxy = directInTheClear(http.ProxyURL(a.proxyTo))
 	}
 	return tokens.NewClient(opts)
+}
+
+// directInTheClear has a proxy for https alone. Plain http goes to this machine only, which needs no proxy, and a proxy
+// would get to read the tokens in it.
+func directInTheClear(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(r *http.Request) (*url.URL, error) {
+		if r.URL.Scheme == "http" {
+			return nil, nil
+		}
+		return proxy(r)
+	}
 }
 
 // Start puts this generation of the configuration in force for everything that reloads share.
@@ -339,6 +352,11 @@ func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Plat
 
 // account returns the configured plain account of that appid, or nil.
 func (a *App) account(appid string) *Account { acc, _ := a.byAppID[appid].(*Account); return acc }
+
+// usesProxy reports whether calls to a host of WeChat's API go through the egress proxy.
+func (a *App) usesProxy(host string) bool {
+	return a.proxyTo != nil && slices.ContainsFunc(a.apiOrigins(), func(o *url.URL) bool { return o.Host == host && o.Scheme == "https" })
+}
 
 // apiOrigins are the origins of WeChat's API, the preferred one first.
 func (a *App) apiOrigins() []*url.URL { return a.origins }

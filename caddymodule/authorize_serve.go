@@ -342,10 +342,18 @@ func isPrefetch(h http.Header) bool {
 // nothing is believed.
 func fromHere(r *http.Request, origin string) bool {
 	if u, err := url.Parse(r.Referer()); err == nil && u.Host != "" {
-		return strings.EqualFold(u.Host, origin[strings.Index(origin, "://")+len("://"):])
+		return strings.EqualFold(u.Host, hostInReferer(origin))
 	}
 	site := r.Header.Get("Sec-Fetch-Site")
 	return site == "" || site == "same-origin"
+}
+
+// hostInReferer is an origin's host as browsers have it, without the scheme's own port.
+func hostInReferer(origin string) string {
+	if host, ok := strings.CutPrefix(origin, "https://"); ok {
+		return strings.TrimSuffix(host, ":443")
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(origin, "http://"), ":80")
 }
 
 // arrive takes what WeChat sends the owner back with.

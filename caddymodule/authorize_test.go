@@ -210,6 +210,20 @@ func TestAuthorizeGoLeadsToThePage(t *testing.T) {
 	}
 }
 
+// Browsers leave out the port that a scheme has anyway.
+func TestAuthorizeGoWithTheSchemesPort(t *testing.T) {
+	for origin, referer := range map[string]string{
+		"https://wx.example.com:443": "https://wx.example.com/", "http://wx.example.com:80": "http://wx.example.com/",
+		"https://wx.example.com:8443": "https://wx.example.com:8443/", "http://wx.example.com:443": "http://wx.example.com:443/",
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header.Set("Referer", referer)
+		if !fromHere(r, origin) {
+			t.Errorf("a click at %s does not come from %s", referer, origin)
+		}
+	}
+}
+
 func TestAuthorizeLooksUseNothingUp(t *testing.T) {
 	f := newAuthorize(t, &Authorize{})
 	b := f.begin("kind=pc")

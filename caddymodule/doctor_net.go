@@ -207,7 +207,7 @@ func (d *doctor) askWeChat(ctx context.Context) []wechatAnswer {
 		client := d.client()
 		if proxy := d.config.proxy; proxy != nil {
 			transport := client.Transport.(*http.Transport) //nolint:forcetypeassert // our own
-			transport.Proxy, transport.DialContext = http.ProxyURL(proxy), d.dialHost
+			transport.Proxy, transport.DialContext = directInTheClear(http.ProxyURL(proxy)), d.dialHost
 		}
 		answers := make([]wechatAnswer, len(d.config.origins))
 		for i, origin := range d.config.origins {
@@ -238,12 +238,12 @@ func indexes(n int) []int {
 
 // checkWeChat: each origin of the API answers as WeChat does.
 func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
-	way := ""
-	if d.config.proxy != nil {
-		way = " through the proxy " + d.config.proxy.Host
-	}
 	var results []doctorResult
 	for i, a := range d.askWeChat(ctx) {
+		way := ""
+		if d.config.proxy != nil && a.origin.Scheme != "http" {
+			way = " through the proxy " + d.config.proxy.Host
+		}
 		subject := a.origin.String()
 		var said struct {
 			Code *int64 `json:"errcode"`

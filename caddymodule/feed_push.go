@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"errors"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -93,11 +92,11 @@ func backendReason(outcome string, why error) string {
 		if dial, ok := errors.AsType[reverseproxy.DialError](why); ok {
 			return "no backend could be reached: " + safeReason(dial)
 		}
-	}
-	if he, ok := errors.AsType[caddyhttp.HandlerError](why); ok {
-		if he.StatusCode == http.StatusServiceUnavailable {
+		if notReached(why) {
 			return "no backend is available"
 		}
+	}
+	if he, ok := errors.AsType[caddyhttp.HandlerError](why); ok {
 		return "the backend's part of the route ended with HTTP " + strconv.Itoa(he.StatusCode)
 	}
 	return safeReason(why)

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/http1"
 )
@@ -25,12 +26,14 @@ import (
 // and forward proxies. Answers are never decompressed, and no compression is asked for that the client did not ask for. HTTP_PROXY and its
 // kin are not looked at.
 //
-// It reads the backend's answers to the letter: lines that end in LF alone, folded fields, both Content-Length and Transfer-Encoding, and
-// whatever else two readers might understand in two ways ends in a 502. Use transport http for a backend that needs leniency.
+// In the heads of answers it takes lines that end in LF alone, folded fields, and both Content-Length and Transfer-Encoding: chunked, as
+// Caddy's own transport does, but their connection is closed after the answer. Whatever else two readers might understand in two ways ends in a
+// 502. Use transport http for a backend that needs more leniency.
 type LeanTransport struct {
 	reverseproxy.HTTPTransport
 
 	client *http1.Client
+	spent  bool // the request's header is of no use once the answer is there; see headerSpent
 }
 
 // CaddyModule returns the Caddy module information.
@@ -111,7 +114,21 @@ func (t *LeanTransport) Provision(ctx caddy.Context) error {
 	if t.client.TLS == nil {
 		t.client.TLS = new(tls.Config)
 	}
+	t.spent = headerSpent(ctx)
 	return nil
+}
+
+// headerSpent reports whether the handler for which ctx provisions a transport is a reverse_proxy that has no use for a request's header any
+// more once the answer is there: it has some for lines of level debug, and for conditions on which it sends the request again. Otherwise it
+// encodes the header all the same, for a warning that the answer broke off, and that costs more than sending it does.
+func headerSpent(ctx caddy.Context) bool {
+	lineage := ctx.Modules() // which ends with the transport
+	if len(lineage) < 2 {
+		return false
+	}
+	proxy, ok := lineage[len(lineage)-2].(*reverseproxy.Handler)
+	return ok && !proxy.VerboseLogs && !ctx.Logger(proxy).Core().Enabled(zapcore.DebugLevel) &&
+		(proxy.LoadBalancing == nil || len(proxy.LoadBalancing.RetryMatchRaw)+len(proxy.LoadBalancing.RetryMatch) == 0)
 }
 
 // handshakeError makes a failed handshake one of dialing, for nothing of the request was sent. Caddy's own transport does not.
@@ -121,7 +138,11 @@ func handshakeError(err error) error {
 
 // RoundTrip implements http.RoundTripper.
 func (t *LeanTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.client.RoundTrip(req, t.target(req))
+	res, err := t.client.RoundTrip(req, t.target(req))
+	if t.spent && err == nil && res.StatusCode != http.StatusSwitchingProtocols {
+		req.Header = nil // req is reverse_proxy's own, made for this call
+	}
+	return res, err
 }
 
 // target is where reverse_proxy wants the request to go.

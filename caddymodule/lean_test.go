@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -51,6 +52,13 @@ type proxyFront struct {
 // newProxyFront provisions reverse_proxy from its JSON. The transport's own options are added to those of config["transport"].
 func newProxyFront(t *testing.T, transport, config object) *proxyFront {
 	t.Helper()
+	_, ctx := newTestApp(t, testConfig(""))
+	return newProxyFrontIn(t, ctx, transport, config)
+}
+
+// newProxyFrontIn is newProxyFront within a configuration.
+func newProxyFrontIn(t *testing.T, ctx caddy.Context, transport, config object) *proxyFront {
+	t.Helper()
 	merged := object{}
 	for _, m := range []object{transport, asObject(config["transport"])} {
 		for k, v := range m {
@@ -62,7 +70,6 @@ func newProxyFront(t *testing.T, transport, config object) *proxyFront {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, ctx := newTestApp(t, testConfig(""))
 	ctx, cancel := caddy.NewContext(ctx)
 	t.Cleanup(cancel) // which ends health checks, and cleans up
 	provisioning.Lock()
@@ -257,6 +264,105 @@ func TestLeanPostIsNotRepeated(t *testing.T) {
 	})
 }
 
+// TestLeanRetryMatchesHeader: what reverse_proxy looks at once an answer is there, the request's header, is still there.
+func TestLeanRetryMatchesHeader(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		var asked atomic.Int64
+		backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if asked.Add(1)%2 == 1 {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		}))
+		defer backend.Close()
+		f := newProxyFront(t, transport, object{
+			"upstreams": to(backend.Listener.Addr().String()),
+			"load_balancing": object{"retries": 1, "try_interval": "1ms", "retry_match": []any{
+				object{"expression": "{http.reverse_proxy.status_code} == 503 && header({'User-Agent': 'Go-http-client/1.1'})"},
+			}},
+		})
+		if status, _ := f.ask(t, "GET", "/", ""); status != http.StatusOK || asked.Load() != 2 {
+			t.Errorf("status %d, seen %d times", status, asked.Load())
+		}
+	})
+}
+
+// TestLeanDebugLog: at level debug Caddy shows a request's header; at a higher one it need not have it any more.
+func TestLeanDebugLog(t *testing.T) {
+	backend := httptest.NewServer(http.NotFoundHandler())
+	defer backend.Close()
+	for level, want := range map[string]int{"DEBUG": 1, "INFO": 0} {
+		logFile := filepath.Join(t.TempDir(), "caddy.log")
+		config := new(caddy.Config)
+		if err := json.Unmarshal(fmt.Appendf(nil, `{"logging":{"logs":{"default":{"level":%q,"writer":{"output":"file","filename":%q}}}},"admin":{"disabled":true}}`,
+			level, logFile), config); err != nil {
+			t.Fatal(err)
+		}
+		provisioning.Lock()
+		ctx, err := caddy.ProvisionContext(config)
+		provisioning.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := newProxyFrontIn(t, ctx, object{"protocol": "wechat_lean"}, object{"upstreams": to(backend.Listener.Addr().String())})
+		if status, _ := f.ask(t, "GET", "/", ""); status != http.StatusNotFound {
+			t.Errorf("%s: status %d", level, status)
+		}
+		logged, err := os.ReadFile(logFile)
+		if err != nil && want > 0 {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(logged, []byte(`"User-Agent":["Go-http-client/1.1"]`)); n != want {
+			t.Errorf("%s: the header is shown %d times, want %d: %s", level, n, want, logged)
+		}
+		if spent := f.proxy.Transport.(*LeanTransport).spent; spent != (want == 0) {
+			t.Errorf("%s: spent is %t", level, spent)
+		}
+	}
+}
+
+// twiceTransport sends each request twice over a wechat_lean of its own: it has a use for the header after the first answer.
+type twiceTransport struct{ lean *LeanTransport }
+
+func init() { caddy.RegisterModule(new(twiceTransport)) }
+
+func (*twiceTransport) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.reverse_proxy.transport.test_twice", New: func() caddy.Module { return new(twiceTransport) }}
+}
+
+func (t *twiceTransport) Provision(ctx caddy.Context) error {
+	lean, err := ctx.LoadModuleByID("http.reverse_proxy.transport.wechat_lean", nil)
+	t.lean, _ = lean.(*LeanTransport)
+	return err
+}
+
+func (t *twiceTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := t.lean.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	res.Body.Close()
+	return t.lean.RoundTrip(req)
+}
+
+// TestLeanHeaderIsKept: whoever else sends requests over the transport keeps their header.
+func TestLeanHeaderIsKept(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer backend.Close()
+	f := newProxyFront(t, object{"protocol": "test_twice"}, object{"upstreams": to(backend.Listener.Addr().String())})
+	if status, _ := f.ask(t, "GET", "/", ""); status != http.StatusOK || asked.Load() != 2 {
+		t.Errorf("status %d, seen %d times: %v", status, asked.Load(), f.failed.Load())
+	}
+	for _, config := range []object{{"verbose_logs": true}, {"load_balancing": object{"retry_match": []any{object{"method": []string{"GET"}}}}}} {
+		config["upstreams"] = to(backend.Listener.Addr().String())
+		if f := newProxyFront(t, object{"protocol": "wechat_lean"}, config); f.proxy.Transport.(*LeanTransport).spent {
+			t.Errorf("%v: the header is dropped", config)
+		}
+	}
+}
+
 // TestLeanPassiveHealth: an upstream that fails is left alone for a while.
 func TestLeanPassiveHealth(t *testing.T) {
 	t.Parallel()
@@ -386,16 +492,51 @@ func listenRaw(t *testing.T, network, address, answer string) string {
 func TestLeanSmuggling(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
-		"length and chunks": "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"folded":            "HTTP/1.1 200 OK\r\nX: 1\r\n Content-Length: 0\r\n\r\n",
-		"NUL":               "HTTP/1.1 200 OK\r\nX: \x00\r\nContent-Length: 0\r\n\r\n",
-		"large":             "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 5000) + "\r\nContent-Length: 0\r\n\r\n",
+		"two lengths":        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 0\r\n\r\n",
+		"chunks in HTTP/1.0": "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"folded first":       "HTTP/1.1 200 OK\r\n X: 1\r\nContent-Length: 0\r\n\r\n",
+		"NUL":                "HTTP/1.1 200 OK\r\nX: \x00\r\nContent-Length: 0\r\n\r\n",
+		"large":              "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 5000) + "\r\nContent-Length: 0\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newProxyFront(t, object{"protocol": "wechat_lean", "max_response_header_size": 4096}, object{"upstreams": to(newRawBackend(t, answer))})
 			if status, _ := f.ask(t, "GET", "/", ""); status != http.StatusBadGateway {
 				t.Errorf("status %d", status)
+			}
+		})
+	}
+}
+
+// TestLeanOdd: what Caddy's own transport takes of old backends is taken, and a client gets the same.
+func TestLeanOdd(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{
+		"LF alone":          "HTTP/1.1 200 OK\nX-Odd: 1\nContent-Length: 2\n\nok",
+		"LF at the end":     "HTTP/1.1 200 OK\r\nX-Odd: 1\r\nContent-Length: 2\r\n\nok",
+		"folded":            "HTTP/1.1 200 OK\r\nX-Odd: 1\r\n\t2\r\n  3\r\nContent-Length: 2\r\n\r\nok",
+		"length and chunks": "HTTP/1.1 200 OK\r\nX-Odd: 1\r\nContent-Type: text/plain\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+		"LF in a 1xx":       "HTTP/1.1 103 Early Hints\nLink: </x>\n\nHTTP/1.1 200 OK\r\nX-Odd: 1\r\nContent-Length: 2\r\n\r\nok",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			backend := newRawBackend(t, answer)
+			var seen [2]string
+			for i, transport := range []object{{"protocol": "http", "compression": false}, {"protocol": "wechat_lean"}} {
+				f := newProxyFront(t, transport, object{"upstreams": to(backend)})
+				for range 2 {
+					res, err := f.Client().Get(f.URL + "/")
+					if err != nil {
+						t.Fatal(err)
+					}
+					body, err := io.ReadAll(res.Body)
+					res.Body.Close()
+					res.Header.Del("Date")
+					seen[i] += fmt.Sprintln(res.Status, res.Header, string(body), err)
+				}
+			}
+			if seen[0] != seen[1] || strings.Count(seen[1], "200 OK") != 2 || strings.Count(seen[1], "ok <nil>") != 2 {
+				t.Errorf("http        %s\nwechat_lean %s", seen[0], seen[1])
 			}
 		})
 	}

@@ -601,8 +601,11 @@ func (c *claims) finish(call *call, a passiveReply, took time.Duration) (late, t
 	if lateHere {
 		state = claimLate
 	}
-	s, err := c.publish(call.id, run, a, state)
+	s, err := c.publish(call.id, run, a, state, claimWait) // this node's own pushes wait meanwhile
 	if err != nil {
+		for _, node := range wanted { // they are told as soon as the store takes it
+			c.calls.want(call.id, node)
+		}
 		return false, false
 	}
 	c.tellAll(wanted, "a "+call.id.name())
@@ -610,8 +613,8 @@ func (c *claims) finish(call *call, a passiveReply, took time.Duration) (late, t
 }
 
 // publish writes an answer, and that it is there, unless the message is another node's by now.
-func (c *claims) publish(id pushID, run int, a passiveReply, state byte) (standing, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), claimWork)
+func (c *claims) publish(id pushID, run int, a passiveReply, state byte, wait time.Duration) (standing, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
 	if state != claimLate && a.outcome != "" {
 		if err := c.keepAnswer(ctx, id, run, a); err != nil {
@@ -842,7 +845,7 @@ func (c *claims) serveWanted(id pushID, node string, w wantedCall) {
 			return change
 		})
 	} else {
-		_, err = c.publish(id, w.run, w.answer, state)
+		_, err = c.publish(id, w.run, w.answer, state, claimWork)
 	}
 	if err == nil {
 		c.tell(node, "a "+id.name())

@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -41,6 +42,9 @@ func (p *push) identity(appid string, r *http.Request) pushID {
 	b := p.scratch[:0]
 	for _, part := range [...]string{p.codec.ReceiveID(), appid} {
 		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
+	}
+	if appid == "" { // one URL for all accounts of a platform: only the text says whose it is
+		b = append(binary.AppendUvarint(b, uint64(len(p.fields.ToUserName))), p.fields.ToUserName...)
 	}
 	b = appendRoute(b, r)
 	// The MsgID that events have is another matter's, such as a template message's.
@@ -133,7 +137,8 @@ func (p pace) isLast(arrivals int, first, made time.Duration) bool {
 // callTable joins the pushes of one message. It is exact: nothing is forgotten early, but for the two limits, and what those
 // drop is counted. It lives in memory and survives reloads, not the process.
 type callTable struct {
-	dropped func(what string) // told of what the limits drop; called under the lock
+	dropped  func(what string) // told of what the limits drop; called under the lock
+	promises atomic.Int64      // see promised
 
 	mu      sync.Mutex
 	calls   map[pushID]*call // running, or held by a push's handler
@@ -331,6 +336,12 @@ func (t *callTable) delivery(c *call) <-chan struct{} {
 		c.claimed = make(chan struct{})
 	}
 	return c.claimed
+}
+
+// promised counts an answer that goes out by the customer-service API if no push gets it, until kept is called.
+func (t *callTable) promised() (kept func()) {
+	t.promises.Add(1)
+	return func() { t.promises.Add(-1) }
 }
 
 // inFlight is how many messages wait for a backend's answer.

@@ -4,18 +4,20 @@ import (
 	"encoding/binary"
 	"slices"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/offheap"
 )
 
-// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks without pointers, which
-// the garbage collector does not look into: tens of thousands of them cost it nothing, and the memory of those that go is that of
-// those that come. On Go's heap they make collections rare, which is worth more than their memory. Its caller has the table's lock.
+// keptCalls are done calls that nobody holds any more, with their answers, oldest first. They lie in chunks outside of Go's heap:
+// tens of thousands of them cost the garbage collector nothing and the machine no more than their own bytes, and the memory of those that
+// go is that of those that come. Its caller has the table's lock.
 type keptCalls struct {
 	epoch  time.Time // times are kept as the distance from it
 	index  [keptShards]keptIndex
 	chunks []keptChunk
-	first  uint16 // number of chunks[0]; numbers begin again at 0
-	spare  []byte // of a chunk that is gone, for the next one
-	bytes  int    // of all chunks, and of the index
+	first  uint16         // number of chunks[0]; numbers begin again at 0
+	spare  *offheap.Block // of a chunk that is gone, for the next one
+	bytes  int            // of all chunks, and of the index
 	count  int
 }
 
@@ -24,8 +26,9 @@ type keptAt uint32
 
 // keptChunk holds calls one after the other. Those before head are gone.
 type keptChunk struct {
-	data []byte
-	head int
+	memory *offheap.Block
+	data   []byte // in it
+	head   int
 }
 
 // keptChunkSize is that of a chunk; a call that would fill a quarter of one has a chunk of its own. The limit on all bytes keeps
@@ -221,9 +224,11 @@ func (s *keptCalls) removeOldest() {
 	if c.head += k.size(); c.head < len(c.data) {
 		return
 	}
-	s.bytes -= cap(c.data)
-	if cap(c.data) == keptChunkSize {
-		s.spare = c.data[:0]
+	s.bytes -= c.memory.Size()
+	if s.spare == nil && cap(c.data) == keptChunkSize {
+		s.spare = c.memory
+	} else {
+		c.memory.Free()
 	}
 	s.chunks = slices.Delete(s.chunks, 0, 1)
 	s.first++
@@ -244,7 +249,7 @@ func (s *keptCalls) keep(c *call) bool {
 	if last < 0 || cap(s.chunks[last].data)-len(s.chunks[last].data) < size || size > keptChunkSize/4 {
 		s.chunks = append(s.chunks, s.newChunk(size))
 		last++
-		s.bytes += cap(s.chunks[last].data)
+		s.bytes += s.chunks[last].memory.Size()
 	}
 	chunk := &s.chunks[last]
 	offset := len(chunk.data)
@@ -263,16 +268,20 @@ func (s *keptCalls) keep(c *call) bool {
 	return true
 }
 
-// newChunk returns an empty chunk. One for a call of its own has room for nothing else, whose offset might be beyond a keptAt.
+// newChunk returns an empty chunk: as a rule the one that is spare, for asking the system takes a while, under the table's lock. One for
+// a call of its own has room for nothing else, whose offset might be beyond a keptAt.
 func (s *keptCalls) newChunk(size int) keptChunk {
-	if size > keptChunkSize/4 {
-		return keptChunk{data: make([]byte, 0, size)}
+	memory := s.spare
+	switch {
+	case size > keptChunkSize/4:
+		memory = offheap.New(size)
+	case memory != nil:
+		size, s.spare = keptChunkSize, nil
+	default:
+		size = keptChunkSize
+		memory = offheap.New(size)
 	}
-	data := s.spare
-	if s.spare = nil; data == nil {
-		data = make([]byte, 0, keptChunkSize)
-	}
-	return keptChunk{data: data}
+	return keptChunk{memory: memory, data: memory.Bytes()[:0:size]}
 }
 
 // write writes down what may change of a kept call.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"sync"
 	"time"
@@ -132,6 +133,9 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		return errDropped
 	}
 	now := time.Now()
+	if m.SlowReply == slowCustomerService && answer.outcome == outcomeSealed {
+		defer calls.promised()() // a process that ends waits for it
+	}
 	late, taken := m.finish(p, f, a, answer, why, now)
 	if taken {
 		switch ours := own.take(); {
@@ -222,6 +226,10 @@ func (m *Message) ask(r *http.Request, next caddyhttp.Handler, p *push, f *facts
 	}
 }
 
+// noUpstreams is what reverse_proxy says with status 503 when there is none that it could dial. With other words the status may be a
+// backend's own, which handle_response passes on.
+const noUpstreams = "no upstreams available"
+
 // notReached reports whether no backend has seen the request: it could not be dialled, or there is none that could be.
 func notReached(err error) bool {
 	if err == nil {
@@ -231,7 +239,7 @@ func notReached(err error) bool {
 		return true
 	}
 	he, ok := errors.AsType[caddyhttp.HandlerError](err)
-	return ok && he.StatusCode == http.StatusServiceUnavailable
+	return ok && he.StatusCode == http.StatusServiceUnavailable && he.Err != nil && he.Err.Error() == noUpstreams
 }
 
 // statusCanceled is what reverse_proxy answers, with no error, to a client that has left, which it takes the end of the work for when it is
@@ -253,7 +261,9 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	own.begin(work)
 	makePlaintext(r, p, f, &work.parts)
 	own.mu.Unlock()
-	err := runNext(next, reply, r.WithContext(work))
+	inner := r.WithContext(work)
+	inner.Body = &work.parts.sent
+	err := runNext(next, reply, inner)
 	own.mu.Lock()
 	own.work = nil
 	outer.restore(r)
@@ -290,9 +300,12 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("a handler panicked with a %T", e.value) }
 
-// whyFields are an error's fields in the log.
+// quoted is what errors quote, such as the line of an answer that is no HTTP.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
+
+// whyFields are an error's fields in the log. What it quotes may be a part of an answer, and is left out.
 func whyFields(err error) []zap.Field {
-	fields := []zap.Field{zap.Error(err)}
+	fields := []zap.Field{zap.String("error", quoted.ReplaceAllString(err.Error(), `"…"`))}
 	if pe, ok := errors.AsType[*panicError](err); ok {
 		fields = append(fields, zap.String("stack", pe.stack))
 	}

@@ -944,3 +944,115 @@ func TestCallTableAbandoned(t *testing.T) {
 		t.Errorf("%+v, %d calls, %d identities, %d bytes, %d running", a, table.kept.count, table.known.count, table.kept.bytes, table.running)
 	}
 }
+
+// TestPaceBackendsOwn503: a backend that has the message and says 503, which the route passes on, has it once.
+func TestPaceBackendsOwn503(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		p := newPacer(t, func(m *Message) { m.FallbackText = "稍后回复您" }, func(http.ResponseWriter, *http.Request) error {
+			runs++
+			return caddyhttp.Error(http.StatusServiceUnavailable, errors.New("the backend said so"))
+		})
+		if got := p.send(paceMessage(1)); !strings.Contains(got.answer, "稍后回复您") || got.attempt != 1 || runs != 1 {
+			t.Errorf("%+v, the backend ran %d times", got, runs)
+		}
+	})
+	if reason := backendReason(outcomeUnusable, caddyhttp.Error(http.StatusServiceUnavailable, errors.New("x"))); !strings.Contains(reason, "HTTP 503") {
+		t.Errorf("the feed says %q", reason)
+	}
+	if reason := backendReason(outcomeLost, caddyhttp.Error(http.StatusServiceUnavailable, errors.New(noUpstreams))); reason != "no backend is available" {
+		t.Errorf("the feed says %q", reason)
+	}
+}
+
+// TestNotReachedByReverseProxy: what Caddy's own handler returns is told apart.
+func TestNotReachedByReverseProxy(t *testing.T) {
+	t.Parallel()
+	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	t.Cleanup(busy.Close)
+	passedOn := []any{object{"match": object{"status_code": []int{503}}, "routes": []any{object{"handle": []any{object{"handler": "error", "status_code": 503}}}}}}
+	for name, tt := range map[string]struct {
+		config object
+		want   []bool // by request
+	}{
+		"refused, then marked as down": {object{"upstreams": to(deadAddress(t)), "health_checks": object{"passive": object{"fail_duration": "1m", "max_fails": 1}}}, []bool{true, true}},
+		"answered, and passed on":      {object{"upstreams": to(busy.Listener.Addr().String()), "handle_response": passedOn}, []bool{false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newProxyFront(t, object{"protocol": "http"}, tt.config)
+			for i, want := range tt.want {
+				res, err := http.Post(f.URL, "text/xml", strings.NewReader("<xml/>"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = res.Body.Close()
+				if err, _ := f.failed.Load().(error); notReached(err) != want {
+					t.Errorf("request %d: %v counts as not reached: %v", i+1, err, !want)
+				}
+			}
+		})
+	}
+}
+
+// TestAnswersAreNotLogged: net/http's errors quote what is no HTTP, which may be a part of an answer.
+func TestAnswersAreNotLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(t, nil, func(http.ResponseWriter, *http.Request) error {
+			return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("transport broken: malformed HTTP response %q", `<xml a="1">private`))
+		})
+		logs := watchLog(p.m.app)
+		p.send(paceMessage(1))
+		lines := logs.FilterMessageSnippet("cannot be used").All()
+		if len(lines) != 1 {
+			t.Fatalf("%d lines", len(lines))
+		}
+		if said := fmt.Sprint(lines[0].ContextMap()); strings.Contains(said, "private") || !strings.Contains(said, "malformed HTTP response") {
+			t.Errorf("the log says %s", said)
+		}
+	})
+}
+
+// TestEndWaitsForLateReplies: a process that ends sends what it has promised, before it gives up the means to.
+func TestEndWaitsForLateReplies(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{after: 5100 * time.Millisecond, text: replyXML}
+		p := newPacer(t, func(m *Message) { m.SlowReply = slowCustomerService }, b.ServeHTTP)
+		if answer, ok := p.push(paceMessage(1)); ok {
+			t.Fatalf("answered %q", answer)
+		}
+		time.Sleep(time.Second)
+		p.m.app.shared.runOut()
+		if n := counted(t, p.m.app.metrics().lateReplies, "error"); n != 1 { // there is no WeChat here
+			t.Errorf("%v sent late", n)
+		}
+	})
+}
+
+// TestIdentityWithoutAnAccount: where one URL is for all accounts, the text says whose message it is.
+func TestIdentityWithoutAnAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		p := newPacer(t, nil, func(w http.ResponseWriter, _ *http.Request) error {
+			runs++
+			_, _ = io.WriteString(w, "success")
+			return nil
+		})
+		message := paceMessage(1)
+		sender := platformSender(t)
+		for _, m := range []string{message, message, strings.Replace(message, ghID, "gh_another00000", 1)} {
+			rec := httptest.NewRecorder()
+			r := caddyhttp.PrepareRequest(sender.push("/", m), caddy.NewReplacer(), rec, &caddyhttp.Server{})
+			if err := p.m.ServeHTTP(rec, r, p.next); err != nil || rec.Code != http.StatusOK {
+				t.Errorf("%d, %v", rec.Code, err)
+			}
+		}
+		if runs != 2 {
+			t.Errorf("the backend ran %d times for two accounts' messages", runs)
+		}
+	})
+}

@@ -109,6 +109,9 @@ func TestMessagePlaceholdersOfCaddy(t *testing.T) {
 		if body := repl.ReplaceAll("{http.request.body}", ""); body != message {
 			t.Errorf("body %q", body)
 		}
+		if body, err := io.ReadAll(r.Body); string(body) != message {
+			t.Errorf("a matcher has read the body, and the backend gets %q, %v", body, err)
+		}
 		return nil
 	}))
 	if err != nil {

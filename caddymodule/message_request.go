@@ -94,7 +94,8 @@ func (f *facts) announce(r *http.Request) {
 type plaintextParts struct {
 	url  url.URL
 	text plaintext
-	body plaintextBody // the first reading of the text
+	body plaintextBody // the first reading of the text, by Caddy's placeholders
+	sent plaintextBody // and that of the handlers below, who get a copy of the request
 }
 
 func newPlaintextParts(message []byte) *plaintextParts {
@@ -104,7 +105,24 @@ func newPlaintextParts(message []byte) *plaintextParts {
 }
 
 func (parts *plaintextParts) hold(message []byte) {
-	parts.text.data, parts.body.text = message, &parts.text
+	parts.text.data, parts.body.text, parts.sent.text = message, &parts.text, &parts.text
+}
+
+// caddyValues are what Caddy's handlers ask a request's context for time and again.
+type caddyValues struct{ replacer, vars any }
+
+func caddyValuesOf(ctx context.Context) caddyValues {
+	return caddyValues{ctx.Value(caddy.ReplacerCtxKey), ctx.Value(caddyhttp.VarsCtxKey)}
+}
+
+func (c *caddyValues) value(key any) (value any, ok bool) {
+	switch key {
+	case caddy.ReplacerCtxKey:
+		return c.replacer, true
+	case caddyhttp.VarsCtxKey:
+		return c.vars, true
+	}
+	return nil, false
 }
 
 // work is a backend's work on a message: the context of the plaintext request, and what that request points to. It ends by itself
@@ -115,13 +133,13 @@ type work struct {
 	cancel          context.CancelCauseFunc
 	deadline        time.Time
 
-	of             context.Context // the push's, for its values
-	replacer, vars any
-	parts          plaintextParts
+	of     context.Context // the push's, for its values
+	atHand caddyValues
+	parts  plaintextParts
 }
 
 func newWork(of context.Context, message []byte, deadline time.Time) *work {
-	w := &work{of: of, replacer: of.Value(caddy.ReplacerCtxKey), vars: of.Value(caddyhttp.VarsCtxKey), deadline: deadline}
+	w := &work{of: of, atHand: caddyValuesOf(of), deadline: deadline}
 	w.Context, w.cancel = context.WithCancelCause(context.Background())
 	w.parts.hold(message)
 	return w
@@ -129,11 +147,8 @@ func newWork(of context.Context, message []byte, deadline time.Time) *work {
 
 // Value implements context.Context.
 func (w *work) Value(key any) any {
-	switch key {
-	case caddy.ReplacerCtxKey:
-		return w.replacer
-	case caddyhttp.VarsCtxKey:
-		return w.vars
+	if value, ok := w.atHand.value(key); ok {
+		return value
 	}
 	if own := w.Context.Value(key); own != nil { // by which contexts below find out that this one ends
 		return own

@@ -47,7 +47,7 @@ type shared struct {
 	// authorizations are the starts and ends of wechat_authorize.
 	authorizations *authorizations
 
-	work   sync.WaitGroup
+	work   tasks
 	ctx    context.Context // ends background work
 	cancel context.CancelFunc
 
@@ -143,6 +143,48 @@ func (s *shared) firstBody(p *push, window time.Duration, guarded bool) bool {
 	return !found || known == text
 }
 
+// tasks are waited for together, and may become more meanwhile, which a sync.WaitGroup's may not.
+type tasks struct {
+	mu      sync.Mutex
+	running int
+	idle    chan struct{} // closed when none is left; nil: nobody waits
+}
+
+// Go runs a task.
+func (t *tasks) Go(task func()) {
+	t.mu.Lock()
+	t.running++
+	t.mu.Unlock()
+	go func() {
+		defer t.done()
+		task()
+	}()
+}
+
+func (t *tasks) done() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running--; t.running == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
+}
+
+// Wait returns once none is running.
+func (t *tasks) Wait() {
+	t.mu.Lock()
+	if t.running == 0 {
+		t.mu.Unlock()
+		return
+	}
+	if t.idle == nil {
+		t.idle = make(chan struct{})
+	}
+	idle := t.idle
+	t.mu.Unlock()
+	<-idle
+}
+
 // background runs work that a push began and whose answer does not wait for it. It survives reloads, has a
 // deadline, and is waited for when the process ends in good order.
 func (s *shared) background(work func(context.Context)) {
@@ -165,7 +207,7 @@ func (s *shared) runOut() {
 	timeout := time.After(exitTimeout)
 	look := time.NewTicker(exitLook)
 	defer look.Stop()
-	for s.calls.inFlight() > 0 {
+	for s.calls.inFlight() > 0 || s.calls.promises.Load() > 0 {
 		select {
 		case <-look.C:
 		case <-timeout:

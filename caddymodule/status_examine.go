@@ -256,7 +256,7 @@ func (x *examination) host(name string, h *hostHealth) HostStatus {
 	s.Error = h.class + ": " + h.reason
 	if h.failing.Load() {
 		s.Level = Red
-		x.found(hostFails(name, h.class, h.reason, x.app.proxyTo != nil))
+		x.found(hostFails(name, h.class, h.reason, x.app.usesProxy(name)))
 	}
 	return s
 }
