@@ -110,8 +110,8 @@ fmt-check: ## fail when a Go file is not formatted
 	@files=$$($(GOFILES) | xargs -0 gofmt -l); [ -z "$$files" ] || { echo "not formatted (make fmt):"; echo "$$files"; exit 1; }
 
 .PHONY: vet
-vet: ## go vet, with and without the build tag soak
-	@for m in $(MODULES); do echo "vet $$m"; (cd $$m && $(GO) vet ./... && $(GO) vet -tags soak ./...) || exit 1; done
+vet: ## go vet, with and without the build tags soak and nginx
+	@for m in $(MODULES); do echo "vet $$m"; (cd $$m && $(GO) vet ./... && $(GO) vet -tags soak,nginx ./...) || exit 1; done
 
 .PHONY: staticcheck
 staticcheck: ## staticcheck, as tools/go.mod pins it

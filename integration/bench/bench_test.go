@@ -66,7 +66,7 @@ func TestScenarios(t *testing.T) {
 	var b baseline
 	readJSON(t, o.baseline, &b)
 	want := []string{
-		"inbound: same program", "inbound: gateway", "inbound: no compression",
+		"inbound: same program", "inbound: same program, wechat_lean", "inbound: gateway", "inbound: gateway, transport http", "inbound: http, request buffers, no compression",
 		"outbound: stock, bare", "outbound: same program", "outbound: gateway", "outbound: redis",
 		"outbound-h2: stock, bare", "outbound-h2: same program", "outbound-h2: gateway",
 		"respond: gateway",
@@ -93,8 +93,8 @@ func TestScenarios(t *testing.T) {
 			t.Errorf("%s: the baseline has %+v, want %+v", key, then, ratio)
 		}
 		_, name, _ := strings.Cut(key, ": ")
-		if name == targetGateway && strings.Count(out.String(), "CPU, stock ÷ gateway: ") != 3 {
-			t.Error("the goals are not printed for each scenario that has them")
+		if name == targetGateway && strings.Count(out.String(), "CPU, stock ÷ gateway") != 4 {
+			t.Error("the goals are not printed for each scenario and each way that have them")
 		}
 		if !strings.Contains(out.String(), "| "+name+" |") {
 			t.Errorf("%s: no row in the tables", key)
@@ -463,8 +463,8 @@ func TestAlso(t *testing.T) {
 
 func TestVariantsByName(t *testing.T) {
 	t.Parallel()
-	got, err := chooseVariants("redis-cluster, no-compression")
-	if err != nil || len(got) != 2 || got[0].Name != "redis, cluster" || got[1].Name != "no compression" {
+	got, err := chooseVariants("redis-cluster, http-no-compression")
+	if err != nil || len(got) != 2 || got[0].Name != "redis, cluster" || got[1].Name != "http, no compression" {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if all, err := chooseVariants("all"); err != nil || len(all) != len(variants) {

@@ -255,7 +255,7 @@ func (t *target) settle(ctx context.Context, pause time.Duration) error {
 func (p plan) profiles(ctx context.Context, w *world, s *scenario, n int, out io.Writer) error {
 	fire := p.volley(n, 0)
 	for _, t := range s.targets {
-		if t.name == targetBare || t.name == targetSame {
+		if !t.rated { // it only passes on
 			continue
 		}
 		path := filepath.Join(w.dir, strings.NewReplacer(" ", "-", ",", "").Replace(s.name+"-"+t.name)+".pprof")

@@ -18,7 +18,16 @@ const (
 	targetStock   = "stock"        // the reference: stock Caddy that does what it can of the job
 	targetBare    = "stock, bare"  // stock Caddy that only passes on
 	targetSame    = "same program" // the gateway's program, configured as stock Caddy that only passes on
-	targetGateway = "gateway"
+	targetGateway = "gateway"      // as Caddyfile.example has it
+
+	targetSameLean    = "same program, wechat_lean"
+	targetGatewayHTTP = "gateway, transport http" // Caddy's own to the backend
+)
+
+// What a reverse_proxy behind wechat_message has in its block.
+const (
+	overLean = "transport wechat_lean" // as Caddyfile.example has it
+	overHTTP = "transport http"        // as it is without a word
 )
 
 // target is a server process under measurement.
@@ -30,6 +39,7 @@ type target struct {
 	site     string // lines of the site
 	traffic  traffic
 	far      *farEnd // nil: the server answers by itself
+	passing  string  // the target that only passes on, with the same program in the same way; empty: there is none
 	rated    bool    // takes part in the rounds at a fixed rate, too
 
 	gateway *integration.Gateway
@@ -130,7 +140,10 @@ func (w *world) scenarios() ([]*scenario, error) {
 	return []*scenario{inbound, overHTTP, overH2, w.respond()}, nil
 }
 
-const stockProxy = "route /wx/message/* {\n\treverse_proxy %s\n}\n"
+// proxying is a site that passes pushes on.
+func proxying(to, transport string) string {
+	return "route /wx/message/* {\n" + block("reverse_proxy "+to, transport) + "}\n"
+}
 
 func (w *world) inbound() (*scenario, error) {
 	sealed, err := w.farEnd(backend(false), nil)
@@ -142,26 +155,23 @@ func (w *world) inbound() (*scenario, error) {
 		return nil, err
 	}
 	s := &scenario{name: "inbound", what: "encrypted pushes of 512 B (80 %), 1 KB (15 %) and 4 KB (5 %), replies of 320 B"}
-	proxy := fmt.Sprintf(stockProxy, sealed.URL())
 	s.targets = []*target{
-		{name: targetStock, binary: w.stock, site: proxy, traffic: pushes{}, far: sealed, rated: true},
-		{name: targetSame, binary: w.gateway, site: proxy, traffic: pushes{}, far: sealed},
+		{name: targetStock, binary: w.stock, site: proxying(sealed.URL(), ""), traffic: pushes{}, far: sealed, passing: targetSame, rated: true},
+		{name: targetSame, binary: w.gateway, site: proxying(sealed.URL(), ""), traffic: pushes{}, far: sealed},
+		{name: targetSameLean, binary: w.gateway, site: proxying(sealed.URL(), overLean), traffic: pushes{}, far: sealed},
 	}
 	gateway := func(name, binary string, v variant) *target {
+		proxy, passing := cmp.Or(v.Proxy, overLean), targetSame
+		if strings.Contains(proxy, overLean) {
+			passing = targetSameLean
+		}
 		return &target{
-			name: name, binary: binary, global: w.wechat(opened, v), traffic: pushes{sealed: true}, far: opened, rated: true,
-			site: "route /wx/message/* {\n" + block("wechat_message", v.Message) + block("reverse_proxy "+opened.URL(), v.Proxy) + "}\n",
+			name: name, binary: binary, global: w.wechat(opened, v), traffic: pushes{sealed: true}, far: opened, passing: passing, rated: true,
+			site: "route /wx/message/* {\n" + block("wechat_message", v.Message) + block("reverse_proxy "+opened.URL(), proxy) + "}\n",
 		}
 	}
-	s.targets = append(s.targets, gateway(targetGateway, w.gateway, variant{}))
-	for _, p := range w.others {
-		s.targets = append(s.targets, gateway(p.name, p.binary, variant{}))
-	}
-	for _, v := range w.variants {
-		if v.Scenario == s.name {
-			s.targets = append(s.targets, gateway(v.Name, w.gateway, v))
-		}
-	}
+	s.targets = append(s.targets, gateway(targetGateway, w.gateway, variant{}), gateway(targetGatewayHTTP, w.gateway, variant{Proxy: overHTTP}))
+	w.further(s, gateway)
 	return w.named(s), nil
 }
 
@@ -178,25 +188,18 @@ func (w *world) outbound(name, what string, cert *tls.Certificate) (*scenario, e
 	s := &scenario{name: name, what: what + ", a small JSON answer"}
 	bare := "reverse_proxy " + without.URL() + "\n"
 	s.targets = []*target{
-		{name: targetStock, binary: w.stock, site: "uri query access_token " + accessToken + "\nreverse_proxy " + withToken.URL() + "\n", traffic: calls{}, far: withToken, rated: true},
-		{name: targetBare, binary: w.stock, site: bare, traffic: calls{}, far: without},
+		{name: targetStock, binary: w.stock, site: "uri query access_token " + accessToken + "\nreverse_proxy " + withToken.URL() + "\n", traffic: calls{}, far: withToken, passing: targetSame, rated: true},
+		{name: targetBare, binary: w.stock, site: bare, traffic: calls{}, far: without, passing: targetSame},
 		{name: targetSame, binary: w.gateway, site: bare, traffic: calls{}, far: without},
 	}
 	gateway := func(name, binary string, v variant) *target {
 		return &target{
-			name: name, binary: binary, global: w.wechat(withToken, v), traffic: calls{}, far: withToken, rated: true,
+			name: name, binary: binary, global: w.wechat(withToken, v), traffic: calls{}, far: withToken, passing: targetSame, rated: true,
 			site: block("wechat_api", v.API),
 		}
 	}
 	s.targets = append(s.targets, gateway(targetGateway, w.gateway, variant{}))
-	for _, p := range w.others {
-		s.targets = append(s.targets, gateway(p.name, p.binary, variant{}))
-	}
-	for _, v := range w.variants {
-		if v.Scenario == s.name {
-			s.targets = append(s.targets, gateway(v.Name, w.gateway, v))
-		}
-	}
+	w.further(s, gateway)
 	return w.named(s), nil
 }
 
@@ -207,6 +210,20 @@ func (w *world) respond() *scenario {
 		{name: targetStock, binary: w.stock, site: site, traffic: pages{}, rated: true},
 		{name: targetGateway, binary: w.gateway, site: site, traffic: pages{}, rated: true, global: w.wechat(nil, variant{})},
 	}})
+}
+
+// further adds the other builds, and the variants of the scenario.
+func (w *world) further(s *scenario, gateway func(name, binary string, v variant) *target) {
+	for _, p := range w.others {
+		other := gateway(p.name, p.binary, variant{})
+		other.passing = "" // another program's, which is not there
+		s.targets = append(s.targets, other)
+	}
+	for _, v := range w.variants {
+		if v.Scenario == s.name {
+			s.targets = append(s.targets, gateway(v.Name, w.gateway, v))
+		}
+	}
 }
 
 func (w *world) named(s *scenario) *scenario {
@@ -242,7 +259,8 @@ func indent(lines string) string {
 	return b.String()
 }
 
-// caddyfile is the target's configuration: Caddy's and the gateway's defaults, but for what listens where.
+// caddyfile is the target's configuration: Caddy's and the gateway's defaults, but for what listens where, and for the transport to the
+// backend, which Caddyfile.example chooses.
 func (t *target) caddyfile(admin, addr string) string {
 	return block("", "admin "+admin+"\nauto_https off\npersist_config off\n"+t.global) +
 		block("http://:"+integration.Port(addr), "bind 127.0.0.1\n"+t.site)

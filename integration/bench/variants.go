@@ -27,12 +27,9 @@ type variant struct {
 	Redis    bool   // needs redis-server
 	Wechat   string // lines of the global option wechat
 	Message  string // lines of wechat_message
-	Proxy    string // lines of reverse_proxy behind wechat_message
+	Proxy    string // lines of reverse_proxy behind wechat_message; empty: transport wechat_lean
 	API      string // lines of wechat_api
 }
-
-// variantLean is the name of the one that has a goal of its own.
-const variantLean = "lean transport"
 
 // variants are those that can be asked for by name. What is measured without them is the gateway's defaults.
 var variants = []variant{
@@ -51,16 +48,16 @@ var variants = []variant{
 		Wechat: "store redis {\n\taddress {$" + redisVariable + "}\n}",
 	},
 	{
-		Name: variantLean, Scenario: "inbound",
-		Proxy: "transport wechat_lean",
+		Name: "http, request buffers", Scenario: "inbound",
+		Proxy: overHTTP + "\nrequest_buffers 64KiB",
 	},
 	{
-		Name: "request buffers", Scenario: "inbound",
-		Proxy: "request_buffers 64KiB",
+		Name: "http, no compression", Scenario: "inbound",
+		Proxy: overHTTP + " {\n\tcompression off\n}",
 	},
 	{
-		Name: "no compression", Scenario: "inbound",
-		Proxy: "transport http {\n\tcompression off\n}",
+		Name: "http, request buffers, no compression", Scenario: "inbound",
+		Proxy: overHTTP + " {\n\tcompression off\n}\nrequest_buffers 64KiB",
 	},
 }
 
