@@ -40,28 +40,33 @@ func newEgress(t *testing.T) *egress {
 	return e
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler: it makes tunnels to WeChat, and nothing else.
 func (e *egress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	host := r.URL.Host
 	e.mu.Lock()
-	e.wanted[r.URL.Host]++
+	e.wanted[host]++
 	e.mu.Unlock()
-	if r.URL.Host != e.wechat() || r.Host != e.wechat() {
+	if r.Method != http.MethodConnect || host != e.wechat() || r.Host != e.wechat() {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
-	out := r.Clone(r.Context())
-	out.RequestURI = ""
-	resp, err := http.DefaultTransport.RoundTrip(out)
+	there, err := net.Dial("tcp", host)
 	if err != nil {
 		w.WriteHeader(http.StatusBadGateway)
 		return
 	}
-	defer func() { _ = resp.Body.Close() }()
-	for name, values := range resp.Header {
-		w.Header()[name] = values
+	w.WriteHeader(http.StatusOK)
+	here, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		_ = there.Close()
+		return
 	}
-	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body)
+	go func() { // ends with either
+		_, _ = io.Copy(there, buffered)
+		_ = there.Close()
+	}()
+	_, _ = io.Copy(here, there)
+	_ = here.Close()
 }
 
 func (e *egress) hosts() (list []string) {
@@ -140,9 +145,10 @@ func TestHostileClient(t *testing.T) {
 	}
 	w := newWorld(t, func(w *integration.World) {
 		polite(w)
+		w.TLS = true // plain http to this machine does not use the proxy
 		w.Caddyfile = config
 		w.Env = append(w.Env, "BI_KEY="+biKey)
-		out.wechat = func() string { return strings.TrimPrefix(w.WeChat.URL(), "http://") }
+		out.wechat = func() string { return strings.TrimPrefix(w.WeChat.TLSURL(), "https://") }
 	})
 	authorize(t, w)
 	s := &sdkWorld{World: w}

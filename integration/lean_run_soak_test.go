@@ -55,9 +55,9 @@ type leanRun struct {
 	t       *testing.T
 	w       *integration.World
 	backend *leanBackend
-	pools   map[string]*leanPool // by name
-	clients []*http.Client
-	plain   string // host and port of the http site
+	pools   map[string]*leanPool      // by name
+	clients map[string][]*http.Client // by transport: Go's h2 server may end a connection for what Caddy's own does on it
+	plain   string                    // host and port of the http site
 	openIDs map[string]string
 	stop    context.Context
 	wg      sync.WaitGroup
@@ -288,7 +288,9 @@ func (r *leanRun) dialers() {
 	h1.SetHTTP1(true)
 	h2.SetHTTP2(true)
 	h2c.SetUnencryptedHTTP2(true)
-	for _, protocols := range []*http.Protocols{h1, h2, h2c} {
+	r.clients = make(map[string][]*http.Client)
+	for i := range 6 {
+		behind, protocols := []string{"http", lean}[i/3], []*http.Protocols{h1, h2, h2c}[i%3]
 		transport := &http.Transport{
 			Protocols: protocols, DisableCompression: true, ExpectContinueTimeout: time.Second, MaxIdleConnsPerHost: 16,
 			TLSClientConfig: trusting.Transport.(*http.Transport).TLSClientConfig.Clone(),
@@ -300,7 +302,7 @@ func (r *leanRun) dialers() {
 		transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, to)
 		}
-		r.clients = append(r.clients, &http.Client{Transport: transport, CheckRedirect: plainClient.CheckRedirect})
+		r.clients[behind] = append(r.clients[behind], &http.Client{Transport: transport, CheckRedirect: plainClient.CheckRedirect})
 	}
 }
 
@@ -353,7 +355,7 @@ type leanAsk struct {
 // question throws the dice for a request.
 func (r *leanRun) question(dice *mrand.Rand, kind string, script int) leanAsk {
 	q := leanAsk{
-		kind: kind, script: leanScripts[script], number: script, client: dice.IntN(len(r.clients)), seed: dice.Int32(),
+		kind: kind, script: leanScripts[script], number: script, client: dice.IntN(len(r.clients[lean])), seed: dice.Int32(),
 		size: leanSize(dice), up: -1, known: dice.IntN(2) == 0, slow: dice.IntN(4) == 0,
 		method: []string{"GET", "GET", "POST", "POST", "PUT", "DELETE", "HEAD"}[dice.IntN(7)],
 	}
@@ -368,7 +370,8 @@ func (r *leanRun) question(dice *mrand.Rand, kind string, script int) leanAsk {
 		}
 		q.expect = dice.IntN(8) == 0
 	}
-	if dice.IntN(10) == 0 {
+	// When a stream ends while Go's h2 server writes a 1xx answer, it may still be reading the header that reverse_proxy changes then.
+	if dice.IntN(10) == 0 && !(q.client > 0 && q.script.before) {
 		q.leave = time.Duration(1 + dice.IntN(20_000_000))
 	}
 	return q
@@ -466,7 +469,11 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 			req.Header.Set("Expect", "100-continue")
 		}
 	}
-	res, err := r.clients[q.client].Do(req)
+	res, err := r.clients[transport][q.client].Do(req)
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		got.outcome = cameLeft // net/http's client: the one before on its connection hung up when all had been said
+		return got
+	}
 	if err != nil {
 		got.outcome, got.why = cameCut, err.Error()
 		return got
@@ -534,7 +541,7 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 
 // compare judges an exchange over both transports.
 func (r *leanRun) compare(q leanAsk, stock, got leanGot) {
-	if q.leave > 0 || r.stop.Err() != nil {
+	if q.leave > 0 || got.outcome == cameLeft || r.stop.Err() != nil {
 		return
 	}
 	what := fmt.Sprintf("%s, %s (%s, answer %d, request %d, known %t, trailer %t, expect %t, client %d)", q.kind, q.script.name, q.method, q.size, q.up, q.known, q.trailer, q.expect, q.client)
@@ -544,10 +551,12 @@ func (r *leanRun) compare(q leanAsk, stock, got leanGot) {
 		// Where backends hang up unsaid, a request may meet its end; and what a backend says unasked may come between.
 		ok = got.outcome == cameWhole || q.kind == "fickle" && (got.outcome == cameRefused || got.outcome == cameMisled)
 		switch {
-		case strings.HasPrefix(q.script.name, "early") && q.up > 16<<10: // it depends on how much the kernels have taken
+		case strings.HasPrefix(q.script.name, "early") && (q.up > 16<<10 || q.up > 0 && !q.known):
+			// It depends on how much the kernels have taken, and, over HTTP/1.1, on who is first to read the request's body: Go's server, which
+			// closes it then, breaks the exchange off over either transport.
 			ok = ok || got.outcome == stock.outcome || got.outcome == cameCut
-		case q.script.name == "304": // Go's h2 client misses the body that a Content-Length speaks of
-			ok = ok || got.outcome == stock.outcome
+		case q.script.name == "304" && q.client > 0: // Go's h2 client misses the body that a Content-Length speaks of
+			ok = ok || got.outcome == cameCut && got.status == http.StatusNotModified
 		}
 	case wantCut:
 		ok = got.outcome == cameCut || got.outcome == cameRefused || got.outcome == cameMisled && q.kind == "fickle"
@@ -740,7 +749,7 @@ func (r *leanRun) load(every time.Duration, times int) {
 
 // rest waits until the gateway is as it was at the first rest, and nothing is open to any backend.
 func (r *leanRun) rest(after time.Duration, busy int) {
-	for _, c := range r.clients {
+	for _, c := range slices.Concat(r.clients["http"], r.clients[lean]) {
 		c.CloseIdleConnections()
 	}
 	rest := leanRest{after: after, busy: busy, exchanges: r.exchanges.Load(), pushes: r.pushes.Load()}
@@ -769,6 +778,8 @@ func (r *leanRun) rest(after time.Duration, busy int) {
 	if _, after, ok := strings.Cut(text, "# HeapAlloc = "); ok {
 		_, _ = fmt.Sscan(after, &rest.heap)
 		rest.heap >>= 10
+	} else {
+		r.wrong("no heap profile: %s", text[:min(len(text), 200)])
 	}
 	r.rests = append(r.rests, rest)
 }
@@ -801,7 +812,10 @@ func (r *leanRun) finish() string {
 		r.wrong("in the gateway's log: %s", found)
 	}
 	first, last := r.rests[0], r.rests[len(r.rests)-1]
-	if last.rss > first.rss*3/2+100 {
+	if last.heap > first.heap*3/2 {
+		r.wrong("the heap that lives has grown from %d to %d KiB", first.heap, last.heap)
+	}
+	if !raceEnabled && last.rss > first.rss*3/2+100 { // the race detector's own memory grows
 		r.wrong("resident memory has grown from %d to %d MiB", first.rss, last.rss)
 	}
 	for _, p := range r.pools {

@@ -102,7 +102,17 @@ func TestLoginFlows(t *testing.T) {
 			if err := w.Gateway.Kill(); err != nil {
 				return err
 			}
-			return w.Gateway.Start(t.Context())
+			if err := w.Gateway.Start(t.Context()); err != nil {
+				return err
+			}
+			eventually(t, "its certificate is there again", func() error { // Caddy looks for it when it listens already
+				resp, err := httpsClient(t, w).Get(w.URL("/"))
+				if err == nil {
+					_ = resp.Body.Close()
+				}
+				return err
+			})
+			return nil
 		},
 	}
 	for _, tt := range []struct{ base, appid, funcKey, scope, between, place string }{
