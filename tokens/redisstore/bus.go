@@ -94,6 +94,7 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	heard := make(chan any, maxHeard)
 	failed := make(chan error, 1)
 	begin := func() {
+		s.freeAgain()
 		l.Listening(true)
 		begun()
 		wg.Go(func() { s.checkServer(ctx) })

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,8 +25,9 @@ const (
 	// A lock that is another's is tried again after pauseFirst, and then after up to pauseMost, less half by chance.
 	pauseFirst = 10 * time.Millisecond
 	pauseMost  = 100 * time.Millisecond
-	// releaseLimit bounds an unlock; a lock that is not released ends with its lease.
+	// releaseLimit bounds an unlock. One that fails is tried again every releaseEvery, until the lease has ended by itself.
 	releaseLimit = time.Second
+	releaseEvery = 200 * time.Millisecond
 )
 
 // lock is a lock that this store holds, or takes it that it does.
@@ -102,16 +104,53 @@ func (s *Store) abandon(l *lock) {
 }
 
 // abandonLocked is abandon where mu is held.
-func (s *Store) abandonLocked(l *lock) {
-	if !s.closed {
-		s.work.Go(func() { s.release(l) })
+func (s *Store) abandonLocked(l *lock) { s.freeLocked(freedLock{l, time.Now().Add(s.lease)}) }
+
+// freeLocked releases locks in the background, each until that is done or its lease has ended. The caller holds mu.
+func (s *Store) freeLocked(locks ...freedLock) {
+	if s.closed {
+		return
 	}
+	s.work.Go(func() {
+		for _, l := range locks {
+			for time.Now().Before(l.end) && s.release(l.lock) != nil {
+				select {
+				case <-s.closing:
+					return
+				case <-time.After(releaseEvery):
+				}
+			}
+		}
+	})
 }
 
-func (s *Store) release(l *lock) {
+func (s *Store) release(l *lock) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
 	defer cancel()
-	_ = unlockScript.Run(ctx, s.client, l.keys(), l.owner).Err() // else its lease ends
+	return unlockScript.Run(ctx, s.client, l.keys(), l.owner).Err()
+}
+
+// freedLock is a lock that was given back, and when its lease ends if a server does not know that.
+type freedLock struct {
+	*lock
+	end time.Time
+}
+
+// freed notes a lock that a server has taken back.
+func (s *Store) freed(l *lock) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.free = slices.DeleteFunc(s.free, func(f freedLock) bool { return now.After(f.end) })
+	s.free = append(s.free, freedLock{l, now.Add(s.lease)})
+}
+
+// freeAgain releases once more, in the background, what was given back of late: the server that the store has come back to
+// may have got the locks, and not their ends.
+func (s *Store) freeAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freeLocked(slices.Clone(s.free)...)
 }
 
 func (s *Store) unlock(name string, l *lock) {
@@ -121,7 +160,11 @@ func (s *Store) unlock(name string, l *lock) {
 	}
 	l.renewal.Stop()
 	s.mu.Unlock()
-	s.release(l)
+	if s.release(l) != nil {
+		s.abandon(l)
+		return
+	}
+	s.freed(l)
 }
 
 // renew prolongs the lease of a lock that is held, and plans the next time.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,6 +103,47 @@ func TestWriteUnderALostLock(t *testing.T) {
 	if after, err := strconv.ParseUint(b.fence(locked), 10, 64); err != nil || after <= before {
 		t.Errorf("number %d after %d (%v)", after, before, err)
 	}
+}
+
+// What Redis did not hear of an unlock, it hears when it is back: the others do not wait for the lease to end.
+func TestUnlockThatIsLost(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(*redistest.Relay){"down": (*redistest.Relay).Cut, "hangs": (*redistest.Relay).Hang} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			relay := redistest.NewRelay(t, server.Addr)
+			a, b := open(t, Options{Addresses: []string{relay.Addr}}), open(t, Options{Addresses: []string{server.Addr}})
+			a.lease = time.Minute
+			unlock := mustLock(t, a)
+			fail(relay)
+			unlock()
+			relay.Pass()
+			mustLock(t, b)()
+		})
+	}
+}
+
+// A replica that took over may have got a lock and not its end.
+func TestUnlockThatTheReplicaDidNotGet(t *testing.T) {
+	t.Parallel()
+	server, a, b := pair(t, time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
+	on := make(listening, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { a.Watch(ctx, on) })
+	defer wg.Wait()
+	defer cancel()
+	if !<-on {
+		t.Fatal("does not listen")
+	}
+	unlock := mustLock(t, a)
+	key := lockKey(a.place(locked))
+	owner := server.Do("GET", key)
+	unlock()
+	server.Do("SET", key, owner, "PX", time.Minute.Milliseconds())
+	server.Do("CLIENT", "KILL", "TYPE", "pubsub")
+	mustLock(t, b)()
 }
 
 // A waiter hears of a free lock in a fraction of a second.

@@ -137,10 +137,12 @@ type Store struct {
 	report  func(error)
 	lease   time.Duration // of a lock
 
-	mu     sync.Mutex
-	closed bool
-	held   map[string]*lock // by name
-	work   sync.WaitGroup   // releases that nobody waits for, and claims; begun under mu or that of claims
+	mu      sync.Mutex
+	closed  bool
+	closing chan struct{}    // closed with closed
+	held    map[string]*lock // by name
+	free    []freedLock      // of the time of one lease
+	work    sync.WaitGroup   // releases that nobody waits for, and claims; begun under mu or that of claims
 
 	claims batcher
 }
@@ -168,7 +170,8 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife, held: make(map[string]*lock),
+		origin: rand.Text(), report: o.Report, lease: leaseLife,
+		closing: make(chan struct{}), held: make(map[string]*lock),
 	}, nil
 }
 
@@ -201,7 +204,10 @@ func (noLog) Printf(context.Context, string, ...any) {}
 // Close ends the store's connections. Later operations fail with tokens.ErrClosed.
 func (s *Store) Close() {
 	s.mu.Lock()
-	s.closed = true
+	if !s.closed {
+		s.closed = true
+		close(s.closing)
+	}
 	for _, l := range s.held {
 		l.renewal.Stop()
 	}
