@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -251,6 +252,23 @@ func shown(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// forTerminal is a text from elsewhere as it may be written to w: as it is, or, on a terminal, with escapes in place of what could
+// steer that.
+func forTerminal(w io.Writer, s string) string {
+	if !isTerminal(w) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || r == '\t' || r != '\ufeff' && !unicode.IsControl(r) && !unicode.In(r, unicode.Bidi_Control) {
+			b.WriteRune(r)
+			continue
+		}
+		b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+	}
+	return b.String()
 }
 
 // orDash is what a cell shows that has nothing to say.

@@ -93,7 +93,7 @@ func (p *decryptParams) run(args []string, in io.Reader, out, talk io.Writer) (o
 	}
 	// The plaintext alone is what a pipe gets.
 	d.print(talk)
-	_, _ = out.Write(d.message)
+	_, _ = io.WriteString(out, forTerminal(out, string(d.message)))
 	if isTerminal(out) {
 		_, _ = fmt.Fprintln(out)
 	}
@@ -424,7 +424,7 @@ func (c *capture) decryptEcho(d *decryption, q *pushQuery, all []*pushKeys) {
 // print shows all but the plaintext.
 func (d *decryption) print(w io.Writer) {
 	line := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%-9s %s\n", name, fmt.Sprintf(format, args...))
+		_, _ = fmt.Fprintf(w, "%-9s %s\n", name, shown(fmt.Sprintf(format, args...)))
 	}
 	head := "opened"
 	if !d.Opened {

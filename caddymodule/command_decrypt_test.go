@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/spf13/cobra"
 )
@@ -173,6 +174,19 @@ func TestDecryptOfPlaintext(t *testing.T) {
 		if json.Unmarshal([]byte(out), &d) != nil || d.Verdict != tt.verdict || d.AppID != tt.what || code != tt.code || err != nil {
 			t.Errorf("%s: %d %v %s", tt.name, code, err, out)
 		}
+	}
+}
+
+// What is said of a push of a stranger does not steer the terminal.
+func TestDecryptShowsNoControls(t *testing.T) {
+	t.Parallel()
+	in := `{"MsgType":"text\u001b[2J","Event":"e\u009b31m","M\u001b]0;pwn\u0007":"x"}`
+	out, talk, _, err := runCommand(t, decryptCommand(), []byte(in), "--config", commandConfig(t))
+	if err != nil || !strings.Contains(out+talk, "M]0;pwn") {
+		t.Errorf("%v: %s%s", err, out, talk)
+	}
+	if i := strings.IndexFunc(out+talk, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
+		t.Errorf("%q", out+talk)
 	}
 }
 

@@ -535,7 +535,7 @@ func (o *outgoing) judgeMessage(r *sendResult, message []byte, f *crypto.Fields)
 
 func (r *sendResult) print(w io.Writer) {
 	line := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%-9s %s\n", name, fmt.Sprintf(format, args...))
+		_, _ = fmt.Fprintf(w, "%-9s %s\n", name, shown(fmt.Sprintf(format, args...)))
 	}
 	if r.Keys != "" {
 		line("keys", "%s", r.Keys)
@@ -554,6 +554,6 @@ func (r *sendResult) print(w io.Writer) {
 		line("answered", "%s", r.Kind)
 	}
 	if r.Reply != "" {
-		_, _ = fmt.Fprintf(w, "\n%s\n", r.Reply)
+		_, _ = fmt.Fprintf(w, "\n%s\n", forTerminal(w, r.Reply))
 	}
 }

@@ -272,11 +272,7 @@ func (p *push) open(candidates []candidate) error {
 				return errSignature
 			}
 			p.opened, p.codec, p.platform, p.account = opened, c.codec, c.platform, c.account
-			p.ring().opened(opened, false)
-			if crypto.ScanFields(opened.Message, &p.fields) != nil {
-				return errPlaintext
-			}
-			return nil
+			return p.scan()
 		case errors.Is(err, crypto.ErrReceiveID):
 			worst = errReceiveID
 		case errors.Is(err, crypto.ErrDecrypt) && c.account != nil && len(c.account.AESKeys) == 0:
@@ -286,6 +282,18 @@ func (p *push) open(candidates []candidate) error {
 		}
 	}
 	return worst
+}
+
+// scan reads the fields of a push that was opened, and notes that it was. What doctor pushes says nothing of WeChat.
+func (p *push) scan() error {
+	err := crypto.ScanFields(p.opened.Message, &p.fields)
+	if string(p.fields.Event) != doctorEvent && string(p.fields.InfoType) != doctorEvent {
+		p.ring().opened(p.opened, p.plain)
+	}
+	if err != nil {
+		return errPlaintext
+	}
+	return nil
 }
 
 // ring is that of the credentials that opened the push.
@@ -313,12 +321,9 @@ func (p *push) openPlain(candidates []candidate) error {
 		}
 		p.plain, p.codec, p.account = true, c.codec, c.account
 		p.opened = crypto.Opened{Message: p.body}
-		p.ring().opened(p.opened, true)
-		if crypto.ScanFields(p.body, &p.fields) != nil {
-			return errPlaintext
-		}
+		err := p.scan()
 		p.format = p.fields.Format
-		return nil
+		return err
 	}
 	return errPlainPush
 }

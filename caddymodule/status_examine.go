@@ -40,7 +40,7 @@ type examination struct {
 
 // examine looks at what service depends on: store, tickets and tokens.
 func (a *App) examine(ctx context.Context) *examination {
-	x := &examination{app: a, now: time.Now(), platforms: []PlatformStatus{}, accounts: []AccountStatus{}}
+	x := &examination{app: a, now: time.Now(), findings: []Finding{}, platforms: []PlatformStatus{}, accounts: []AccountStatus{}}
 	x.examineStore(ctx)
 	tokenCtx, cancel := context.WithTimeout(ctx, tokenCheckWait)
 	defer cancel()

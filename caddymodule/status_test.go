@@ -179,6 +179,9 @@ func TestStatusOfAHealthyGateway(t *testing.T) {
 	if s.Level != Green || len(s.Findings) > 0 || !isReady(app) {
 		t.Errorf("%s, %v, ready %t", s.Level, s.codes(), isReady(app))
 	}
+	if text, err := json.Marshal(s); err != nil || !strings.Contains(string(text), `"findings":[]`) {
+		t.Errorf("%v, %s", err, text) // no null: scripts go through the list
+	}
 	p := s.Platforms[0]
 	if p.Level != Green || p.Ticket == nil || p.Ticket.Age > 60 || p.Token.Expires == nil || p.Token.Refreshed == nil || p.LastPush == nil || s.Pushes.Last == nil {
 		t.Errorf("%+v", p)
@@ -375,11 +378,20 @@ func TestStatusOfRefusedPushes(t *testing.T) {
 	if after := pushFindings(); after != before {
 		t.Errorf("%d findings after garbage, %d before", after, before)
 	}
+	// Nor does what doctor pushes, whoever's keys it has.
+	doctored := "<xml><ToUserName>gh_x</ToUserName><FromUserName>doctor</FromUserName><CreateTime>" + createTime + "</CreateTime><MsgType>event</MsgType><Event>" + doctorEvent + "</Event></xml>"
+	if rec := serve(t, m, accountSender(t).push(account, doctored), quiet); rec.Code != http.StatusOK {
+		t.Fatal(rec.Code)
+	}
+	s := look(t, app)
+	if after := pushFindings(); after != before || s.Accounts[0].LastPush != nil || s.Accounts[0].Keys[0].LastUsed != nil {
+		t.Errorf("%d findings after a push of doctor, %d before; %+v", after, before, s.Accounts[0])
+	}
 	// One push that opens shows it mended, for that account.
 	if rec := serve(t, m, accountSender(t).push(account, textMessage("hello")), quiet); rec.Code != http.StatusOK {
 		t.Fatal(rec.Code)
 	}
-	s := look(t, app)
+	s = look(t, app)
 	s.hasNot(t, codePushSignature, codePushKey, codePushReceiveID)
 	s.has(t, Red, codePushNoKey, strangerID, "has no aes_key")
 	if s.Accounts[0].LastPush == nil || s.Accounts[1].LastPush != nil || s.Accounts[0].Mode != modeSafe || s.Accounts[1].Mode != modePlain {
@@ -428,6 +440,8 @@ func TestStatusOfARotation(t *testing.T) {
 	old := newSender(t, platformID, platformToken, platformOldKey)
 	old.idName = "AppId"
 	serve(t, e, old.push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil)
+	doctored := "<xml><AppId>" + platformID + "</AppId><CreateTime>" + createTime + "</CreateTime><InfoType>" + doctorEvent + "</InfoType></xml>"
+	serve(t, e, platformSender(t).push("/wx/event", doctored), nil) // which does not tell whether WeChat has the new key
 	s := look(t, app)
 	s.has(t, Yellow, "rotation_unfinished", platformID, "older aes_key")
 	keys := s.Platforms[0].Keys
