@@ -8,6 +8,9 @@ import (
 
 // Admin adds the gateway's own routes to Caddy's admin endpoint. They return state, never a token, a key or a message.
 //
+// They speak for the configuration that is in force, also after a reload that was refused, when the endpoint itself is already
+// where the refused configuration has it. Before the first one is in force they answer 503.
+//
 //	GET /wechat/status
 //
 // is the state of platforms, accounts, clients, the store, WeChat's hosts, backends and pushes, with findings: what is
@@ -81,9 +84,10 @@ func (*Admin) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "admin.api.wechat", New: func() caddy.Module { return new(Admin) }}
 }
 
-// Provision gets the app, if there is one.
+// Provision gets the app, if there is one. It is not in force yet and may never be: Caddy starts the new endpoint first, and
+// does not bring the old one back when it refuses the configuration after that.
 func (a *Admin) Provision(ctx caddy.Context) error {
-	a.operations.logger = caddy.Log().Named("admin.api.wechat")
+	a.operations.logger, a.operations.running = caddy.Log().Named("admin.api.wechat"), &running
 	v, err := ctx.AppIfConfigured("wechat")
 	if errors.Is(err, caddy.ErrNotConfigured) {
 		return nil

@@ -16,8 +16,14 @@ import (
 // adminMux serves the admin routes as Caddy's admin endpoint does.
 func adminMux(t *testing.T, app *App) *http.ServeMux {
 	t.Helper()
+	return muxOf(t, &Admin{operations{app: app, logger: zap.NewNop()}})
+}
+
+// muxOf has the routes of an admin endpoint, as Caddy makes them reachable.
+func muxOf(t *testing.T, admin *Admin) *http.ServeMux {
+	t.Helper()
 	mux := http.NewServeMux()
-	for _, route := range (&Admin{operations{app, zap.NewNop()}}).Routes() {
+	for _, route := range admin.Routes() {
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := route.Handler.ServeHTTP(w, r)
 			if refused, ok := err.(caddy.APIError); ok {

@@ -89,6 +89,7 @@ type App struct {
 	env         *tokens.Environment
 	poolKey     string
 	shared      *shared
+	generations *generations // that this one joins when it comes in force
 	activate    sync.Once
 }
 
@@ -122,7 +123,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	a.shared, a.poolKey = shared, store.Identity()
+	a.shared, a.poolKey, a.generations = shared, store.Identity(), &running
 	a.env = &tokens.Environment{
 		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: &watcher{shared.health, shared},
 	}
@@ -313,6 +314,7 @@ func (a *App) Cleanup() error {
 		return nil
 	}
 	a.activate.Do(func() {}) // a request that a refused configuration had taken in must not put it in force
+	a.generations.leave(a)
 	a.shared.retire(a.env)
 	err := releaseShared(a.poolKey)
 	a.env.API.Close()
@@ -320,8 +322,14 @@ func (a *App) Cleanup() error {
 }
 
 // inForce makes this generation current, once. Start does it, or the first request, whichever comes first: apps
-// start in random order, and a site may be served before Start is called here.
-func (a *App) inForce() { a.activate.Do(func() { a.shared.use(a.env) }) }
+// start in random order, and a site may be served before Start is called here. The admin endpoint, which Caddy starts while
+// apps are still being provisioned, must not do it: it asks generations.
+func (a *App) inForce() {
+	a.activate.Do(func() {
+		a.shared.use(a.env)
+		a.generations.enter(a)
+	})
+}
 
 // wantConfirmFiles has the platforms' verification files fetched ahead. It is for Provision: an environment in force is
 // not changed any more.

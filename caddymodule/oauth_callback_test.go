@@ -116,7 +116,7 @@ func TestOAuthLaterTheCodeIsUsed(t *testing.T) {
 		defer inner.manager.Close()
 		defer inner.users.Close()
 		o := *f.OAuth
-		o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner}
+		o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
 		get := func() *httptest.ResponseRecorder {
 			return serve(t, &o, httptest.NewRequest(http.MethodGet, oauthBase+"/authUserReceive/"+accountID+"/verify?code=c1&state=s", nil), nil)
 		}

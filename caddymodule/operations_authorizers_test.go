@@ -210,7 +210,7 @@ func TestAdminOperationsKeepSecrets(t *testing.T) {
 	for _, failing := range []bool{false, true} {
 		app, wx := operated(t)
 		mux := http.NewServeMux()
-		for _, route := range (&Admin{operations{app, zap.New(core)}}).Routes() {
+		for _, route := range (&Admin{operations{app: app, logger: zap.New(core)}}).Routes() {
 			mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 				if err := route.Handler.ServeHTTP(w, r); err != nil {
 					http.Error(w, fmt.Sprintf("%+v", err), err.(caddy.APIError).HTTPStatus)

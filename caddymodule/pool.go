@@ -126,6 +126,45 @@ func (s *shared) retire(env *tokens.Environment) {
 	}
 }
 
+// running are the generations of this process.
+var running generations
+
+// generations are the configurations that are in force, the newest last. While a reload is under way there are two: Caddy starts
+// the new one before it stops the old one.
+type generations struct {
+	mu   sync.Mutex
+	apps []*App
+}
+
+// enter notes that a configuration came in force.
+func (g *generations) enter(a *App) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.apps = append(g.apps, a)
+}
+
+// leave notes that a configuration ends. It may never have been in force.
+func (g *generations) leave(a *App) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.apps, a); i >= 0 {
+		g.apps = slices.Delete(g.apps, i, i+1)
+	}
+}
+
+// current is a configuration itself while it is in force, and else the newest that is; nil: none is.
+func (g *generations) current(own *App) *App {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case len(g.apps) == 0:
+		return nil
+	case own != nil && slices.Contains(g.apps, own):
+		return own
+	}
+	return g.apps[len(g.apps)-1]
+}
+
 // firstBody reports whether a push in plaintext mode is the first with its timestamp and nonce, or the same as that: its
 // signature covers these alone, and whoever saw it could put it on a text of their own. Guarded: one that is new here is
 // to be compared with what came to other nodes.

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -175,7 +176,8 @@ func tryCall(w *integration.World, path string) (status int, text string, cut in
 }
 
 // TestReloadRefused: a configuration that cannot be put in force, for a mistake of its own or because a listener is not
-// to be had, changes nothing: neither the accounts that are known nor any token.
+// to be had, changes nothing: neither the accounts that are known nor any token. The admin endpoint, which Caddy leaves where the
+// refused configuration has it, goes on to speak for the one in force.
 func TestReloadRefused(t *testing.T) {
 	t.Parallel()
 	config, err := os.ReadFile("../Caddyfile.example")
@@ -202,11 +204,20 @@ func TestReloadRefused(t *testing.T) {
 	})
 	authorize(t, w)
 	added := strings.Replace(string(config), "\t\tclient crm {", "\t\taccount "+addedAccount+" {\n\t\t\tsecret {env.ADDED_SECRET}\n\t\t}\n\t\tclient crm {", 1)
+	const late = "\nhttp://:1 {\n\tbind 192.0.2.1\n\trespond nowhere\n}\n"
+	other := strings.Replace(string(config), "account {$WECHAT_ACCOUNT_APPID:"+integration.AccountID+"}", "account "+addedAccount, 1) // in AccountID's place
+	other = strings.Replace(other, "client crm", "client erp", 1)
+	global, _, _ := strings.Cut(string(config), "\twechat {\n")
+	_, sites, _ := strings.Cut(string(config), "\n\ton_demand_tls {\n")
 	for _, tt := range []struct{ config, want string }{
 		{strings.Replace(added, "{env.SHOP_SECRET}", "{env.NO_SUCH_SECRET}", 1),
 			"account " + integration.AccountID + ": secret: {env.NO_SUCH_SECRET} resolves to nothing"},
 		{added + "\nhttp://:" + integration.Port(taken.Addr().String()) + " {\n\tbind 127.0.0.1\n\trespond late\n}\n", "listen"},
-		{added + "\nhttp://:1 {\n\tbind 192.0.2.1\n\trespond nowhere\n}\n", "listen"},
+		{added + late, "listen"},
+		{other + late, "listen"},
+		{strings.Replace(other, "\twechat {\n", "\tstorage file_system "+filepath.Join(w.Dir, "elsewhere")+"\n\twechat {\n", 1) + late, "listen"},
+		{global + "}\n" + late, "listen"},
+		{global + "\ton_demand_tls {\n" + sites, "needs the global option wechat"},
 	} {
 		write(tt.config)
 		if err := w.Gateway.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -220,9 +231,60 @@ func TestReloadRefused(t *testing.T) {
 		if status, body := call(t, w, http.MethodGet, "/"+addedAccount+"/cgi-bin/user/info?openid=o", bearer(w), ""); !strings.Contains(body, "errcode") || w.WeChat.Journal().Refreshes(wxsim.KindStable, addedAccount) != 0 {
 			t.Errorf("the account of the refused configuration is known: %d %s", status, body)
 		}
+		checkAdminInForce(t, w)
+		if tt.config == other+late {
+			if resp, body := fetch(t, adminClient, http.MethodPost, "http://"+w.Admin+"/wechat/refresh/"+integration.AccountID, nil, ""); resp.StatusCode != http.StatusOK {
+				t.Errorf("refresh: %d %s", resp.StatusCode, body)
+			}
+		}
 	}
+	reload := func(content string) {
+		t.Helper()
+		write(content)
+		if err := w.Gateway.Reload(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	reload(global + "}\n") // which is accepted
+	if resp, body := fetch(t, adminClient, http.MethodGet, "http://"+w.Admin+"/wechat/status", nil, ""); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, "no global option wechat") {
+		t.Errorf("status without the global option: %d %s", resp.StatusCode, body)
+	}
+	reload(string(config))
+	checkAdminInForce(t, w)
 	if got := w.WeChat.Journal().Refreshes(wxsim.KindComponent, integration.PlatformID); got != 1 {
 		t.Errorf("%d component tokens were fetched", got)
 	}
 	checkViolations(t, w)
 }
+
+// checkAdminInForce asks the admin endpoint for which configuration it speaks: it has to be Caddyfile.example.
+func checkAdminInForce(t *testing.T, w *integration.World) {
+	t.Helper()
+	admin := "http://" + w.Admin + "/wechat/"
+	resp, body := fetch(t, adminClient, http.MethodGet, admin+"status", nil, "")
+	var status struct {
+		Accounts []struct{ AppID string }
+		Clients  []struct{ Name string }
+		Findings []struct{ Code string }
+	}
+	if err := json.Unmarshal([]byte(body), &status); err != nil || resp.StatusCode != http.StatusOK || len(status.Accounts) != 1 ||
+		status.Accounts[0].AppID != integration.AccountID || len(status.Clients) != 1 || status.Clients[0].Name != "crm" {
+		t.Errorf("status: %d %s", resp.StatusCode, body)
+	}
+	for _, f := range status.Findings {
+		if f.Code == "store_down" {
+			t.Errorf("status: %s", body)
+		}
+	}
+	if resp, body := fetch(t, adminClient, http.MethodGet, admin+"ready", nil, ""); resp.StatusCode != http.StatusOK {
+		t.Errorf("ready: %d %s", resp.StatusCode, body)
+	}
+	// Only who knows the account says what is wrong with this, and WeChat is not asked.
+	if resp, body := fetch(t, adminClient, http.MethodPost, admin+"refresh/"+integration.AccountID+"?platform="+integration.PlatformID, nil, ""); resp.StatusCode != http.StatusBadRequest ||
+		!strings.Contains(body, integration.AccountID+" is in the configuration") {
+		t.Errorf("refresh: %d %s", resp.StatusCode, body)
+	}
+}
+
+// adminClient has a connection for each request: none leads to the endpoint that was there before a reload.
+var adminClient = &http.Client{Timeout: plainClient.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
