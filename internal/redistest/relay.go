@@ -17,7 +17,8 @@ type Relay struct {
 
 	mu     sync.Mutex
 	target string
-	gate   chan struct{} // closed while bytes may pass
+	asked  chan struct{} // closed while what is asked may pass
+	told   chan struct{} // closed while answers may
 	closed bool          // no connection is made
 	slow   time.Duration // each piece waits for so long
 	conns  map[net.Conn]bool
@@ -30,8 +31,9 @@ func NewRelay(t testing.TB, target string) *Relay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Relay{Addr: l.Addr().String(), listener: l, target: target, gate: make(chan struct{}), conns: make(map[net.Conn]bool)}
-	close(r.gate)
+	r := &Relay{Addr: l.Addr().String(), listener: l, target: target, asked: make(chan struct{}), told: make(chan struct{}), conns: make(map[net.Conn]bool)}
+	close(r.asked)
+	close(r.told)
 	r.wg.Go(r.accept)
 	t.Cleanup(func() {
 		_ = l.Close()
@@ -67,22 +69,41 @@ func (r *Relay) breakAll() {
 func (r *Relay) Hang() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	select {
-	case <-r.gate:
-		r.gate = make(chan struct{})
-	default:
-	}
+	bar(&r.asked)
+	bar(&r.told)
 }
 
-// Pass ends Hang and Cut.
+// HangAnswers lets what is asked pass, and no answer, until Pass.
+func (r *Relay) HangAnswers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bar(&r.told)
+}
+
+// Pass ends Hang, HangAnswers and Cut.
 func (r *Relay) Pass() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = false
+	for _, gate := range []chan struct{}{r.asked, r.told} {
+		if !isOpen(gate) {
+			close(gate)
+		}
+	}
+}
+
+func bar(gate *chan struct{}) {
+	if isOpen(*gate) {
+		*gate = make(chan struct{})
+	}
+}
+
+func isOpen(gate chan struct{}) bool {
 	select {
-	case <-r.gate:
+	case <-gate:
+		return true
 	default:
-		close(r.gate)
+		return false
 	}
 }
 
@@ -124,8 +145,8 @@ func (r *Relay) accept() {
 			r.conns[far] = true
 			r.mu.Unlock()
 			defer r.end(far)
-			r.wg.Go(func() { r.copy(far, near); _ = far.Close(); _ = near.Close() })
-			r.copy(near, far)
+			r.wg.Go(func() { r.copy(far, near, &r.asked); _ = far.Close(); _ = near.Close() })
+			r.copy(near, far, &r.told)
 		})
 	}
 }
@@ -137,13 +158,13 @@ func (r *Relay) end(c net.Conn) {
 	delete(r.conns, c)
 }
 
-func (r *Relay) copy(to io.Writer, from io.Reader) {
+func (r *Relay) copy(to io.Writer, from io.Reader, which *chan struct{}) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
 			r.mu.Lock()
-			gate, slow := r.gate, r.slow
+			gate, slow := *which, r.slow
 			r.mu.Unlock()
 			<-gate
 			time.Sleep(slow)

@@ -16,8 +16,11 @@ import (
 const (
 	// tokenLength is that of rand.Text.
 	tokenLength = 26
-	// takenLife is how long a value that was taken is kept for the same call, whose answer may have got lost.
-	takenLife = 2 * operationLimit
+	// takenLife is how long a value that was taken is kept for who took it, whose answer may have got lost. An app that was
+	// told to try again does so within that time.
+	takenLife = time.Minute
+	// maxDoubts bounds the values of which a store does not know whether it took them. Callers ask an absent Redis rarely.
+	maxDoubts = 10_000
 )
 
 // Claim implements tokens.Ephemeral.
@@ -79,16 +82,22 @@ func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
 	return held[tokenLength:], nil
 }
 
-// Take implements tokens.Ephemeral.
+// Take implements tokens.Ephemeral. If Redis' answer got lost, nobody was given what may have been taken: the next call asks
+// by the same token, to which Redis then gives it, whenever what was asked first arrives. One call at a time has that token.
 func (s *Store) Take(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
+	token, inDoubt := s.doubts.Take(name, nil)
+	if !inDoubt {
+		token = rand.Text()
+	}
 	key := s.onceKey(name)
-	value, err := s.run(ctx, takeScript, []string{key, key + ":taken"}, rand.Text(), takenLife.Milliseconds()).Text()
+	value, err := s.run(ctx, takeScript, []string{key, key + ":taken"}, token, takenLife.Milliseconds()).Text()
 	if errors.Is(err, redis.Nil) {
 		return nil, fs.ErrNotExist
 	}
 	if err != nil {
+		s.doubts.Set(name, token, takenLife)
 		return nil, failure(ctx, err)
 	}
 	return []byte(value), nil
