@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -370,8 +371,8 @@ func (c *claims) steady() bool {
 // errStoreAway: the store is known to fail, or keeps nothing for other nodes.
 var errStoreAway = errors.New("the store does not answer")
 
-// claim claims a message for this node with one exchange. The push's body is claimed with it where nothing else has signed
-// that. It returns what is held, zero if this node is the first.
+// claim claims a message that is new to this node, or was never begun on it, with one exchange. The push's body is claimed with
+// it where nothing else has signed that. It returns what is held, zero if this node is the first.
 func (c *claims) claim(id pushID, life time.Duration, guard *bodyGuard) (held standing, first bool, err error) {
 	store := c.shared()
 	if store == nil {
@@ -386,12 +387,14 @@ func (c *claims) claim(id pushID, life time.Duration, guard *bodyGuard) (held st
 		c.failed(err)
 		return held, false, err
 	}
+	// A claim whose answer got lost is made once more, and meets itself.
+	first = list[0].First || bytes.Equal(list[0].Held, list[0].Value)
 	if guard != nil {
 		if err = guard.judge(&list[1]); err != nil {
-			return held, list[0].First, err
+			return held, first, err
 		}
 	}
-	if list[0].First {
+	if first {
 		return own, true, nil
 	}
 	held, err = parseStanding(list[0].Held)

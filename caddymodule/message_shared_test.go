@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -325,6 +326,55 @@ func onlyPush(t *testing.T, f *fleet) (id pushID) {
 		id = k.id()
 	}
 	return id
+}
+
+// claimFaults is a node's way to the store, on which the answer to the first claim of a message gets lost.
+type claimFaults struct {
+	*tokens.MemStore
+	repeats bool // the claim is made again then, as a client of Redis does on a fresh connection; else the node never hears
+	lost    atomic.Bool
+}
+
+func (s *claimFaults) ClaimAll(claims []tokens.Claim, within time.Duration) error {
+	if claims[0].Name[0] == 'p' && s.lost.CompareAndSwap(false, true) {
+		if err := s.MemStore.ClaimAll(slices.Clone(claims), within); err != nil {
+			return err
+		}
+		if !s.repeats {
+			time.Sleep(within)
+			return errors.New("no answer")
+		}
+	}
+	return s.MemStore.ClaimAll(claims, within)
+}
+
+// TestSharedClaimWhoseAnswerIsLost: the message is this node's all the same, its backend runs once, and each push counts once.
+func TestSharedClaimWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	for name, repeats := range map[string]bool{"and the claim is made again": true, "for good": false} {
+		for _, nodes := range [][]int{{0, 1, 2}, {0, 0, 1}, {0, 0, 0}, {0, 1, 0}} {
+			t.Run(fmt.Sprint(name, nodes), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, 3, nil, after(12*time.Second, replyXML))
+					env := *f.nodes[0].m.app.env
+					env.Store = &claimFaults{MemStore: f.store, repeats: repeats}
+					f.claims(0).use(&env)
+					got := f.send(paceMessage(1), nodes...)
+					if got.answer != replyXML || got.attempt != 3 || got.after < 12*time.Second || got.after > 12*time.Second+claimWait {
+						t.Errorf("%+v", got)
+					}
+					if n := f.runs.Load(); n != 1 {
+						t.Errorf("the backend ran %d times", n)
+					}
+					if s, err := f.claims(1).peek(pushIDOf(t, f.nodes[0].m, paceMessage(1))); err != nil || repeats && s.count != 3 {
+						t.Errorf("the claim counts %d pushes, %v", s.count, err)
+					}
+					time.Sleep(maxHold)
+				})
+			})
+		}
+	}
 }
 
 // TestSharedMissedLongAgo: a node that was not seen once, long ago, is not dead because it is not seen once more.
