@@ -139,6 +139,9 @@ func handshakeError(err error) error {
 // RoundTrip implements http.RoundTripper.
 func (t *LeanTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.client.RoundTrip(req, t.target(req))
+	if err != nil {
+		noteArrival(req.Context(), err)
+	}
 	if t.spent && err == nil && res.StatusCode != http.StatusSwitchingProtocols {
 		req.Header = nil // req is reverse_proxy's own, made for this call
 	}

@@ -230,7 +230,8 @@ func (m *Message) ask(r *http.Request, next caddyhttp.Handler, p *push, f *facts
 // backend's own, which handle_response passes on.
 const noUpstreams = "no upstreams available"
 
-// notReached reports whether no backend has seen the request: it could not be dialled, or there is none that could be.
+// notReached reports whether the last backend that was to get the request has not seen it: it could not be dialled, or there is none
+// that could be.
 func notReached(err error) bool {
 	if err == nil {
 		return false
@@ -263,6 +264,7 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	own.mu.Unlock()
 	inner := r.WithContext(work)
 	inner.Body = &work.parts.sent
+	work.begin()
 	err := runNext(next, reply, inner)
 	own.mu.Lock()
 	own.work = nil
@@ -272,6 +274,9 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	f.content = nil // its buffer will be another push's
 	if work.isLate() && (err != nil || reply.status == statusCanceled) {
 		err = errTooSlow
+	}
+	if notReached(err) && work.hasArrived() { // with another handler than the one that could not reach any
+		err = fmt.Errorf("a backend may have the message, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again
 	}
 	body, outcome, err := reply.judge(p.fields.Format, err)
 	return passiveReply{outcome: outcome, body: append([]byte(nil), body...)}, err

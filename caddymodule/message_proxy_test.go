@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -31,22 +32,24 @@ func newBehindProxy(t *testing.T, backend string) *behindProxy {
 
 func newBehindProxyOver(t *testing.T, backend string, transport map[string]any) *behindProxy {
 	t.Helper()
+	return newBehindProxyOf(t, object{"upstreams": to(backend), "transport": transport})
+}
+
+func newBehindProxyOf(t *testing.T, proxy object) *behindProxy {
+	t.Helper()
 	_, ctx := newTestApp(t, testConfig(""))
 	m := new(Message)
 	if err := m.Provision(ctx); err != nil {
 		t.Fatal(err)
 	}
-	config, _ := json.Marshal(map[string]any{
-		"upstreams": []any{map[string]string{"dial": backend}},
-		"transport": transport,
-	})
+	config, _ := json.Marshal(proxy)
 	provisioning.Lock()
 	defer provisioning.Unlock()
-	proxy, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
+	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &behindProxy{m, proxy.(caddyhttp.MiddlewareHandler)}
+	return &behindProxy{m, handler.(caddyhttp.MiddlewareHandler)}
 }
 
 // ServeHTTP implements caddyhttp.Handler: it is what stands behind wechat_message.
@@ -209,6 +212,108 @@ func testPushIsNotSentTwice(t *testing.T, transport object) {
 	if n := requests.Load(); n != 2 {
 		t.Errorf("the backend got %d requests for 2 pushes", n)
 	}
+}
+
+// TestPushThatArrivedIsNotSentAgain: a backend has the message, and the one that the route would give it to then cannot be dialled.
+func TestPushThatArrivedIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		var arrived atomic.Int64
+		backend := func() string { // one for each case: Caddy knows by its address that it failed
+			b := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if b, _ := io.ReadAll(r.Body); len(b) == 0 {
+					return
+				}
+				arrived.Add(1)
+				if r.Header.Get("X-Hang-Up") != "" {
+					panic(http.ErrAbortHandler)
+				}
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}))
+			t.Cleanup(b.Close)
+			return b.Listener.Addr().String()
+		}
+		fallback := object{"handler": "reverse_proxy", "upstreams": to(deadAddress(t)), "transport": transport}
+		on503 := []any{object{"match": object{"status_code": []int{503}}, "routes": []any{object{"handle": []any{fallback}}}}}
+		balanced := func(expression string) object {
+			return object{
+				"selection_policy": object{"policy": "first"}, "retries": 1, "retry_match": []any{object{"expression": expression}},
+			}
+		}
+		down := object{"passive": object{"fail_duration": "1m", "max_fails": 1, "unhealthy_status": []int{503}}} // so that the second one is chosen
+		configs := map[string]object{
+			"answered":           {"upstreams": to(backend()), "handle_response": on503},
+			"answered, buffered": {"upstreams": to(backend()), "handle_response": on503, "request_buffers": 1 << 20},
+			"retry_match": {
+				"upstreams": to(backend(), deadAddress(t)), "request_buffers": 1 << 20, "load_balancing": balanced("{http.reverse_proxy.status_code} == 503"),
+				"health_checks": down,
+			},
+		}
+		if transport["protocol"] == "wechat_lean" { // of Caddy's own nobody can tell; docs/pushes.md says so
+			configs["retry_match of a broken connection"] = object{
+				"upstreams": to(backend(), deadAddress(t)), "request_buffers": 1 << 20, "load_balancing": balanced("{http.reverse_proxy.is_transport_error} == true"),
+				"health_checks": down, "headers": object{"request": object{"set": object{"X-Hang-Up": []string{"1"}}}},
+			}
+		}
+		for name, config := range configs {
+			config["transport"] = transport
+			b := newBehindProxyOf(t, config)
+			logs := watchLog(b.app)
+			arrived.Store(0)
+			chains := 0
+			rec := serve(t, b, platformSender(t).push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				if chains++; chains > 2 {
+					return errors.New("enough")
+				}
+				return b.pass(w, r)
+			}))
+			if rec.Body.String() != "success" || arrived.Load() != 1 || chains != 1 {
+				t.Errorf("%s: %q, the backend got it %d times, in %d runs", name, rec.Body, arrived.Load(), chains)
+			}
+			if logs.FilterMessageSnippet("cannot be used").Len() != 1 {
+				t.Errorf("%s: the log says %v", name, logs.All())
+			}
+		}
+	})
+}
+
+// TestUnreachedBackendIsTriedAgain: also one that the message was read for before it was dialled, and after a proxy outside of
+// wechat_message had an answer.
+func TestUnreachedBackendIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		address := deadAddress(t)
+		var arrived atomic.Int64
+		backend := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if b, _ := io.ReadAll(r.Body); len(b) > 0 {
+				arrived.Add(1)
+			}
+			_, _ = io.WriteString(w, replyXML)
+		})}
+		defer func() { _ = backend.Close() }()
+		b := newBehindProxyOf(t, object{"upstreams": to(address), "transport": transport, "request_buffers": 1 << 20})
+		chains := 0
+		s := platformSender(t)
+		rec, repl := httptest.NewRecorder(), caddy.NewReplacer()
+		repl.Set(roundTripPlaceholder, time.Second)
+		r := caddyhttp.PrepareRequest(s.push("/"+authorizerID, textMessage("x")), repl, rec, &caddyhttp.Server{})
+		err := b.ServeHTTP(rec, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			if chains++; chains == 2 {
+				l, err := net.Listen("tcp", address)
+				if err != nil {
+					return err
+				}
+				go func() { _ = backend.Serve(l) }() // ends with the test
+			}
+			return b.pass(w, r)
+		}))
+		if err != nil || chains != 2 || arrived.Load() != 1 {
+			t.Errorf("%v, %d runs, the backend got it %d times", err, chains, arrived.Load())
+		}
+		if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != replyXML {
+			t.Errorf("%q, %v", rec.Body, err)
+		}
+	})
 }
 
 // TestAnnouncedBodiesCostLittle: a length is a claim, not a reason to allocate.

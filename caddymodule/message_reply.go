@@ -50,6 +50,13 @@ func (b *plaintextBody) Read(into []byte) (int, error) {
 	return n, nil
 }
 
+// isBegun reports whether anything was read.
+func (b *plaintextBody) isBegun() bool {
+	b.text.mu.Lock()
+	defer b.text.mu.Unlock()
+	return b.offset > 0
+}
+
 // Close implements io.Closer.
 func (*plaintextBody) Close() error { return nil }
 

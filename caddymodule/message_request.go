@@ -2,15 +2,18 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
@@ -133,9 +136,47 @@ type work struct {
 	cancel          context.CancelCauseFunc
 	deadline        time.Time
 
-	of     context.Context // the push's, for its values
-	atHand caddyValues
-	parts  plaintextParts
+	of      context.Context // the push's, for its values
+	atHand  caddyValues
+	parts   plaintextParts
+	arrived atomic.Bool // a backend may have the message, says a transport that knows
+}
+
+// workKey is under what a work is found in its own context.
+type workKey struct{}
+
+// noteArrival notes that a backend may have the message that a request is about, after a round trip that failed with err.
+func noteArrival(ctx context.Context, err error) {
+	if _, dialing := errors.AsType[reverseproxy.DialError](err); dialing {
+		return
+	}
+	if w, ours := ctx.Value(workKey{}).(*work); ours {
+		w.arrived.Store(true)
+	}
+}
+
+// roundTripPlaceholder is what reverse_proxy sets once a backend has answered.
+const roundTripPlaceholder = "http.reverse_proxy.upstream.latency"
+
+// begin forgets what a proxy outside of us has had answered.
+func (w *work) begin() {
+	if repl, ok := w.atHand.replacer.(*caddy.Replacer); ok {
+		repl.Delete(roundTripPlaceholder)
+	}
+}
+
+// hasArrived reports whether a backend may have the message: a transport says so, or one of the proxies below us had an answer, and
+// the message was read.
+func (w *work) hasArrived() bool {
+	if w.arrived.Load() {
+		return true
+	}
+	repl, ok := w.atHand.replacer.(*caddy.Replacer)
+	if !ok || !w.parts.sent.isBegun() {
+		return false
+	}
+	_, answered := repl.Get(roundTripPlaceholder)
+	return answered
 }
 
 func newWork(of context.Context, message []byte, deadline time.Time) *work {
@@ -149,6 +190,9 @@ func newWork(of context.Context, message []byte, deadline time.Time) *work {
 func (w *work) Value(key any) any {
 	if value, ok := w.atHand.value(key); ok {
 		return value
+	}
+	if key == (workKey{}) {
+		return w
 	}
 	if own := w.Context.Value(key); own != nil { // by which contexts below find out that this one ends
 		return own
