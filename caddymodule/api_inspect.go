@@ -19,14 +19,18 @@ import (
 
 // inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
 // gateway's must not repeat the secret, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
-// passed on before all of it has been looked at.
+// passed on before all of it has been looked at. Of other texts what is longer than the start is looked at on its way.
 func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, answer *answerBody, token secret.String) (*http.Response, bool, error) {
 	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
 	}
 	html := res.StatusCode == http.StatusOK && isHTML(res.Header)
-	if req.Method == http.MethodHead || res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !html {
+	switch {
+	case req.Method == http.MethodHead:
+		return res, false, nil
+	case res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !html:
+		t.guard(res, call, token)
 		return res, false, nil
 	}
 	body := &answer.peeked
@@ -59,7 +63,10 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	case page && !whole:
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "its error page, HTTP "+strconv.Itoa(res.StatusCode)+", is longer than 64 KiB: is there a proxy or a login page on the way?")), false, nil
-	case res.StatusCode != http.StatusOK || !isJSON || !whole || !call.sealed():
+	case !whole:
+		t.guard(res, call, token)
+		return res, false, nil
+	case res.StatusCode != http.StatusOK || !isJSON || !call.sealed():
 		return res, false, nil
 	}
 	code, found := scanErrcode(head)
@@ -130,23 +137,26 @@ func contains(text []byte, call *apiCall, token secret.String) bool {
 	return false
 }
 
-// hasSecret reports whether a secret is in a text, without a copy of it.
+// hasSecret reports whether a secret is in a text.
 func hasSecret(text []byte, s secret.String) bool {
 	value := s.Reveal()
-	if value == "" {
-		return false
-	}
-	for len(text) >= len(value) {
-		at := bytes.IndexByte(text[:len(text)-len(value)+1], value[0])
+	return value != "" && indexSecret(text, value) >= 0
+}
+
+// indexSecret is where a secret's value is in a text, or -1. It makes no copy of it.
+func indexSecret(text []byte, value string) int {
+	for from := 0; len(text)-from >= len(value); {
+		at := bytes.IndexByte(text[from:len(text)-len(value)+1], value[0])
 		if at < 0 {
-			return false
+			return -1
 		}
-		if string(text[at:at+len(value)]) == value {
-			return true
+		from += at
+		if string(text[from:from+len(value)]) == value {
+			return from
 		}
-		text = text[at+1:]
+		from++
 	}
-	return false
+	return -1
 }
 
 // peekSize is up to how many bytes an answer is looked at before it is passed on: WeChat's errors are shorter.
