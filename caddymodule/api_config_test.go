@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -14,6 +15,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestAPIValidate(t *testing.T) {
@@ -78,17 +82,50 @@ func TestAPIProxyConfig(t *testing.T) {
 	}
 }
 
+// refusingProxy is a forward proxy that tells whose way it bars: each refusal has words of its own.
+type refusingProxy struct {
+	*httptest.Server
+
+	mu  sync.Mutex
+	got []string
+}
+
+func newRefusingProxy(t *testing.T) *refusingProxy {
+	p := new(refusingProxy)
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.got = append(p.got, r.Method+" "+r.RequestURI)
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = fmt.Fprintf(conn, "HTTP/1.1 502 %s\r\nContent-Length: 0\r\n\r\n", refusalOf(len(p.got)))
+		_ = conn.Close()
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// refusalOf is what the proxy says to its nth request.
+func refusalOf(n int) string { return fmt.Sprintf("refused (request %d)", n) }
+
+// refused is the request whose refusal a text quotes, or empty.
+func (p *refusingProxy) refused(text string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, request := range p.got {
+		if strings.Contains(text, refusalOf(i+1)) {
+			return request
+		}
+	}
+	return ""
+}
+
 // What goes to this machine in the clear is not shown to a proxy.
 func TestAPIProxyGetsNothingInTheClear(t *testing.T) {
-	var mu sync.Mutex
-	var got []string
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		got = append(got, r.Method+" "+r.RequestURI)
-		w.WriteHeader(http.StatusBadGateway)
-	}))
-	defer proxy.Close()
+	proxy := newRefusingProxy(t)
 	wechat := newFakeWeChat(t)
 	through := func(origin string) *gateway {
 		return newGateway(t, wechat, strings.Replace(gatewayConfig(origin), `"platforms"`, `"proxy": "`+proxy.URL+`", "platforms"`, 1), "")
@@ -98,23 +135,31 @@ func TestAPIProxyGetsNothingInTheClear(t *testing.T) {
 		t.Errorf("got %d %s", a.Status, a.Body)
 	}
 	wechat.one(t)
-	mu.Lock()
-	if len(got) != 0 {
-		t.Errorf("the proxy got %q", got)
+	proxy.mu.Lock()
+	if len(proxy.got) != 0 {
+		t.Errorf("the proxy got %q", proxy.got)
 	}
-	mu.Unlock()
-	// Over https both the gateway's own calls and the apps' go through it.
+	proxy.mu.Unlock()
+	// Over https both the gateway's own calls and the apps' go through it. Each says why it failed: by which of the proxy's refusals.
 	g = through("https://127.0.0.1:9")
-	for _, target := range []string{"/" + accountID + "/cgi-bin/x", "/sns/userinfo?access_token=USER&openid=o1"} {
-		mu.Lock()
-		got = nil
-		mu.Unlock()
-		a := g.get(target, bearer(crmKey))
-		mu.Lock()
-		if a.Status < http.StatusInternalServerError || len(got) == 0 || got[0] != "CONNECT 127.0.0.1:9" {
-			t.Errorf("%s: got %d %s, and the proxy %q", target, a.Status, a.Body, got)
+	core, calls := observer.New(zapcore.DebugLevel)
+	g.transport().logger = zap.New(core)
+	for _, c := range []struct {
+		name, target, log string
+		logs              *observer.ObservedLogs
+	}{
+		{"the gateway's own call, for a token", "/" + accountID + "/cgi-bin/x", "no token for a call", g.logs},
+		{"an app's call, which needs none", "/sns/userinfo?access_token=USER&openid=o1", "exchange with WeChat failed", calls},
+	} {
+		a := g.get(c.target, bearer(crmKey))
+		lines := c.logs.FilterMessageSnippet(c.log).All()
+		if a.Status < http.StatusInternalServerError || len(lines) != 1 {
+			t.Errorf("%s: got %d %s, and the log says %v", c.name, a.Status, a.Body, lines)
+			continue
 		}
-		mu.Unlock()
+		if by := proxy.refused(fmt.Sprint(lines[0].ContextMap())); by != "CONNECT 127.0.0.1:9" {
+			t.Errorf("%s was not refused by the proxy, but for %v", c.name, lines[0].ContextMap())
+		}
 	}
 }
 
