@@ -344,6 +344,9 @@ func (a *App) users() *tokens.UserTable { return a.shared.users }
 // authorizations are the starts and ends of authorizations.
 func (a *App) authorizations() *authorizations { return a.shared.authorizations }
 
+// logins is how many codes and accounts visitors have brought that WeChat does not take.
+func (a *App) logins() *visitorLimits { return a.shared.logins }
+
 func (a *App) metrics() *metrics { return a.shared.metrics }
 
 // health is what was seen of pushes, calls, hosts and the store.

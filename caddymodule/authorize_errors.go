@@ -41,9 +41,9 @@ var (
 		reason: "no such platform", remedy: "compare the platform's appid in the link with the global option wechat"}
 	failAuthorizeQuery = &oauthFailure{page: pageAuthorizeLink, result: "malformed", level: zapcore.InfoLevel,
 		reason: "the query or the host is malformed", remedy: "a link may have kind (pc or h5), platform, auth_type (within the one configured), biz_appid and category (ids joined by commas), each once"}
-	failVisitorTooMany = &oauthFailure{page: pageAuthorizeTooMany, result: "limited", level: zapcore.InfoLevel,
+	failVisitorTooMany = &oauthFailure{page: pageAuthorizeTooMany, result: "limited", level: zapcore.InfoLevel, retryAfter: visitorStartEvery,
 		reason: "the visitor started too often", remedy: "none needed"}
-	failAllTooMany = &oauthFailure{page: pageAuthorizeTooMany, result: "limited", level: zapcore.WarnLevel,
+	failAllTooMany = &oauthFailure{page: pageAuthorizeTooMany, result: "limited", level: zapcore.WarnLevel, retryAfter: visitorStartEvery,
 		reason: "all visitors together started too often", remedy: "look in the access log for who starts authorizations"}
 	failState = &oauthFailure{page: pageAuthorizeState, result: "state", level: zapcore.InfoLevel,
 		reason: "the callback does not prove that it was started in this browser", remedy: "none needed; if it happens to everybody, compare the subdirective origin with the address that visitors see"}

@@ -5,12 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
-	"net/netip"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/time/rate"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -23,68 +20,43 @@ const (
 	visitorStartEvery = time.Minute // of one visitor after that
 	allStarts         = 100         // of all visitors at once
 	allStartsEvery    = 2 * time.Second
-	maxVisitors       = 10_000 // remembered; one more drops who started least lately
-	visitorV6Bits     = 64     // what one visitor has of IPv6
 	maxArrivals       = 10_000 // callbacks remembered, far more than can be started while a state lives
 )
+
+var startAllowance = allowance{what: "starts of authorizations", atOnce: visitorStarts, every: visitorStartEvery}
 
 // authorizations are the starts and the ends of authorizations, as far as reloads share them. It is bounded and lives in
 // memory; what a callback came to is also shared with the other nodes on the store.
 type authorizations struct {
 	manager  *tokens.Manager
-	visitors *tokens.Window[netip.Prefix, *rate.Limiter]
+	visitors *visitorLimits
 	all      *rate.Limiter
 	arrivals *tokens.Window[stateID, *callbackResult]
 }
 
 func newAuthorizations(manager *tokens.Manager) *authorizations {
 	return &authorizations{
-		manager: manager,
-		// A limiter is full again after this time, so nothing is lost when it is forgotten.
-		visitors: tokens.NewWindow[netip.Prefix, *rate.Limiter](visitorStarts*visitorStartEvery, maxVisitors),
+		manager:  manager,
+		visitors: newVisitorLimits(),
 		all:      rate.NewLimiter(rate.Every(allStartsEvery), allStarts),
 		arrivals: tokens.NewWindow[stateID, *callbackResult](stateLife, maxArrivals),
 	}
 }
 
 func (s *authorizations) close() {
-	s.visitors.Close()
+	s.visitors.close()
 	s.arrivals.Close()
 }
 
 // admit counts a start, and says why there may be none now.
 func (s *authorizations) admit(r *http.Request) *oauthFailure {
-	visitor := visitorOf(r)
-	limiter, _ := s.visitors.GetOrSet(visitor, func() *rate.Limiter {
-		return rate.NewLimiter(rate.Every(visitorStartEvery), visitorStarts)
-	})
-	s.visitors.Set(visitor, limiter, 0) // a value's life does not begin anew when it is read
 	switch {
-	case !limiter.Allow():
+	case !s.visitors.take(visitorOf(r), startAllowance):
 		return failVisitorTooMany
 	case !s.all.Allow():
 		return failAllTooMany
 	}
 	return nil
-}
-
-// visitorOf is the visitor's network. Requests without a readable address count as one visitor.
-func visitorOf(r *http.Request) netip.Prefix {
-	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	if text == "" {
-		text, _, _ = net.SplitHostPort(r.RemoteAddr)
-	}
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := addr.BitLen()
-	if addr.Is6() {
-		bits = visitorV6Bits
-	}
-	prefix, _ := addr.Prefix(bits) // the number of bits is right
-	return prefix
 }
 
 // callbackResult is what one callback came to. The fields below done are written before it is closed and read after.

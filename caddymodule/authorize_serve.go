@@ -107,12 +107,7 @@ func (a *Authorize) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddy
 	}
 	a.count(req.step, failure.result)
 	a.log(req, failure)
-	switch failure.page.status {
-	case http.StatusMethodNotAllowed:
-		w.Header().Set("Allow", "GET, HEAD")
-	case http.StatusTooManyRequests:
-		w.Header().Set("Retry-After", strconv.Itoa(int(visitorStartEvery/time.Second)))
-	}
+	failure.setHeaders(w.Header())
 	p := failure.page
 	if req.platform != nil && !p.again {
 		p.restart = req.pageAddress(a, false)

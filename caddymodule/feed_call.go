@@ -58,7 +58,7 @@ func (a *App) feedStep(kind, step string, started time.Time, appid, platform, re
 	if failure != nil {
 		e.Outcome, e.stranger = outcomeRefused, true
 		e.Status, e.Reason = failure.page.status, failure.reason
-		if failure.cause != nil { // WeChat's, or the store's: no stranger's doing
+		if failure.cause != nil && !failure.byVisitor() { // WeChat's, or the store's: no stranger's doing
 			e.stranger = false
 			if failure.result == "unavailable" {
 				e.Outcome = outcomeFailed

@@ -42,6 +42,13 @@ import (
 // platform's token before it looked at the code, the token is renewed and the page asks the visitor to try again; where
 // WeChat may or may not have taken the code, it counts as used.
 //
+// Anybody can make codes up, and each is a question to WeChat. So of one visitor, told by address (of IPv6, by its /64),
+// the gateway takes so many as BadCodes says that WeChat calls invalid, used or expired; beyond that the answer is 429 until
+// some time has passed. Who only brings good codes is never counted, so that any number of people may share an address, and a
+// repeated callback is answered as ever. Accounts that have not authorised the platform are counted in the same way by
+// themselves; beyond that only those accounts are refused that the gateway does not know. At most MaxInFlight codes are
+// with WeChat at a time.
+//
 // A refusal by the user, a code that is used or not valid, a login of another browser, an unknown funcKey and WeChat's
 // errors each end on a small page in Chinese or English and one log line with WeChat's errcode and what to do; neither
 // holds a code, a token or a secret. The handler writes these answers itself: an error returned to Caddy would be logged
@@ -66,6 +73,13 @@ type OAuth struct {
 	// RequireStart refuses callbacks of logins that did not begin at {base}/authorize in the same browser: those that
 	// begin in a menu, and those that somebody puts into another person's browser. Default: false.
 	RequireStart bool `json:"require_start,omitempty"`
+	// BadCodes is how many codes that WeChat does not take one visitor may bring: so many at once, and so many a minute after
+	// that. A proxy in front must be one of the server's trusted_proxies, or all visitors count as one. -1: any number.
+	// Default: 60.
+	BadCodes int `json:"bad_codes,omitempty"`
+	// MaxInFlight is how many codes may be with WeChat at once. As many again wait for a place, for a few seconds; beyond that
+	// visitors are asked to try again. Default: 1000.
+	MaxInFlight int `json:"max_in_flight,omitempty"`
 	// Funcs are the landing places. At least one.
 	Funcs []*Func `json:"funcs,omitempty"`
 
@@ -75,6 +89,7 @@ type OAuth struct {
 	origin   string // resolved, or empty
 	platform *Platform
 	funcs    map[string]*Func
+	places   *loginPlaces
 }
 
 // CaddyModule returns the Caddy module information.
@@ -89,6 +104,7 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	o.base = strings.TrimSuffix(o.Base, "/")
+	o.provisionLimits()
 	r := resolver{caddy.NewReplacer()}
 	if o.Origin != "" {
 		if o.origin, err = r.required("origin", o.Origin); err != nil {
@@ -145,6 +161,12 @@ func (o *OAuth) Validate() error {
 		if err := checkCallback(o.Callback); err != nil {
 			return err
 		}
+	}
+	if o.BadCodes < anyBadCodes || o.BadCodes > maxBadCodes {
+		return fmt.Errorf("bad_codes: want a number from 1 to %d, or -1 for any number", maxBadCodes)
+	}
+	if o.MaxInFlight < 0 || o.MaxInFlight > maxMaxInFlight {
+		return fmt.Errorf("max_in_flight: want a number from 1 to %d", maxMaxInFlight)
 	}
 	if len(o.Funcs) == 0 {
 		return errNoFunc

@@ -15,10 +15,12 @@ import (
 // UnmarshalCaddyfile parses the directive:
 //
 //	wechat_oauth <base> {
-//		origin   <url>
-//		platform <appid>
-//		callback <path>
+//		origin        <url>
+//		platform      <appid>
+//		callback      <path>
 //		require_start
+//		bad_codes     <number>|off
+//		max_in_flight <number>
 //		func <key> <prefix> {
 //			scope           <scope>
 //			appids          <appid>...
@@ -48,10 +50,16 @@ func (o *OAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = argumentOnce(d, &o.Callback, checkCallback)
 		case "require_start":
 			err = flagOnce(d, &o.RequireStart)
+		case "bad_codes":
+			err = o.unmarshalBadCodes(d)
+		case "max_in_flight":
+			if err = number(d, &o.MaxInFlight); err == nil && o.MaxInFlight > maxMaxInFlight {
+				err = d.Errf("max_in_flight: at most %d", maxMaxInFlight)
+			}
 		case "func":
 			err = o.unmarshalFunc(d)
 		default:
-			err = d.Errf("unknown subdirective '%s': want origin, platform, callback, require_start or func", option)
+			err = d.Errf("unknown subdirective '%s': want origin, platform, callback, require_start, bad_codes, max_in_flight or func", option)
 		}
 		if err != nil {
 			return err
@@ -60,6 +68,26 @@ func (o *OAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if len(o.Funcs) == 0 {
 		return d.WrapErr(errNoFunc)
 	}
+	return nil
+}
+
+func (o *OAuth) unmarshalBadCodes(d *caddyfile.Dispenser) error {
+	var text string
+	if o.BadCodes != 0 {
+		return d.Err("bad_codes is given twice")
+	}
+	if !d.AllArgs(&text) {
+		return d.ArgErr()
+	}
+	if text == "off" {
+		o.BadCodes = anyBadCodes
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxBadCodes {
+		return d.Errf("bad_codes: '%s' is neither a number from 1 to %d nor off", text, maxBadCodes)
+	}
+	o.BadCodes = n
 	return nil
 }
 

@@ -112,7 +112,7 @@ func TestOAuthLaterTheCodeIsUsed(t *testing.T) {
 		env := *f.app.env
 		env.API, env.Store = client, tokens.NewMemStore()
 		manager := tokens.NewManager()
-		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil)}
+		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
 		defer inner.manager.Close()
 		defer inner.users.Close()
 		o := *f.OAuth

@@ -43,7 +43,8 @@ type Func struct {
 	// Default: 302.
 	RedirectStatus int `json:"redirect_status,omitempty"`
 
-	prefix string // resolved, ready for the tracking id
+	prefix  string             // resolved, ready for the tracking id
+	dampers map[string]*damper // by result
 }
 
 // provision resolves what the configuration may leave to placeholders and fills in the defaults.
@@ -56,6 +57,10 @@ func (f *Func) provision(r resolver) (err error) {
 	}
 	if f.Scope == "" {
 		f.Scope = defaultScope
+	}
+	f.dampers = make(map[string]*damper, len(dampedResults))
+	for _, result := range dampedResults {
+		f.dampers[result] = new(damper)
 	}
 	prefix, err := r.required("prefix", f.Prefix)
 	if err != nil {

@@ -3,6 +3,9 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"net/http"
+	"strconv"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -18,7 +21,23 @@ type oauthFailure struct {
 	reason string
 	remedy string
 	cause  error // of WeChat's or the store's; nil otherwise
+
+	retryAfter time.Duration // when to come again; 0: nothing is said
+	damped     bool          // strangers can cause it as often as they like: of each func and result one line a minute is logged
 }
+
+// setHeaders sets what goes with the page.
+func (f *oauthFailure) setHeaders(h http.Header) {
+	if f.page.status == http.StatusMethodNotAllowed {
+		h.Set("Allow", "GET, HEAD")
+	}
+	if f.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int((f.retryAfter+time.Second-1)/time.Second)))
+	}
+}
+
+// byVisitor reports whether WeChat's answer is about what the visitor brought, which anybody can make up.
+func (f *oauthFailure) byVisitor() bool { return f.result == "invalid" || f.result == "used" }
 
 // The ways in which a login ends before WeChat is asked.
 var (
@@ -66,6 +85,7 @@ func codeFailure(code int64) oauthFailure {
 		f.page, f.result, f.level, f.reason = pageUsedCode, "used", zapcore.InfoLevel, "the code is used or expired"
 	case code == 40029, code == 41008:
 		f.page, f.result, f.level, f.reason = pageInvalidCode, "invalid", zapcore.WarnLevel, "the code is not valid"
+		f.damped = code == 40029 // a callback without a code does not come that far
 	case code == -1, known.Class == tokens.ClassTicket, known.Class == tokens.ClassBackoff:
 		f.page, f.result, f.level, f.reason = pageUnavailable, "unavailable", zapcore.WarnLevel, "WeChat cannot be asked for now"
 	case code == 40001: // of the account's secret: a refused token has been dealt with
@@ -81,7 +101,10 @@ func codeFailure(code int64) oauthFailure {
 func loginFailure(err error) *oauthFailure {
 	var f oauthFailure
 	refusal, isRefusal := errors.AsType[*tokens.APIError](err)
+	held, isHeld := errors.AsType[*notAsked](err)
 	switch {
+	case isHeld:
+		return held.failure
 	case errors.Is(err, tokens.ErrFlowUsed):
 		return failUsedFlow
 	case errors.Is(err, tokens.ErrCodeUsed):

@@ -69,6 +69,8 @@ func (f *loginWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer = fmt.Sprintf(`{"component_access_token":"component-token-%d","expires_in":7200}`, f.issued[body.Platform])
 	case "/cgi-bin/component/api_get_authorizer_list":
 		answer = `{"total_count":0,"list":[]}`
+	case "/cgi-bin/component/api_query_auth":
+		answer = `{"authorization_info":{"authorizer_appid":"` + authorizerID + `","authorizer_access_token":"a","expires_in":7200,"authorizer_refresh_token":"r"}}`
 	case "/sns/oauth2/component/access_token", "/sns/oauth2/access_token":
 		f.asked = append(f.asked, r.URL.Path+" "+q.Get("appid")+" "+q.Get("code"))
 		f.with = append(f.with, q.Get("component_access_token"))

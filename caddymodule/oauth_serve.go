@@ -78,9 +78,7 @@ func (o *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	answer, failure := o.serve(r, req)
 	o.app.feedStep(feedLogin, string(req.step), started, req.appid, req.platform, outcomeOK, failure)
 	if failure != nil {
-		if failure.page.status == http.StatusMethodNotAllowed {
-			w.Header().Set("Allow", "GET, HEAD")
-		}
+		failure.setHeaders(w.Header())
 		o.count(req.step, failure.result)
 		o.log(req, failure)
 		failure.page.write(w, r)
@@ -300,9 +298,16 @@ func (o *OAuth) whose(req *oauthRequest, query url.Values) *oauthFailure {
 // login exchanges the code of a callback, or joins the same callback's exchange, and returns where to send the visitor.
 func (o *OAuth) login(r *http.Request, req *oauthRequest, code string, f *flow) (location string, err error) {
 	callback := tokens.Callback{Code: secret.New(code), Path: originalPath(r), AppID: req.appid, Flow: f.id}
+	visitor := visitorOf(r)
 	return o.app.users().Login(r.Context(), callback, func(ctx context.Context) (string, error) {
+		leave, err := o.admit(ctx, visitor, req)
+		if err != nil {
+			return "", err
+		}
+		defer leave()
 		grant, err := o.app.manager().ExchangeUserCode(ctx, tokens.UserCode{Platform: req.platform, AppID: req.appid, Code: callback.Code})
 		if err != nil {
+			o.charge(visitor, req, err)
 			return "", err
 		}
 		user := tokens.User{
@@ -335,10 +340,17 @@ func (o *OAuth) count(step oauthStep, result string) {
 	o.app.metrics().oauth.WithLabelValues(string(step), result).Inc()
 }
 
-// log writes the one line of a login that ended on a page. The code, the state and a funcKey that nobody configured
-// stay out of it.
+// log writes the one line of a login that ended on a page, unless there was one a moment ago of what strangers can cause
+// without end. The code, the state and a funcKey that nobody configured stay out of it.
 func (o *OAuth) log(req *oauthRequest, failure *oauthFailure) {
 	fields := []zap.Field{zap.String("step", string(req.step)), zap.String("reason", failure.reason), zap.String("remedy", failure.remedy)}
+	if failure.damped && req.f != nil {
+		ok, missed := req.f.dampers[failure.result].allow()
+		if !ok {
+			return
+		}
+		fields = append(fields, zap.Int("not_logged", missed))
+	}
 	if req.appid != "" {
 		fields = append(fields, zap.String("appid", req.appid))
 	}

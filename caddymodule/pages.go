@@ -52,6 +52,9 @@ var (
 	pageUnavailable = page{status: http.StatusServiceUnavailable,
 		zh: pageText{"暂时无法登录", "现在联系不上微信，请稍后从公众号菜单或原链接重新进入。"},
 		en: pageText{"Cannot sign in now", "WeChat cannot be reached at the moment. Please start again in a little while."}}
+	pageTooMany = page{status: http.StatusTooManyRequests, again: true,
+		zh: pageText{"操作过于频繁", "来自你所在网络的无效登录过多，请过几分钟再试。"},
+		en: pageText{"Too many attempts", "Too many sign-ins that are not valid came from your network. Please try again in a few minutes."}}
 	pageTryAgain = page{status: http.StatusServiceUnavailable, again: true,
 		zh: pageText{"请再试一次", "刚才没能完成登录，再试一次即可。"},
 		en: pageText{"Please try again", "The sign-in could not be completed just now. Trying again should do."}}

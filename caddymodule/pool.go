@@ -46,6 +46,8 @@ type shared struct {
 	releaseChecks *releaseChecks
 	// authorizations are the starts and ends of wechat_authorize.
 	authorizations *authorizations
+	// logins is what visitors brought to callbacks of wechat_oauth that was good for nothing.
+	logins *visitorLimits
 
 	work   tasks
 	ctx    context.Context // ends background work
@@ -64,7 +66,7 @@ func acquireShared(identity, module string) (*shared, error) {
 		s := &shared{
 			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
 			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(), feed: newFeed(),
-			authorizations: newAuthorizations(manager),
+			authorizations: newAuthorizations(manager), logins: newVisitorLimits(),
 		}
 		s.users.Share(manager)
 		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
@@ -274,5 +276,6 @@ func (s *shared) Destruct() error {
 	s.bodies.Close()
 	s.releaseChecks.Close()
 	s.authorizations.close()
+	s.logins.close()
 	return nil
 }

@@ -1,0 +1,93 @@
+package caddymodule
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"golang.org/x/time/rate"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const (
+	maxVisitors   = 10_000 // remembered; one more drops who was counted least lately
+	visitorV6Bits = 64     // what one visitor has of IPv6
+)
+
+// allowance is how often each visitor may do something: so many times at once, and then once every so often.
+type allowance struct {
+	what   string // tells apart what is counted
+	atOnce int
+	every  time.Duration
+	// debt is how far what turns out afterwards to count can go beyond that.
+	debt int
+}
+
+// memory is how long a visitor is remembered: who has been away for that has all of the allowance again.
+func (a allowance) memory() time.Duration { return time.Duration(a.atOnce+a.debt) * a.every }
+
+// visitorLimits counts what visitors do. It is bounded and lives in memory.
+type visitorLimits struct {
+	limiters *tokens.Window[visitorKey, *rate.Limiter]
+}
+
+type visitorKey struct {
+	visitor netip.Prefix
+	of      allowance
+}
+
+func newVisitorLimits() *visitorLimits {
+	return &visitorLimits{tokens.NewWindow[visitorKey, *rate.Limiter](time.Hour, maxVisitors)} // each is set with its own time
+}
+
+func (l *visitorLimits) close() { l.limiters.Close() }
+
+// take counts one, if there may be one now.
+func (l *visitorLimits) take(visitor netip.Prefix, a allowance) bool {
+	return l.limiter(visitor, a).Allow()
+}
+
+// charge counts one that has been. Several that went on at once make a debt, up to the allowance's.
+func (l *visitorLimits) charge(visitor netip.Prefix, a allowance) {
+	if limiter := l.limiter(visitor, a); limiter.Tokens() > -float64(a.debt) {
+		limiter.Reserve()
+	}
+}
+
+// wait is how long it is until there may be one more; 0: now. It counts nothing, and remembers nobody.
+func (l *visitorLimits) wait(visitor netip.Prefix, a allowance) time.Duration {
+	limiter, known := l.limiters.Get(visitorKey{visitor, a})
+	if !known {
+		return 0
+	}
+	return time.Duration(max(0, 1-limiter.Tokens()) * float64(a.every))
+}
+
+func (l *visitorLimits) limiter(visitor netip.Prefix, a allowance) *rate.Limiter {
+	key := visitorKey{visitor, a}
+	limiter, _ := l.limiters.GetOrSet(key, func() *rate.Limiter { return rate.NewLimiter(rate.Every(a.every), a.atOnce) })
+	l.limiters.Set(key, limiter, a.memory()) // a value's life does not begin anew when it is read
+	return limiter
+}
+
+// visitorOf is the visitor's network. Requests without a readable address count as one visitor.
+func visitorOf(r *http.Request) netip.Prefix {
+	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	if text == "" {
+		text, _, _ = net.SplitHostPort(r.RemoteAddr)
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr = addr.Unmap().WithZone("")
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = visitorV6Bits
+	}
+	prefix, _ := addr.Prefix(bits) // the number of bits is right
+	return prefix
+}
