@@ -31,9 +31,10 @@ import (
 // category are the ids of the permission sets to ask for, joined by commas or bars. The page passes them on to its links.
 //
 // What comes back proves itself by s, which go made: it is sealed, lives 30 minutes, works once, and only in the browser
-// that it was made for, told by a cookie. Without it the answer is 400 and WeChat is not asked. WeChat, the back button and
-// prefetching repeat callbacks: the same one gives the same answer, on any node, while the code is exchanged once. The exchange is
-// durable before WeChat is asked: when WeChat does not answer, it goes on in the background.
+// that it was made for, told by a cookie, which over https browsers take from this host alone (__Host-). Without it the
+// answer is 400 and WeChat is not asked. WeChat, the back button and prefetching repeat callbacks: the same one gives the
+// same answer, on any node, while the code is exchanged once. The exchange is durable before WeChat is asked: when WeChat
+// does not answer, it goes on in the background.
 //
 // Each visitor may start ten times at once and then once a minute, told by address (of IPv6, by its /64), and all
 // together a hundred times and then every two seconds. Beyond that the answer is 429. HEAD and prefetching start nothing.

@@ -132,7 +132,7 @@ func TestAuthorizeCallbackRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bound := []string{statePurpose, platformID, strings.TrimPrefix(mine.cookie, browserCookie+"=")}
+	bound := place{origin: "http://example.com"}.boundTo(platformID, strings.TrimPrefix(mine.cookie, browserCookie+"="))
 	expired, err := f.app.manager().SealState(t.Context(), new(authorizeState).payload(), time.Now(), bound...)
 	if err != nil {
 		t.Fatal(err)

@@ -356,7 +356,7 @@ func (a *Authorize) arrive(w http.ResponseWriter, r *http.Request, req *authoriz
 	if answerLook(w, r) {
 		return "look", nil
 	}
-	state, failure := a.readState(r, req.platform.AppID, secret.New(req.query.Get(stateParameter)))
+	state, failure := a.readState(r, req, secret.New(req.query.Get(stateParameter)))
 	if failure != nil {
 		return "", failure
 	}

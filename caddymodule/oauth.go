@@ -30,8 +30,8 @@ import (
 // has the link's state, up to 128 bytes of anything, in it. WeChat gets a random state of letters and digits instead. The
 // callback of such a login ends on a page, and WeChat is not asked, unless the browser has its cookie and the login has
 // not come back before with another code. All nodes on a store know the key of the cookies, and so does the gateway after
-// a restart. The cookie belongs to the name that WeChat sends the visitor back to: if that is Origin, and the visitor
-// starts at another name, they are sent to Origin first.
+// a restart. Over https browsers take the cookie from this host alone (__Host-). It belongs to the name that WeChat sends the
+// visitor back to: if that is Origin, and the visitor starts at another name, they are sent to Origin first.
 //
 // A login that begins in a menu has the state that the menu gave it, which must not begin with wxTkFlow, and no cookie. Anybody can have a person's browser
 // open such a callback with a code of their own, and so sign that person in as somebody else. RequireStart refuses these.

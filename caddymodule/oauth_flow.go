@@ -20,17 +20,16 @@ import (
 // has a cookie of its own, so that logins in two tabs do not disturb each other; nothing is kept on the server.
 const (
 	flowMark = "wxTkFlow"
-	// flowCookie and a flow's id are the name of its cookie; secureCookie goes before it on https, where browsers then
-	// take it from https alone.
-	flowCookie   = "wxTkFlow-"
-	secureCookie = "__Secure-"
-	flowPurpose  = "wechat_oauth flow"
+	// flowCookie and a flow's id are the name of its cookie, after hostCookie on https.
+	flowCookie  = "wxTkFlow-"
+	flowPurpose = "wechat_oauth flow"
 	// maxFlows is how many flows one browser has at a time: a cookie has up to 300 bytes, and all of a request's header
 	// 16 KiB. One more flow ends the oldest.
 	maxFlows = 8
-	// maxFlowCopies of one cookie are looked at: a browser sends those of other paths and of the parent domain too.
-	maxFlowCopies = 4
 )
+
+// secureCookie went before a flow's cookie on https before hostCookie did.
+const secureCookie = "__Secure-"
 
 var (
 	flowIDShape     = regexp.MustCompile(`^[A-Z2-7]{26}$`) // of rand.Text: 130 bits
@@ -39,14 +38,20 @@ var (
 
 // flow is a login that began here.
 type flow struct {
-	id    string
-	path  string // of the callback
-	appid string
-	state string // of the link
+	id     string
+	cookie string // its name
+	path   string // of the callback
+	appid  string
+	state  string // of the link
 }
 
-// bound is what a flow's cookie is bound to: what it does not hold itself, the callback says.
-func (f *flow) bound() []string { return []string{flowPurpose, f.id, f.path, f.appid} }
+// bound is what a flow's cookie is bound to: what it does not hold itself, the callback says. The name is part of it, so
+// that what was got over http, or is planted under a name that a sibling host can set, is good for nothing on https.
+func (f *flow) bound() []string { return []string{flowPurpose, f.cookie, f.path, f.appid} }
+
+// boundBefore is what cookies were bound to when https had secureCookie. They are made no more, so nobody can plant one
+// that is fresh; those that visitors under way still have are good until they end, half an hour after an upgrade.
+func (f *flow) boundBefore() []string { return []string{flowPurpose, f.id, f.path, f.appid} }
 
 // seal makes the value of a flow's cookie.
 func (f *flow) seal(ctx context.Context, m *tokens.Manager, until time.Time) (secret.String, error) {
@@ -57,9 +62,9 @@ func (f *flow) seal(ctx context.Context, m *tokens.Manager, until time.Time) (se
 var errNoFlow = errors.New("no cookie of this flow")
 
 // open checks the values that a browser has for a flow's cookie, and fills in the state of the one that is right.
-func (f *flow) open(ctx context.Context, m *tokens.Manager, values []string) error {
-	for _, value := range values[:min(len(values), maxFlowCopies)] {
-		state, err := m.OpenState(ctx, secret.New(value), f.bound()...)
+func (f *flow) open(ctx context.Context, m *tokens.Manager, values, bound []string) error {
+	for _, value := range values {
+		state, err := m.OpenState(ctx, secret.New(value), bound...)
 		switch {
 		case err == nil:
 			f.state = string(state)
@@ -73,14 +78,14 @@ func (f *flow) open(ctx context.Context, m *tokens.Manager, values []string) err
 
 // beginFlow begins a login here: the state for WeChat, and the cookies for the browser.
 func (o *OAuth) beginFlow(r *http.Request, to callbackAddress, appid, state string) (wireState string, cookies []*http.Cookie, err error) {
-	f := &flow{id: rand.Text(), path: to.path, appid: appid, state: state}
+	prefix, id := to.cookiePrefix(), rand.Text()
+	f := &flow{id: id, cookie: prefix + id, path: to.path, appid: appid, state: state}
 	value, err := f.seal(r.Context(), o.app.manager(), time.Now().Add(tokens.FlowLife))
 	if err != nil {
 		return "", nil, err
 	}
-	prefix := to.cookiePrefix()
 	cookies = endFlows(r.Cookies(), prefix)
-	cookies = append(cookies, &http.Cookie{Name: prefix + f.id, Value: value.Reveal(), MaxAge: int(tokens.FlowLife / time.Second)})
+	cookies = append(cookies, &http.Cookie{Name: f.cookie, Value: value.Reveal(), MaxAge: int(tokens.FlowLife / time.Second)})
 	for _, c := range cookies {
 		c.Path, c.Secure, c.HttpOnly, c.SameSite = to.cookiePath(), to.secure(), true, http.SameSiteLaxMode
 	}
@@ -116,12 +121,12 @@ func (o *OAuth) endOfFlow(r *http.Request, req *oauthRequest, query url.Values) 
 		return nil, failQuery
 	}
 	to := callbackAddress{origin: origin, path: originalPath(r)}
-	f := &flow{id: id, path: to.path, appid: req.appid}
-	var values []string
-	for _, c := range r.CookiesNamed(to.cookiePrefix() + id) {
-		values = append(values, c.Value)
+	f := &flow{id: id, cookie: to.cookiePrefix() + id, path: to.path, appid: req.appid}
+	err := f.open(r.Context(), o.app.manager(), cookieValues(r, f.cookie, anyValue), f.bound())
+	if errors.Is(err, errNoFlow) {
+		err = f.open(r.Context(), o.app.manager(), cookieValues(r, to.cookiePrefixBefore()+id, anyValue), f.boundBefore())
 	}
-	switch err := f.open(r.Context(), o.app.manager(), values); {
+	switch {
 	case errors.Is(err, errNoFlow):
 		return nil, failForeignFlow
 	case err != nil:
@@ -141,14 +146,22 @@ func (c callbackAddress) secure() bool { return strings.HasPrefix(c.origin, "htt
 
 func (c callbackAddress) cookiePrefix() string {
 	if c.secure() {
+		return hostCookie + flowCookie
+	}
+	return flowCookie
+}
+
+func (c callbackAddress) cookiePrefixBefore() string {
+	if c.secure() {
 		return secureCookie + flowCookie
 	}
 	return flowCookie
 }
 
-// cookiePath is the base. One that would need an escape, which not all programs compare alike, becomes all of the site.
+// cookiePath is all of the site, as hostCookie needs it; over http the base. One that would need an escape, which not all
+// programs compare alike, becomes all of the site too.
 func (c callbackAddress) cookiePath() string {
-	if cookiePathShape.MatchString(c.base) {
+	if !c.secure() && cookiePathShape.MatchString(c.base) {
 		return c.base
 	}
 	return "/"

@@ -129,9 +129,10 @@ func TestOAuthFlowCookie(t *testing.T) {
 		https              bool
 		prefix, path       string
 	}{
-		{"https", "", startPath, true, "__Secure-wxTkFlow-", oauthBase},
+		{"https", "", startPath, true, "__Host-wxTkFlow-", "/"},
 		{"http", "", startPath, false, "wxTkFlow-", oauthBase},
-		{"the root", "/", "/authorize/" + authorizerID + "/verify", true, "__Secure-wxTkFlow-", "/"},
+		{"the root", "/", "/authorize/" + authorizerID + "/verify", true, "__Host-wxTkFlow-", "/"},
+		{"the root, http", "/", "/authorize/" + authorizerID + "/verify", false, "wxTkFlow-", "/"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -197,7 +198,7 @@ func TestEndFlows(t *testing.T) {
 	const prefix = "wxTkFlow-"
 	id := func(i int) string { return fmt.Sprintf("%sAAAAAAAAAAAAAAAAAAAAAAAA%c%c", prefix, 'A'+i/16, 'A'+i%16) }
 	sent := []*http.Cookie{
-		{Name: id(0), Value: "junk"}, {Name: prefix + "short", Value: "x"}, {Name: "session", Value: "x"}, {Name: "__Secure-" + id(3), Value: "x"}, {Name: id(1)},
+		{Name: id(0), Value: "junk"}, {Name: prefix + "short", Value: "x"}, {Name: "session", Value: "x"}, {Name: "__Secure-" + id(3), Value: "x"}, {Name: "__Host-" + id(4), Value: "x"}, {Name: id(1)},
 	}
 	if ended := endFlows(sent, prefix); len(ended) != 0 {
 		t.Errorf("ended %v although there is room", ended)
@@ -242,7 +243,7 @@ func TestOAuthFlowRefuses(t *testing.T) {
 			}
 			named := func(name, value string) *http.Cookie { return &http.Cookie{Name: name, Value: value} }
 			own := wechatCalls(callback, "code", wire)
-			ended := &flow{id: strings.TrimPrefix(wire, flowMark), path: site.Path, appid: authorizerID, state: "mine"}
+			ended := &flow{id: strings.TrimPrefix(wire, flowMark), cookie: cookie.Name, path: site.Path, appid: authorizerID, state: "mine"}
 			endedValue, err := ended.seal(t.Context(), f.app.manager(), time.Now().Add(-time.Second))
 			if err != nil {
 				t.Fatal(err)
@@ -276,9 +277,10 @@ func TestOAuthFlowRefuses(t *testing.T) {
 				{"padded", own, []*http.Cookie{named(cookie.Name, cookie.Value+"==")}},
 				{"empty", own, []*http.Cookie{named(cookie.Name, "")}},
 				{"junk", own, []*http.Cookie{named(cookie.Name, strings.Repeat("A", 4000))}},
-				{"name of https", own, []*http.Cookie{named(secureCookie+cookie.Name, cookie.Value)}},
+				{"name of https", own, []*http.Cookie{named(hostCookie+cookie.Name, cookie.Value)}},
+				{"name that https had", own, []*http.Cookie{named(secureCookie+cookie.Name, cookie.Value)}},
 				{"name in lower case", own, []*http.Cookie{named(strings.ToLower(cookie.Name), cookie.Value)}},
-				{"behind many of the same name", own, append(slices.Repeat([]*http.Cookie{named(cookie.Name, "junk")}, maxFlowCopies), cookie)},
+				{"behind many of the same name", own, append(slices.Repeat([]*http.Cookie{named(cookie.Name, "junk")}, maxCookieCopies), cookie)},
 			}
 			for _, tt := range tests {
 				t.Run(tt.name, func(t *testing.T) {
