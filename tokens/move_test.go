@@ -211,6 +211,97 @@ func TestMoveWholeStore(t *testing.T) {
 	}
 }
 
+// TestImportOfABackup: an account that authorised after the archive was made, or whose record it lacks, is not denied by a
+// gateway on the store that the archive was put into, whether that was empty or left behind: WeChat knows the account. Before
+// long the gateway has read WeChat's list for this store, and then an account that WeChat does not know is asked for no more.
+func TestImportOfABackup(t *testing.T) {
+	t.Parallel()
+	const later = "wx00000000000000fe"
+	for name, tt := range map[string]struct{ behind, running, listed bool }{
+		"into an empty store":             {},
+		"into one that was left behind":   {behind: true},
+		"under a gateway that is running": {behind: true, running: true},
+		"which is in use by the list":     {listed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := lived(t)
+				next := newFaultStore()
+				if tt.behind {
+					records, _ := exported(t, moverFor(t, r.store, 7))
+					imported(t, moverFor(t, next, 9), records, false)
+					wire := rosterWire{CompletedAt: time.Now().Add(-12 * time.Hour).Unix()} // an hour or so before the archive's
+					mv := moverFor(t, next, 9)
+					for _, p := range []string{testPlatform, testPlatform2} {
+						if err := mv.m.storeRecord(t.Context(), mv.env, rosterName(p), wire); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				records, _ := exported(t, moverFor(t, r.store, 7)) // the nightly backup
+				lacks := AuthorizerKey(testPlatform2, moveOther)
+				if !tt.behind {
+					records = slices.DeleteFunc(records, func(b []byte) bool { // it could not be read
+						name, _, _ := unpackRecord(b)
+						return name == lacks.recordName()
+					})
+				}
+				time.Sleep(time.Hour)
+				r.authorize(t, testPlatform, later) // in the morning
+				r.get(t, AuthorizerKey(testPlatform, later))
+				r.Close() // the disk dies
+
+				env := *r.env
+				env.Store, env.Sealer = next, moverFor(t, next, 9).env.Sealer
+				use := func() {
+					r.Manager = NewManager()
+					r.Use(&env)
+				}
+				if tt.running {
+					use()
+					time.Sleep(time.Minute)
+				}
+				imported(t, moverFor(t, next, 9), records, false)
+				if !tt.running {
+					use()
+				} else {
+					time.Sleep(rosterCheck)
+				}
+				synctest.Wait() // it has seen what the store says of the list
+				if tt.listed {
+					time.Sleep(rosterSettle + time.Second)
+					synctest.Wait()
+					infos := r.wx.count(pathAuthorizerInfo)
+					r.get(t, AuthorizerKey(testPlatform, later))
+					r.get(t, lacks)
+					if n := r.wx.count(pathAuthorizerInfo) - infos; n > 0 {
+						t.Errorf("%d accounts were asked for one by one after the list was to be read", n)
+					}
+				}
+				r.get(t, AuthorizerKey(testPlatform, later))
+				r.get(t, lacks)
+				time.Sleep(rosterCheck)
+				synctest.Wait()
+				for _, k := range []Key{AuthorizerKey(testPlatform, "wx00000000000000f0"), AuthorizerKey(testPlatform2, "wx00000000000000f0")} {
+					calls := r.calls()
+					if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNotAuthorized) || r.calls() != calls {
+						t.Errorf("of an account that WeChat does not know: %v after %d calls", err, r.calls()-calls)
+					}
+				}
+				lists := r.wx.count(pathAuthorizerList)
+				if got := imported(t, moverFor(t, next, 9), records, false).Total(); got.Written > 0 {
+					t.Errorf("the same archive again: %+v", got)
+				}
+				time.Sleep(2 * rosterCheck)
+				if n := r.wx.count(pathAuthorizerList) - lists; n > 0 {
+					t.Errorf("then the list was read again, on %d pages", n)
+				}
+			})
+		})
+	}
+}
+
 // TestExportSpill: what waits on the node's disk is exported too.
 func TestExportSpill(t *testing.T) {
 	t.Parallel()

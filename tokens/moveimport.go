@@ -10,6 +10,7 @@ import (
 	"path"
 	"reflect"
 	"slices"
+	"time"
 )
 
 // maxMovedKeys bounds the keys of opaque tokens of two stores that became one. Every one of them still opens tokens.
@@ -312,19 +313,18 @@ func mergeVerify(there, comes *verifyWire) (*verifyWire, verdict, error) {
 	}
 }
 
-// mergeRoster takes over when WeChat's list was last read to its end. A reading that was under way goes on only where it
-// was begun.
+// mergeRoster never takes over that WeChat's list was read to its end, nor how far: that was for the other store, and who
+// authorised after the archive was made, or whose record was refused, is in neither. So a store that has no list, or whose
+// list was read before the archive's, counts as one that may lack accounts until its own gateways have read the list.
 func mergeRoster(there, comes *rosterWire) (*rosterWire, verdict, error) {
 	switch {
-	case there == nil && comes.CompletedAt == 0, there != nil && there.CompletedAt == comes.CompletedAt:
+	case there == nil && comes.CompletedAt > 0:
+		return &rosterWire{MovedAt: time.Now().Unix()}, moveWrite, nil
+	case there == nil, there.CompletedAt == 0, there.CompletedAt == comes.CompletedAt:
 		return nil, moveSame, nil
-	case there == nil:
-		return &rosterWire{CompletedAt: comes.CompletedAt, Took: comes.Took}, moveWrite, nil
 	case comes.CompletedAt < there.CompletedAt:
 		return nil, moveNewer, nil
 	default:
-		next := *there
-		next.CompletedAt, next.Took = comes.CompletedAt, comes.Took
-		return &next, moveWrite, nil
+		return &rosterWire{MovedAt: time.Now().Unix(), Walk: there.Walk}, moveWrite, nil
 	}
 }

@@ -85,7 +85,7 @@ func shards(folder string) []string {
 }
 
 // recordFolders are the folders with all records of a store, in the order in which they are to be written elsewhere. The
-// lists come last: that one was read to its end says that no authorizer is missing.
+// lists come last: where none is yet, the gateways read it at once, and would find what is on its way.
 func recordFolders(platforms []string) (folders []string) {
 	folders = []string{
 		path.Dir(opaqueName), path.Join(root, "ticket"), path.Join(root, string(KindComponent)), path.Join(root, string(KindAccount)),

@@ -15,7 +15,7 @@ import (
 )
 
 // The roster is WeChat's list of the accounts that authorised a platform. It is read page by page: once when the store
-// is new or was emptied, then once a day, and when there is a doubt about an account. How far it was read is kept in the
+// is new, was emptied or had an archive put into it, then once a day, and when there is a doubt about an account. How far it was read is kept in the
 // store, so that one node reads it at a time and another goes on where that one died.
 
 const (
@@ -33,6 +33,9 @@ const (
 	rosterPause = 500 * time.Millisecond
 	// rosterLease is for how long a node that reads the list is believed to be alive.
 	rosterLease = 2 * time.Minute
+	// rosterSettle is how soon the list is read after an archive was imported. A second import, which brings what the first
+	// one missed with its tokens, often follows; meanwhile WeChat is asked for an account that is missing.
+	rosterSettle = time.Minute
 	// rosterAgain is how soon the list is read again for accounts in doubt, and rosterRest how long it rests for them, in
 	// times of what reading it took.
 	rosterAgain = 10 * time.Minute
@@ -52,8 +55,9 @@ const (
 
 // rosterWire is how far the list was read.
 type rosterWire struct {
-	CompletedAt int64     `json:"completed_at,omitempty"`
-	Took        int64     `json:"took,omitempty"` // seconds
+	CompletedAt int64     `json:"completed_at,omitempty"` // 0: never for this store
+	Took        int64     `json:"took,omitempty"`         // seconds
+	MovedAt     int64     `json:"moved_at,omitempty"`     // when an archive came, after which it has not been read to its end
 	Walk        *walkWire `json:"walk,omitempty"`
 }
 
@@ -274,6 +278,9 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 			return rosterLease, false // another node is at it
 		}
 		return 0, true
+	}
+	if since := now.Sub(fromUnix(state.MovedAt)).Abs(); state.MovedAt != 0 && since < rosterSettle {
+		return rosterSettle - since, false
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
 	if r.wanted {
