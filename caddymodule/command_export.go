@@ -1,13 +1,10 @@
 package caddymodule
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -24,7 +21,8 @@ func exportCommand() *cobra.Command {
 		Use: "export [--config <file>] [--adapter <name>] [--key @<file>] [<file>]", Short: "Writes all that lasts into a sealed archive", Args: cobra.MaximumNArgs(1),
 		Long: `Writes what the gateway must not lose into a sealed archive: tickets, the records of platforms, authorizers and accounts with
 their refresh tokens, accepted authorizations, the keys of the SDKs' tokens, and verification files. Without a file, or
-with -, it goes to standard output, which must not be a terminal.
+with -, it goes to standard output, which must not be a terminal. A file is there whole or as it was, and behind a symbolic
+link it is the one that the link names. Into a named pipe or a character device it is written as it comes.
 
 The store is that of the config, which is read as by caddy run. Nothing is started, locked or changed, so that it works
 while the gateway runs. Run it as the gateway's user: Caddy's own storage is in the home folder of who runs it.
@@ -38,7 +36,7 @@ The exit code is 1 if a record could not be read; all others are in the archive 
 		ctx, cancel := interruptible()
 		defer cancel()
 		if err := p.export(ctx, fl.Args(), cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
-			return caddy.ExitCodeFailedStartup, err
+			return caddy.ExitCodeFailedStartup, interrupted(ctx, err)
 		}
 		return caddy.ExitCodeSuccess, nil
 	})
@@ -51,7 +49,7 @@ func (p *moveParams) export(ctx context.Context, args []string, out, talk io.Wri
 		return err
 	}
 	if p.file == "-" && isTerminal(out) {
-		return errors.New("the archive is not text: name a file for it, or direct it somewhere")
+		return errTerminal
 	}
 	key, given, err := p.archiveKey()
 	if err != nil {
@@ -81,12 +79,7 @@ func (p *moveParams) export(ctx context.Context, args []string, out, talk io.Wri
 		}
 		return archive.Close()
 	}
-	if p.file == "-" {
-		err = write(out)
-	} else {
-		err = writeWhole(p.file, write)
-	}
-	switch {
+	switch err = writeTo(ctx, p.file, out, write); {
 	case errors.Is(err, tokens.ErrNothingToMove):
 		return fmt.Errorf("%w: is it the gateway's config, and are you the gateway's user?", err)
 	case err != nil:
@@ -97,41 +90,4 @@ func (p *moveParams) export(ctx context.Context, args []string, out, talk io.Wri
 		return fmt.Errorf("%d records could not be read and are not in the archive", n)
 	}
 	return nil
-}
-
-// writeWhole writes a file that only its owner can read, and that is there whole, and stays, once nil is returned.
-func writeWhole(file string, write func(io.Writer) error) (err error) {
-	folder := filepath.Dir(file)
-	f, err := os.CreateTemp(folder, tempPattern(file)) // with mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	w := bufio.NewWriterSize(f, 1<<16)
-	if err := write(w); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), file); err != nil {
-		return err
-	}
-	d, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
 }

@@ -41,7 +41,7 @@ The exit code is 1 if a record was refused; all others are written then.`,
 		ctx, cancel := interruptible()
 		defer cancel()
 		if err := p.importInto(ctx, fl.Args(), cmd.InOrStdin(), cmd.OutOrStdout()); err != nil {
-			return caddy.ExitCodeFailedStartup, err
+			return caddy.ExitCodeFailedStartup, interrupted(ctx, err)
 		}
 		return caddy.ExitCodeSuccess, nil
 	})
@@ -73,13 +73,14 @@ func (p *moveParams) importInto(ctx context.Context, args []string, in io.Reader
 		keys = append(keys, crypto.NewArchiveKey(k))
 	}
 	if p.file != "-" {
-		f, err := os.Open(p.file)
+		f, err := await(ctx, func() (*os.File, error) { return os.Open(p.file) }) // of a named pipe, once somebody writes there
 		if err != nil {
 			return err
 		}
 		defer func() { _ = f.Close() }()
 		in = f
 	}
+	in = readable(ctx, in)
 	var moved tokens.Moved
 	switch p.format {
 	case formatCSV:

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -168,9 +167,20 @@ func (a *App) openStore(ctx caddy.Context) (*openedStore, error) {
 	return &openedStore{mover: tokens.NewMover(env), sealKeys: keys}, nil
 }
 
-// interruptible ends with the process's first signal, so that a file that is not whole is removed.
+// interruptible ends with the process's first signal, so that a file that is not whole is removed. A second one ends the
+// process, wherever that waits.
 func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// interrupted says of an error that it came of a signal. What was under way may not know that.
+func interrupted(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
 }
 
 // isTerminal reports whether a stream of a command's is one.
@@ -227,6 +237,3 @@ func counts(c tokens.MovedClass, done string) string {
 	}
 	return text
 }
-
-// tempPattern is what files are called until they are whole.
-func tempPattern(file string) string { return "." + filepath.Base(file) + ".*.tmp" }

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -11,6 +12,9 @@ import (
 // TestMain fails if a goroutine of ours is left. What Caddy's own packages leave behind is known and let be; each ends
 // by itself, or with a context that Caddy cancels but caddy.ProvisionContext, which the tests use, gives no way to.
 func TestMain(m *testing.M) {
+	if command := os.Getenv(testCommand); command != "" {
+		os.Exit(runTestCommand(command))
+	}
 	const proxy = "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy."
 	goleak.VerifyTestMain(redistest.Tests{M: m},
 		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"), // sleeps for 5 s before it sees that the lock is gone
