@@ -29,7 +29,8 @@ again, also when it broke off.
 
 With --format csv or json it takes refresh tokens of another system, which become authorizers: a CSV file with a header line,
 or a JSON array of objects, or one object a line, with platform, appid, refresh_token and, if there is one, access_token
-with expires_at (Unix seconds or RFC 3339). An authorizer that the store has already stays as it is.
+with expires_at (Unix seconds or RFC 3339). An authorizer that the store has already stays as it is. Of two rows of one account
+that differ the first counts.
 
 The exit code is 1 if a record was refused; all others are written then.`,
 		Example: "caddy wechat import --config /etc/caddy/Caddyfile gateway.archive\ncaddy wechat import --format csv --dry-run accounts.csv",

@@ -718,6 +718,38 @@ func TestListErrors(t *testing.T) {
 				"line 14: the quotes are not in order",
 				"line 15: refresh_token: longer than 1024 bytes",
 			}},
+		{"stray quotes", "csv", head +
+			ids + "\"hidden,,\n" +
+			"wx00000000000000aa,wx00000000000000d3,hidden,,\n" +
+			"\n" +
+			"wx00000000000000aa,wx00000000000000d4,\"hid\nden\",,\n" +
+			"wx00000000000000aa,wx00000000000000d5,\"hidden\",,\r\n" +
+			"wx00000000000000aa,wx00000000000000d6,hid\"den,,\n" +
+			"wx00000000000000aa,wx00000000000000d7,\"hidden,,",
+			[]string{
+				"line 2: the quotes are not in order",
+				"line 5: the quotes are not in order",
+				"line 6: the quotes are not in order",
+				"line 8: the quotes are not in order",
+				"line 9: the quotes are not in order",
+			}},
+		{"long line", "csv", head + ids + strings.Repeat("hidden", 20_000) + "\n" + ids + "hidden\n" + ids + strings.Repeat("hidden", 20_000),
+			[]string{"line 2: longer than 16384 bytes", "line 3: 3 fields, and the header has 5", "line 4: longer than 16384 bytes"}},
+		{"an account twice", "csv", head +
+			ids + ",,\n" + // not in order, so that it does not count
+			ids + "hidden-1,,\n" +
+			ids + "hidden-1,,\n" +
+			ids + "hidden-2,,\n" +
+			"wx00000000000000bb,wx00000000000000dd,hidden-2,,\n" +
+			"wx00000000000000aa,wx00000000000000d2,hidden-2,,\n" +
+			ids + "hidden-1,hidden,1\n",
+			[]string{
+				"line 2: refresh_token: missing",
+				"line 5: the account is on line 3 too, with other tokens: line 3 counts",
+				"line 8: the account is on line 3 too, with other tokens: line 3 counts",
+			}},
+		{"an account twice in JSON", "json", js + "\"refresh_token\":\"hidden-1\"}\n\n" + js + "\"refresh_token\":\"hidden-2\"}\n",
+			[]string{"line 3: the account is on line 1 too, with other tokens: line 1 counts"}},
 		{"array", "json", "[\n" + js + "\n\"refresh_token\":\"hidden\"},\n" + js + `"refresh_token":7},` + "\n\"hidden\",\n" + js + `"hidden":1},` + "\n" + js + "\"appid\":\"hidden\"}\n]\n",
 			[]string{
 				"line 4: refresh_token: not a text",
@@ -751,6 +783,42 @@ func TestListErrors(t *testing.T) {
 				t.Error("a token is shown")
 			}
 		})
+	}
+}
+
+// TestImportListReadsEveryLine: a stray quote costs its own line, and of two rows of an account the first one stays, on however
+// many pages and goroutines the list is read.
+func TestImportListReadsEveryLine(t *testing.T) {
+	t.Parallel()
+	var list strings.Builder
+	list.WriteString("platform,appid,refresh_token\n")
+	const accounts = movePage + movePage/2
+	for _, version := range []string{"first", "first", "second"} {
+		for i := range accounts {
+			quote := ""
+			if i%500 == 0 {
+				quote = "\""
+			}
+			_, _ = fmt.Fprintf(&list, "%s,%s,%s%s\n", testPlatform, appidOf(0xa000+i), quote, version)
+		}
+	}
+	for _, dry := range []bool{true, false} {
+		s := NewMemStore()
+		mv := moverFor(t, s, 7)
+		moved, err := mv.ImportCSV(t.Context(), strings.NewReader(list.String()), dry)
+		const good = accounts - 3
+		if sum := moved.Total(); err != nil || sum.Written != good || sum.Same != good || sum.Refused != 3*accounts-2*good {
+			t.Errorf("dry %v: %+v %v", dry, sum, err)
+		}
+		if dry {
+			continue
+		}
+		for i := range accounts {
+			_, rec, err := readThere[recordWire](t.Context(), mv, AuthorizerKey(testPlatform, appidOf(0xa000+i)).recordName())
+			if err != nil || (rec == nil) != (i%500 == 0) || rec != nil && rec.record().RefreshToken.Reveal() != "first" {
+				t.Fatalf("account %d: %v %v", i, rec != nil, err)
+			}
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"slices"
 	"strconv"
@@ -21,6 +22,8 @@ import (
 // may be another one than its header says.
 
 const (
+	// maxListLine bounds a line of a list in CSV, in bytes.
+	maxListLine = 16 << 10
 	// maxListToken bounds a token in a list, in bytes. WeChat's have less than 200; it reserves 512 for an access token.
 	maxListToken = 1024
 	// listLife is the life of an access token in a list when it was issued: WeChat's two hours.
@@ -34,32 +37,31 @@ const listRequired = 3
 
 // ImportCSV puts the authorizers of a list in CSV, with a header line, into the store: platform, appid, refresh_token and,
 // if they are there, access_token and expires_at (Unix seconds, or as in RFC 3339). Without an access token the account's
-// first use fetches one. A row that is not in order is counted as refused, and the others are written.
+// first use fetches one. A row that is not in order is counted as refused, and the others are written. So is a second row of
+// an account, unless it says what the first one says.
 //
 // An authorizer that the store has already stays as it is, unless the row dates it later, or it was never used since an
 // earlier list.
 func (mv *Mover) ImportCSV(ctx context.Context, r io.Reader, dry bool) (Moved, error) {
-	in := csv.NewReader(skipBOM(r))
-	in.FieldsPerRecord, in.ReuseRecord = -1, true
-	header, err := in.Read()
-	if err != nil {
-		return Moved{}, noHeader(err)
+	in := &csvLines{r: bufio.NewReaderSize(skipBOM(r), maxListLine)}
+	header, wrong, err := in.next()
+	switch {
+	case wrong != "" || errors.Is(err, io.EOF):
+		return Moved{}, fmt.Errorf("line 1: no header: it must name the columns, such as: %s", strings.Join(listFields, ","))
+	case err != nil:
+		return Moved{}, err
 	}
 	columns, err := csvColumns(header)
 	if err != nil {
 		return Moved{}, err
 	}
 	return mv.importList(ctx, dry, func() (row listRow, err error) {
-		cells, err := in.Read()
-		if bad, ok := errors.AsType[*csv.ParseError](err); ok {
-			return listRow{where: "line " + strconv.Itoa(bad.StartLine), wrong: "the quotes are not in order"}, nil
-		}
-		if err != nil {
-			return listRow{}, err
-		}
-		line, _ := in.FieldPos(0)
-		row.where = "line " + strconv.Itoa(line)
-		if len(cells) != len(columns) {
+		cells, wrong, err := in.next()
+		row = listRow{line: in.line, wrong: wrong}
+		switch {
+		case err != nil || wrong != "":
+			return row, err
+		case len(cells) != len(columns):
 			row.wrong = fmt.Sprintf("%d fields, and the header has %d", len(cells), len(columns))
 			return row, nil
 		}
@@ -70,11 +72,45 @@ func (mv *Mover) ImportCSV(ctx context.Context, r io.Reader, dry bool) (Moved, e
 	})
 }
 
-func noHeader(err error) error {
-	if _, bad := errors.AsType[*csv.ParseError](err); bad || errors.Is(err, io.EOF) {
-		return fmt.Errorf("line 1: no header: it must name the columns, such as: %s", strings.Join(listFields, ","))
+// csvLines reads CSV line by line. No field of a list goes on on another line: a quote that is not closed spoils the line that
+// it is on, and not all that follow.
+type csvLines struct {
+	r      *bufio.Reader
+	line   int
+	quoted bufio.Reader // for a line with quotes
+}
+
+// next is the next line that is not empty, or what is wrong with it.
+func (c *csvLines) next() (cells []string, wrong string, err error) {
+	for {
+		text, err := c.r.ReadSlice('\n')
+		c.line++
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			for errors.Is(err, bufio.ErrBufferFull) {
+				_, err = c.r.ReadSlice('\n')
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				return nil, "", err
+			}
+			return nil, fmt.Sprintf("longer than %d bytes", maxListLine), nil
+		case err != nil && (!errors.Is(err, io.EOF) || len(text) == 0):
+			return nil, "", err
+		}
+		text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+		switch {
+		case len(text) == 0:
+			continue
+		case bytes.IndexByte(text, '"') < 0:
+			return strings.Split(string(text), ","), "", nil
+		}
+		c.quoted.Reset(bytes.NewReader(text))
+		in := csv.NewReader(&c.quoted)
+		if cells, err = in.Read(); err != nil {
+			return nil, "the quotes are not in order", nil
+		}
+		return cells, "", nil
 	}
-	return err
 }
 
 // csvColumns says which field each column is.
@@ -110,7 +146,6 @@ func skipBOM(r io.Reader) *bufio.Reader {
 func (mv *Mover) ImportJSON(ctx context.Context, r io.Reader, dry bool) (Moved, error) {
 	lines := &lineCounter{r: skipBOM(r)}
 	dec := json.NewDecoder(lines)
-	where := func(offset int64) string { return "line " + strconv.Itoa(lines.at(offset)) }
 	notJSON := func(err error) error {
 		offset := lines.read // it ended too early
 		if bad, ok := errors.AsType[*json.SyntaxError](err); ok {
@@ -118,7 +153,7 @@ func (mv *Mover) ImportJSON(ctx context.Context, r io.Reader, dry bool) (Moved, 
 		} else if err == nil {
 			offset = dec.InputOffset()
 		}
-		return fmt.Errorf("%s: not JSON: want an array of objects, or one object a line, with %s", where(offset), strings.Join(listFields, ", "))
+		return fmt.Errorf("line %d: not JSON: want an array of objects, or one object a line, with %s", lines.at(offset), strings.Join(listFields, ", "))
 	}
 	first, err := lines.r.Peek(1)
 	for err == nil && strings.ContainsAny(string(first), " \t\r\n") {
@@ -151,7 +186,7 @@ func (mv *Mover) ImportJSON(ctx context.Context, r io.Reader, dry bool) (Moved, 
 		case err != nil:
 			return listRow{}, notJSON(err)
 		}
-		row := listRow{where: where(dec.InputOffset())}
+		row := listRow{line: lines.at(dec.InputOffset())}
 		row.wrong = row.parse(raw)
 		return row, nil
 	})
@@ -236,10 +271,13 @@ func (c *lineCounter) at(offset int64) int {
 
 // listRow is an entry of a list.
 type listRow struct {
-	where  string
+	line   int
 	fields [5]string // in the order of listFields
 	wrong  string    // what is wrong with it
 }
+
+// where is how a refusal begins.
+func (row *listRow) where() string { return "line " + strconv.Itoa(row.line) }
 
 // listEntry is what a row says.
 type listEntry struct {
@@ -248,8 +286,54 @@ type listEntry struct {
 	rec   *record
 }
 
+// listSeen knows the accounts of a list that were read, so that it is not left to chance which of two rows of one stays: the first
+// does. A million accounts take some 80 MB.
+type listSeen struct {
+	seed      maphash.Seed
+	platforms []string
+	rows      map[listAccount]listFirst
+}
+
+// listAccount is an account of a list without pointers, which a million of them would cost the garbage collector.
+type listAccount struct {
+	platform int // of platforms
+	digits   uint64
+}
+
+// listFirst is the first row of an account that was in order.
+type listFirst struct {
+	line   int
+	tokens uint64 // a hash of all but the first two fields
+}
+
+// before reports whether an earlier row says the same of the account, and what is wrong if it says something else.
+func (s *listSeen) before(k Key, row *listRow) (same bool, wrong string) {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	for _, field := range row.fields[2:] {
+		_, _ = h.WriteString(field)
+		_ = h.WriteByte(0) // which no field in order has
+	}
+	a := listAccount{platform: slices.Index(s.platforms, k.Platform)}
+	if a.platform < 0 {
+		a.platform, s.platforms = len(s.platforms), append(s.platforms, strings.Clone(k.Platform))
+	}
+	a.digits, _ = strconv.ParseUint(k.AppID[2:], 16, 64) // isAppID
+	first, found := s.rows[a]
+	switch {
+	case !found:
+		s.rows[a] = listFirst{row.line, h.Sum64()}
+		return false, ""
+	case first.tokens == h.Sum64():
+		return true, ""
+	default:
+		return false, fmt.Sprintf("the account is on line %d too, with other tokens: line %d counts", first.line, first.line)
+	}
+}
+
 func (mv *Mover) importList(ctx context.Context, dry bool, next func() (listRow, error)) (Moved, error) {
 	var t tally
+	seen := listSeen{seed: maphash.MakeSeed(), rows: make(map[listAccount]listFirst)}
 	for {
 		var page []listEntry
 		var end error
@@ -258,10 +342,18 @@ func (mv *Mover) importList(ctx context.Context, dry bool, next func() (listRow,
 			if end = err; err != nil {
 				break
 			}
-			if k, rec, wrong := mv.record(&row); wrong != "" {
-				t.count(classAuthorizer, moveRefuse, row.where+": "+wrong)
-			} else {
-				page = append(page, listEntry{row.where, k, rec})
+			k, rec, wrong := mv.record(&row)
+			same := false
+			if wrong == "" {
+				same, wrong = seen.before(k, &row)
+			}
+			switch {
+			case wrong != "":
+				t.count(classAuthorizer, moveRefuse, row.where()+": "+wrong)
+			case same:
+				t.count(classAuthorizer, moveSame, "")
+			default:
+				page = append(page, listEntry{row.where(), k, rec})
 			}
 		}
 		err := each(ctx, len(page), func(ctx context.Context, i int) error { return mv.putRow(ctx, page[i], dry, &t) })
