@@ -199,6 +199,19 @@ func (c *cache) put(e *entry) {
 	}
 }
 
+// drop removes a key's entry. The caller holds the key's lock.
+func (c *cache) drop(k Key) {
+	h := maphash.Comparable(c.seed, k)
+	g := &c.guards[h%cacheGuards]
+	g.RLock()
+	defer g.RUnlock()
+	if c.closed {
+		return
+	}
+	c.entries.Del(h)
+	c.entries.Wait()
+}
+
 // close stops the cache's goroutines; it is empty from then on.
 func (c *cache) close() {
 	for i := range c.guards {

@@ -158,6 +158,7 @@ func TestExchangedTokensThatCannotBeWritten(t *testing.T) {
 func TestWaitingRecordYieldsToNews(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_700_000_000, 0)
+	before, later := now.Add(-2*time.Hour), now.Add(clockSlack+time.Millisecond)
 	base := record{Gen: 5, AuthorizedAt: now, ObtainedAt: now, RefreshToken: secret.New("waiting")}
 	with := func(change func(*record)) record {
 		r := base
@@ -170,22 +171,31 @@ func TestWaitingRecordYieldsToNews(t *testing.T) {
 		stored record
 		want   string
 		gen    uint64
+		base   time.Time // of the waiting one
 	}{
-		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5},
-		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6},
-		{"newer generation, asked earlier", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(-time.Second) }), "waiting", 9},
-		{"newer generation, asked later", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(time.Second) }), "stored", 8},
-		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5},
-		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 6},
-		{"authorized since", with(func(r *record) { r.Gen, r.AuthorizedAt = 2, now.Add(time.Hour) }), "stored", 2},
-		{"revoked since", with(func(r *record) { r.Gen, r.RevokedAt = 2, now.Add(time.Hour) }), "stored", 2},
-		{"authorized before, newer generation", with(func(r *record) { r.Gen, r.AuthorizedAt = 9, now.Add(-time.Hour) }), "waiting", 10},
+		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5, time.Time{}},
+		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6, time.Time{}},
+		{"newer generation, asked earlier", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(-time.Second) }), "waiting", 9, time.Time{}},
+		{"newer generation, asked later", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(time.Second) }), "stored", 8, time.Time{}},
+		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5, time.Time{}},
+		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 6, time.Time{}},
+		{"authorized since", with(func(r *record) { r.Gen, r.AuthorizedAt = 2, now.Add(time.Hour) }), "stored", 2, time.Time{}},
+		{"revoked since", with(func(r *record) { r.Gen, r.RevokedAt = 2, now.Add(time.Hour) }), "stored", 2, time.Time{}},
+		{"authorized before, newer generation", with(func(r *record) { r.Gen, r.AuthorizedAt = 9, now.Add(-time.Hour) }), "waiting", 10, time.Time{}},
+		// Other nodes renewed less often than this one did while it was cut off, but since.
+		{"older generation, asked much later", with(func(r *record) { r.Gen, r.ObtainedAt = 2, later }), "stored", 2, before},
+		{"older generation, asked later by what clocks may differ", with(func(r *record) { r.Gen, r.ObtainedAt = 2, now.Add(clockSlack) }), "waiting", 5, before},
+		{"older generation, asked much later, made from it", with(func(r *record) { r.Gen, r.ObtainedAt = 4, later }), "waiting", 5, later},
+		{"older generation, asked much later, from a clock that is ahead", with(func(r *record) { r.Gen, r.ObtainedAt = 3, later }), "waiting", 5, later.Add(time.Hour)},
+		{"older generation, asked much later, made from nobody knows what", with(func(r *record) { r.Gen, r.ObtainedAt = 2, later }), "waiting", 5, time.Time{}},
+		{"older generation, asked much later, without a refresh token", with(func(r *record) { r.Gen, r.ObtainedAt, r.RefreshToken = 2, later, secret.String{} }), "waiting", 5, before},
+		{"older generation, asked much later, of an earlier authorization", with(func(r *record) { r.Gen, r.ObtainedAt, r.AuthorizedAt = 2, later, now.Add(-time.Hour) }), "waiting", 5, before},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			waiting, stored := base, test.stored
 			var p pendingRecords
-			p.put(testAuthKey, &waiting)
+			p.put(testAuthKey, &waiting, test.base)
 			got := p.settle(testAuthKey, &waiting, &stored)
 			if got.RefreshToken.Reveal() != test.want || got.Gen != test.gen {
 				t.Errorf("%s of generation %d wins, want %s of %d", got.RefreshToken.Reveal(), got.Gen, test.want, test.gen)
@@ -193,6 +203,64 @@ func TestWaitingRecordYieldsToNews(t *testing.T) {
 			if left := p.get(testAuthKey); (left == nil) != (test.want == "stored") {
 				t.Errorf("left waiting: %v", left)
 			}
+		})
+	}
+}
+
+// A node that was cut off from the store for hours comes back with a record of a higher generation than that of what other
+// nodes have renewed since: theirs stays, in the store and on that node.
+func TestNodeThatWasCutOffYieldsToNews(t *testing.T) {
+	t.Parallel()
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restarted %v", restarted), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.env.Spill = t.TempDir()
+				r.Use(r.env)
+				r.rotating()
+				r.authorize(t, testPlatform, testAuthorizer)
+				r.get(t, testAuthKey)
+				env := *r.env
+				env.Store, env.Spill = &faultStore{MemStore: r.store.MemStore, counts: make(map[string]int)}, ""
+				other := NewManager()
+				other.Use(&env)
+				defer other.Close()
+				if _, err := other.Get(t.Context(), testAuthKey); err != nil {
+					t.Fatal(err)
+				}
+				r.store.fail(failAll)
+				for range 3 {
+					if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(10 * time.Minute)
+				}
+				if restarted {
+					r.crash(t, failAll)
+				}
+				theirs, err := other.Renew(t.Context(), testAuthKey, secret.String{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if waiting := r.pending.get(testAuthKey); waiting == nil || waiting.Gen <= theirs.Generation {
+					t.Fatalf("what waits is not of a higher generation than %d", theirs.Generation)
+				}
+				r.store.fail(nil)
+				time.Sleep(2 * time.Minute)
+				r.wantInStep(t)
+				if got := r.get(t, testAuthKey); !got.Value.Same(theirs.Value) || !r.stored(t, testAuthKey).AccessToken.Same(theirs.Value) {
+					t.Error("an earlier token counts, or is served")
+				}
+				if files := r.files(t); r.Waiting() != 0 || len(files) != 0 {
+					t.Errorf("%d records wait, spilled: %v", r.Waiting(), files)
+				}
+				// From here on both go by what the store has.
+				if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+					t.Fatal(err)
+				}
+				r.wantInStep(t)
+			})
 		})
 	}
 }

@@ -6,13 +6,21 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"time"
 )
+
+// clockSlack is by how much the times of two nodes must differ to say which came first. A node whose clock is further off
+// refuses WeChat's pushes, and the log says so.
+const clockSlack = 5 * time.Minute
 
 // pendingRecords are records that the store did not take. They serve from here until it does.
 type pendingRecords struct {
 	mu   sync.Mutex
 	recs map[Key]*record
-	safe map[Key]*record // what the spill folder holds
+	// bases has the ObtainedAt of the record from which the first that waits of a key was made, the last that is known to have
+	// been in the store.
+	bases map[Key]time.Time
+	safe  map[Key]*record // what the spill folder holds
 }
 
 func (p *pendingRecords) get(k Key) *record {
@@ -81,17 +89,35 @@ func (p *pendingRecords) unneeded(k Key) bool {
 	return true
 }
 
-// put keeps a record until the store takes it, unless one waits that supersedes it.
-func (p *pendingRecords) put(k Key, rec *record) {
+// put keeps a record until the store takes it, unless one waits that supersedes it. Base is when the token of the record
+// that it was made from was asked for; zero: that is not known.
+func (p *pendingRecords) put(k Key, rec *record, base time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.recs[k].supersedes(rec) {
+	waiting := p.recs[k]
+	if waiting.supersedes(rec) {
 		return
 	}
 	if p.recs == nil {
-		p.recs = make(map[Key]*record)
+		p.recs, p.bases = make(map[Key]*record), make(map[Key]time.Time)
 	}
 	p.recs[k] = rec
+	if waiting == nil && !base.IsZero() { // else it was made from what waits
+		p.bases[k] = base
+	}
+}
+
+// waiting returns the record that waits of a key, and its base; nil: none does.
+func (p *pendingRecords) waiting(k Key) (rec *record, base time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.recs[k], p.bases[k]
+}
+
+// forget drops what waits of a key; mu is held.
+func (p *pendingRecords) forget(k Key) {
+	delete(p.recs, k)
+	delete(p.bases, k)
 }
 
 // stored drops what waits, unless that supersedes rec, which the store has.
@@ -99,7 +125,7 @@ func (p *pendingRecords) stored(k Key, rec *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.recs[k].supersedes(rec) {
-		delete(p.recs, k)
+		p.forget(k)
 	}
 }
 
@@ -108,18 +134,19 @@ func (p *pendingRecords) drop(k Key, rec *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.recs[k] == rec {
-		delete(p.recs, k)
+		p.forget(k)
 	}
 }
 
 // settle decides between a waiting record and the one that the store has, and returns the one that counts. A waiting
-// one that counts gets a generation above the other's. The caller holds the key's lock.
+// one that counts gets a generation above the other's; a stored one stays as it is, also below it. The caller holds the
+// key's lock.
 //
 // The generation of a waiting record follows on what this node knew while the store did not answer. Another node may have
 // gone further before that: of one authorization the token that was asked for later is the one that WeChat takes.
 func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
 	later := waiting.settledAt().Equal(stored.settledAt()) && waiting.ObtainedAt.After(stored.ObtainedAt)
-	if stored.supersedes(waiting) && !later || stored.same(waiting) {
+	if stored.supersedes(waiting) && !later || stored.same(waiting) || p.outlived(k, waiting, stored) {
 		p.drop(k, waiting)
 		return stored
 	}
@@ -133,8 +160,21 @@ func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
 	if tokenless {
 		next.RefreshToken = stored.RefreshToken
 	}
-	p.put(k, &next)
+	p.put(k, &next, time.Time{})
 	return &next
+}
+
+// outlived reports whether the stored record counts in spite of a lower generation: other nodes renewed the same
+// authorization while this one was cut off, and fewer times than it did.
+//
+// The times are by two nodes' clocks, and a waiting record may have the only copy of the newest refresh token. So
+// they count only if they are far enough apart, and never for the record that the waiting one was made from, or for one of
+// before that: then nobody else has renewed, whatever the clocks say.
+func (p *pendingRecords) outlived(k Key, waiting, stored *record) bool {
+	_, base := p.waiting(k)
+	return waiting.settledAt().Equal(stored.settledAt()) && !stored.RefreshToken.IsZero() &&
+		!base.IsZero() && stored.ObtainedAt.After(base) &&
+		!waiting.ObtainedAt.IsZero() && stored.ObtainedAt.Sub(waiting.ObtainedAt) > clockSlack
 }
 
 func (p *pendingRecords) all() map[Key]*record {

@@ -164,6 +164,21 @@ func fromUnix(seconds int64) time.Time {
 	return time.Unix(seconds, 0)
 }
 
+// unixMilli and fromUnixMilli are the same in milliseconds, which is how fine ObtainedAt is.
+func unixMilli(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func fromUnixMilli(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}
+
 // loadRecord reads a record into out, a pointer to a struct. The error is fs.ErrNotExist if there is none, and wraps
 // ErrStore otherwise.
 func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {

@@ -379,7 +379,7 @@ func (m *Manager) readSound(ctx context.Context, env *Environment, k Key, locked
 		return r, err
 	}
 	if held := m.cache.Load().get(k); held != nil && held.rec != nil {
-		m.pending.put(k, held.rec)
+		m.pending.put(k, held.rec, time.Time{})
 		_ = m.spill(env, k) // Unsaved counts it otherwise
 		m.queue.add("pending", 0, m.writePending)
 	} else if k.Kind == KindAuthorizer {
@@ -421,6 +421,10 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 	rec := m.pending.settle(k, waiting, stored)
 	m.unspill(env, k)
 	if rec == stored && !stored.same(waiting) {
+		held := m.cache.Load().get(k)
+		if waiting.supersedes(stored) && held != nil && !held.rec.supersedes(waiting) {
+			m.cache.Load().drop(k) // it came from what waited, and would be taken for newer than the store
+		}
 		env.Log.Warn("a record that waited to be written is dropped: another node's is newer",
 			"kind", k.Kind, "appid", k.owner(), "platform", k.Platform)
 	}
@@ -471,11 +475,12 @@ func (m *Manager) commit(ctx context.Context, env *Environment, k Key, must bool
 			return nil, err
 		}
 		held := m.cache.Load().get(k)
-		next := following(newest(m.pending.get(k), held), held, change)
+		cur := newest(m.pending.get(k), held)
+		next := following(cur, held, change)
 		if next == nil {
 			return held, nil
 		}
-		m.keepWaiting(env, k, next, err)
+		m.keepWaiting(env, k, next, cur, err)
 		return newEntry(k, next, time.Now()), err // not published: that needs the lock
 	}
 	defer unlock()
@@ -526,7 +531,7 @@ func (m *Manager) commitOnce(ctx context.Context, env *Environment, k Key, must,
 	case !last && (errors.Is(err, ErrSwapped) || errors.Is(err, ErrLockLost)):
 		return nil, true, nil
 	case must:
-		m.keepWaiting(env, k, next, err)
+		m.keepWaiting(env, k, next, cur, err)
 	default:
 		return nil, false, err
 	}
@@ -553,9 +558,14 @@ func following(cur *record, held *entry, change func(*record) *record) *record {
 	return next
 }
 
-// keepWaiting keeps a record that the store did not take: on the node's own disk, or else in memory alone.
-func (m *Manager) keepWaiting(env *Environment, k Key, rec *record, err error) {
-	m.pending.put(k, rec)
+// keepWaiting keeps a record that the store did not take: on the node's own disk, or else in memory alone. It was made
+// from base; nil: from none.
+func (m *Manager) keepWaiting(env *Environment, k Key, rec, base *record, err error) {
+	var obtained time.Time
+	if base != nil {
+		obtained = base.ObtainedAt
+	}
+	m.pending.put(k, rec, obtained)
 	spilled := m.spill(env, k)
 	m.queue.add("pending", backoffFirst, m.writePending)
 	args := []any{"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err}

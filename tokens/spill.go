@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // The spill folder holds one file for each record that the store did not take, named by a hash of the record's name. A
@@ -65,6 +66,7 @@ type spillWire struct {
 	Platform string     `json:"platform,omitempty"`
 	AppID    string     `json:"appid,omitempty"`
 	Record   recordWire `json:"record"`
+	BaseMs   int64      `json:"base_ms,omitempty"` // its base, in Unix milliseconds
 }
 
 func spillName(k Key) string {
@@ -87,12 +89,12 @@ func (m *Manager) spillNow(env *Environment, k Key) error {
 	if now := m.env.Load(); now.Spill != "" {
 		env = now // the folder may have changed while the operation went on
 	}
-	rec := m.pending.get(k)
+	rec, base := m.pending.waiting(k)
 	if rec == nil {
 		return nil // written meanwhile
 	}
 	file := spillName(k)
-	data, err := encodeRecord(env, spillRecordName(file), spillWire{k.Kind, k.Platform, k.AppID, rec.wire()})
+	data, err := encodeRecord(env, spillRecordName(file), spillWire{k.Kind, k.Platform, k.AppID, rec.wire(), unixMilli(base)})
 	if err != nil {
 		return err
 	}
@@ -140,13 +142,13 @@ func (m *Manager) loadSpill(env *Environment) (whole bool) {
 		if !strings.HasSuffix(f.Name(), spillSuffix) {
 			continue // a file that was being written when the process died, or one set aside
 		}
-		k, rec, err := m.readSpill(env, f.Name())
+		k, rec, base, err := m.readSpill(env, f.Name())
 		if err != nil {
 			env.Log.Error("a spill file cannot be read and is left alone", "file", f.Name(), "error", err)
 			whole = whole && errors.Is(err, errDamaged)
 			continue
 		}
-		m.pending.put(k, rec)
+		m.pending.put(k, rec, base)
 		m.pending.spilled(k, rec)
 		found++
 	}
@@ -157,24 +159,24 @@ func (m *Manager) loadSpill(env *Environment) (whole bool) {
 	return whole
 }
 
-func (m *Manager) readSpill(env *Environment, file string) (Key, *record, error) {
+func (m *Manager) readSpill(env *Environment, file string) (k Key, rec *record, base time.Time, err error) {
 	full := filepath.Join(env.Spill, file)
 	data, err := os.ReadFile(full)
 	if err != nil {
-		return Key{}, nil, withoutPath(err)
+		return Key{}, nil, time.Time{}, withoutPath(err)
 	}
 	var wire spillWire
 	if _, err = m.decode(env, spillRecordName(file), data, &wire); err != nil {
 		if errors.Is(err, errDamaged) {
 			_ = os.Rename(full, full+spillBroken) // else the next start says the same again
 		}
-		return Key{}, nil, err
+		return Key{}, nil, time.Time{}, err
 	}
-	k := Key{wire.Kind, wire.Platform, wire.AppID}
+	k = Key{wire.Kind, wire.Platform, wire.AppID}
 	if spillName(k) != file {
-		return Key{}, nil, errors.New("it holds the record of another file")
+		return Key{}, nil, time.Time{}, errors.New("it holds the record of another file")
 	}
-	return k, wire.Record.record(), nil
+	return k, wire.Record.record(), fromUnixMilli(wire.BaseMs), nil
 }
 
 // writeSynced writes a file so that it is there whole, and stays, once nil is returned.
