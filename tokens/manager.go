@@ -69,9 +69,11 @@ type Manager struct {
 	verify    [verifyShards]verifyShard
 	confirm   confirmFiles
 
-	mu       sync.Mutex // guards what follows, and the step from open to closed
+	using  sync.Mutex // one Use after the other; guards unread
+	unread bool       // the spill folder holds what could not be read
+
+	mu       sync.Mutex // guards what follows, and the step from open to closed; nobody waits for a disk under it
 	started  bool
-	unread   bool // the spill folder holds what could not be read
 	uses     uint64
 	work     sync.WaitGroup
 	workCtx  context.Context
@@ -82,54 +84,74 @@ type Manager struct {
 
 // NewManager returns a manager that answers ErrNotConfigured until Use. It only allocates.
 func NewManager() *Manager {
-	return &Manager{
+	m := &Manager{
 		turns:     semaphore.NewWeighted(allTurns),
 		strangers: newStrangers(),
 		shown:     NewWindow[Key, shownInfo](shownLife, maxShown),
 		orders:    NewWindow[Key, time.Time](RenewNowEvery, maxOrders),
 		confirm:   confirmFiles{accounts: NewWindow[Key, confirmState](confirmMemory, maxConfirmStates)},
 	}
+	m.queue.init()
+	return m
 }
 
 // Use makes env current for every operation that starts from now on. The first call starts the background loop,
 // which resumes the intents in the store and asks WeChat for tickets where there is none. After Close it does nothing.
+//
+// It waits for the disk of a spill folder that is a new one, for storeTimeout or twice that; what goes on with the
+// environment of before does not.
 func (m *Manager) Use(env *Environment) {
 	env = env.prepared()
+	m.using.Lock()
+	defer m.using.Unlock()
+	if m.closed.Load() {
+		return
+	}
+	old := m.env.Load()
+	m.pending.moved(env.Spill)
+	if old == nil || old.Spill != env.Spill || m.unread {
+		m.unread = !m.loadSpill(env) // before anybody reads an older record from the store
+	}
+	if !m.swap(old, env) || m.pending.len() == 0 {
+		return
+	}
+	m.queue.add("pending", 0, m.writePending)
+	if old != nil && old.Spill != env.Spill {
+		ctx, cancel := context.WithTimeout(m.workCtx, storeTimeout)
+		defer cancel()
+		m.spillWaiting(ctx, env) // what it does not come to, that job does
+	}
+}
+
+// swap puts env in the place of old, which is nil at the first time. It is false once the manager is closed.
+func (m *Manager) swap(old, env *Environment) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed.Load() {
-		return
+		return false
 	}
 	if !m.started {
 		c, err := newCache()
 		if err != nil { // only for sizes that are wrong, and ours are constant
 			env.Log.Error("read cache cannot be made; tokens stay unavailable", "error", err)
-			return
+			return false
 		}
 		m.started = true
 		m.cache.Store(c)
 		m.workCtx, m.stopWork = context.WithCancel(context.Background())
 		m.loopCtx, m.stopLoop = context.WithCancel(m.workCtx)
-		m.queue.init()
 		m.work.Go(func() { m.runQueue(m.loopCtx) })
 	}
-	if env.Sealer == nil && (m.env.Load() == nil || m.env.Load().Sealer != nil) {
+	if env.Sealer == nil && (old == nil || old.Sealer != nil) {
 		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
 	}
 	m.uses++
 	env.serial = m.uses
-	old := m.env.Load()
-	if old == nil || old.Spill != env.Spill || m.unread {
-		m.unread = !m.loadSpill(env) // before anybody reads an older record from the store
-	}
 	m.listen(old, env)
 	if m.unreadIntents.Swap(false) || old == nil {
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
-	if m.env.Store(env); old != nil && old.Spill != env.Spill && m.pending.len() > 0 {
-		m.pending.moved()
-		m.spillWaiting(m.workCtx, env)
-	}
+	m.env.Store(env)
 	m.troubles.forgive()
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
@@ -140,6 +162,7 @@ func (m *Manager) Use(env *Environment) {
 			m.queue.add(confirmJob(p.AppID), 0, m.watchConfirmFile(p.AppID))
 		}
 	}
+	return true
 }
 
 // Close stops the background loop, lets running renewals finish for a bounded time, tries once more to write what waits

@@ -19,8 +19,9 @@ type pendingRecords struct {
 	recs map[Key]*record
 	// bases has the ObtainedAt of the record from which the first that waits of a key was made, the last that is known to have
 	// been in the store.
-	bases map[Key]time.Time
-	safe  map[Key]*record // what the spill folder holds
+	bases  map[Key]time.Time
+	folder string          // the spill folder
+	safe   map[Key]*record // what it holds
 }
 
 func (p *pendingRecords) get(k Key) *record {
@@ -47,21 +48,27 @@ func (p *pendingRecords) inMemory() (n int) {
 	return n
 }
 
-// spilled notes what the spill folder holds of a key.
-func (p *pendingRecords) spilled(k Key, rec *record) {
+// spilled notes what a folder holds of a key, if that is the spill folder still.
+func (p *pendingRecords) spilled(folder string, k Key, rec *record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if folder != p.folder {
+		return // a disk that was slow
+	}
 	if p.safe == nil {
 		p.safe = make(map[Key]*record)
 	}
 	p.safe[k] = rec
 }
 
-// moved forgets what the spill folder holds: it is another one from now on.
-func (p *pendingRecords) moved() {
+// moved says which folder the spill folder is from now on. What another one holds is forgotten.
+func (p *pendingRecords) moved(folder string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	clear(p.safe)
+	if folder != p.folder {
+		p.folder = folder
+		clear(p.safe)
+	}
 }
 
 // isSpilled reports whether the spill folder holds what waits of a key.
@@ -71,18 +78,19 @@ func (p *pendingRecords) isSpilled(k Key) bool {
 	return p.recs[k].same(p.safe[k])
 }
 
-// leftOver reports whether the spill folder may hold a record of a key of which nothing waits any more.
-func (p *pendingRecords) leftOver(k Key) bool {
+// leftOver reports whether the spill folder, and which, may hold a record of a key of which nothing waits any more.
+func (p *pendingRecords) leftOver(k Key) (folder string, left bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.safe[k] != nil && p.recs[k] == nil
+	return p.folder, p.safe[k] != nil && p.recs[k] == nil
 }
 
-// unneeded reports whether the spill folder holds a record of a key of which nothing waits any more, and forgets that.
-func (p *pendingRecords) unneeded(k Key) bool {
+// unneeded reports whether a folder, if that is the spill folder still, holds a record of a key of which nothing waits any
+// more, and forgets that.
+func (p *pendingRecords) unneeded(folder string, k Key) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.safe[k] == nil || p.recs[k] != nil {
+	if folder != p.folder || p.safe[k] == nil || p.recs[k] != nil {
 		return false
 	}
 	delete(p.safe, k)

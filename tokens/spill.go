@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -32,15 +33,16 @@ var errNoSpill = errors.New("no spill folder")
 // errSpillHangs: the disk of the spill folder does not answer.
 var errSpillHangs = errors.New("spill folder: its disk does not answer")
 
-// spillLock is the lock of this node around each change of the spill folder. No record has this name.
-const spillLock = "spill"
+// spillLock is the lock of this node around what is done in a spill folder. No record has this name. Each folder has one of
+// its own: where a disk hangs, another folder is the remedy.
+func spillLock(folder string) string { return "spill " + folder }
 
-// onSpill changes the spill folder. A disk that hangs costs one goroutine, and nobody waits for it longer than for the
-// store.
-func (m *Manager) onSpill(change func() error) error {
+// onSpill does something in a spill folder. A disk that hangs costs one goroutine, and nobody waits for it longer than
+// for the store.
+func (m *Manager) onSpill(folder string, do func() error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	unlock, err := m.locks.lock(ctx, spillLock)
+	unlock, err := m.locks.lock(ctx, spillLock(folder))
 	if err != nil {
 		return errSpillHangs
 	}
@@ -50,7 +52,7 @@ func (m *Manager) onSpill(change func() error) error {
 		defer func() { done <- err }()
 		defer unlock()
 		defer m.recovered(&err)
-		err = change()
+		err = do()
 	}()
 	select {
 	case err := <-done:
@@ -79,16 +81,21 @@ func spillRecordName(file string) string { return path.Join(root, "spill", file)
 
 // spill writes the record of k that waits for the store into the node's spill folder.
 func (m *Manager) spill(env *Environment, k Key) error {
-	if env.Spill == "" {
-		return errNoSpill
+	for {
+		if now := m.env.Load(); now.Spill != "" {
+			env = now // the folder may have changed while the operation went on
+		}
+		if env.Spill == "" {
+			return errNoSpill
+		}
+		err := m.onSpill(env.Spill, func() error { return m.spillNow(env, k) })
+		if now := m.env.Load(); now.Spill == "" || now.Spill == env.Spill {
+			return err
+		}
 	}
-	return m.onSpill(func() error { return m.spillNow(env, k) })
 }
 
 func (m *Manager) spillNow(env *Environment, k Key) error {
-	if now := m.env.Load(); now.Spill != "" {
-		env = now // the folder may have changed while the operation went on
-	}
 	rec, base := m.pending.waiting(k)
 	if rec == nil {
 		return nil // written meanwhile
@@ -101,20 +108,21 @@ func (m *Manager) spillNow(env *Environment, k Key) error {
 	if err := writeSynced(env.Spill, file, data); err != nil {
 		return fmt.Errorf("spill folder: %w", withoutPath(err))
 	}
-	m.pending.spilled(k, rec)
+	m.pending.spilled(env.Spill, k, rec)
 	return nil
 }
 
 // unspill removes the file, if there is one, of a record that the store has by now, unless another one of the key waits.
 func (m *Manager) unspill(env *Environment, k Key) {
-	if env.Spill == "" || !m.pending.leftOver(k) {
+	folder, left := m.pending.leftOver(k)
+	if folder == "" || !left {
 		return
 	}
-	err := m.onSpill(func() error {
-		if !m.pending.unneeded(k) {
+	err := m.onSpill(folder, func() error {
+		if !m.pending.unneeded(folder, k) {
 			return nil
 		}
-		return os.Remove(filepath.Join(env.Spill, spillName(k)))
+		return os.Remove(filepath.Join(folder, spillName(k)))
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		// It is read at the next start, and found to be older than what the store has.
@@ -122,21 +130,43 @@ func (m *Manager) unspill(env *Environment, k Key) {
 	}
 }
 
+// errSpillUnread: the spill folder holds what cannot be read.
+var errSpillUnread = errors.New("spill folder: it cannot be read, or not all of it")
+
 // loadSpill takes up the records that an earlier process could not write to the store. It is false if another
-// configuration may be able to read more of them.
+// configuration, or another attempt, may be able to read more of them.
+//
+// A disk that does not answer in time is not waited for: what it has is taken up once it does. Who reads an older record
+// from the store before that finds the spilled one among those that wait, and they are settled as any two are.
 func (m *Manager) loadSpill(env *Environment) (whole bool) {
 	if env.Spill == "" {
 		return true
 	}
+	var late atomic.Bool
+	err := m.onSpill(env.Spill, func() error {
+		err := m.loadSpillNow(env)
+		if late.Load() && m.pending.len() > 0 { // else Use does this, once env is current
+			m.queue.add("pending", 0, m.writePending)
+		}
+		return err
+	})
+	if errors.Is(err, errSpillHangs) {
+		late.Store(true)
+		env.Log.Error("the disk of the spill folder does not answer; what it holds may be newer than the store, and is taken up once it does")
+	}
+	return err == nil
+}
+
+func (m *Manager) loadSpillNow(env *Environment) error {
 	files, err := os.ReadDir(env.Spill)
 	if errors.Is(err, fs.ErrNotExist) {
-		return true
+		return nil
 	}
 	if err != nil {
 		env.Log.Error("the spill folder cannot be read; what it holds may be newer than the store", "error", withoutPath(err))
-		return false
+		return errSpillUnread
 	}
-	whole = true
+	whole := true
 	found := 0
 	for _, f := range files {
 		if !strings.HasSuffix(f.Name(), spillSuffix) {
@@ -149,14 +179,16 @@ func (m *Manager) loadSpill(env *Environment) (whole bool) {
 			continue
 		}
 		m.pending.put(k, rec, base)
-		m.pending.spilled(k, rec)
+		m.pending.spilled(env.Spill, k, rec)
 		found++
 	}
 	if found > 0 {
 		env.Log.Warn("records that an earlier process could not write are taken up from the spill folder", "records", found)
-		m.queue.add("pending", 0, m.writePending)
 	}
-	return whole
+	if !whole {
+		return errSpillUnread
+	}
+	return nil
 }
 
 func (m *Manager) readSpill(env *Environment, file string) (k Key, rec *record, base time.Time, err error) {
