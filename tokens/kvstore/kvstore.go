@@ -44,7 +44,8 @@ type KV interface {
 
 // Store is a tokens.Store over a KV. Every operation ends at its deadline, also where the KV does not: it runs on a
 // goroutine of its own that the Store owns until it returns. An operation that was given up on may still take effect;
-// until it has ended, no other write to the same record is begun, so that it cannot undo a later one.
+// until it has ended, no other write to the same record is begun, and a lock of the record's name is kept, so that it cannot
+// undo a later one of this process or of another.
 type Store struct {
 	kv      KV
 	timeout time.Duration
@@ -52,7 +53,13 @@ type Store struct {
 	operations, locks chan struct{} // one element for each that runs
 
 	mu      sync.Mutex
-	writing map[string]chan struct{} // by key; closed when the write has ended
+	writing map[string]*write // by key
+}
+
+// write is a change of a key that is under way, also after its caller has given up on it.
+type write struct {
+	ended  chan struct{} // closed when it has
+	unlock []func()      // to be done then; guarded by Store.mu
 }
 
 // Option changes a Store's default.
@@ -64,7 +71,7 @@ func WithTimeout(d time.Duration) Option { return func(s *Store) { s.timeout = d
 // New returns a store over kv. It does not touch kv.
 func New(kv KV, options ...Option) *Store {
 	s := &Store{
-		kv: kv, timeout: DefaultTimeout, writing: make(map[string]chan struct{}),
+		kv: kv, timeout: DefaultTimeout, writing: make(map[string]*write),
 		operations: make(chan struct{}, maxOperations), locks: make(chan struct{}, maxLocks),
 	}
 	for _, o := range options {
@@ -124,6 +131,9 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 }
 
 // Lock implements tokens.Store. The KV's lock is named by a hash: KVs change or drop characters of lock names.
+//
+// Unlock does not wait for a write of the record of the same name that was given up on: the lock is removed once that has
+// ended, and where it never does the lock ends with the process.
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	sum := sha256.Sum256([]byte(name))
 	lock := "wechat_" + hex.EncodeToString(sum[:16])
@@ -143,7 +153,11 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	return func() {
 		once.Do(func() {
 			done := make(chan struct{})
-			go func() { s.unlock(lock); release(); close(done) }()
+			remove := func() { s.unlock(lock); release(); close(done) }
+			if s.afterWrite(encodeName(name), remove) {
+				return
+			}
+			go remove()
 			t := time.NewTimer(s.timeout)
 			defer t.Stop()
 			select {
@@ -171,6 +185,18 @@ func (s *Store) lock(ctx context.Context, lock string) (release context.CancelFu
 	return release, nil
 }
 
+// afterWrite has something done when the write of a key that is under way has ended; false: none is.
+func (s *Store) afterWrite(key string, do func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.writing[key]
+	if w == nil {
+		return false
+	}
+	w.unlock = append(w.unlock, do)
+	return true
+}
+
 // unlock removes a lock, whatever became of the context that it was taken with.
 func (s *Store) unlock(lock string) {
 	ctx, cancel := context.WithTimeout(context.Background(), unlockAttempts*(s.timeout+unlockPause))
@@ -191,7 +217,7 @@ func (s *Store) unlock(lock string) {
 func (s *Store) write(ctx context.Context, key string, fn func(ctx context.Context, key string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	ended, err := s.turn(ctx, key)
+	w, err := s.turn(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -199,7 +225,10 @@ func (s *Store) write(ctx context.Context, key string, fn func(ctx context.Conte
 		s.mu.Lock()
 		delete(s.writing, key)
 		s.mu.Unlock()
-		close(ended)
+		close(w.ended)
+		for _, unlock := range w.unlock {
+			go unlock() // which ends by itself; the write's caller may still wait
+		}
 	}
 	_, err = run(ctx, s.timeout, s.operations, func(ctx context.Context) (struct{}, error) {
 		defer leave()
@@ -211,20 +240,20 @@ func (s *Store) write(ctx context.Context, key string, fn func(ctx context.Conte
 	return err
 }
 
-// turn waits until no write to the key is under way, and returns the channel to close when the caller's has ended.
-func (s *Store) turn(ctx context.Context, key string) (ended chan struct{}, err error) {
+// turn waits until no write to the key is under way, and returns the caller's.
+func (s *Store) turn(ctx context.Context, key string) (*write, error) {
 	for {
 		s.mu.Lock()
 		before := s.writing[key]
 		if before == nil {
-			ended = make(chan struct{})
-			s.writing[key] = ended
+			w := &write{ended: make(chan struct{})}
+			s.writing[key] = w
 			s.mu.Unlock()
-			return ended, nil
+			return w, nil
 		}
 		s.mu.Unlock()
 		select {
-		case <-before:
+		case <-before.ended:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("an earlier write of the same record has not ended: %w", ctx.Err())
 		}

@@ -120,6 +120,80 @@ func TestLateWriteDoesNotUndoALaterOne(t *testing.T) {
 	})
 }
 
+// A write that was given up on keeps the lock that it was made under, or another process would write in between.
+func TestLockIsKeptForALateWrite(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(s *kvstore.Store) error{
+		"store":  func(s *kvstore.Store) error { return s.Store(context.Background(), "wechat/v1/a", []byte("late")) },
+		"delete": func(s *kvstore.Store) error { return s.Delete(context.Background(), "wechat/v1/a") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				kv := &lateKV{memKV: newMemKV(), late: make(chan struct{})}
+				s, other := kvstore.New(kv), kvstore.New(kv.memKV)
+				unlock, err := s.Lock(t.Context(), "wechat/v1/a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := change(s); !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatalf("%v, want a deadline", err)
+				}
+				start := time.Now()
+				unlock()
+				unlock()
+				if took := time.Since(start); took != 0 {
+					t.Errorf("unlocking took %v", took)
+				}
+				wait, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if _, err := other.Lock(wait, "wechat/v1/a"); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("another process gets the lock while the write may still take effect: %v", err)
+				}
+				synctest.Wait()
+				free, err := s.Lock(t.Context(), "wechat/v1/b") // that of another record is none of its business
+				if err != nil {
+					t.Fatal(err)
+				}
+				free()
+				close(kv.late)
+				synctest.Wait()
+				if held := kv.held(); held != 0 {
+					t.Fatalf("%d locks are held after the write has ended", held)
+				}
+				unlock, err = other.Lock(t.Context(), "wechat/v1/a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unlock()
+				if err := other.Store(t.Context(), "wechat/v1/a", []byte("later")); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if got, err := other.Load(t.Context(), "wechat/v1/a"); string(got) != "later" {
+					t.Errorf("holds %q, %v", got, err)
+				}
+			})
+		})
+	}
+}
+
+// lateKV is a KV whose changes of records take effect late.
+type lateKV struct {
+	*memKV
+	late chan struct{} // they wait until it is closed
+}
+
+func (kv *lateKV) Store(ctx context.Context, key string, value []byte) error {
+	<-kv.late
+	return kv.memKV.Store(ctx, key, value)
+}
+
+func (kv *lateKV) Delete(ctx context.Context, key string) error {
+	<-kv.late
+	return kv.memKV.Delete(ctx, key)
+}
+
 func TestHangingOperationsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
