@@ -129,7 +129,7 @@ func (m *Manager) StoredPlatformOf(ctx context.Context, appid string) (string, e
 func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, rec *record) (g grant, err error) {
 	g, err = m.refresh(ctx, env, k, rec.RefreshToken)
 	switch {
-	case hasCode(err, codeRefreshTokenInvalid, codeNotAuthorized) && m.overtaken(ctx, env, k) != nil:
+	case hasCode(err, codeRefreshTokenInvalid, codeNotAuthorized) && m.overtaken(ctx, env, k, rec.RefreshToken) != nil:
 		return grant{}, errOvertaken
 	case hasCode(err, codeRefreshTokenInvalid):
 		m.troubles.setVoid(k, rec.RefreshToken)

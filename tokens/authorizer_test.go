@@ -266,11 +266,11 @@ func TestUsedCode(t *testing.T) {
 		if a, err := r.ExchangeAuthCode(t.Context(), testPlatform, testAuthorizer, unknown); err != nil || a.AppID != testAuthorizer {
 			t.Errorf("a used code with tokens held: %+v, %v", a, err)
 		}
-		// Tokens obtained since the push count as done, older ones do not.
+		// Tokens obtained since the push count as done, older ones do not; of those of a redirect WeChat is asked whether they work.
 		for _, test := range []struct {
 			at      time.Time
 			instead int
-		}{{pushed, 0}, {time.Now().Add(time.Hour), 1}} {
+		}{{pushed, 1}, {time.Now().Add(time.Hour), 2}} {
 			in := r.push(secret.New("queryauthcode@@@" + test.at.String()))
 			in.CreatedAt, in.ExpiresAt = test.at, test.at.Add(time.Hour)
 			if err := r.Accept(t.Context(), in); err != nil {

@@ -241,13 +241,15 @@ func (c authCode) before(r *record) bool {
 	return !c.createdAt.IsZero() && !r.AuthorizedHere && fromUnix(unix(c.createdAt)).Before(r.AuthorizedAt)
 }
 
-// heldSince finds tokens that stand in for a code which WeChat calls used.
+// heldSince finds tokens that stand in for a code which WeChat calls used. Those of another code that has no time of WeChat's do
+// not stand in for a pushed one: which of the two was exchanged last, and so which tokens work, only WeChat can tell.
 func (m *Manager) heldSince(ctx context.Context, env *Environment, c authCode) (Authorizer, bool) {
 	if c.appid == "" {
 		return Authorizer{}, false
 	}
 	e, err := m.reload(ctx, env, AuthorizerKey(c.platform, c.appid)) // another node may have got them just now
-	if err != nil || !e.renewable() || e.rec.AuthorizedAt.Before(fromUnix(unix(c.createdAt))) {
+	if err != nil || !e.renewable() || e.rec.AuthorizedAt.Before(fromUnix(unix(c.createdAt))) ||
+		e.rec.AuthorizedHere && !c.createdAt.IsZero() {
 		return Authorizer{}, false
 	}
 	a, err := e.authorizer()

@@ -860,6 +860,71 @@ func TestUsedCodeIsMadeGoodAfterARedirect(t *testing.T) {
 	})
 }
 
+// The answer to the exchange of a pushed code is lost after a code from a redirect was exchanged. That the push is dated
+// before the redirect says nothing: what WeChat exchanged last makes the tokens of before void.
+func TestLostAnswerAfterARedirect(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) { f.strict = true })
+		in := r.push(r.newCode(testAuthorizer))
+		time.Sleep(time.Second)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, body map[string]any) (string, error) {
+				code, _ := body["authorization_code"].(string)
+				var lost error
+				f.set(func(f *fakeWeChat) {
+					if path == pathQueryAuth && f.codes[code] != "" {
+						delete(f.codes, code)
+						f.refresh[testAuthorizer] = "refreshtoken@@@lost"
+						lost = errors.New("connection reset")
+					}
+				})
+				return "", lost
+			}
+		})
+		if err := r.Accept(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if r.intents(t) != 0 {
+			t.Error("intent left")
+		}
+		r.wantInStep(t)
+	})
+}
+
+// While the store does not take the tokens of an authorization its intent stays open. When WeChat calls the refresh token
+// that it brought invalid, that is no newer one on its way: the current one is had from WeChat.
+func TestVoidRefreshTokenBehindAnOpenIntent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.wx.set(func(f *fakeWeChat) { f.strict = true })
+		r.store.fail(noAuthorizers)
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		token := r.get(t, testAuthKey)
+		if r.intents(t) != 1 {
+			t.Fatal("the intent is not open")
+		}
+		r.wx.kill(token)
+		r.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "refreshtoken@@@elsewhere" })
+		if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
+			t.Errorf("Renew: %v", err)
+		}
+		r.store.fail(nil)
+		time.Sleep(10 * time.Minute)
+		r.wantInStep(t)
+		if n := r.intents(t); n != 0 {
+			t.Errorf("%d intents are left", n)
+		}
+	})
+}
+
 // What WeChat says of another account than the one it was asked about is not taken over.
 func TestInfoOfAnotherAccount(t *testing.T) {
 	t.Parallel()

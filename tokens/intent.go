@@ -259,14 +259,18 @@ func (o *openIntents) latest(k Key) (latest Intent, found bool) {
 var errOvertaken = errors.New("overtaken by another authorization of the account")
 
 // overtaken is asked when WeChat calls a refresh token invalid, or the account unauthorized, of which a newer
-// authorization is still to be exchanged: that is done first, and the error is errOvertaken once it is.
-func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key) error {
+// authorization is still to be exchanged: that is done first, and the error is errOvertaken once it is. An intent stays open
+// until its tokens are written, so that refused may be what it brought.
+func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key, refused secret.String) error {
 	in, open := m.intents.latest(k)
 	if !open {
 		return nil
 	}
 	if _, err := m.exchange(ctx, env, in.authCode()); err != nil {
 		return nil //nolint:nilerr // the intent says so in the log, and is tried again
+	}
+	if e, err := m.recall(ctx, env, k); err == nil && e.renewable() && e.rec.RefreshToken.Same(refused) {
+		return nil
 	}
 	return errOvertaken
 }
