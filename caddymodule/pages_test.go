@@ -128,6 +128,7 @@ func TestPagesAreComplete(t *testing.T) {
 	for name, p := range map[string]page{
 		"denied": pageDenied, "not found": pageNotFound, "bad request": pageBadRequest, "foreign": pageForeign, "invalid": pageInvalidCode,
 		"used": pageUsedCode, "method": pageMethod, "refused": pageRefused, "unavailable": pageUnavailable, "try again": pageTryAgain,
+		"too many": pageTooMany,
 	} {
 		if p.status < 400 || p.zh.Title == "" || p.zh.Text == "" || p.en.Title == "" || p.en.Text == "" {
 			t.Errorf("page %q: %+v", name, p)

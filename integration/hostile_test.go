@@ -186,6 +186,17 @@ func TestHostileLogins(t *testing.T) {
 		}
 		checkNoSecrets(t, w, tt.name, body)
 	}
+	statuses, began := make(map[int]int), time.Now()
+	for i := range 100 {
+		resp, _ := fetch(t, client, http.MethodGet, w.URL(fmt.Sprintf("%s/scan?code=made-up-%d&appid=%s", base, i, integration.AuthorizerID)), nil, "")
+		if statuses[resp.StatusCode]++; resp.StatusCode == http.StatusTooManyRequests && resp.Header.Get("Retry-After") == "" {
+			t.Errorf("429 without a time: %v", resp.Header)
+		}
+	}
+	since := int(time.Since(began)/time.Second) + 1 // each second brings one more
+	if asked := statuses[http.StatusBadRequest]; asked > 60+since || statuses[http.StatusTooManyRequests] != 100-asked {
+		t.Errorf("made-up codes were answered with %v in %d seconds", statuses, since)
+	}
 	if strings.Contains(w.Gateway.Log(), "made-up") {
 		t.Error("a code was logged")
 	}
