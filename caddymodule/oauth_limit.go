@@ -84,7 +84,7 @@ func (o *OAuth) admit(ctx context.Context, visitor netip.Prefix, req *oauthReque
 
 // tooMany is an error if the visitor has brought too much that WeChat does not take.
 func (o *OAuth) tooMany(ctx context.Context, visitor netip.Prefix, req *oauthRequest) error {
-	if o.BadCodes == anyBadCodes {
+	if !o.counts(visitor) {
 		return nil
 	}
 	if wait := o.app.logins().wait(visitor, o.allowance(badCode)); wait > 0 {
@@ -106,10 +106,13 @@ func refusedFor(f oauthFailure, wait time.Duration) error {
 	return &notAsked{&f}
 }
 
+// counts reports whether what a visitor brings is counted.
+func (o *OAuth) counts(visitor netip.Prefix) bool { return o.BadCodes != anyBadCodes && isOne(visitor) }
+
 // charge counts what WeChat said of a visitor's code, if that is the visitor's doing.
 func (o *OAuth) charge(visitor netip.Prefix, req *oauthRequest, err error) {
 	refusal := apiErrorOf(err)
-	if refusal == nil || o.BadCodes == anyBadCodes {
+	if refusal == nil || !o.counts(visitor) {
 		return
 	}
 	f := codeFailure(refusal.Code)

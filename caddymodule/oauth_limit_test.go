@@ -86,6 +86,20 @@ func TestOAuthBadCodes(t *testing.T) {
 	}
 }
 
+// A private address is that of a proxy that nobody named, and so it says nothing of who brings a code.
+func TestOAuthBadCodesBehindAProxy(t *testing.T) {
+	f := newOAuth(t, &OAuth{Platform: platformID, BadCodes: 1})
+	for _, proxy := range []string{"127.0.0.1:1", "10.1.2.3:1", "172.16.0.9:1", "192.168.1.1:1", "100.100.0.1:1", "169.254.3.4:1", "[::1]:1", "[fd00::7]:1", "[fe80::1]:1", "[::ffff:10.0.0.1]:1", "@"} {
+		f.madeUp(proxy, "made-up "+proxy, invalidCode, 3)
+		assertLanded(t, f.from(proxy, callbackURL("verify", "good "+proxy, "s")), "s")
+	}
+	for _, public := range []string{"203.0.113.5:1", "100.128.0.1:1", "[2001:db8::1]:1"} {
+		f.madeUp(public, "made-up "+public, invalidCode, 1)
+		f.wechat.takeCalls()
+		f.assertLimited(f.from(public, callbackURL("verify", "good "+public, "s")))
+	}
+}
+
 // Any number of people may share an address, as long as their codes are good, or it is not they who are to blame.
 func TestOAuthBadCodesCountsNothingElse(t *testing.T) {
 	const few = 3
@@ -226,7 +240,7 @@ func (f *oauthFixture) inBubble(t *testing.T, wechat http.RoundTripper) *oauthFi
 	inner := &shared{manager: manager, users: tokens.NewUserTable(1000), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
 	t.Cleanup(func() { inner.logins.close(); inner.users.Close(); inner.manager.Close() })
 	o := *f.OAuth
-	o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner}
+	o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
 	o.places = newLoginPlaces(o.MaxInFlight)
 	return &oauthFixture{OAuth: &o, t: t, wechat: f.wechat, logs: f.logs}
 }

@@ -73,6 +73,16 @@ func (l *visitorLimits) limiter(visitor netip.Prefix, a allowance) *rate.Limiter
 	return limiter
 }
 
+// sharedAddresses are those between a provider and its customers (RFC 6598), from which some clouds' balancers come.
+var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
+
+// isOne reports whether an address may be one visitor's. A private one is rather that of a proxy which trusted_proxies does not
+// name, and then all visitors'.
+func isOne(visitor netip.Prefix) bool {
+	addr := visitor.Addr()
+	return addr.IsGlobalUnicast() && !addr.IsPrivate() && !sharedAddresses.Contains(addr)
+}
+
 // visitorOf is the visitor's network. Requests without a readable address count as one visitor.
 func visitorOf(r *http.Request) netip.Prefix {
 	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)

@@ -3,6 +3,8 @@ package integration_test
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -161,10 +163,31 @@ func TestHostileCalls(t *testing.T) {
 	checkViolations(t, w)
 }
 
+// behindProxy is a Caddyfile whose servers believe a proxy on this machine who the visitor is.
+func behindProxy(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const options = "\n{\n"
+	if strings.Count(string(text), options) != 1 {
+		t.Fatalf("%s: no global options", file)
+	}
+	changed := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), options, options+"servers {\ntrusted_proxies static 127.0.0.1/8 ::1\n}\n", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return changed
+}
+
 // TestHostileLogins goes against the OAuth callback of a gateway process.
 func TestHostileLogins(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, polite)
+	w := newWorld(t, func(w *integration.World) {
+		polite(w)
+		w.Caddyfile = behindProxy(t, w.Caddyfile)
+	})
 	authorize(t, w)
 	client := httpsClient(t, w)
 	base := "/wx/thirdParty/authUserReceive/" + integration.PlatformID
@@ -188,7 +211,7 @@ func TestHostileLogins(t *testing.T) {
 	}
 	statuses, began := make(map[int]int), time.Now()
 	for i := range 100 {
-		resp, _ := fetch(t, client, http.MethodGet, w.URL(fmt.Sprintf("%s/scan?code=made-up-%d&appid=%s", base, i, integration.AuthorizerID)), nil, "")
+		resp, _ := fetch(t, client, http.MethodGet, w.URL(fmt.Sprintf("%s/scan?code=made-up-%d&appid=%s", base, i, integration.AuthorizerID)), http.Header{"X-Forwarded-For": {"203.0.113.7"}}, "")
 		if statuses[resp.StatusCode]++; resp.StatusCode == http.StatusTooManyRequests && resp.Header.Get("Retry-After") == "" {
 			t.Errorf("429 without a time: %v", resp.Header)
 		}

@@ -166,9 +166,7 @@ func TestReloadWithASpillFolderThatHangs(t *testing.T) {
 	answer()
 	waitUntil(t, "the record that was spilled is not written", func() bool { return r.stored(t, testAuthKey).AccessToken.Same(spilled.Value) })
 	waitUntil(t, "it waits still", func() bool { return r.Waiting() == 0 })
-	if got := r.get(t, testAuthKey); !got.Value.Same(spilled.Value) {
-		t.Error("the older token is served")
-	}
+	waitUntil(t, "the older token is served", func() bool { return r.get(t, testAuthKey).Value.Same(spilled.Value) })
 	r.wantInStep(t)
 }
 
