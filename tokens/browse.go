@@ -91,6 +91,10 @@ func (m *Manager) Authorizers(ctx context.Context, q AuthorizerQuery) (Authorize
 	}
 	ctx, cancel := context.WithTimeout(ctx, browseTimeout)
 	defer cancel()
+	if b.kind == searchName {
+		m.nameIndex(env) // begins
+	}
+	index := m.names.state() // as the search finds it: what that misses must not look complete
 	switch b.kind {
 	case searchName:
 		err = b.byName(ctx)
@@ -102,7 +106,7 @@ func (m *Manager) Authorizers(ctx context.Context, q AuthorizerQuery) (Authorize
 	if err != nil {
 		return AuthorizerPage{}, err
 	}
-	return AuthorizerPage{Authorizers: b.found, Next: b.next, Index: m.names.state()}, nil
+	return AuthorizerPage{Authorizers: b.found, Next: b.next, Index: index}, nil
 }
 
 // searchKind is what is looked for.
