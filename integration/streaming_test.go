@@ -54,7 +54,7 @@ func newFront(t *testing.T, w *integration.World, secure bool) *front {
 			rw.Header().Set("Content-Length", strconv.Itoa(uploadSize))
 			_, _ = io.Copy(rw, blob(0))
 		default:
-			w.WeChat.ServeHTTP(rw, r)
+			w.Simulator().ServeHTTP(rw, r)
 		}
 	}))
 	f.Config.ConnState = func(_ net.Conn, state http.ConnState) {

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
@@ -63,8 +64,9 @@ type World struct {
 	// WeChatCA is the certificate of WeChat's CA as PEM, with TLS.
 	WeChatCA []byte
 
-	roots   *x509.CertPool
-	secrets map[string]string
+	roots     *x509.CertPool
+	secrets   map[string]string
+	simulator atomic.Pointer[wxsim.Server]
 }
 
 // Start makes the world. The caller ends it with Close, also after an error.
@@ -206,7 +208,11 @@ func (w *World) simulate() {
 		return new(net.Dialer).DialContext(ctx, network, to)
 	}
 	w.WeChat = wxsim.New(cfg)
+	w.simulator.Store(w.WeChat)
 }
+
+// Simulator is WeChat, for those who are called while the world starts; nil: it is not there yet.
+func (w *World) Simulator() *wxsim.Server { return w.simulator.Load() }
 
 // HostPort is the gateway's name and https port.
 func (w *World) HostPort() string { return Host + ":" + Port(w.HTTPS) }
