@@ -453,10 +453,6 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if wait := m.askedLately(ctx, env, platform); wait > 0 {
 			return retryError{after: wait}
 		}
-		first, err := m.sharedClaim(ctx, sharedName("push", platform), struct{}{}, askAgain, new(struct{}))
-		if !first && !errors.Is(err, errAlone) {
-			return retryError{after: askAgain} // another node is about to ask, or has failed to
-		}
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
 		}

@@ -323,35 +323,3 @@ func TestNetworkThatComesLate(t *testing.T) {
 		}
 	})
 }
-
-// Nodes that find at the same time that there is no ticket have WeChat asked once, where they share more than records.
-func TestNodesAskForTicketsOnce(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.env.Platforms = r.env.Platforms[:1]
-		r.wx.latency = time.Second
-		r.Use(r.env)
-		for range 4 {
-			other := NewManager()
-			other.Use(r.env)
-			defer other.Close()
-		}
-		time.Sleep(askAgain / 2)
-		if n := r.wx.count(pathStartPush); n != 1 {
-			t.Errorf("asked %d times", n)
-		}
-		time.Sleep(2*pushInterval + 5*askAgain)
-		if n := r.wx.count(pathStartPush); n != 3 {
-			t.Errorf("asked %d times in %v", n, 2*pushInterval+5*askAgain)
-		}
-		// One that fails is followed by another attempt, by whichever node, soon.
-		r.wx.set(func(f *fakeWeChat) {
-			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("no route") }
-		})
-		time.Sleep(pushInterval)
-		if n := r.wx.count(pathStartPush) - 3; n < 2 || n > int(pushInterval/askAgain)+1 {
-			t.Errorf("WeChat was tried %d times while it could not be reached", n)
-		}
-	})
-}
