@@ -91,7 +91,7 @@ func (m *Manager) Authorizers(ctx context.Context, q AuthorizerQuery) (Authorize
 	}
 	ctx, cancel := context.WithTimeout(ctx, browseTimeout)
 	defer cancel()
-	if b.kind == searchName {
+	if b.kind == searchName && len(b.platforms) > 0 {
 		m.nameIndex(env) // begins
 	}
 	index := m.names.state() // as the search finds it: what that misses must not look complete

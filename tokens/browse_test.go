@@ -667,3 +667,16 @@ func TestAuthorizersUnderLoad(t *testing.T) {
 		t.Errorf("%d accounts by name", len(got))
 	}
 }
+
+// Where there is no platform there is nobody to look for.
+func TestNameSearchWithoutPlatforms(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.env.Platforms = nil
+	r.Use(r.env)
+	for range 2 {
+		if page, err := r.Authorizers(t.Context(), AuthorizerQuery{Text: "shop", Limit: 10}); err != nil || len(page.Authorizers) > 0 || page.Index.State != "absent" {
+			t.Errorf("%+v, %v", page, err)
+		}
+	}
+}

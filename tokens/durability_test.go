@@ -680,3 +680,20 @@ func TestObserver(t *testing.T) {
 		}
 	})
 }
+
+// A record of this very node does not count as another's because the clock was set right while the store was away.
+func TestWaitingRecordAfterAClockSetBack(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_700_000_000, 0)
+	at := func(gen uint64, after time.Duration, refresh string) *record {
+		return &record{Gen: gen, AuthorizedAt: now, ObtainedAt: now.Add(after), RefreshToken: secret.New(refresh)}
+	}
+	var p pendingRecords
+	ahead := at(6, clockSlack+10*time.Minute, "of the clock that was ahead") // the store has it, and did not say so
+	next := at(7, 2*time.Minute, "the newest")
+	p.put(testAuthKey, ahead, now)
+	p.put(testAuthKey, next, ahead.ObtainedAt)
+	if got := p.settle(testAuthKey, next, ahead); !got.RefreshToken.Same(next.RefreshToken) {
+		t.Errorf("%s counts", got.RefreshToken.Reveal())
+	}
+}

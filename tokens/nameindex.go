@@ -271,21 +271,25 @@ func (m *Manager) hearName(k Key) {
 
 // nameIndex returns the index of the platforms that are configured. The first call has it built.
 func (m *Manager) nameIndex(env *Environment) *nameIndex {
-	platforms := sortedPlatforms(env)
-	m.names.mu.Lock()
-	x := m.names.index.Load()
-	begin := x == nil || !slices.Equal(x.platforms, platforms)
-	if begin {
-		x = newNameIndex(platforms)
-	}
-	x.used.Store(time.Now().UnixNano())
-	m.names.index.Store(x)
-	m.names.mu.Unlock()
+	x, begin := m.names.of(sortedPlatforms(env))
 	if begin {
 		m.queue.add(nameJob, 0, m.keepNameIndex)
 		m.queue.hasten(nameJob) // one that waits for the end of an index before this one
 	}
 	return x
+}
+
+// of is the index of some platforms, of which there is at least one, and whether it is a new one.
+func (n *names) of(platforms []string) (x *nameIndex, begin bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	x = n.index.Load()
+	if begin = x == nil || !slices.Equal(x.platforms, platforms); begin {
+		x = newNameIndex(platforms)
+	}
+	x.used.Store(time.Now().UnixNano())
+	n.index.Store(x)
+	return x, begin
 }
 
 // keepNameIndex is the job that builds the index, piece by piece, and drops it when it is not used any more.

@@ -110,8 +110,11 @@ func (p *pendingRecords) put(k Key, rec *record, base time.Time) {
 		p.recs, p.bases = make(map[Key]*record), make(map[Key]time.Time)
 	}
 	p.recs[k] = rec
-	if waiting == nil && !base.IsZero() { // else it was made from what waits
+	switch held := p.bases[k]; {
+	case waiting == nil && !base.IsZero():
 		p.bases[k] = base
+	case waiting != nil && !held.IsZero() && waiting.ObtainedAt.After(held):
+		p.bases[k] = waiting.ObtainedAt // which the store may have got, though it did not say so
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -21,6 +22,8 @@ const (
 	takenLife = time.Minute
 	// maxDoubts bounds the values of which a store does not know whether it took them. Callers ask an absent Redis rarely.
 	maxDoubts = 10_000
+	// maxDoubtsOfOne bounds the calls for one value that are in doubt at the same time.
+	maxDoubtsOfOne = 4
 )
 
 // Claim implements tokens.Ephemeral.
@@ -87,20 +90,31 @@ func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
 func (s *Store) Take(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	token, inDoubt := s.doubts.Take(name, nil)
-	if !inDoubt {
-		token = rand.Text()
+	doubts, _ := s.doubts.Take(name, nil)
+	if len(doubts) == 0 {
+		doubts = []string{rand.Text()}
 	}
 	key := s.onceKey(name)
-	value, err := s.run(ctx, takeScript, []string{key, key + ":taken"}, token, takenLife.Milliseconds()).Text()
-	if errors.Is(err, redis.Nil) {
-		return nil, fs.ErrNotExist
+	for i, token := range doubts {
+		value, err := s.run(ctx, takeScript, []string{key, key + ":taken"}, token, takenLife.Milliseconds()).Text()
+		switch {
+		case err == nil:
+			return []byte(value), nil
+		case !errors.Is(err, redis.Nil):
+			s.doubt(name, doubts[i:])
+			return nil, failure(ctx, err)
+		}
 	}
-	if err != nil {
-		s.doubts.Set(name, token, takenLife)
-		return nil, failure(ctx, err)
-	}
-	return []byte(value), nil
+	return nil, fs.ErrNotExist
+}
+
+// doubt remembers tokens by one of which a value may have been taken. Calls at the same time have one each.
+func (s *Store) doubt(name string, by []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	more, _ := s.doubts.Take(name, nil)
+	by = append(slices.Clip(by), more...)
+	s.doubts.Set(name, by[:min(len(by), maxDoubtsOfOne)], takenLife)
 }
 
 func (s *Store) onceKey(name string) string { return s.prefix + "once:{" + braces.Replace(name) + "}" }

@@ -139,3 +139,39 @@ func TestTrackingIDWhoseRedemptionIsNotAnswered(t *testing.T) {
 		}
 	}
 }
+
+// Two calls at the same time, neither of which hears of what one of them has taken.
+func TestTwoTakesWhoseAnswersAreLost(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr)
+	a, b := open(t, Options{Addresses: []string{relay.Addr}}), open(t, Options{Addresses: []string{server.Addr}})
+	for _, name := range []string{"before 0", "before 1", "it"} {
+		if err := b.Put(t.Context(), name, []byte(name), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range 2 { // Redis knows the script, and there are connections
+		wg.Go(func() { _, _ = a.Take(t.Context(), fmt.Sprint("before ", i)) })
+	}
+	wg.Wait()
+	relay.HangAnswers()
+	for i := range 2 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(4+i)*100*time.Millisecond)
+			defer cancel()
+			if _, err := a.Take(ctx, "it"); err == nil || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("while Redis says nothing: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	relay.Pass()
+	if got, err := a.Take(t.Context(), "it"); err != nil || string(got) != "it" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := a.Take(t.Context(), "it"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("once more: %v", err)
+	}
+}

@@ -28,6 +28,8 @@ const (
 	// releaseLimit bounds an unlock. One that fails is tried again every releaseEvery, until the lease has ended by itself.
 	releaseLimit = time.Second
 	releaseEvery = 200 * time.Millisecond
+	// maxFreed bounds the locks given back of late that are released again when a server comes back.
+	maxFreed = 10_000
 )
 
 // lock is a lock that this store holds, or takes it that it does.
@@ -113,6 +115,11 @@ func (s *Store) freeLocked(locks ...freedLock) {
 	}
 	s.work.Go(func() {
 		for _, l := range locks {
+			select {
+			case <-s.closing:
+				return
+			default:
+			}
 			for time.Now().Before(l.end) && s.release(l.lock) != nil {
 				select {
 				case <-s.closing:
@@ -141,7 +148,9 @@ func (s *Store) freed(l *lock) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.free = slices.DeleteFunc(s.free, func(f freedLock) bool { return now.After(f.end) })
+	for len(s.free) > 0 && (now.After(s.free[0].end) || len(s.free) >= maxFreed) {
+		s.free = s.free[1:]
+	}
 	s.free = append(s.free, freedLock{l, now.Add(s.lease)})
 }
 

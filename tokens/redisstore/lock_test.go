@@ -146,6 +146,29 @@ func TestUnlockThatTheReplicaDidNotGet(t *testing.T) {
 	mustLock(t, b)()
 }
 
+// What is remembered of locks that were given back is bounded, in time and number, and costs an unlock nothing.
+func TestFreedLocksAreBounded(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Addresses: []string{"127.0.0.1:1"}})
+	for range 2 * maxFreed {
+		s.freed(new(lock))
+	}
+	if n := len(s.free); n != maxFreed {
+		t.Errorf("%d are remembered", n)
+	}
+	s.lease = -time.Second
+	for range maxFreed {
+		s.freed(new(lock))
+	}
+	for i := range s.free {
+		s.free[i].end = time.Now().Add(-time.Second)
+	}
+	s.freed(new(lock))
+	if n := len(s.free); n != 1 {
+		t.Errorf("%d are remembered when their time is over", n)
+	}
+}
+
 // A waiter hears of a free lock in a fraction of a second.
 func TestLockPassesOnSoon(t *testing.T) {
 	t.Parallel()

@@ -145,7 +145,7 @@ type Store struct {
 	work    sync.WaitGroup   // releases that nobody waits for, and claims; begun under mu or that of claims
 
 	claims batcher
-	doubts *tokens.Window[string, string] // by name of an Ephemeral value that may have been taken: by which token
+	doubts *tokens.Window[string, []string] // by name of an Ephemeral value that may have been taken: by which tokens
 }
 
 // New returns a store. It connects on first use. What it holds is freed by Close.
@@ -173,7 +173,7 @@ func New(o Options) (*Store, error) {
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
 		origin: rand.Text(), report: o.Report, lease: leaseLife,
 		closing: make(chan struct{}), held: make(map[string]*lock),
-		doubts: tokens.NewWindow[string, string](takenLife, maxDoubts),
+		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
 }
 
