@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -184,9 +183,9 @@ func (p *askParams) complete(path string, words func(body []byte) []string) ([]s
 	return words(body), cobra.ShellCompDirectiveNoFileComp
 }
 
-// printJSON prints an answer as it is.
+// printJSON prints JSON on a line of its own, as it is but for what forTerminal says.
 func printJSON(w io.Writer, body []byte) error {
-	_, err := fmt.Fprintf(w, "%s\n", body)
+	_, err := fmt.Fprintf(w, "%s\n", forTerminal(w, string(body)))
 	return err
 }
 
@@ -266,7 +265,7 @@ func forTerminal(w io.Writer, s string) string {
 			b.WriteRune(r)
 			continue
 		}
-		b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		_, _ = fmt.Fprintf(&b, `\u%04x`, r) // which JSON has too
 	}
 	return b.String()
 }

@@ -84,8 +84,7 @@ func (p *decryptParams) run(args []string, in io.Reader, out, talk io.Writer) (o
 		if err != nil {
 			return false, err
 		}
-		_, _ = fmt.Fprintf(out, "%s\n", line)
-		return d.Opened, nil
+		return d.Opened, printJSON(out, line)
 	}
 	if !d.Opened || !p.plaintext && !isTerminal(out) {
 		d.print(out)

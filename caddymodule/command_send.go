@@ -303,8 +303,7 @@ func (p *sendParams) run(ctx context.Context, address string, out, talk io.Write
 		if err != nil {
 			return false, err
 		}
-		_, _ = fmt.Fprintf(out, "%s\n", line)
-		return result.OK, nil
+		return result.OK, printJSON(out, line)
 	}
 	result.print(out)
 	return result.OK, nil

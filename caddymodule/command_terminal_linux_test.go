@@ -37,7 +37,7 @@ func terminal(t *testing.T) (far, near *os.File) {
 // What a stranger wrote does not steer the terminal on which it is read, and a pipe gets it as it is.
 func TestNothingSteersTheTerminal(t *testing.T) {
 	t.Parallel()
-	const hostile = "你好\t\x1b]0;pwn\x07\u009b31m\u202e\rx\ny"
+	const hostile = "你好\t\x1b]0;pwn\x07\u009b31m\u202e\rx\ny\x7f"
 	far, near := terminal(t)
 	if got := forTerminal(new(strings.Builder), hostile); got != hostile {
 		t.Errorf("a pipe gets %q", got)
@@ -53,7 +53,7 @@ func TestNothingSteersTheTerminal(t *testing.T) {
 		got.Write(buf[:n])
 	}
 	text := strings.ReplaceAll(got.String(), "\r\n", "\n")
-	if want := "你好\t\\x1b]0;pwn\\a\\u009b31m\\u202e\\rx\nyend"; strings.TrimSuffix(text, "\n") != want {
+	if want := "你好\t\\u001b]0;pwn\\u0007\\u009b31m\\u202e\\u000dx\ny\\u007fend"; strings.TrimSuffix(text, "\n") != want {
 		t.Errorf("the terminal gets %q, want %q", text, want)
 	}
 }

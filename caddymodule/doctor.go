@@ -315,8 +315,7 @@ func (r *doctorReport) print(w io.Writer, asJSON bool) error {
 		if err != nil {
 			return err
 		}
-		_, _ = fmt.Fprintf(w, "%s\n", line)
-		return nil
+		return printJSON(w, line)
 	}
 	count := make(map[string]int)
 	for _, c := range r.Checks {

@@ -140,7 +140,7 @@ func handshakeError(err error) error {
 func (t *LeanTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.client.RoundTrip(req, t.target(req))
 	if err != nil {
-		noteArrival(req.Context(), err)
+		noteArrival(req, err)
 	}
 	if t.spent && err == nil && res.StatusCode != http.StatusSwitchingProtocols {
 		req.Header = nil // req is reverse_proxy's own, made for this call

@@ -264,7 +264,6 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	own.mu.Unlock()
 	inner := r.WithContext(work)
 	inner.Body = &work.parts.sent
-	work.begin()
 	err := runNext(next, reply, inner)
 	own.mu.Lock()
 	own.work = nil

@@ -316,6 +316,45 @@ func TestUnreachedBackendIsTriedAgain(t *testing.T) {
 	})
 }
 
+// TestUnreachedBackendBehindAQuestion: what answered before the message was read, such as forward_auth, had no message.
+func TestUnreachedBackendBehindAQuestion(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		asked := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		defer asked.Close()
+		leave := newBehindProxyOf(t, object{
+			"upstreams": to(strings.TrimPrefix(asked.URL, "http://")), "transport": transport, "rewrite": object{"method": "GET", "uri": "/leave"},
+			"handle_response": []object{{"match": object{"status_code": []int{2}}, "routes": []object{{"handle": []object{}}}}},
+		})
+		var arrived atomic.Int64
+		address := deadAddress(t)
+		backend := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			arrived.Add(1)
+			_, _ = io.WriteString(w, replyXML)
+		})}
+		defer func() { _ = backend.Close() }()
+		b := newBehindProxyOf(t, object{"upstreams": to(address), "transport": transport, "request_buffers": 1 << 20})
+		chains := 0
+		s := platformSender(t)
+		rec := serve(t, b, s.push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			if chains++; chains == 2 {
+				l, err := net.Listen("tcp", address)
+				if err != nil {
+					return err
+				}
+				go func() { _ = backend.Serve(l) }() // ends with the test
+			}
+			return leave.proxy.ServeHTTP(w, r, caddyhttp.HandlerFunc(b.pass))
+		}))
+		if chains != 2 || arrived.Load() != 1 {
+			t.Errorf("%d runs, the backend got it %d times", chains, arrived.Load())
+		}
+		if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != replyXML {
+			t.Errorf("%q, %v", rec.Body, err)
+		}
+	})
+}
+
 // TestAnnouncedBodiesCostLittle: a length is a claim, not a reason to allocate.
 func TestAnnouncedBodiesCostLittle(t *testing.T) {
 	m, _ := newMessage(t, nil)

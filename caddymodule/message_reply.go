@@ -33,6 +33,7 @@ type plaintext struct {
 type plaintextBody struct {
 	text   *plaintext
 	offset int
+	of     *work // that the first bytes are told to, if any
 }
 
 // again is a further reading of the text.
@@ -44,6 +45,9 @@ func (b *plaintextBody) Read(into []byte) (int, error) {
 	defer b.text.mu.Unlock()
 	if b.offset >= len(b.text.data) {
 		return 0, io.EOF
+	}
+	if b.offset == 0 && b.of != nil {
+		b.of.begin()
 	}
 	n := copy(into, b.text.data[b.offset:])
 	b.offset += n

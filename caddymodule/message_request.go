@@ -145,12 +145,12 @@ type work struct {
 // workKey is under what a work is found in its own context.
 type workKey struct{}
 
-// noteArrival notes that a backend may have the message that a request is about, after a round trip that failed with err.
-func noteArrival(ctx context.Context, err error) {
-	if _, dialing := errors.AsType[reverseproxy.DialError](err); dialing {
+// noteArrival notes that a backend may have the message that a request has for a body, after a round trip that failed with err.
+func noteArrival(req *http.Request, err error) {
+	if _, dialing := errors.AsType[reverseproxy.DialError](err); dialing || req.Body == nil || req.Body == http.NoBody {
 		return
 	}
-	if w, ours := ctx.Value(workKey{}).(*work); ours {
+	if w, ours := req.Context().Value(workKey{}).(*work); ours {
 		w.arrived.Store(true)
 	}
 }
@@ -158,7 +158,8 @@ func noteArrival(ctx context.Context, err error) {
 // roundTripPlaceholder is what reverse_proxy sets once a backend has answered.
 const roundTripPlaceholder = "http.reverse_proxy.upstream.latency"
 
-// begin forgets what a proxy outside of us has had answered.
+// begin forgets what proxies have had answered before the message was read: that was not to it. Such are proxies outside of us, and
+// those that ask somebody for leave.
 func (w *work) begin() {
 	if repl, ok := w.atHand.replacer.(*caddy.Replacer); ok {
 		repl.Delete(roundTripPlaceholder)
@@ -183,6 +184,7 @@ func newWork(of context.Context, message []byte, deadline time.Time) *work {
 	w := &work{of: of, atHand: caddyValuesOf(of), deadline: deadline}
 	w.Context, w.cancel = context.WithCancelCause(context.Background())
 	w.parts.hold(message)
+	w.parts.sent.of = w
 	return w
 }
 

@@ -74,8 +74,8 @@ type OAuth struct {
 	// begin in a menu, and those that somebody puts into another person's browser. Default: false.
 	RequireStart bool `json:"require_start,omitempty"`
 	// BadCodes is how many codes that WeChat does not take one visitor may bring: so many at once, and so many a minute after
-	// that. A proxy in front must be one of the server's trusted_proxies: what comes from a private address is not counted, and
-	// all who come from another one count as one visitor. -1: any number. Default: 60.
+	// that. A proxy in front must be one of the server's trusted_proxies, with trusted_proxies_strict if it adds to the header that
+	// came: what comes from a private address is not counted, and all who come from another one count as one visitor. -1: any number. Default: 60.
 	BadCodes int `json:"bad_codes,omitempty"`
 	// MaxInFlight is how many codes may be with WeChat at once. As many again wait for a place, for a few seconds; beyond that
 	// visitors are asked to try again. Default: 1000.

@@ -23,6 +23,7 @@ type oauthFailure struct {
 	cause  error // of WeChat's or the store's; nil otherwise
 
 	retryAfter time.Duration // when to come again; 0: nothing is said
+	madeUp     bool          // the account may be anybody's invention
 	damped     bool          // strangers can cause it as often as they like: of each func and result one line a minute is logged
 }
 
@@ -37,7 +38,9 @@ func (f *oauthFailure) setHeaders(h http.Header) {
 }
 
 // byVisitor reports whether WeChat's answer is about what the visitor brought, which anybody can make up.
-func (f *oauthFailure) byVisitor() bool { return f.result == "invalid" || f.result == "used" }
+func (f *oauthFailure) byVisitor() bool {
+	return f.result == "invalid" || f.result == "used" || f.madeUp
+}
 
 // The ways in which a login ends before WeChat is asked.
 var (
@@ -127,6 +130,9 @@ func loginFailure(err error) *oauthFailure {
 	}
 	if errors.Is(err, context.Canceled) {
 		f.level, f.reason = zapcore.DebugLevel, "the visitor left"
+	}
+	if _, f.madeUp = errors.AsType[unknownAccount](err); f.madeUp {
+		f.damped = true
 	}
 	f.cause = err
 	return &f

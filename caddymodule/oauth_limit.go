@@ -26,7 +26,7 @@ const (
 )
 
 // dampedResults are those of failures that are damped.
-var dampedResults = []string{"invalid", "limited", "busy"}
+var dampedResults = []string{"invalid", "limited", "busy", "refused"}
 
 // The ways in which a login ends because WeChat is not to be asked now.
 var (
@@ -59,7 +59,7 @@ func (o *OAuth) provisionLimits() {
 // allowance is what one visitor may bring that WeChat does not take.
 func (o *OAuth) allowance(what string) allowance {
 	every := time.Minute / time.Duration(o.BadCodes)
-	return allowance{what: what, atOnce: o.BadCodes, every: every, debt: int(badCodesDebt / every)}
+	return allowance{what: what, atOnce: o.BadCodes, every: every, debt: max(0, int(badCodesDebt/every)-2)} // one may come beyond it, and one more is waited for
 }
 
 const (
@@ -107,7 +107,9 @@ func refusedFor(f oauthFailure, wait time.Duration) error {
 }
 
 // counts reports whether what a visitor brings is counted.
-func (o *OAuth) counts(visitor netip.Prefix) bool { return o.BadCodes != anyBadCodes && isOne(visitor) }
+func (o *OAuth) counts(visitor netip.Prefix) bool {
+	return o.BadCodes != anyBadCodes && visitor.IsValid()
+}
 
 // charge counts what WeChat said of a visitor's code, if that is the visitor's doing.
 func (o *OAuth) charge(visitor netip.Prefix, req *oauthRequest, err error) {
@@ -119,9 +121,29 @@ func (o *OAuth) charge(visitor netip.Prefix, req *oauthRequest, err error) {
 	switch {
 	case f.byVisitor():
 		o.app.logins().charge(visitor, o.allowance(badCode))
-	case req.platform != "" && (refusal.Code == 40013 || refusal.Code == 61003): // of the account that the callback named
+	case req.platform != "" && aboutAccount(refusal.Code):
 		o.app.logins().charge(visitor, o.allowance(badAccount))
 	}
+}
+
+// aboutAccount reports whether a refusal is about the account that a callback named.
+func aboutAccount(code int64) bool { return code == 40013 || code == 61003 }
+
+// unknownAccount is WeChat's refusal of an account that the gateway does not know either: anybody can make one up.
+type unknownAccount struct{ error }
+
+func (e unknownAccount) Unwrap() error { return e.error }
+
+// blamed is the error of an exchange, as unknownAccount if it is that.
+func (o *OAuth) blamed(ctx context.Context, req *oauthRequest, err error) error {
+	refusal := apiErrorOf(err)
+	if refusal == nil || req.platform == "" || !aboutAccount(refusal.Code) {
+		return err
+	}
+	if known, unsure := o.app.manager().Authorized(ctx, req.appid); known || unsure != nil {
+		return err
+	}
+	return unknownAccount{err}
 }
 
 // loginPlaces bounds the codes that are with WeChat, and those that wait for it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -44,7 +47,7 @@ func (f *oauthFixture) madeUp(remote, name, answer string, n int) (rec *httptest
 func (f *oauthFixture) assertLimited(rec *httptest.ResponseRecorder) {
 	f.t.Helper()
 	after, err := strconv.Atoi(rec.Header().Get("Retry-After"))
-	if rec.Code != http.StatusTooManyRequests || err != nil || after < 1 || time.Duration(after)*time.Second > badCodesDebt+time.Minute ||
+	if rec.Code != http.StatusTooManyRequests || err != nil || after < 1 || time.Duration(after)*time.Second > badCodesDebt ||
 		!strings.Contains(rec.Body.String(), pageTooMany.zh.Title) || !strings.Contains(rec.Body.String(), `href="">`) || rec.Header().Get("Location") != "" {
 		f.t.Errorf("answer %d %v\n%s", rec.Code, rec.Header(), rec.Body)
 	}
@@ -92,6 +95,22 @@ func TestOAuthBadCodesBehindAProxy(t *testing.T) {
 	for _, proxy := range []string{"127.0.0.1:1", "10.1.2.3:1", "172.16.0.9:1", "192.168.1.1:1", "100.100.0.1:1", "169.254.3.4:1", "[::1]:1", "[fd00::7]:1", "[fe80::1]:1", "[::ffff:10.0.0.1]:1", "@"} {
 		f.madeUp(proxy, "made-up "+proxy, invalidCode, 3)
 		assertLanded(t, f.from(proxy, callbackURL("verify", "good "+proxy, "s")), "s")
+	}
+	// What a proxy says that is trusted counts, whatever it is.
+	rec, repl := httptest.NewRecorder(), caddy.NewReplacer()
+	for i := range 3 {
+		f.wechat.answer("forwarded", invalidCode)
+		r := caddyhttp.PrepareRequest(httptest.NewRequest(http.MethodGet, callbackURL("verify", fmt.Sprint("forwarded", i), "s"), nil), repl, rec, &caddyhttp.Server{})
+		r.RemoteAddr = "10.1.2.3:1"
+		caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, "10.0.0.1")
+		f.wechat.answer(fmt.Sprint("forwarded", i), invalidCode)
+		rec = httptest.NewRecorder()
+		if err := f.ServeHTTP(rec, r, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if rec.Code != http.StatusTooManyRequests {
+		t.Errorf("a forwarded address: %d", rec.Code)
 	}
 	for _, public := range []string{"203.0.113.5:1", "100.128.0.1:1", "[2001:db8::1]:1"} {
 		f.madeUp(public, "made-up "+public, invalidCode, 1)
@@ -159,6 +178,19 @@ func TestOAuthBadAccounts(t *testing.T) {
 			if n := len(f.wechat.takeCalls()); n != few {
 				t.Errorf("WeChat was asked %d times", n)
 			}
+			if logs := f.logs.TakeAll(); len(logs) != 1 || logs[0].ContextMap()["errcode"] != int64(code) {
+				t.Errorf("logged %v", logs)
+			}
+			if bad, odd := len(f.app.shared.feed.bad.newest()), len(f.app.shared.feed.odd.newest()); bad != 0 || odd != few {
+				t.Errorf("the feed has %d entries among those that count, %d among strangers'", bad, odd)
+			}
+			// One that is known is no invention.
+			f.wechat.answer("known", fmt.Sprintf(`{"errcode":%d,"errmsg":"x"}`, code))
+			f.from("192.0.2.68:1", callback(authorizerID, "known"))
+			if bad := len(f.app.shared.feed.bad.newest()); bad != 1 {
+				t.Errorf("the feed has %d entries among those that count", bad)
+			}
+			f.wechat.takeCalls()
 			f.assertLimited(f.get(callback(strangerID, "more")))
 			assertLanded(t, f.get(callback(authorizerID, "good1")), "s")
 			assertLanded(t, f.get(oauthBase+"/authUserReceive/"+accountID+"/verify?code=good2&state=s"), "s")
@@ -249,6 +281,25 @@ func accountCallback(code any) string {
 	return fmt.Sprintf("%s/authUserReceive/%s/verify?code=%v&state=s", oauthBase, accountID, code)
 }
 
+// Nobody is kept out for longer than five minutes, however few codes the option has and however many were under way.
+func TestOAuthBadCodesDebtEnds(t *testing.T) {
+	for _, n := range []int{1, 2, 6, defaultBadCodes, maxBadCodes} {
+		o := &OAuth{BadCodes: n}
+		limits := newVisitorLimits()
+		visitor := netip.MustParsePrefix("192.0.2.66/32")
+		for range n + 100*n {
+			if n == maxBadCodes && limits.wait(visitor, o.allowance(badCode)) > 4*time.Minute {
+				break // it would take long
+			}
+			limits.charge(visitor, o.allowance(badCode))
+		}
+		if wait := limits.wait(visitor, o.allowance(badCode)); wait > badCodesDebt || wait < badCodesDebt/2 && n > 1 {
+			t.Errorf("bad_codes %d: %v", n, wait)
+		}
+		limits.close()
+	}
+}
+
 // A minute brings as many again. Codes that were all under way before the first was answered make a debt, which ends.
 func TestOAuthBadCodesInTime(t *testing.T) {
 	const n = 6 // one in ten seconds
@@ -290,7 +341,7 @@ func TestOAuthBadCodesInTime(t *testing.T) {
 		rec := f.get(accountCallback("soon"))
 		f.assertLimited(rec)
 		after, _ := strconv.Atoi(rec.Header().Get("Retry-After"))
-		if limit := badCodesDebt + 10*time.Second; time.Duration(after)*time.Second < badCodesDebt || time.Duration(after)*time.Second > limit {
+		if wait := time.Duration(after) * time.Second; wait < badCodesDebt-20*time.Second || wait > badCodesDebt {
 			t.Errorf("to come again after %d seconds", after)
 		}
 		time.Sleep(time.Duration(after-1) * time.Second)

@@ -298,7 +298,7 @@ func (o *OAuth) whose(req *oauthRequest, query url.Values) *oauthFailure {
 // login exchanges the code of a callback, or joins the same callback's exchange, and returns where to send the visitor.
 func (o *OAuth) login(r *http.Request, req *oauthRequest, code string, f *flow) (location string, err error) {
 	callback := tokens.Callback{Code: secret.New(code), Path: originalPath(r), AppID: req.appid, Flow: f.id}
-	visitor := visitorOf(r)
+	visitor := oneVisitorOf(r)
 	return o.app.users().Login(r.Context(), callback, func(ctx context.Context) (string, error) {
 		leave, err := o.admit(ctx, visitor, req)
 		if err != nil {
@@ -308,7 +308,7 @@ func (o *OAuth) login(r *http.Request, req *oauthRequest, code string, f *flow) 
 		grant, err := o.app.manager().ExchangeUserCode(ctx, tokens.UserCode{Platform: req.platform, AppID: req.appid, Code: callback.Code})
 		if err != nil {
 			o.charge(visitor, req, err)
-			return "", err
+			return "", o.blamed(ctx, req, err)
 		}
 		user := tokens.User{
 			AppID: req.appid, Platform: req.platform, OpenID: grant.OpenID, UnionID: grant.UnionID, Scope: grant.Scope,

@@ -76,24 +76,43 @@ func (l *visitorLimits) limiter(visitor netip.Prefix, a allowance) *rate.Limiter
 // sharedAddresses are those between a provider and its customers (RFC 6598), from which some clouds' balancers come.
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 
-// isOne reports whether an address may be one visitor's. A private one is rather that of a proxy which trusted_proxies does not
-// name, and then all visitors'.
-func isOne(visitor netip.Prefix) bool {
-	addr := visitor.Addr()
-	return addr.IsGlobalUnicast() && !addr.IsPrivate() && !sharedAddresses.Contains(addr)
+// oneVisitorOf is the visitor's network, or the zero prefix if that cannot be told. A private address that nobody told us is rather that
+// of a proxy which trusted_proxies does not name, and then all visitors'.
+func oneVisitorOf(r *http.Request) netip.Prefix {
+	addr, peer := visitorAddr(r), peerAddr(r)
+	if addr == peer && (!addr.IsGlobalUnicast() || addr.IsPrivate() || sharedAddresses.Contains(addr)) {
+		return netip.Prefix{}
+	}
+	return network(addr)
 }
 
 // visitorOf is the visitor's network. Requests without a readable address count as one visitor.
-func visitorOf(r *http.Request) netip.Prefix {
-	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	if text == "" {
-		text, _, _ = net.SplitHostPort(r.RemoteAddr)
+func visitorOf(r *http.Request) netip.Prefix { return network(visitorAddr(r)) }
+
+// visitorAddr is the visitor's address, by what a trusted proxy says, if there is one.
+func visitorAddr(r *http.Request) netip.Addr {
+	if text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); text != "" {
+		return plainAddr(text)
 	}
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
+	return peerAddr(r)
+}
+
+// peerAddr is the address at the other end of the connection.
+func peerAddr(r *http.Request) netip.Addr {
+	text, _, _ := net.SplitHostPort(r.RemoteAddr)
+	return plainAddr(text)
+}
+
+// plainAddr is not valid if the text is no address.
+func plainAddr(text string) netip.Addr {
+	addr, _ := netip.ParseAddr(text)
+	return addr.Unmap().WithZone("")
+}
+
+func network(addr netip.Addr) netip.Prefix {
+	if !addr.IsValid() {
 		return netip.Prefix{}
 	}
-	addr = addr.Unmap().WithZone("")
 	bits := addr.BitLen()
 	if addr.Is6() {
 		bits = visitorV6Bits

@@ -175,7 +175,7 @@ func behindProxy(t *testing.T, file string) string {
 		t.Fatalf("%s: no global options", file)
 	}
 	changed := filepath.Join(t.TempDir(), "Caddyfile")
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), options, options+"servers {\ntrusted_proxies static 127.0.0.1/8 ::1\n}\n", 1)), 0o600); err != nil {
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), options, options+"servers {\ntrusted_proxies static 127.0.0.1/8 ::1\ntrusted_proxies_strict\n}\n", 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return changed
@@ -211,7 +211,7 @@ func TestHostileLogins(t *testing.T) {
 	}
 	statuses, began := make(map[int]int), time.Now()
 	for i := range 100 {
-		resp, _ := fetch(t, client, http.MethodGet, w.URL(fmt.Sprintf("%s/scan?code=made-up-%d&appid=%s", base, i, integration.AuthorizerID)), http.Header{"X-Forwarded-For": {"203.0.113.7"}}, "")
+		resp, _ := fetch(t, client, http.MethodGet, w.URL(fmt.Sprintf("%s/scan?code=made-up-%d&appid=%s", base, i, integration.AuthorizerID)), http.Header{"X-Forwarded-For": {fmt.Sprintf("10.0.0.%d, 203.0.113.7", i)}}, "")
 		if statuses[resp.StatusCode]++; resp.StatusCode == http.StatusTooManyRequests && resp.Header.Get("Retry-After") == "" {
 			t.Errorf("429 without a time: %v", resp.Header)
 		}
