@@ -117,6 +117,7 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
 	own := m.endBy(w, r.ProtoMajor, p, a)
+	defer own.release()
 	answer, why := m.takePlace(c)
 	switch {
 	case why == nil:
@@ -252,7 +253,7 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	reply := newReplyWriter(m.MaxBody)
 	defer reply.release()
 	work := newWork(r.Context(), p.opened.Message, time.Now().Add(time.Duration(m.BackendTimeout)))
-	defer work.cancel(nil)
+	defer work.end(nil)
 	f.content = p.fields.Content
 	// Until next returns, r itself is the plaintext request: Caddy's placeholders and variables belong to this r, and a
 	// copy alone would leave them with what the caller sent. The handlers get a copy with the same URL and headers,
@@ -324,41 +325,65 @@ type ending struct {
 	taken bool      // the push is answered or dropped, or is being so
 	by    time.Time // when the timer does that; zero once it was time
 	work  *work     // under way, or nil
+	idle  bool      // the timer was stopped before it was time
+	over  func()    // fire, made once
+
+	of pushEnd
 }
+
+// pushEnd is what the end of a push is made of.
+type pushEnd struct {
+	m     *Message
+	w     http.ResponseWriter
+	proto int
+	p     *push
+	a     arrival
+}
+
+// endings are used again, each with a new timer: one of a test's own time must not come into another's.
+var endings = sync.Pool{New: func() any {
+	own := new(ending)
+	own.over = own.fire
+	return own
+}}
 
 // endBy sees to it that the first push ends in time: the last one with an answer, any other without. No handler uses w
 // meanwhile, for the chain writes to memory.
 func (m *Message) endBy(w http.ResponseWriter, proto int, p *push, a arrival) *ending {
-	own := &ending{by: a.by}
-	own.mu.Lock() // until the timer is there
+	own := endings.Get().(*ending)
+	own.mu.Lock()
 	defer own.mu.Unlock()
-	own.timer = time.AfterFunc(time.Until(a.by), func() {
-		own.mu.Lock()
-		defer own.mu.Unlock()
-		defer own.wait()
-		now := time.Now()
-		if own.work != nil && !now.Before(own.work.deadline) {
-			own.work.cancel(errTooSlow)
-			own.work = nil
-		}
-		if own.taken || own.by.IsZero() || now.Before(own.by) {
-			return
-		}
-		own.by = time.Time{}
-		switch {
-		case !a.last:
-			own.taken = true
-			drop(w)
-		case m.app.calls().giveUp(a.call):
-			own.taken = true
-			if work := own.work; work != nil { // whoever does not read the answer does not keep the backend busy
-				end := time.AfterFunc(time.Until(work.deadline), func() { work.cancel(errTooSlow) })
-				defer end.Stop()
-			}
-			m.finishSlow(w, proto, p)
-		}
-	})
+	own.taken, own.by, own.of = false, a.by, pushEnd{m, w, proto, p, a}
+	own.timer = time.AfterFunc(time.Until(a.by), own.over)
 	return own
+}
+
+// fire does what it is time for. It may come late, when the ending is another push's already, or nobody's.
+func (own *ending) fire() {
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	defer own.wait()
+	now := time.Now()
+	if own.work != nil && !now.Before(own.work.deadline) {
+		own.work.end(errTooSlow)
+		own.work = nil
+	}
+	if own.taken || own.by.IsZero() || now.Before(own.by) {
+		return
+	}
+	own.by = time.Time{}
+	switch e := &own.of; {
+	case !e.a.last:
+		own.taken = true
+		drop(e.w)
+	case e.m.app.calls().giveUp(e.a.call):
+		own.taken = true
+		if work := own.work; work != nil { // whoever does not read the answer does not keep the backend busy
+			end := time.AfterFunc(time.Until(work.deadline), func() { work.end(errTooSlow) })
+			defer end.Stop()
+		}
+		e.m.finishSlow(e.w, e.proto, e.p)
+	}
 }
 
 // begin has the timer end a piece of work at its deadline. The caller holds mu.
@@ -418,12 +443,23 @@ func drop(w http.ResponseWriter) {
 
 // take reports whether the handler itself is to answer. Afterwards the timer does not touch the response.
 func (own *ending) take() bool {
-	own.timer.Stop()
+	stopped := own.timer.Stop()
 	own.mu.Lock()
 	defer own.mu.Unlock()
 	taken := own.taken
-	own.taken = true
+	own.taken, own.idle = true, stopped
 	return !taken
+}
+
+// release lets go of the push, which has been taken.
+func (own *ending) release() {
+	own.mu.Lock()
+	idle := own.idle && own.work == nil
+	own.by, own.idle, own.of = time.Time{}, false, pushEnd{}
+	own.mu.Unlock()
+	if idle {
+		endings.Put(own)
+	}
 }
 
 // finish makes an answer known to all pushes of a message. Taken: another node has the message, and has it answered again.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/http1"
 )
 
 // facts is what the gateway tells others about a push.
@@ -136,6 +138,9 @@ type work struct {
 	cancel          context.CancelCauseFunc
 	deadline        time.Time
 
+	mu    sync.Mutex
+	onEnd func() // of OnEnd
+
 	of      context.Context // the push's, for its values
 	atHand  caddyValues
 	parts   plaintextParts
@@ -193,13 +198,44 @@ func (w *work) Value(key any) any {
 	if value, ok := w.atHand.value(key); ok {
 		return value
 	}
-	if key == (workKey{}) {
+	if key == (workKey{}) || key == (http1.EnderKey{}) {
 		return w
 	}
 	if own := w.Context.Value(key); own != nil { // by which contexts below find out that this one ends
 		return own
 	}
 	return w.of.Value(key)
+}
+
+// end ends the work.
+func (w *work) end(cause error) {
+	w.cancel(cause)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.onEnd != nil {
+		go w.onEnd()
+		w.onEnd = nil
+	}
+}
+
+// OnEnd implements http1.Ender.
+func (w *work) OnEnd(f func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.onEnd != nil || w.Context.Err() != nil {
+		return false
+	}
+	w.onEnd = f
+	return true
+}
+
+// Forget implements http1.Ender.
+func (w *work) Forget() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	waiting := w.onEnd != nil
+	w.onEnd = nil
+	return waiting
 }
 
 // Deadline implements context.Context.

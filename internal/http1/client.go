@@ -149,7 +149,8 @@ type exchange struct {
 	ctx    context.Context
 	conn   *conn
 	br     *bufio.Reader
-	unhook func() bool // ends the watch over ctx
+	ender  Ender       // which watches over ctx, or
+	unhook func() bool // ends the watch over it
 	sender *sender     // nil: all was sent before anything was read
 
 	sent bool // what leaves in the first write
@@ -172,9 +173,7 @@ type exchange struct {
 
 // run sends the request and reads the answer's head. After an error the connection is closed.
 func (e *exchange) run() (*http.Response, error) {
-	if e.ctx.Done() != nil {
-		e.unhook = context.AfterFunc(e.ctx, e.conn.kill)
-	}
+	e.hook()
 	e.last = e.out.last || e.client.NoKeepAlive
 	var err error
 	if e.conn.unseen {
@@ -194,6 +193,41 @@ func (e *exchange) run() (*http.Response, error) {
 	return &e.res, nil
 }
 
+// Ender is a context that has something done when it ends. It does so for one at a time, and for less than context.AfterFunc takes.
+type Ender interface {
+	context.Context
+	// OnEnd has f called, on a goroutine of its own, when the context ends. False: it has ended, or there is another f.
+	OnEnd(f func()) bool
+	// Forget reports whether it was in time for f not to be called.
+	Forget() bool
+}
+
+// EnderKey is under what contexts that are made of an Ender have it.
+type EnderKey struct{}
+
+// hook has the connection closed when the context ends.
+func (e *exchange) hook() {
+	done := e.ctx.Done()
+	if done == nil {
+		return
+	}
+	// One that ends later than ctx does not help.
+	if ender, ok := e.ctx.Value(EnderKey{}).(Ender); ok && ender.Done() == done && ender.OnEnd(e.conn.kill) {
+		e.ender = ender
+		return
+	}
+	e.unhook = context.AfterFunc(e.ctx, e.conn.kill)
+}
+
+// hasEnded reports whether the context has ended, and the connection is being closed for that; from now on it is not.
+func (e *exchange) hasEnded() bool {
+	if ender := e.ender; ender != nil {
+		e.ender = nil // it may be another exchange's from now on
+		return !ender.Forget()
+	}
+	return e.unhook != nil && !e.unhook()
+}
+
 // fail ends an exchange that has no answer, and says why.
 func (e *exchange) fail(err error) error {
 	e.watch(false)
@@ -211,9 +245,7 @@ func (e *exchange) fail(err error) error {
 		e.br = nil
 	}
 	timedOut := e.stopTimer()
-	if e.unhook != nil {
-		e.unhook()
-	}
+	e.hasEnded()
 	switch {
 	case e.ctx.Err() != nil:
 		return context.Cause(e.ctx)
@@ -409,7 +441,7 @@ func (e *exchange) settle() bool { return e.sender == nil || e.sender.settle(e.l
 
 // finish ends the exchange on the connection, once: clean says that the answer was read to its end, and nothing after it.
 func (e *exchange) finish(clean bool) {
-	if e.unhook != nil && !e.unhook() {
+	if e.hasEnded() {
 		clean = false
 	}
 	if e.last || !e.landed && e.br.Buffered() > 0 {

@@ -494,47 +494,49 @@ func TestCancel(t *testing.T) {
 			reached <- struct{}{}
 		}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			eachClient(t, func(t *testing.T, rt http.RoundTripper) {
-				reached, cancelled, closed := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
-				b := newBackend(t, func(w *wire) {
-					defer close(closed)
-					c.serve(w, reached)
-					<-cancelled // a write that is blocked stays so until then
-					w.untilClosed()
+		for kind, cancellable := range cancellable {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				eachClient(t, func(t *testing.T, rt http.RoundTripper) {
+					reached, cancelled, closed := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+					b := newBackend(t, func(w *wire) {
+						defer close(closed)
+						c.serve(w, reached)
+						<-cancelled // a write that is blocked stays so until then
+						w.untilClosed()
+					})
+					ctx, cancel := cancellable(t.Context())
+					var body io.Reader
+					method := "GET"
+					if c.body != nil {
+						body, method = c.body(), "POST"
+					}
+					req := newRequest(t, method, b.url(), body).WithContext(ctx)
+					if body != nil {
+						req.ContentLength = 1 << 30
+					}
+					go func() {
+						<-reached
+						if !c.read {
+							cancel(left)
+							close(cancelled)
+						}
+					}()
+					within(t, name, func() {
+						res, err := rt.RoundTrip(req)
+						if c.read && err == nil {
+							go func() { cancel(left); close(cancelled) }()
+							_, err = io.ReadAll(res.Body)
+							res.Body.Close()
+						}
+						if !errors.Is(err, left) {
+							t.Errorf("err %v", err)
+						}
+					})
+					hasClosed(t, closed)
 				})
-				ctx, cancel := context.WithCancelCause(t.Context())
-				var body io.Reader
-				method := "GET"
-				if c.body != nil {
-					body, method = c.body(), "POST"
-				}
-				req := newRequest(t, method, b.url(), body).WithContext(ctx)
-				if body != nil {
-					req.ContentLength = 1 << 30
-				}
-				go func() {
-					<-reached
-					if !c.read {
-						cancel(left)
-						close(cancelled)
-					}
-				}()
-				within(t, name, func() {
-					res, err := rt.RoundTrip(req)
-					if c.read && err == nil {
-						go func() { cancel(left); close(cancelled) }()
-						_, err = io.ReadAll(res.Body)
-						res.Body.Close()
-					}
-					if !errors.Is(err, left) {
-						t.Errorf("err %v", err)
-					}
-				})
-				hasClosed(t, closed)
 			})
-		})
+		}
 	}
 }
 
