@@ -80,7 +80,7 @@ func (e *emitter) isReady() bool {
 // Caddy has who emits wait for the subscribers, and swallows what is emitted with the context of a former configuration.
 type eventQueue struct {
 	current atomic.Pointer[emitter]
-	waiting chan happening
+	waiting chan *happening // not the things themselves: the collector looks into the places, taken or not
 	dropped func()
 	full    damper
 
@@ -91,7 +91,7 @@ type eventQueue struct {
 
 // newEventQueue makes a queue that works until ctx ends.
 func newEventQueue(ctx context.Context, dropped func()) *eventQueue {
-	return &eventQueue{waiting: make(chan happening, maxEventsWaiting), dropped: dropped, ctx: ctx, done: make(chan struct{})}
+	return &eventQueue{waiting: make(chan *happening, maxEventsWaiting), dropped: dropped, ctx: ctx, done: make(chan struct{})}
 }
 
 // emit has subscribers told. It never waits.
@@ -101,7 +101,7 @@ func (q *eventQueue) emit(h happening) {
 	}
 	q.begin.Do(func() { go q.run() })
 	select {
-	case q.waiting <- h:
+	case q.waiting <- &h:
 	default:
 		q.dropped()
 		if ok, missed := q.full.allow(); ok {
@@ -127,7 +127,7 @@ func (q *eventQueue) run() {
 		case <-q.ctx.Done():
 			return
 		case h := <-q.waiting:
-			q.deliver(&h)
+			q.deliver(h)
 		}
 	}
 }

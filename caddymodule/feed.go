@@ -104,59 +104,77 @@ func newFeed() *feed {
 	now := time.Now()
 	f := &feed{epoch: now, base: uint64(now.Unix()) << 20}
 	f.seq.Store(f.base)
-	f.all.slots, f.bad.slots, f.odd.slots = make([]feedSlot, feedEntries), make([]feedSlot, refusalEntries), make([]feedSlot, strangerEntries)
+	f.all, f.bad, f.odd = newFeedRing(now, feedEntries), newFeedRing(now, refusalEntries), newFeedRing(now, strangerEntries)
 	return f
 }
 
 // now is the time at half the cost of time.Now, which reads two clocks. What it says of the day is put right when it is shown.
 func (f *feed) now() time.Time { return f.epoch.Add(time.Since(f.epoch)) }
 
-// add remembers an entry. Its strings are kept as they are, but for the appid: they must be small, and not part of anything large.
+// add remembers an entry. Of one that is long its strings are kept as they are, but for the appid: they must be small, and not part of
+// anything large.
 func (f *feed) add(e *Entry) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	e.Seq = f.seq.Add(1)
+	var r record
+	whole := r.pack(e, f.epoch)
 	if e.AppID != "" {
-		f.note(e)
+		f.note(e, &r, whole)
 	}
-	f.all.put(e.Seq, e)
+	f.all.put(e.Seq, &r, whole)
 	switch {
 	case !e.bad():
 	case e.stranger:
-		f.odd.put(f.odd.next.Add(1), e)
+		f.odd.put(f.odd.next.Add(1), &r, whole)
 	default:
-		f.bad.put(f.bad.next.Add(1), e)
+		f.bad.put(f.bad.next.Add(1), &r, whole)
 	}
 }
 
 // feedRing has the newest entries. Each place has a lock of its own, so that those who write meet only those who read.
 type feedRing struct {
-	next  atomic.Uint64
+	epoch time.Time
+	next  *atomic.Uint64
 	slots []feedSlot
+	whole []*Entry // of the slot in the same place, if it has no room for the entry
 }
 
 type feedSlot struct {
-	mu    sync.Mutex
-	place uint64 // 0: empty
-	entry Entry
+	mu     sync.Mutex
+	place  uint64 // 0: empty
+	record record
 }
 
-func (r *feedRing) put(place uint64, e *Entry) {
-	s := &r.slots[place%uint64(len(r.slots))]
+func newFeedRing(epoch time.Time, entries int) feedRing {
+	return feedRing{epoch: epoch, next: new(atomic.Uint64), slots: make([]feedSlot, entries), whole: make([]*Entry, entries)}
+}
+
+func (r *feedRing) put(place uint64, e *record, whole *Entry) {
+	i := place % uint64(len(r.slots))
+	s := &r.slots[i]
 	s.mu.Lock()
 	if s.place < place {
-		s.place, s.entry = place, *e
+		s.place = place
+		s.record.set(e)
+		if r.whole[i] != whole {
+			r.whole[i] = whole
+		}
 	}
 	s.mu.Unlock()
 }
 
 // get returns the entry in a place, if it is there yet and still.
 func (r *feedRing) get(place uint64) (e Entry, ok bool) {
-	s := &r.slots[place%uint64(len(r.slots))]
+	i := place % uint64(len(r.slots))
+	s := &r.slots[i]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.entry, s.place == place
+	if s.place != place {
+		return Entry{}, false
+	}
+	return s.record.entry(r.epoch, r.whole[i]), true
 }
 
 // newest returns all that is there, in no order.
@@ -165,7 +183,7 @@ func (r *feedRing) newest() (list []Entry) {
 		s := &r.slots[i]
 		s.mu.Lock()
 		if s.place != 0 {
-			list = append(list, s.entry)
+			list = append(list, s.record.entry(r.epoch, r.whole[i]))
 		}
 		s.mu.Unlock()
 	}
@@ -237,9 +255,27 @@ type feedShard struct {
 
 // accountFeed is what happened last to an account.
 type accountFeed struct {
-	appid           string
-	used            bool
-	push, call, err Entry // without a seq: there was none
+	appid string
+	whole [accountEntries]*Entry // as in a feedRing
+	used  bool
+	last  [accountEntries]record
+}
+
+// What of an account is remembered.
+const (
+	accountPush = iota
+	accountCall
+	accountError
+
+	accountEntries
+)
+
+// remember keeps an entry as the account's last of those.
+func (a *accountFeed) remember(which int, r *record, whole *Entry) {
+	a.last[which].set(r)
+	if a.whole[which] != whole {
+		a.whole[which] = whole
+	}
 }
 
 // shard is where an account is: the end of an appid is random.
@@ -247,30 +283,28 @@ func (f *feed) shard(appid string) *feedShard {
 	return &f.shards[(uint(appid[len(appid)-1])*31+uint(appid[len(appid)/2]))%feedShards]
 }
 
-// note remembers an entry as its account's last, and puts the table's own string in the place of its appid.
-func (f *feed) note(e *Entry) {
+// note remembers an entry as its account's last.
+func (f *feed) note(e *Entry, r *record, whole *Entry) {
 	s := f.shard(e.AppID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.byAppID[e.AppID]
 	if a == nil {
-		e.AppID = strings.Clone(e.AppID)
 		if !e.known {
 			return
 		}
 		a = s.room()
-		*a = accountFeed{appid: e.AppID}
+		*a = accountFeed{appid: strings.Clone(e.AppID)}
 		s.byAppID[a.appid] = a
 	}
 	a.used = true
-	e.AppID = a.appid
 	switch {
 	case e.bad():
-		a.err = *e
+		a.remember(accountError, r, whole)
 	case e.Kind == feedPush:
-		a.push = *e
+		a.remember(accountPush, r, whole)
 	case e.Kind == feedCall:
-		a.call = *e
+		a.remember(accountCall, r, whole)
 	}
 }
 
@@ -307,14 +341,15 @@ func (f *feed) of(appid string) (lastPush, lastCall, lastError *Entry) {
 	if a == nil {
 		return nil, nil, nil
 	}
-	told := func(e Entry) *Entry {
+	told := func(which int) *Entry {
+		e := a.last[which].entry(f.epoch, a.whole[which])
 		if e.Seq == 0 {
 			return nil
 		}
 		e = e.shown()
 		return &e
 	}
-	return told(a.push), told(a.call), told(a.err)
+	return told(accountPush), told(accountCall), told(accountError)
 }
 
 // wordTable has the names of what is pushed, once each, so that an entry does not keep the push that it came in. They are read

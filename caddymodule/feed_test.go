@@ -89,7 +89,8 @@ func TestFeedWaitsForTheWriter(t *testing.T) {
 	}
 	e := numbered(1)
 	e.Seq = gap
-	f.all.put(gap, e)
+	var r record
+	f.all.put(gap, &r, r.pack(e, f.epoch))
 	if entries, _, _ := f.after(gap-1, "", 10); len(entries) != 2 {
 		t.Errorf("then %q", whats(entries))
 	}
