@@ -133,7 +133,6 @@ func (a *API) proxyConfig() map[string]any {
 		"compression":             false, // an answer has to be readable, and keep its length
 		"dial_timeout":            caddy.Duration(apiDialTimeout),
 		"response_header_timeout": caddy.Duration(responseTimeout),
-		"write_timeout":           caddy.Duration(stallTimeout), // for reading see liveBody
 		"keep_alive":              object{"idle_timeout": caddy.Duration(apiIdleTimeout), "max_idle_conns_per_host": 64},
 		"network_proxy":           object{"from": "none"},
 	}

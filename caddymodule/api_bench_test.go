@@ -160,7 +160,7 @@ func transportRequest(tb testing.TB) func() {
 	origin := &url.URL{Scheme: "https", Host: "api.weixin.qq.com"}
 	return func() {
 		call.first = url.URL{} // as in a call that has not been sent yet
-		call.request(tb.Context(), http.MethodGet, origin, token)
+		call.request(tb.Context(), http.MethodGet, origin, token, nil)
 	}
 }
 

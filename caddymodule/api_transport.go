@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -72,7 +73,16 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.HTTPTransport.Provision(ctx); err != nil {
 		return err
 	}
-	t.HTTPTransport.Transport.Proxy = directInTheClear(t.HTTPTransport.Transport.Proxy)
+	rt := t.HTTPTransport.Transport
+	rt.Proxy = directInTheClear(rt.Proxy)
+	dial := rt.DialContext
+	rt.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &takenConn{Conn: conn, limit: t.stall}, nil
+	}
 	return nil
 }
 
@@ -207,7 +217,14 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	traced, end := traceCall(req.Context(), call, req.Method)
 	defer func() { end(res) }()
 	call.status, call.errcode, call.rid, call.reason = 0, 0, "", ""
-	res, err = t.HTTPTransport.RoundTrip(call.request(traced, req.Method, origin, token))
+	var up *upload
+	if call.body != nil {
+		up, traced = newUpload(traced, t.stall)
+	}
+	res, err = t.HTTPTransport.RoundTrip(call.request(traced, req.Method, origin, token, up))
+	if up != nil && up.end() && err != nil {
+		err = errNotTaken
+	}
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}
@@ -227,8 +244,8 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	return t.inspect(req, call, res, body, token)
 }
 
-// request builds what goes to WeChat.
-func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, token secret.String) *http.Request {
+// request builds what goes to WeChat. Up is the sending of the call's body, if it has one.
+func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, token secret.String, up *upload) *http.Request {
 	params := c.extra
 	if !token.IsZero() {
 		params = append([]queryParam{{c.param, token}}, c.extra...)
@@ -247,11 +264,11 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 	}).WithContext(ctx)
 	switch {
 	case c.body != nil:
-		out.Body, out.ContentLength = c.body.open(), c.size
+		out.Body, out.ContentLength = &uploadBody{c.body.open(), up}, c.size
 		if method != http.MethodGet && method != http.MethodHead && c.size >= 0 && c.body.repeatable() {
 			// With it net/http takes another connection when the one from its pool had died before a single byte
 			// was written to it. It sends nothing twice that is not a GET.
-			out.GetBody = func() (io.ReadCloser, error) { return c.body.open(), nil }
+			out.GetBody = func() (io.ReadCloser, error) { return &uploadBody{c.body.open(), up}, nil }
 		}
 	case c.singleUse && (method == http.MethodGet || method == http.MethodHead):
 		// net/http sends a GET again by itself if a pooled connection dies, unless it has a body that cannot be had
