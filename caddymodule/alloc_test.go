@@ -2,7 +2,13 @@
 
 package caddymodule
 
-import "testing"
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
 
 // The race detector allocates on its own account, so these gates are not built with it. They are what was measured: one
 // that is exceeded tells what a change costs, and is raised only for what is worth that.
@@ -48,9 +54,26 @@ func TestCallAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations a call, want at most %v", name, n, max)
 		}
 	}
+	if n := testing.AllocsPerRun(500, lookingAtHeaders(t)); n != 0 {
+		t.Errorf("%v allocations for an answer's headers", n)
+	}
 	n = testing.AllocsPerRun(500, transportRequest(t))
 	if t.Logf("request: %v", n); n > maxTransportAllocs {
 		t.Errorf("%v allocations for the transport's request, want at most %v", n, float64(maxTransportAllocs))
+	}
+}
+
+// lookingAtHeaders looks at those of a usual answer, one of them longer than the token.
+func lookingAtHeaders(tb testing.TB) func() {
+	token, call := secret.New(strings.Repeat("t", 136)), new(apiCall)
+	h := http.Header{
+		"Content-Type": {"application/json; encoding=utf-8"}, "Content-Length": {"123"}, "Date": {"Mon, 02 Jan 2006 15:04:05 GMT"},
+		"X-Long": {strings.Repeat("t", 135) + strings.Repeat("x", 200)},
+	}
+	return func() {
+		if echoes(h, call, token) {
+			tb.Fatal("the token is in none of them")
+		}
 	}
 }
 

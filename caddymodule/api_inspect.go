@@ -18,10 +18,10 @@ import (
 )
 
 // inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
-// gateway's must not repeat the secret, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
+// gateway's must not repeat the secret, in no header either, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
 // passed on before all of it has been looked at. Of other texts what is longer than the start is looked at on its way.
 func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, answer *answerBody, token secret.String) (*http.Response, bool, error) {
-	if res.StatusCode != http.StatusOK && echoes(res.Header, call, token) {
+	if echoes(res.Header, call, token) {
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
 	}
@@ -114,9 +114,26 @@ func isHTML(h http.Header) bool {
 
 // echoes reports whether a header repeats a credential of the request, as redirects do.
 func echoes(h http.Header, call *apiCall, token secret.String) bool {
+	if inHeader(h, token) {
+		return true
+	}
+	for _, p := range call.extra {
+		if p.name == paramSecret && inHeader(h, p.value) {
+			return true
+		}
+	}
+	return false
+}
+
+// inHeader reports whether a secret is in a header's values. Most of those are shorter than it.
+func inHeader(h http.Header, s secret.String) bool {
+	value := s.Reveal()
+	if value == "" {
+		return false
+	}
 	for _, values := range h {
 		for _, v := range values {
-			if contains([]byte(v), call, token) {
+			if len(v) >= len(value) && strings.Contains(v, value) {
 				return true
 			}
 		}

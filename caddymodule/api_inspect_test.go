@@ -11,6 +11,8 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
 func TestPeek(t *testing.T) {
@@ -163,6 +165,20 @@ func TestAPIAnswersThatAreNone(t *testing.T) {
 		{"redirect that repeats the token", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://login.example"+r.URL.String(), http.StatusFound)
 		}, 502, ""},
+		{"answer with a header that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("X-Asked", "a")
+			w.Header().Add("X-Asked", "https://api.example"+r.URL.String())
+			io.WriteString(w, `{"errcode":0}`)
+		}, 502, ""},
+		{"media with a header that repeats the token", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "image/jpeg")
+			w.Header().Set("Content-Disposition", `attachment; filename="`+r.URL.Query().Get("access_token")+`"`)
+			io.WriteString(w, strings.Repeat("x", 2*peekSize))
+		}, 502, ""},
+		{"answer with a header that is as long and is another", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Asked", strings.Repeat("x", len(r.URL.String())))
+			io.WriteString(w, `{"errcode":0}`)
+		}, 200, `{"errcode":0}`},
 		{"error page that repeats the token", func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusRequestURITooLong)
 			io.WriteString(w, "too long: "+r.URL.String())
@@ -240,6 +256,25 @@ func TestAPIAnswersThatAreNone(t *testing.T) {
 	}
 	if n := wechat.tokensIssued(accountID); n != 1 {
 		t.Errorf("WeChat issued %d tokens", n)
+	}
+}
+
+// The account's secret is looked for in headers as the token is, and an absent token is in none.
+func TestEchoes(t *testing.T) {
+	t.Parallel()
+	call := &apiCall{extra: []queryParam{{"appid", secret.New("wx1")}, {paramSecret, secret.New("SECRET")}}}
+	for _, c := range []struct {
+		call  *apiCall
+		token string
+		value string
+		want  bool
+	}{
+		{call, "", "a SECRET", true}, {call, "TOKEN", "a TOKEN", true}, {call, "TOKEN", "wx1 TOKE SECRE", false},
+		{new(apiCall), "", "a SECRET", false}, {new(apiCall), "", "", false}, {new(apiCall), "TOKEN", "TOKEN", true},
+	} {
+		if got := echoes(http.Header{"X-A": {"b"}, "X-B": {"", c.value}}, c.call, secret.New(c.token)); got != c.want {
+			t.Errorf("%q, %v: got %v", c.value, c.call.extra, got)
+		}
 	}
 }
 

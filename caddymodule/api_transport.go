@@ -26,9 +26,9 @@ import (
 )
 
 // Transport is the way of a call that wechat_api has admitted to WeChat's API. It is Caddy's HTTP transport with three
-// additions: it puts the access token in where no log sees it; it looks at the first 4 KiB of small JSON answers, at all of an error
-// page, which may repeat the token, and at any other text as it goes by, which breaks off before it repeats it; and when WeChat
-// refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
+// additions: it puts the access token in where no log sees it; it looks at the headers of an answer, at the first 4 KiB of small JSON
+// answers, at all of an error page, which may repeat the token, and at any other text as it goes by, which breaks off before it repeats
+// it; and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
 //
 // wechat_api sets it up by itself. Used in any other reverse_proxy it refuses every request: it sends nothing that
 // wechat_api has not admitted, and nothing to any host but the API origins of the wechat app.

@@ -213,7 +213,7 @@ func TestAPITLS(t *testing.T) {
 
 	for _, singleUse := range []bool{false, true} {
 		call := &apiCall{
-			key: tokens.AccountKey(accountID), token: tokens.Token{Value: secret.New("T")}, param: paramAccess,
+			key: tokens.AccountKey(accountID), token: tokens.Token{Value: secret.New("TOKEN")}, param: paramAccess,
 			path: "/cgi-bin/user/info", header: http.Header{}, singleUse: singleUse,
 		}
 		req := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -225,7 +225,7 @@ func TestAPITLS(t *testing.T) {
 			t.Fatalf("got %v, %v", res, err)
 		}
 		res.Body.Close()
-		if got := wechat.one(t); got.Query != "access_token=T" || got.Body != "" || got.Length > 0 {
+		if got := wechat.one(t); got.Query != "access_token=TOKEN" || got.Body != "" || got.Length > 0 {
 			t.Errorf("WeChat got %+v", got)
 		}
 	}
