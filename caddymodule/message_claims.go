@@ -41,12 +41,16 @@ const (
 	// maxRuns is how often a message may be begun: once, and once more if the node that had it died.
 	maxRuns = 2
 
-	beatEvery = time.Second     // a node shows that it lives
+	beatEvery = time.Second     // a node shows that it lives, or tries to
 	beatLife  = 3 * time.Second // and counts as dead after that, if
 	deadAfter = 1200 * time.Millisecond
 	// for longer than a beat takes nothing is seen of it: a store that was emptied knows no node at first.
 	peerEvery = 300 * time.Millisecond // how often one node is looked for
 	maxPeers  = 1024
+	// lateBeat is from when on a node whose beats do not arrive reckons with being taken for dead, well before it can be.
+	lateBeat = beatLife - beatEvery
+	// takeOverTime is how long a node that saw another one dead may take to have a message of it: a look, and a change.
+	takeOverTime = 2 * claimWait
 
 	probeFirst = 250 * time.Millisecond // before a store that failed is tried again, with chance; doubled
 	probeMost  = 4 * time.Second        // while it fails again within
@@ -161,8 +165,9 @@ type claims struct {
 	begun  atomic.Bool
 	away   atomic.Bool  // the store failed; no push waits for it
 	beatAt atomic.Int64 // when this node last showed that it lives, since start
+	lateAt atomic.Int64 // when it last did so late, since start; 0: never
 	start  time.Time
-	kick   chan struct{} // holds one element when the store has failed
+	kick   chan struct{} // holds one element when the store has failed, so that beat sees it at once
 
 	jobs chan struct{}
 	work sync.WaitGroup
@@ -215,6 +220,8 @@ func (c *claims) begin(store tokens.Claims) {
 	}
 	if c.cancel != nil {
 		c.cancel()
+	} else { // nobody has seen it yet, and so for deadAfter is enough
+		c.beatAt.Store(int64(time.Since(c.start) - lateBeat + deadAfter))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
@@ -254,22 +261,37 @@ func (c *claims) close() {
 	}
 }
 
-// beat shows that this node lives, and tries a store that failed, until ctx ends.
+// beat shows that this node lives, and tries a store that failed, until ctx ends. It shows that as often while the store fails:
+// others have this node's messages answered again when they do not see it, and only claims are worth backing off from.
 func (c *claims) beat(ctx context.Context, store tokens.Claims) {
-	probe, backAt, wasLate := probeFirst, time.Time{}, false
+	var probeAt, backAt time.Time // probeAt is zero while the store is there
+	if c.away.Load() {
+		probeAt = time.Now() // this may be another store
+	}
+	beatDue, probe, wasLate := time.Now(), probeFirst, false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.kick:
+		switch away := c.away.Load(); {
+		case !away:
+			probeAt = time.Time{}
+		case probeAt.IsZero():
 			if time.Since(backAt) < probeCalm {
 				probe = min(2*probe, probeMost)
 			} else {
 				probe = probeFirst
 			}
-			timer.Reset(probe/2 + mathrand.N(probe)) //nolint:gosec // no secret
+			probeAt = nextProbe(probe)
+		}
+		next := beatDue
+		if !probeAt.IsZero() && probeAt.Before(next) {
+			next = probeAt
+		}
+		timer.Reset(time.Until(next))
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.kick:
 			continue
 		case <-timer.C:
 		}
@@ -279,33 +301,48 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 		if done {
 			return
 		}
-		limited, cancel := context.WithTimeout(ctx, claimWait)
-		err := store.Beat(limited, c.node, beatLife)
-		cancel()
-		if err == nil {
-			c.beatAt.Store(int64(time.Since(c.start)))
-		}
-		next := beatEvery
+		beatDue = time.Now().Add(beatEvery)
+		err := c.showLife(ctx, store)
 		late := errors.Is(err, context.DeadlineExceeded)
 		switch {
-		case !c.away.Load() && err != nil && ctx.Err() == nil && (wasLate || !late):
-			c.failed(err)
-			continue // kick sets the timer
-		case c.away.Load():
+		case !c.away.Load():
+			if err != nil && ctx.Err() == nil && (wasLate || !late) { // once, it may be this machine that was
+				c.failed(err)
+			}
+		case !probeAt.IsZero() && !time.Now().Before(probeAt):
 			if err == nil { // a store that is full takes beats, and no claims
 				err = store.ClaimAll([]tokens.Claim{{Name: "n" + c.node, Value: []byte(c.node), TTL: beatLife}}, claimWait)
 			}
-			if err == nil {
-				backAt = time.Now()
-				c.back()
-				c.catchUp()
-			} else {
-				next = probe/2 + mathrand.N(probe) //nolint:gosec // no secret
+			if err != nil {
+				probeAt = nextProbe(probe)
+				break
 			}
+			probeAt, backAt = time.Time{}, time.Now()
+			c.back()
+			c.catchUp(ctx, store)
 		}
-		wasLate = late // once, it may be this machine that was
-		timer.Reset(next)
+		wasLate = late
 	}
+}
+
+// nextProbe is when a store that failed is tried again: not when all nodes do.
+func nextProbe(probe time.Duration) time.Time {
+	return time.Now().Add(probe/2 + mathrand.N(probe)) //nolint:gosec // no secret
+}
+
+// showLife is one beat.
+func (c *claims) showLife(ctx context.Context, store tokens.Claims) error {
+	limited, cancel := context.WithTimeout(ctx, claimWait)
+	defer cancel()
+	began := time.Since(c.start)
+	if err := store.Beat(limited, c.node, beatLife); err != nil {
+		return err
+	}
+	if now := time.Since(c.start); now-time.Duration(c.beatAt.Load()) >= lateBeat {
+		c.lateAt.Store(int64(now)) // before beatAt, or steady would miss it
+	}
+	c.beatAt.Store(int64(began))
+	return nil
 }
 
 // failed says that the store does not do what it should.
@@ -337,9 +374,12 @@ func (c *claims) back() {
 	}
 }
 
-// catchUp claims the messages that this node has taken on while the store was away.
-func (c *claims) catchUp() {
+// catchUp claims the messages that this node has taken on while the store was away. A store that is slow at that sees it live.
+func (c *claims) catchUp(ctx context.Context, live tokens.Claims) {
 	for batch := range slices.Chunk(c.calls.unclaimed(time.Now()), caughtUpAtOnce) {
+		if time.Since(c.start)-time.Duration(c.beatAt.Load()) >= beatEvery {
+			_ = c.showLife(ctx, live) // the claims show whether the store fails
+		}
 		store := c.shared()
 		if store == nil {
 			return
@@ -363,9 +403,15 @@ func (c *claims) catchUp() {
 	}
 }
 
-// steady reports whether this node has shown in time that it lives: nobody can have taken its messages over.
-func (c *claims) steady() bool {
-	return time.Since(c.start)-time.Duration(c.beatAt.Load()) < beatLife-beatEvery
+// steady reports whether this node has shown in time that it lives, also while it had a message for so long: nobody can have
+// taken that over.
+func (c *claims) steady(took time.Duration) bool {
+	now := time.Since(c.start)
+	if now-time.Duration(c.beatAt.Load()) >= lateBeat {
+		return false
+	}
+	late := time.Duration(c.lateAt.Load())
+	return late == 0 || now-took > late+takeOverTime
 }
 
 // errStoreAway: the store is known to fail, or keeps nothing for other nodes.
@@ -418,7 +464,11 @@ func (c *claims) guard(g *bodyGuard) error {
 // change changes a claim: step makes the next standing of the one that there is, or says no. It returns the standing that the
 // claim has in the end. A claim that is gone is fs.ErrNotExist.
 func (c *claims) change(ctx context.Context, id pushID, longer time.Duration, step func(*standing) bool) (standing, error) {
-	store := c.shared()
+	return c.changeIn(ctx, c.shared(), id, longer, step)
+}
+
+// changeIn is change in a store, nil for one that fails.
+func (c *claims) changeIn(ctx context.Context, store *claimStore, id pushID, longer time.Duration, step func(*standing) bool) (standing, error) {
 	if store == nil {
 		return standing{}, errStoreAway
 	}
@@ -597,14 +647,14 @@ func (c *claims) finish(call *call, a passiveReply, took time.Duration) (late, t
 		return false, false
 	}
 	wanted := c.calls.takeWanted(call)
-	if took < answerAfter && len(wanted) == 0 && c.steady() {
+	if took < answerAfter && len(wanted) == 0 && c.steady(took) {
 		return false, false
 	}
 	state := byte(claimAnswered)
 	if lateHere {
 		state = claimLate
 	}
-	s, err := c.publish(call.id, run, a, state, claimWait) // this node's own pushes wait meanwhile
+	s, err := c.publish(c.shared(), call.id, run, a, state, claimWait) // this node's own pushes wait meanwhile
 	if err != nil {
 		for _, node := range wanted { // they are told as soon as the store takes it
 			c.calls.want(call.id, node)
@@ -615,16 +665,16 @@ func (c *claims) finish(call *call, a passiveReply, took time.Duration) (late, t
 	return s.state == claimLate && !lateHere, s.owner != c.node || s.run != run
 }
 
-// publish writes an answer, and that it is there, unless the message is another node's by now.
-func (c *claims) publish(id pushID, run int, a passiveReply, state byte, wait time.Duration) (standing, error) {
+// publish writes an answer to a store, and that it is there, unless the message is another node's by now.
+func (c *claims) publish(store *claimStore, id pushID, run int, a passiveReply, state byte, wait time.Duration) (standing, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
 	if state != claimLate && a.outcome != "" {
-		if err := c.keepAnswer(ctx, id, run, a); err != nil {
+		if err := c.keepAnswer(ctx, store, id, run, a); err != nil {
 			return standing{}, err
 		}
 	}
-	return c.change(ctx, id, 0, func(s *standing) bool {
+	return c.changeIn(ctx, store, id, 0, func(s *standing) bool {
 		change := s.mine(c.node) && s.run == run
 		s.state = state
 		return change
@@ -634,8 +684,7 @@ func (c *claims) publish(id pushID, run int, a passiveReply, state byte, wait ti
 // answerName is the name of a run's answer in the store: one node's never replaces another's.
 func answerName(id pushID, run int) string { return "a" + id.name()[1:] + "/" + strconv.Itoa(run) }
 
-func (c *claims) keepAnswer(ctx context.Context, id pushID, run int, a passiveReply) error {
-	store := c.shared()
+func (c *claims) keepAnswer(ctx context.Context, store *claimStore, id pushID, run int, a passiveReply) error {
 	if store == nil {
 		return errStoreAway
 	}
@@ -700,17 +749,18 @@ func (c *claims) dead(node string) bool {
 		c.peers[node] = p
 	}
 	now := time.Now()
-	look := now.Sub(p.lookedAt) >= peerEvery
+	since := now.Sub(p.lookedAt)
+	if since > deadAfter {
+		p.deadSince = time.Time{} // what it did between then and now nobody has seen
+	}
+	// Who is said to be dead is looked for once more: it may be back, and have begun what is asked about.
+	look := since >= peerEvery || !p.deadSince.IsZero() && now.Sub(p.deadSince) >= deadAfter
 	if look {
-		if now.Sub(p.lookedAt) > deadAfter {
-			p.deadSince = time.Time{} // what it did between then and now nobody has seen
-		}
 		p.lookedAt = now
 	}
-	verdict := !p.deadSince.IsZero() && now.Sub(p.deadSince) >= deadAfter
 	c.mu.Unlock()
 	if !look {
-		return verdict
+		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), claimWait)
 	defer cancel()
@@ -756,8 +806,9 @@ func (c *claims) await(id pushID) (signal <-chan struct{}, stop func()) {
 // want tells the node that has a message that a push of it is held here.
 func (c *claims) want(owner string, id pushID) { c.tell(owner, "w "+id.name()+" "+c.node) }
 
-func (c *claims) tell(node, message string) {
-	store := c.shared()
+func (c *claims) tell(node, message string) { c.tellBy(c.shared(), node, message) }
+
+func (c *claims) tellBy(store *claimStore, node, message string) {
 	if store == nil || node == c.node {
 		return
 	}
@@ -825,9 +876,10 @@ func (c *claims) job(do func()) {
 	})
 }
 
-// serveWanted writes what another node wants to know of a message that is not running here.
+// serveWanted writes what another node wants to know of a message that is not running here. It does so also where the store is
+// known to fail: nobody waits for it here, the other node heard and was heard by way of that store, and it sees this node live.
 func (c *claims) serveWanted(id pushID, node string, w wantedCall) {
-	state := byte(claimAnswered)
+	store, state := c.store.Load(), byte(claimAnswered)
 	switch {
 	case w.abandoned:
 		c.release(id)
@@ -842,16 +894,16 @@ func (c *claims) serveWanted(id pushID, node string, w wantedCall) {
 	if w.forgotten {
 		ctx, cancel := context.WithTimeout(context.Background(), claimWork)
 		defer cancel()
-		_, err = c.change(ctx, id, 0, func(s *standing) bool {
+		_, err = c.changeIn(ctx, store, id, 0, func(s *standing) bool {
 			change := s.mine(c.node) && s.age() > forgottenAfter
 			s.state = state
 			return change
 		})
 	} else {
-		_, err = c.publish(id, w.run, w.answer, state, claimWork)
+		_, err = c.publish(store, id, w.run, w.answer, state, claimWork)
 	}
 	if err == nil {
-		c.tell(node, "a "+id.name())
+		c.tellBy(store, node, "a "+id.name())
 	}
 }
 

@@ -377,6 +377,284 @@ func TestSharedClaimWhoseAnswerIsLost(t *testing.T) {
 	}
 }
 
+// beatLog is a node's way to the store, which sees when the node shows that it lives.
+type beatLog struct {
+	*tokens.MemStore
+	beat  func(context.Context) error     // before it arrives; nil: nothing is in the way
+	claim func(first *tokens.Claim) error // the same for claims
+	deaf  bool                            // the node hears nothing of others
+	mu    sync.Mutex
+	beats []time.Time // tried
+	tries []time.Time // of a store that failed
+	under int
+}
+
+func (s *beatLog) Beat(ctx context.Context, node string, ttl time.Duration) error {
+	s.mu.Lock()
+	s.beats = append(s.beats, time.Now())
+	if s.under++; s.under > 1 {
+		panic("two beats at once")
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.under--
+		s.mu.Unlock()
+	}()
+	if s.beat != nil {
+		if err := s.beat(ctx); err != nil {
+			return err
+		}
+	}
+	return s.MemStore.Beat(ctx, node, ttl)
+}
+
+func (s *beatLog) ClaimAll(claims []tokens.Claim, within time.Duration) error {
+	if claims[0].Name[0] == 'n' {
+		s.mu.Lock()
+		s.tries = append(s.tries, time.Now())
+		s.mu.Unlock()
+	}
+	if s.claim != nil {
+		if err := s.claim(&claims[0]); err != nil {
+			return err
+		}
+	}
+	return s.MemStore.ClaimAll(claims, within)
+}
+
+func (s *beatLog) Hear(ctx context.Context, node string, heard func(string)) {
+	if s.deaf {
+		<-ctx.Done()
+		return
+	}
+	s.MemStore.Hear(ctx, node, heard)
+}
+
+// longest is the longest time without one, from a time until now, and how many there were.
+func (s *beatLog) longest(list *[]time.Time, from time.Time) (gap time.Duration, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := from
+	for _, at := range append(slices.Clone(*list), time.Now()) {
+		if at.After(from) {
+			gap, last = max(gap, at.Sub(last)), at
+			n++
+		}
+	}
+	return gap, n - 1
+}
+
+// through has a node reach the store by a beatLog.
+func (f *fleet) through(node int, log *beatLog) *beatLog {
+	log.MemStore = f.store
+	env := *f.nodes[node].m.app.env
+	env.Store = log
+	f.claims(node).use(&env)
+	return log
+}
+
+// TestSharedBeatsWhileTheStoreFlaps: a node to whose claims the store says no as soon as it is back shows that it lives all the same,
+// and tries claims ever more rarely; so others leave it its messages, and get its answers.
+func TestSharedBeatsWhileTheStoreFlaps(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(12*time.Second, replyXML))
+		log := f.through(0, new(beatLog))
+		_ = f.claims(0).shared()
+		synctest.Wait()
+		began := time.Now()
+		ctx, stop := context.WithTimeout(t.Context(), 75*time.Second)
+		defer stop()
+		time.AfterFunc(time.Second, func() {
+			for ctx.Err() == nil {
+				f.claims(0).failed(errFlaky)
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		got := f.send(paceMessage(1), 0, 1, 1)
+		if got.answer != replyXML || got.attempt != 3 || got.after != 12*time.Second || f.runs.Load() != 1 {
+			t.Errorf("%+v, the backend ran %d times", got, f.runs.Load())
+		}
+		time.Sleep(time.Minute)
+		if gap, n := log.longest(&log.beats, began); gap > beatEvery || n < 60 {
+			t.Errorf("it showed %d times that it lives, and for %v it did not", n, gap)
+		}
+		if gap, n := log.longest(&log.tries, time.Now().Add(-time.Minute)); gap < probeMost/2 || n == 0 || n > int(time.Minute/(probeMost/2)) {
+			t.Errorf("the store was tried %d times in a minute, with %v between two at most", n, gap)
+		}
+		<-ctx.Done()
+		time.Sleep(time.Second)
+	})
+}
+
+// TestSharedTriesToBeat: so it does while no beat arrives.
+func TestSharedTriesToBeat(t *testing.T) {
+	t.Parallel()
+	for name, beat := range map[string]func(context.Context) error{
+		"no answer": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+		"refused":   func(context.Context) error { return errFlaky },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 1, nil, after(0, replyXML))
+				log := f.through(0, &beatLog{beat: beat})
+				began := time.Now()
+				_ = f.claims(0).shared()
+				time.Sleep(time.Minute)
+				if gap, n := log.longest(&log.beats, began); gap > beatEvery || n < 60 {
+					t.Errorf("it tried %d times, and for %v it did not", n, gap)
+				}
+			})
+		})
+	}
+}
+
+// TestSharedBeatsWhileItCatchesUp: a store that is slow to take what it missed sees the node live.
+func TestSharedBeatsWhileItCatchesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1, nil, after(0, replyXML))
+		log := f.through(0, &beatLog{claim: func(first *tokens.Claim) error {
+			if first.Name[0] == 'p' {
+				time.Sleep(claimWait * 4 / 5)
+			}
+			return nil
+		}})
+		_ = f.claims(0).shared()
+		synctest.Wait()
+		f.claims(0).failed(errFlaky)
+		calls, now := f.nodes[0].m.app.calls(), time.Now()
+		for n := range 20 * caughtUpAtOnce {
+			a := calls.arrive(shortSum(fmt.Append(nil, n)), now, 0, now.Unix()+300, f.nodes[0].m.pace())
+			defer calls.finish(a.call, passiveReply{}, now) // a node with a message at hand does not end
+		}
+		time.Sleep(10 * time.Second)
+		if left := len(calls.unclaimed(now)); left != 0 {
+			t.Errorf("%d are not claimed yet", left)
+		}
+		if gap, _ := log.longest(&log.beats, now); gap > beatEvery+claimWait {
+			t.Errorf("it gave no sign of life for %v", gap)
+		}
+	})
+}
+
+// TestSharedLateBeats: a node that was taken for dead, and lives again when its backend answers, looks whose the message is by then.
+func TestSharedLateBeats(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		answers := make(chan struct{})
+		f := newFleet(t, 2, nil, func(node, run int, w http.ResponseWriter, _ *http.Request) {
+			if node == 0 {
+				<-answers
+			}
+			_, _ = fmt.Fprintf(w, "<xml><Content>run %d</Content></xml>", run)
+		})
+		var lost atomic.Bool
+		f.through(0, &beatLog{deaf: true, beat: func(context.Context) error {
+			if lost.Load() {
+				return context.DeadlineExceeded
+			}
+			return nil
+		}})
+		_, _ = f.claims(0).shared(), f.claims(1).shared()
+		synctest.Wait()
+		lost.Store(true) // after the first
+		message := paceMessage(1)
+		var wg sync.WaitGroup
+		time.Sleep(1900 * time.Millisecond)
+		wg.Go(func() { // its answer is another one than WeChat has
+			if answer, ok := f.nodes[0].push(message); ok {
+				t.Errorf("node 0: %q", answer)
+			}
+		})
+		time.Sleep(50 * time.Millisecond)
+		const second = "<xml><Content>run 2</Content></xml>"
+		if answer, ok := f.nodes[1].push(message); !ok || answer != second {
+			t.Errorf("node 1: %q, %v", answer, ok)
+		}
+		lost.Store(false)
+		time.Sleep(450 * time.Millisecond)
+		if f.claims(0).shared() == nil {
+			t.Error("the store is not back")
+		}
+		close(answers) // less than answerAfter after its push
+		wg.Wait()
+		for node := range f.nodes {
+			if answer, ok := f.nodes[node].push(message); !ok || answer != second {
+				t.Errorf("node %d later: %q, %v", node, answer, ok)
+			}
+		}
+	})
+}
+
+// TestSharedSteady is when a node is sure that its messages are its own.
+func TestSharedSteady(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1, nil, after(0, replyXML))
+		var lost atomic.Bool
+		lost.Store(true)
+		f.through(0, &beatLog{beat: func(context.Context) error {
+			if lost.Load() {
+				return context.DeadlineExceeded
+			}
+			return nil
+		}})
+		c := f.claims(0)
+		steady := func(took time.Duration, want bool) {
+			t.Helper()
+			synctest.Wait()
+			if c.steady(took) != want {
+				t.Errorf("%v after the first beat, of a message of %v ago: want %v", time.Since(c.start), took, want)
+			}
+		}
+		time.Sleep(time.Hour)
+		_ = c.shared()
+		steady(0, true)
+		time.Sleep(deadAfter - 1)
+		steady(0, true)
+		time.Sleep(time.Nanosecond)
+		steady(0, false) // it was never seen
+		lost.Store(false)
+		time.Sleep(2 * beatEvery)
+		took := 10 * time.Millisecond
+		steady(took, true)
+		lost.Store(true)
+		time.Sleep(lateBeat)
+		steady(took, false)
+		lost.Store(false)
+		for !c.steady(-takeOverTime - 1) { // as of a message that is yet to come
+			time.Sleep(time.Millisecond)
+		}
+		steady(took, false) // it may be another's since
+		time.Sleep(takeOverTime + took)
+		steady(took, true)
+		steady(took+beatEvery, false)
+	})
+}
+
+// TestSharedBackFromTheDead: a node that lives again is not said to be dead, however short ago it was.
+func TestSharedBackFromTheDead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, after(0, replyXML))
+		node := f.claims(0).node
+		_ = f.claims(0).shared()
+		synctest.Wait()
+		f.freeze(0)
+		for !f.claims(1).dead(node) {
+			time.Sleep(peerEvery)
+		}
+		f.thaw(0)
+		synctest.Wait()
+		if f.claims(1).dead(node) {
+			t.Error("it is dead although it lives")
+		}
+	})
+}
+
 // TestSharedMissedLongAgo: a node that was not seen once, long ago, is not dead because it is not seen once more.
 func TestSharedMissedLongAgo(t *testing.T) {
 	t.Parallel()
