@@ -83,6 +83,7 @@ type standing struct {
 	count int           // of pushes that came, but for those that joined where nothing else had to be known
 	run   int
 	state byte
+	mark  string // of the push that was counted last; empty: none was
 
 	left time.Duration // of its life; not a part of it
 }
@@ -96,19 +97,29 @@ func (s *standing) mine(node string) bool { return s.owner == node && s.state ==
 func (s *standing) encode() []byte {
 	b := append(make([]byte, 0, 32), s.owner...)
 	b = strconv.AppendInt(append(b, ' '), s.life.Milliseconds(), 10)
-	if s.count == 1 && s.run == 1 && s.state == claimRunning {
+	if s.count == 1 && s.run == 1 && s.state == claimRunning && s.mark == "" {
 		return b // as most are, and stay
 	}
 	b = strconv.AppendInt(append(b, ' '), int64(s.count), 10)
 	b = strconv.AppendInt(append(b, ' '), int64(s.run), 10)
-	return append(b, ' ', s.state)
+	b = append(b, ' ', s.state)
+	if s.mark != "" {
+		b = append(append(b, ' '), s.mark...)
+	}
+	return b
 }
+
+// markLength is that of a push's mark, by which it knows that it was counted when it did not hear so: enough among the pushes of
+// one message.
+const markLength = 8
+
+func newMark() string { return rand.Text()[:markLength] }
 
 var errClaim = errors.New("a push's claim in the store is none")
 
 func parseStanding(b []byte) (s standing, err error) {
 	fields := strings.Fields(string(b))
-	if len(fields) != 2 && len(fields) != 5 {
+	if n := len(fields); n != 2 && n != 5 && n != 6 {
 		return s, errClaim
 	}
 	life, err := strconv.ParseInt(fields[1], 10, 64)
@@ -126,6 +137,11 @@ func parseStanding(b []byte) (s standing, err error) {
 		return s, errClaim
 	}
 	s.state = fields[4][0]
+	if len(fields) == 6 {
+		if s.mark = fields[5]; len(s.mark) != markLength {
+			return s, errClaim
+		}
+	}
 	return s, nil
 }
 
@@ -508,12 +524,17 @@ func (c *claims) changeIn(ctx context.Context, store *claimStore, id pushID, lon
 	return standing{}, errors.New("a push's claim changes all the time")
 }
 
-// arrive counts a push that came again. A message that is gone or was never begun becomes this node's.
-func (c *claims) arrive(id pushID, life time.Duration) (standing, error) {
+// arrive counts a push that came again, with a mark of its own: once, also if the store did so and its answer got lost, unless
+// another push was counted before that is seen. A message that is gone or was never begun becomes this node's.
+func (c *claims) arrive(id pushID, life time.Duration, mark string) (standing, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), claimWait)
 	defer cancel()
 	s, err := c.change(ctx, id, life, func(s *standing) bool {
+		if s.mark == mark {
+			return false
+		}
 		s.count++
+		s.mark = mark
 		if s.state == claimFree {
 			s.owner, s.state = c.node, claimRunning
 		}

@@ -38,7 +38,8 @@ type turn struct {
 	at         time.Time     // when it came
 	age        time.Duration // of the message by then, by WeChat's clock
 	validUntil int64
-	counted    bool // among the pushes of all nodes
+	counted    bool   // among the pushes of all nodes
+	mark       string // it is counted with; empty: not tried yet
 }
 
 func (t *turn) life() time.Duration { return claimLife(t.validUntil) }
@@ -129,7 +130,10 @@ func (m *Message) countElsewhere(t *turn) (standing, error) {
 	if t.counted {
 		return claims.peek(t.id)
 	}
-	held, err := claims.arrive(t.id, t.life())
+	if t.mark == "" {
+		t.mark = newMark()
+	}
+	held, err := claims.arrive(t.id, t.life(), t.mark)
 	if err == nil {
 		t.counted = true
 	}

@@ -377,6 +377,71 @@ func TestSharedClaimWhoseAnswerIsLost(t *testing.T) {
 	}
 }
 
+// lostSwaps is a node's way to the store, on which the answer to each change of a claim gets lost: a client of Redis makes it once
+// more then, on a fresh connection.
+type lostSwaps struct {
+	*tokens.MemStore
+	meanwhile func(held []byte) (next []byte) // what another node makes of the claim in between; nil: nothing
+}
+
+func (s *lostSwaps) SwapClaim(ctx context.Context, name string, old, next []byte, ttl time.Duration) (bool, error) {
+	if swapped, err := s.MemStore.SwapClaim(ctx, name, old, next, ttl); !swapped || err != nil {
+		return swapped, err
+	}
+	if s.meanwhile != nil {
+		if swapped, err := s.MemStore.SwapClaim(ctx, name, next, s.meanwhile(next), 0); !swapped || err != nil {
+			return swapped, errors.Join(err, errors.New("not changed"))
+		}
+	}
+	return s.MemStore.SwapClaim(ctx, name, old, next, ttl)
+}
+
+// TestSharedSwapWhoseAnswerIsLost: a push counts once, so that the third one is the last, and no message is given up or taken over twice.
+func TestSharedSwapWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	late := func(held []byte) []byte {
+		s, err := parseStanding(held)
+		if err != nil || s.state != claimRunning {
+			return held
+		}
+		s.state = claimLate
+		return s.encode()
+	}
+	for name, meanwhile := range map[string]func([]byte) []byte{"": nil, "and the claim has changed again": late} {
+		for _, nodes := range [][]int{{0, 1, 2}, {0, 1, 0}, {0, 1, 1}, {0, 0, 1}, {1, 0, 0}} {
+			t.Run(fmt.Sprint(nodes, name), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, 3, nil, after(time.Minute, replyXML))
+					for _, p := range f.nodes {
+						env := *p.m.app.env
+						env.Store = &lostSwaps{f.store, meanwhile}
+						p.m.app.shared.claims.use(&env)
+					}
+					message := paceMessage(1)
+					var wg sync.WaitGroup
+					for i, node := range nodes {
+						wg.Go(func() {
+							time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+							if answer, ok := f.nodes[node].push(message); ok != (i == 2) || ok && answer != "success" {
+								t.Errorf("push %d: %q, %v", i+1, answer, ok)
+							}
+						})
+					}
+					wg.Wait()
+					if s, err := f.claims(1).peek(pushIDOf(t, f.nodes[0].m, message)); err != nil || s.count != 3 || s.run != 1 {
+						t.Errorf("the claim counts %d pushes in run %d, %v", s.count, s.run, err)
+					}
+					time.Sleep(2 * time.Minute)
+					if n := f.runs.Load(); n != 1 {
+						t.Errorf("the backend ran %d times", n)
+					}
+				})
+			})
+		}
+	}
+}
+
 // beatLog is a node's way to the store, which sees when the node shows that it lives.
 type beatLog struct {
 	*tokens.MemStore
@@ -741,12 +806,14 @@ func TestSharedClocks(t *testing.T) {
 	for _, want := range []standing{
 		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 1, run: 1, state: claimRunning},
 		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 3, run: 2, state: claimDelivered},
+		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 3, run: 2, state: claimDelivered, mark: newMark()},
+		{owner: "ABCDEFGHIJ", life: 361 * time.Second, count: 1, run: 1, state: claimRunning, mark: newMark()},
 	} {
 		if got, err := parseStanding(want.encode()); got != want || err != nil {
 			t.Errorf("%s: %+v, %v", want.encode(), got, err)
 		}
 	}
-	for _, bad := range []string{"", "a", "a b", "a 1 2", "a 1 2 3", "a 1 x 3 r", "a 1 2 x r", "a 1 2 3 rr", "a 1 2 3 r 5"} {
+	for _, bad := range []string{"", "a", "a b", "a 1 2", "a 1 2 3", "a 1 x 3 r", "a 1 2 x r", "a 1 2 3 rr", "a 1 2 3 r 5", "a 1 2 3 r ABCDEFGHI", "a 1 2 3 r ABCDEFGH 5"} {
 		if _, err := parseStanding([]byte(bad)); err == nil {
 			t.Errorf("%q is taken for a claim", bad)
 		}

@@ -89,7 +89,8 @@ type Claims interface {
 	// PeekClaim returns a claim's value and how much of its time is left; the error is fs.ErrNotExist if there is none.
 	PeekClaim(ctx context.Context, name string) (value []byte, left time.Duration, err error)
 	// SwapClaim replaces a claim's value if it is still the old one, and its time too unless ttl is 0. It works in a store
-	// that is full. After an error the value may have been replaced.
+	// that is full. After an error the value may have been replaced; also where swapped is false, if an answer got lost on the
+	// way: a caller to whom it matters who did it looks for something of its own in the value.
 	SwapClaim(ctx context.Context, name string, old, next []byte, ttl time.Duration) (swapped bool, err error)
 	// Beat shows for ttl that a node lives, also in a store that is full. Lives reports whether it does.
 	Beat(ctx context.Context, node string, ttl time.Duration) error

@@ -110,7 +110,8 @@ if not held then return false end
 return {held, redis.call('PTTL', KEYS[1])}`)
 
 	// KEYS: claim; ARGV: old value, next value, its time in milliseconds or 0. Where an answer got lost and the script runs
-	// again it says no, although it was the one that did it: two callers may want the same change, once each.
+	// again it says no, although it was the one that did it: two callers may want the same change, once each. Who needs to
+	// know has a mark in the value.
 	swapClaimScript = redis.NewScript(`#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[3] == '0' then
