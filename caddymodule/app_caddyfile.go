@@ -100,7 +100,11 @@ func opening(d *caddyfile.Dispenser, named map[string]string, check func(string)
 		key = "client " + name
 	}
 	if other, taken := named[key]; taken {
-		return "", d.Errf("%s %s: there already is a %s of that name: put everything about it into one block", what, name, other)
+		article := "a"
+		if other == "account" {
+			article = "an"
+		}
+		return "", d.Errf("%s %s: there already is %s %s of that name: put everything about it into one block", what, name, article, other)
 	}
 	named[key] = what
 	return name, nil
@@ -115,9 +119,9 @@ func (a *App) unmarshalPlatform(d *caddyfile.Dispenser, named map[string]string)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "secret":
-			err = value(d, &p.Secret, nil)
+			err = value(d, &p.Secret, literalSecret)
 		case "token":
-			err = list(d, &p.Tokens, once, nil)
+			err = list(d, &p.Tokens, once, literalSecret)
 		case "aes_key":
 			err = list(d, &p.AESKeys, once, literalAESKey)
 		case "release_check":
@@ -145,9 +149,9 @@ func (a *App) unmarshalAccount(d *caddyfile.Dispenser, named map[string]string) 
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "secret":
-			err = value(d, &acc.Secret, nil)
+			err = value(d, &acc.Secret, literalSecret)
 		case "token":
-			err = list(d, &acc.Tokens, once, nil)
+			err = list(d, &acc.Tokens, once, literalSecret)
 		case "aes_key":
 			err = list(d, &acc.AESKeys, once, literalAESKey)
 		case "mode":
@@ -175,7 +179,7 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "key":
-			err = list(d, &c.Keys, once, nil)
+			err = list(d, &c.Keys, once, literalSecret)
 		case "key_sha256":
 			err = list(d, &c.KeySHA256, once, literalKeySHA256)
 		case "appids":

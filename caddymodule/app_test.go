@@ -22,6 +22,10 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 	t.Setenv("SHORT_KEY", "abcdefghijklmnopqrstuvwxyz0123456789ABCDEF")
 	t.Setenv("BAD_ORIGIN", "http://wechat.internal")
 	t.Setenv("EMPTY", "")
+	t.Setenv("BROKEN", "hidden\r")
+	t.Setenv("SPACED", "hid den")
+	t.Setenv("BLANK", " ")
+	t.Setenv("QUOTED", `"hidden"`)
 	platform := func(rest string) string {
 		return `{"platforms": [{"appid": "wx1111111111111111", ` + rest + `}]}`
 	}
@@ -38,6 +42,22 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 			[]string{"platform wx1111111111111111", "aes_key 2", "43"}},
 		{"unknown placeholder", platform(`"secret": "s", "tokens": ["t", "{no.such}"], "aes_keys": ["` + platformKey + `"]`),
 			[]string{"token", "is not a placeholder that Caddy knows"}},
+		{"first placeholder unknown", platform(`"secret": "{NAME}", "tokens": ["t"], "aes_keys": ["` + platformKey + `"]`),
+			[]string{"platform wx1111111111111111", "secret", "write {env.NAME} or {file./absolute/path}"}},
+		{"secret with a line break", platform(`"secret": "{env.BROKEN}", "tokens": ["t"], "aes_keys": ["` + platformKey + `"]`),
+			[]string{"platform wx1111111111111111", "secret: {env.BROKEN}", "a line break"}},
+		{"token with a space", platform(`"secret": "s", "tokens": ["t", "{env.SPACED}"], "aes_keys": ["` + platformKey + `"]`),
+			[]string{"platform wx1111111111111111", "token 2: {env.SPACED}", "a space"}},
+		{"old token of blanks", platform(`"secret": "s", "tokens": ["t", "{env.BLANK}"], "aes_keys": ["` + platformKey + `"]`),
+			[]string{"platform wx1111111111111111", "token 2: {env.BLANK}", "a space"}},
+		{"secret in quotation marks", platform(`"secret": "{env.QUOTED}", "tokens": ["t"], "aes_keys": ["` + platformKey + `"]`),
+			[]string{"platform wx1111111111111111", "secret: {env.QUOTED}", "quotation marks"}},
+		{"account's secret", `{"accounts": [{"appid": "wx2222222222222222", "secret": "“hidden”"}]}`,
+			[]string{"account wx2222222222222222", "secret", "Chinese punctuation"}},
+		{"account's token", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s", "tokens": ["hidden，"]}]}`,
+			[]string{"account wx2222222222222222", "token 1", "Chinese punctuation"}},
+		{"client's key of a shell", `{"clients": [{"name": "a", "keys": ["$CRM_KEY"], "appids": ["*"]}]}`,
+			[]string{"client a", "key 1", "write {env.NAME}"}},
 		{"secret missing", platform(`"tokens": ["t"], "aes_keys": ["` + platformKey + `"]`), []string{"secret is missing"}},
 		{"no token", platform(`"secret": "s", "aes_keys": ["` + platformKey + `"]`), []string{"token is missing"}},
 		{"no key", platform(`"secret": "s", "tokens": ["t"]`), []string{"aes_key is missing"}},
@@ -85,7 +105,7 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 					t.Errorf("error %q does not contain %q", err, want)
 				}
 			}
-			for _, hidden := range []string{os.Getenv("SHORT_KEY"), platformKey, accountKey, "hidden"} {
+			for _, hidden := range []string{os.Getenv("SHORT_KEY"), platformKey, accountKey, "hidden", "hid den"} {
 				if strings.Contains(err.Error(), hidden) {
 					t.Errorf("the error shows a secret: %v", err)
 				}

@@ -111,8 +111,44 @@ func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
 
 // literalAppID refuses an appid of the wrong shape. Appids name things in the config, so they are never placeholders.
 func literalAppID(s string) error {
-	if !isAppID(s) {
-		return fmt.Errorf("'%s' is not an appid: want %s", s, appIDShape)
+	switch {
+	case isAppID(s):
+		return nil
+	case hasPlaceholder(s):
+		return fmt.Errorf("'%s': an appid cannot be a placeholder: write it out, or as {$NAME}, which Caddy fills in when it reads the file", s)
+	}
+	return fmt.Errorf("'%s' is not an appid: want %s", s, appIDShape)
+}
+
+// unmeantLiteral is what was meant to name a variable or a file and would be taken for the secret itself, which could be guessed.
+var unmeantLiteral = regexp.MustCompile(`^(?:\$[A-Za-z_][A-Za-z0-9_]*|(?:env|file)\..+)$`)
+
+// literalSecret refuses a secret, push token or client's key that is wrong as it stands. The error never shows it.
+func literalSecret(s string) error {
+	switch {
+	case unmeantLiteral.MatchString(s):
+		return errors.New("it looks like the name of a variable or file, and would be taken as it stands: write {env.NAME} or {file./absolute/path}")
+	case hasPlaceholder(s):
+		return plainText(emptied(s))
+	}
+	return plainText(s)
+}
+
+// emptied is a config string without its placeholders.
+func emptied(s string) string { return anyPlaceholder.ReplaceAllString(s, "") }
+
+var anyPlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
+
+// plainText refuses what WeChat neither gives out nor accepts, and no Authorization header carries: blanks, line breaks, and
+// what an input method or an editor put around a value. Such a secret fits nothing, and would say so only when it is used.
+func plainText(s string) error {
+	for _, c := range s {
+		if c <= ' ' || c > '~' {
+			return errors.New("it has a space, a line break, or a character such as Chinese punctuation in it: write it exactly as it was given, in ASCII")
+		}
+	}
+	if n := len(s); n > 1 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
+		return errors.New("it has quotation marks around it, which would be part of it: leave them out where it is set")
 	}
 	return nil
 }
@@ -201,10 +237,53 @@ func (r resolver) required(field, s string) (string, error) {
 		return "", fmt.Errorf("%s is missing", field)
 	}
 	v, err := r.repl.ReplaceOrErr(s, true, true)
-	if err != nil {
+	switch {
+	case err != nil && !namedPlaceholder.MatchString(s):
+		return "", fmt.Errorf("%s: %s resolves to nothing: write {env.NAME} or {file./absolute/path}, and set it before starting Caddy", field, placeholderIn(s))
+	case err != nil:
 		return "", fmt.Errorf("%s: %s resolves to nothing: set what it refers to before starting Caddy", field, placeholderIn(s))
 	}
 	return v, nil
+}
+
+// secret is required for what literalSecret judges.
+func (r resolver) secret(field, s string) (string, error) {
+	v, err := r.required(field, s)
+	if err != nil {
+		return "", err
+	}
+	return v, secretShape(field, s, v)
+}
+
+// secrets is newestFirst for what literalSecret judges.
+func (r resolver) secrets(field string, list []string) ([]string, error) {
+	values, err := r.newestFirst(field, list)
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range list {
+		if v, err := r.repl.ReplaceOrErr(s, false, true); err == nil {
+			if err := secretShape(fmt.Sprintf("%s %d", field, i+1), s, v); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return values, nil
+}
+
+// secretShape judges a secret by how it is written and by what that stands for.
+func secretShape(field, written, value string) error {
+	err := literalSecret(written)
+	if err == nil {
+		err = plainText(value)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case namedPlaceholder.MatchString(written):
+		return fmt.Errorf("%s: %s: %w", field, placeholderIn(written), err)
+	}
+	return fmt.Errorf("%s: %w", field, err)
 }
 
 // newestFirst resolves a list of which only the first must have a value: the others may belong to a rotation that
@@ -234,7 +313,7 @@ func (r resolver) newestFirst(field string, list []string) ([]string, error) {
 // codec builds the push credentials of a receive id.
 func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, fingerprints, error) {
 	var prints fingerprints
-	tokenTexts, err := r.newestFirst("token", tokens)
+	tokenTexts, err := r.secrets("token", tokens)
 	if err != nil {
 		return nil, prints, err
 	}
@@ -284,7 +363,7 @@ func (p *Platform) provision(r resolver) error {
 	if err := p.complete(); err != nil {
 		return err
 	}
-	s, err := r.required("secret", p.Secret)
+	s, err := r.secret("secret", p.Secret)
 	if err != nil {
 		return err
 	}
@@ -321,7 +400,7 @@ func (a *Account) provision(r resolver) error {
 	if err := a.complete(); err != nil {
 		return err
 	}
-	s, err := r.required("secret", a.Secret)
+	s, err := r.secret("secret", a.Secret)
 	if err != nil {
 		return err
 	}
@@ -359,7 +438,7 @@ func (c *Client) provision(r resolver) error {
 	if err := literalClientName(c.Name); err != nil {
 		return err
 	}
-	keys, err := r.newestFirst("key", c.Keys)
+	keys, err := r.secrets("key", c.Keys)
 	if err != nil {
 		return err
 	}
