@@ -359,6 +359,48 @@ func TestListIsComparedWithTheStore(t *testing.T) {
 	})
 }
 
+// An account whose code is still to be exchanged is not one that has to authorise again, until that has failed for good.
+func TestListedBeforeItsCodeIsExchanged(t *testing.T) {
+	t.Parallel()
+	for _, dies := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := healing(t)
+			time.Sleep(rosterAgain)
+			r.ticket(t, testPlatform)
+			r.refuseExchanges()
+			r.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "" })
+			if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+				t.Fatal(err)
+			}
+			read := r.wx.count(pathAuthorizerList)
+			r.wantRoster(testPlatform)
+			time.Sleep(rosterCheck)
+			if r.wx.count(pathAuthorizerList) == read || r.intents(t) != 1 {
+				t.Fatal("the list was not read while the code waited")
+			}
+			if got := r.Orphans(testPlatform); len(got) != 0 || r.log.count("has to authorise again") != 0 {
+				t.Errorf("orphans: %v; log: %s", got, r.log)
+			}
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = nil
+				if dies {
+					clear(f.codes)
+				}
+			})
+			time.Sleep(time.Hour)
+			r.ticket(t, testPlatform)
+			time.Sleep(time.Hour)
+			want := []string(nil)
+			if dies {
+				want = []string{testAuthorizer}
+			}
+			if got := r.Orphans(testPlatform); !slices.Equal(got, want) {
+				t.Errorf("dies %v: orphans: %v, want %v", dies, got, want)
+			}
+		})
+	}
+}
+
 // A dead code is replaced by the refresh token that WeChat names.
 func TestDeadCodeIsMadeGood(t *testing.T) {
 	t.Parallel()

@@ -384,6 +384,11 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 			delete(r.orphans, a.AppID)
 		}
 	})
+	// Its code may be here, and exchanged in this moment: asked before the record is read, which has the tokens once it is not.
+	exchanging := false
+	if a.Refresh == "" {
+		_, exchanging = m.intents.latest(k)
+	}
 	// Not through the cache: a million accounts would drive those in use out of it.
 	var wire recordWire
 	cur := m.pending.get(k)
@@ -405,7 +410,9 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 	info, at := accountInfo{refresh: secret.New(a.Refresh)}, fromUnix(int64(a.AuthTime))
 	switch {
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
-		m.rosters.orphan(k)
+		if !exchanging {
+			m.rosters.orphan(k)
+		}
 	case cur == nil && !info.refresh.IsZero():
 		if _, err := m.adopt(ctx, env, k, info, at, false); err != nil {
 			return err
