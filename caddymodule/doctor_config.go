@@ -45,6 +45,7 @@ type doctorSite struct {
 type siteHandler struct {
 	name     string
 	patterns []string // of the path matchers around it, the innermost first
+	behind   string   // the handler that answers all that would come to it; empty: none
 	fields   json.RawMessage
 }
 
@@ -186,7 +187,7 @@ func (c *doctorConfig) readHTTP() error {
 				}
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
-			r.routes(s.Routes, []string{""}, nil, 0)
+			r.routes(s.Routes, []string{""}, nil, "", 0)
 		}
 	}
 	return nil
@@ -200,7 +201,8 @@ type siteReader struct {
 	secure func(host string) bool
 }
 
-func (r *siteReader) routes(routes []httpRoute, hosts, around []string, depth int) {
+// routes reads a list of routes. Behind is the handler that answers before any of them is reached, if there is one.
+func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind string, depth int) {
 	if depth > maxRouteDepth {
 		return
 	}
@@ -213,13 +215,20 @@ func (r *siteReader) routes(routes []httpRoute, hosts, around []string, depth in
 			own = hosts
 		}
 		patterns = append(patterns, around...)
+		before := behind
 		for _, raw := range route.Handle {
-			r.handler(raw, own, patterns, depth)
+			if name := r.handler(raw, own, patterns, before, depth); before == "" && (name == "reverse_proxy" || name == "static_response") {
+				before = name
+			}
+		}
+		if len(route.Match) == 0 {
+			behind = before
 		}
 	}
 }
 
-func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, depth int) {
+// handler reads one and returns its name.
+func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behind string, depth int) string {
 	var h struct {
 		Handler   string      `json:"handler"`
 		Routes    []httpRoute `json:"routes"`
@@ -228,12 +237,12 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, dept
 		} `json:"upstreams"`
 	}
 	if json.Unmarshal(raw, &h) != nil {
-		return
+		return ""
 	}
 	for _, host := range hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
 		if strings.HasPrefix(h.Handler, "wechat_") {
-			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, raw})
+			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, behind, raw})
 		}
 	}
 	for _, u := range h.Upstreams {
@@ -241,7 +250,8 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, dept
 			r.config.upstreams = append(r.config.upstreams, u.Dial)
 		}
 	}
-	r.routes(h.Routes, hosts, patterns, depth+1)
+	r.routes(h.Routes, hosts, patterns, behind, depth+1)
+	return h.Handler
 }
 
 // site is that of a host and port. A site for any host is known by the address that it listens on.
@@ -290,6 +300,14 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 		results = append(results, redOf("wechat", texts("there is neither a platform nor an account", "没有配置平台或公众号"),
 			texts("add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account")))
 	}
+	for i := range c.sites {
+		for _, h := range c.sites[i].handlers {
+			if h.behind != "" {
+				results = append(results, redOf(h.name+" of "+c.sites[i].origin(), texts("stands behind "+h.behind+", which answers everything: nothing gets to it, and pushes get to the backend unverified", "位于 "+h.behind+" 之后，而后者会应答所有请求：请求到不了它，推送未经验证就到后端"),
+					texts("put it first: in a route directives run in the order in which they are written", "请写在前面：route 内的指令按书写顺序执行")))
+			}
+		}
+	}
 	if len(c.app.SealKeys) == 0 {
 		results = append(results, yellowOf("seal_key", texts("there is none: tickets and refresh tokens are stored as Caddy stores private keys, readable by whoever reads its storage", "未配置：票据与 refresh token 以 Caddy 存储私钥的方式保存，能读取存储者即可读取"),
 			texts("add seal_key {env.WECHAT_SEAL_KEY} with what `openssl rand -hex 32` prints", "添加 seal_key {env.WECHAT_SEAL_KEY}，值用 `openssl rand -hex 32` 生成")))
@@ -316,7 +334,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 		switch {
 		case err == nil && strings.TrimSpace(v) != v:
 			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)),
-				texts("set it without them; a file is read with its last newline", "去掉首尾空白；从文件读取时会包含末尾换行")))
+				texts("set it without them; one line break at the end of a file does not count", "去掉首尾空白；文件末尾的一个换行不算在内")))
 		case err == nil:
 			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, name)))
 		case needed:

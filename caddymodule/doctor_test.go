@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -310,6 +311,12 @@ func TestDoctorOfTheSick(t *testing.T) {
 		{"does not load", "config", doctorRed, "Caddy does not load it", func(p *patient) { p.part("apps/wechat/platforms/0")["secret"] = "" }, ""},
 		{"bad key", "placeholders", doctorRed, "aes key has 3 characters", func(p *patient) { p.part("apps/wechat/accounts/0")["aes_keys"] = []any{"abc"} }, "config"},
 		{"no seal key", "config", doctorYellow, "tickets and refresh tokens are stored", func(p *patient) { delete(p.part("apps/wechat"), "seal_keys") }, ""},
+		{"behind the backend", "config", doctorRed, "stands behind reverse_proxy, which answers everything", func(p *patient) {
+			slices.Reverse(p.part("apps/http/servers/own/routes/0/handle/0/routes/3")["handle"].([]any))
+		}, ""},
+		{"behind a catch-all", "config", doctorRed, "stands behind static_response", func(p *patient) {
+			p.part("apps/http/servers/own/routes/0/handle/0/routes/0")["handle"] = []any{map[string]any{"handler": "static_response", "body": "hello"}}
+		}, "verify_files"},
 		{"plain mode", "config", doctorYellow, "明文模式", func(p *patient) {
 			a := p.part("apps/wechat/accounts/0")
 			a["mode"] = "plain"
@@ -504,6 +511,27 @@ func TestDoctorOfTheSick(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDoctorOnLineBreaks: one at the end of a file, as echo writes it, does not count, and the remedy for more of them says so.
+func TestDoctorOnLineBreaks(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ content, level string }{{"secret\n", doctorGreen}, {"secret\r\n", doctorGreen}, {"secret\n\n", doctorRed}} {
+		p := newPatient(t)
+		file := filepath.Join(t.TempDir(), "secret")
+		writeFile(t, file, tt.content)
+		p.part("apps/wechat/platforms/0")["secret"] = "{file." + file + "}"
+		report := p.examine(t)
+		results := append(report.of("placeholders"), report.of("config")...)
+		if report.Level != tt.level && (tt.level == doctorRed || report.Level == doctorRed) {
+			t.Errorf("%q: %s: %+v", tt.content, report.Level, results)
+		}
+		for _, r := range results {
+			if r.Level == doctorRed && strings.Contains(r.Text.EN, "a line break around it") && !strings.Contains(r.Remedy.EN, "one line break at the end of a file does not count") {
+				t.Errorf("%q: remedy: %s", tt.content, r.Remedy.EN)
+			}
+		}
 	}
 }
 

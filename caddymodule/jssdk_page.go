@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -84,6 +86,12 @@ func parseHostPattern(s string) (hostPattern, error) {
 	host, port, hasPort := strings.Cut(s, ":")
 	if n, err := strconv.Atoi(port); hasPort && (err != nil || n < 1 || n > 65535 || strconv.Itoa(n) != port) {
 		return hostPattern{}, fmt.Errorf("'%s' has no port after its colon: want a number up to 65535, as in localhost:8080", s)
+	}
+	if i := strings.IndexFunc(host, func(c rune) bool {
+		return c > unicode.MaxASCII && !unicode.IsLetter(c) && !unicode.IsMark(c) && !unicode.IsNumber(c)
+	}); i >= 0 {
+		c, _ := utf8.DecodeRuneInString(host[i:])
+		return hostPattern{}, fmt.Errorf("'%s' is not a host: it has '%c' in it; write dots as '.', and put blanks between hosts", s, c)
 	}
 	ascii, err := idna.ToASCII(host) // browsers show a page the ASCII form of its host
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -109,17 +110,37 @@ func (v *Verify) Provision(ctx caddy.Context) error {
 	if v.folder, err = (resolver{caddy.NewReplacer()}).required("folder", v.Folder); err != nil {
 		return err
 	}
-	if info, err := os.Stat(v.folder); err != nil || !info.IsDir() {
-		v.logger.Warn("the folder of verification files cannot be read yet: its files are served once it is there",
-			zap.String("folder", v.folder))
-		return nil
-	}
 	v.warnOfFolder()
 	return nil
 }
 
-// warnOfFolder tells the log of files in the folder that WeChat will not accept.
+// readableFolder says why this process cannot read a folder.
+func readableFolder(path string) error {
+	absolute, err := filepath.Abs(path) // the error tells where a relative path led
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(absolute)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is not a folder", absolute)
+	}
+	folder, err := os.Open(absolute)
+	if err != nil {
+		return err
+	}
+	return folder.Close()
+}
+
+// warnOfFolder tells the log of a folder that cannot be read, and of files in it that WeChat will not accept.
 func (v *Verify) warnOfFolder() {
+	if err := readableFolder(v.folder); err != nil {
+		v.logger.Warn("the folder of verification files cannot be read yet: its files are served once it is there",
+			zap.String("folder", v.folder), zap.Error(err))
+		return
+	}
 	eachVerifyFile(v.folder, v.warn)
 }
 

@@ -281,6 +281,34 @@ func TestVerifyFolderOfNothing(t *testing.T) {
 	}
 }
 
+// A folder that cannot be read is told of with the reason, and with the place that a relative name stands for.
+func TestVerifySaysWhyAFolderCannotBeRead(t *testing.T) {
+	t.Parallel()
+	place := t.TempDir()
+	file, closed := filepath.Join(place, "file"), filepath.Join(place, "closed")
+	writeFile(t, file, "x")
+	if err := os.Mkdir(closed, 0); err != nil {
+		t.Fatal(err)
+	}
+	here, err := filepath.Abs("no-such-folder")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]string{file: file + " is not a folder", filepath.Join(place, "missing"): "no such file", "no-such-folder": here}
+	if os.Geteuid() != 0 { // root opens it all the same
+		tests[closed] = "permission denied"
+	}
+	for folder, want := range tests {
+		v := &Verify{Folder: folder}
+		logs := provisionVerify(t, v)
+		v.warnOfFolder()
+		said := logs.FilterMessageSnippet("cannot be read yet").All()
+		if len(said) != 1 || !strings.Contains(fmt.Sprint(said[0].ContextMap()["error"]), want) {
+			t.Errorf("%s: %v, want %q", folder, said, want)
+		}
+	}
+}
+
 // What WeChat will not accept is served as it is, and said: when the configuration is loaded, and when it is asked for.
 func TestVerifyDoubts(t *testing.T) {
 	t.Parallel()
