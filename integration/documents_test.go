@@ -319,6 +319,17 @@ func TestUnit(t *testing.T) {
 	if d, err := time.ParseDuration(one("Service.TimeoutStopSec")); err != nil || d < 10*time.Second+20*time.Second { // grace_period, then the gateway's own
 		t.Errorf("TimeoutStopSec: %v, %v", d, err)
 	}
+	for _, doc := range []string{"docs/commands.md", "docs/operations.md", "docs/operations.zh-CN.md"} { // the user cannot make a socket elsewhere below /run
+		sockets := regexp.MustCompile(`unix/(/run/[^`+"`"+` ]*)`).FindAllStringSubmatch(document(t, doc), -1)
+		for _, m := range sockets {
+			if !strings.HasPrefix(m[1], "/run/"+one("Service.RuntimeDirectory")+"/") {
+				t.Errorf("%s: the unit's user cannot make %s", doc, m[1])
+			}
+		}
+		if len(sockets) == 0 {
+			t.Errorf("%s names no socket", doc)
+		}
+	}
 	checkCommand(t, "caddy-wechat.service", strings.Fields(one("Service.ExecStart")))
 	checkCommand(t, "caddy-wechat.service", strings.Fields(one("Service.ExecReload")))
 	limit := regexp.MustCompile(`GOMEMLIMIT=(\d+)MiB`).FindStringSubmatch(unit)
@@ -389,6 +400,66 @@ func TestDocumentRun(t *testing.T) {
 					t.Errorf("%s: the unit does not have %s", doc, line)
 				}
 			}
+		}
+	}
+}
+
+// TestQuickstartKey: the shell in which the quick start calls the API has the client's key, which is in the service's environment
+// alone.
+func TestQuickstartKey(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "wechat.env")
+	if err := os.WriteFile(file, []byte("OLD_CRM_KEY=another\nCRM_KEY=the=key\nSHOP_SECRET=s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range []string{"docs/quickstart.md", "docs/quickstart.zh-CN.md"} {
+		block := ""
+		for _, fence := range anyFence.FindAllString(document(t, doc), -1) {
+			if strings.Contains(fence, "$CRM_KEY") {
+				block = fence
+			}
+		}
+		line, _, found := strings.Cut(strings.TrimPrefix(block, "```sh\n"), "\ncurl ")
+		if !found {
+			t.Errorf("%s calls nothing with a key", doc)
+			continue
+		}
+		script := strings.ReplaceAll(line, "/etc/caddy/wechat.env", file) + "\nprintf %s \"$CRM_KEY\"\n"
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", script).CombinedOutput() //nolint:gosec // of our own document
+		if err != nil || string(out) != "the=key" {
+			t.Errorf("%s: the key is %q, %v", doc, out, err)
+		}
+	}
+}
+
+// TestDocumentBackups: an export that fails leaves the archive of the time before, which the shell would have emptied.
+func TestDocumentBackups(t *testing.T) {
+	t.Parallel()
+	exports := regexp.MustCompile(`(?m)^.*wechat export .* - > (\S+)(.*)$`)
+	found := 0
+	for _, doc := range bothDocs() {
+		for _, m := range exports.FindAllStringSubmatch(document(t, doc), -1) {
+			found++
+			if !strings.HasPrefix(m[2], " && mv "+m[1]+" ") {
+				t.Errorf("%s writes over an archive: %s", doc, m[0])
+			}
+		}
+	}
+	if found < 4 {
+		t.Errorf("%d exports", found)
+	}
+}
+
+// TestDocumentBinds: a machine without IPv6 has no ::1, and Caddy does not start with a listener there: whoever is told to bind
+// to it is told that too.
+func TestDocumentBinds(t *testing.T) {
+	t.Parallel()
+	for doc, words := range map[string]string{
+		"docs/troubleshooting.md": "cannot assign requested address", "docs/troubleshooting.zh-CN.md": "cannot assign requested address",
+		"docs/quickstart.md": "On a machine without IPv6", "docs/quickstart.zh-CN.md": "没有 IPv6 的机器", "Caddyfile.example": "without IPv6",
+	} {
+		if text := document(t, doc); strings.Contains(text, "::1") && !strings.Contains(text, words) || strings.Contains(doc, "troubleshooting") && !strings.Contains(text, words) {
+			t.Errorf("%s does not say what to do without IPv6", doc)
 		}
 	}
 }
