@@ -150,6 +150,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// receives reports whether pushes for an account ("": any) can be opened.
+func (a *App) receives(appid string) bool {
+	return len(a.Platforms) > 0 || slices.ContainsFunc(a.Accounts, func(acc *Account) bool {
+		return acc.codec != nil && (appid == "" || acc.AppID == appid)
+	})
+}
+
 // provisionNames resolves platforms, accounts and clients and refuses what is named twice.
 func (a *App) provisionNames(r resolver) error {
 	a.byAppID = make(map[string]any, len(a.Platforms)+len(a.Accounts))

@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"fmt"
+
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -214,7 +216,10 @@ func (a *App) unmarshalStore(d *caddyfile.Dispenser) error {
 	}
 	name := d.Val()
 	unm, err := caddyfile.UnmarshalModule(d, "wechat.stores."+name)
-	if err != nil {
+	switch {
+	case err != nil && name != "caddy" && name != "redis":
+		return fmt.Errorf("store: want caddy or redis, or the name of a module: %w", err)
+	case err != nil:
 		return err
 	}
 	store, ok := unm.(StoreModule)

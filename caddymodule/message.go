@@ -147,14 +147,17 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	if err := m.provisionMirrors(ctx); err != nil {
 		return err
 	}
-	if m.AppID == "" {
-		return nil
+	if m.AppID != "" {
+		if err := literalAppID(m.AppID); err != nil {
+			return err
+		}
+		if m.app.platform(m.AppID) != nil {
+			return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
+		}
 	}
-	if err := literalAppID(m.AppID); err != nil {
-		return err
-	}
-	if m.app.platform(m.AppID) != nil {
-		return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
+	if !m.app.receives(m.AppID) {
+		m.app.logger.Warn("wechat_message can take no push here: there is no platform, and no such account with a token; give the account its token and aes_key in the global option wechat",
+			zap.String("appid", m.AppID))
 	}
 	return nil
 }

@@ -55,19 +55,20 @@ func (MessageMatcher) CaddyModule() caddy.ModuleInfo {
 type matchField struct {
 	name   string
 	values *[]string
+	word   bool // it is one word of WeChat's, in ASCII
 	of     func(*facts) string
 }
 
 func (m *MessageMatcher) fields() []matchField {
 	return []matchField{
-		{"appid", &m.AppID, func(f *facts) string { return f.appid }},
-		{"platform", &m.Platform, func(f *facts) string { return f.platform }},
-		{"type", &m.Type, func(f *facts) string { return f.msgType }},
-		{"event", &m.Event, func(f *facts) string { return f.event }},
-		{"event_key", &m.EventKey, func(f *facts) string { return f.eventKey }},
-		{"info_type", &m.InfoType, func(f *facts) string { return f.infoType }},
-		{"from", &m.From, func(f *facts) string { return f.openID }},
-		{"content", &m.Content, func(f *facts) string { return string(f.content) }},
+		{"appid", &m.AppID, true, func(f *facts) string { return f.appid }},
+		{"platform", &m.Platform, true, func(f *facts) string { return f.platform }},
+		{"type", &m.Type, true, func(f *facts) string { return f.msgType }},
+		{"event", &m.Event, true, func(f *facts) string { return f.event }},
+		{"event_key", &m.EventKey, false, func(f *facts) string { return f.eventKey }},
+		{"info_type", &m.InfoType, true, func(f *facts) string { return f.infoType }},
+		{"from", &m.From, false, func(f *facts) string { return f.openID }},
+		{"content", &m.Content, false, func(f *facts) string { return string(f.content) }},
 	}
 }
 
@@ -133,6 +134,8 @@ func (m *MessageMatcher) compile() error {
 			expr, isRE := strings.CutPrefix(value, "~")
 			switch {
 			case isRE:
+			case field.word && strings.ContainsFunc(value, func(c rune) bool { return c == ',' || c <= ' ' || c > '~' }):
+				return fmt.Errorf("%s: '%s' matches nothing: write several values with blanks between them", field.name, value)
 			case strings.Contains(value, "*"):
 				expr = glob(value)
 			default:
