@@ -21,6 +21,18 @@ func wechatCommand() caddycmd.Command {
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.AddCommand(statusCommand(), authorizersCommand(), refreshCommand(), exportCommand(), importCommand())
 			cmd.AddCommand(decryptCommand(), sendCommand(), explainCommand(), doctorCommand())
+			// Cobra would show the help and end with 0: a script with a slip in it would take that for all being well.
+			cmd.Args = func(cmd *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return nil
+				}
+				var names []string
+				for _, known := range cmd.Commands() {
+					names = append(names, known.Name())
+				}
+				return fmt.Errorf("'%s' is not a command of caddy wechat: want one of %s", args[0], strings.Join(names, ", "))
+			}
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		},
 	}
 }

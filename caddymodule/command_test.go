@@ -5,8 +5,31 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
+
+// TestCommandUnknown: a slip in a script must not look like success, nor leave an empty archive that does.
+func TestCommandUnknown(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"wechat", "statu"}, {"wechat", "exprot", "--config", "Caddyfile"}, {"wechat"}} {
+		root, cmd := &cobra.Command{Use: "caddy", SilenceUsage: true, SilenceErrors: true}, &cobra.Command{Use: "wechat <command>"}
+		wechatCommand().CobraFunc(cmd)
+		root.AddCommand(cmd)
+		var out strings.Builder
+		root.SetOut(&out)
+		root.SetErr(&out)
+		root.SetArgs(args)
+		err := root.Execute()
+		if len(args) > 1 && err == nil {
+			t.Errorf("%q ended well:\n%s", args, &out)
+		}
+		if len(args) == 1 && (err != nil || !strings.Contains(out.String(), "doctor")) {
+			t.Errorf("%q: %v\n%s", args, err, &out)
+		}
+	}
+}
 
 func TestExplainCommand(t *testing.T) {
 	t.Parallel()
