@@ -551,6 +551,10 @@ func (r *sendResult) print(w io.Writer) {
 		line("", "%s", r.Wrong.ZH)
 	} else {
 		line("answered", "%s", r.Kind)
+		if n := len(r.Tries); r.Keys != "" && r.Kind == "success" && n > 0 && len(bytes.TrimSpace(r.Tries[n-1].body)) == 0 {
+			line("", "%s", "with nothing, as Caddy also does where no site or route has this URL: --echostr tells them apart")
+			line("", "%s", "正文为空；没有站点或路由对应此 URL 时 Caddy 也这样应答：用 --echostr 区分")
+		}
 	}
 	if r.Reply != "" {
 		_, _ = fmt.Fprintf(w, "\n%s\n", forTerminal(w, r.Reply))

@@ -98,6 +98,7 @@ func TestSend(t *testing.T) {
 		plain string // in what arrived
 	}{
 		{"success", answer("success"), "--content ]]>&", 0, "answered  success", "<Content><![CDATA[]]]]><![CDATA[>&]]></Content><MsgId>"},
+		{"nothing", answer(""), "", 0, "as Caddy also does where no site or route has this URL: --echostr", ""},
 		{"empty", answer(""), "", 0, "answered  success", "<MsgType><![CDATA[text]]></MsgType><Content><![CDATA[test]]>"},
 		{"event", answer(""), "--event CLICK --event-key menu --openid oX --to gh_X", 0, "answered", "<ToUserName><![CDATA[gh_X]]></ToUserName><FromUserName><![CDATA[oX]]>"},
 		{"image", answer(""), "--type image", 0, "answered", "<MediaId>"},
