@@ -33,6 +33,12 @@ const (
 	identityBucket = 16               // seconds; identities are forgotten by the bucket
 )
 
+// What the limits may drop; also the metric's label.
+const (
+	droppedAnswer   = "answer"
+	droppedIdentity = "identity"
+)
+
 // pushID tells one push from another: 128 bits of SHA-256.
 type pushID [16]byte
 
@@ -369,7 +375,7 @@ func (t *callTable) sweep(now time.Time) {
 		}
 		if !k.is(keptAbandoned) && t.kept.has(k) { // else it was withdrawn, and is another node's
 			if full && age < retryLife {
-				t.dropped("answer")
+				t.dropped(droppedAnswer)
 			}
 			t.remember(k.id(), k.validUntil(), now)
 		}
@@ -384,10 +390,10 @@ func (t *callTable) remember(id pushID, validUntil int64, now time.Time) {
 	}
 	if t.known.count >= maxIdentities {
 		for range t.known.forgetOldest() {
-			t.dropped("identity")
+			t.dropped(droppedIdentity)
 		}
 	}
 	if !t.known.add(&id, validUntil/identityBucket+1) {
-		t.dropped("identity")
+		t.dropped(droppedIdentity)
 	}
 }

@@ -27,7 +27,7 @@ type metrics struct {
 	refreshDuration *prometheus.HistogramVec
 	tokenWaiters    prometheus.Gauge
 	rogues          *prometheus.CounterVec
-	keeping         keepingCollector
+	keeping         *keepingCollector
 	apiRequests     *prometheus.CounterVec
 	apiRetries      *prometheus.CounterVec
 	apiErrors       *prometheus.CounterVec
@@ -102,7 +102,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 			Namespace: "caddy", Subsystem: "wechat", Name: "token_waiters", Help: "Callers that wait for a token which is being fetched.",
 		}),
 		rogues:        counter("rogue_refreshes_total", "Tokens that WeChat refused long before their end although the gateway had not renewed them, by kind: another system does.", "kind"),
-		keeping:       keepingCollector{manager},
+		keeping:       &keepingCollector{manager: manager},
 		apiRequests:   counter("api_requests_total", "API calls by apps, by client and result.", "client", "result"),
 		apiRetries:    counter("api_credential_retries_total", "API calls repeated with a renewed credential, by kind.", "kind"),
 		apiErrors:     counter("api_errors_total", "Error codes in WeChat's answers to API calls.", "errcode"),
@@ -122,7 +122,29 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 	m.messageOK, m.messageDuration = m.pushes.WithLabelValues("message", "ok"), m.pushDuration.WithLabelValues("message")
 	m.messageSealed = m.replies.WithLabelValues(outcomeSealed)
 	m.apiServed = servedCalls{m.apiRequests, new(sync.Map)}
+	m.begin()
 	return m
+}
+
+// begin has the counters that alerts look for stand at zero: Prometheus sees no increase in a series whose first value is 1, and
+// nothing at all of one that is not there.
+func (m *metrics) begin() {
+	for _, outcome := range []string{outcomePlain, outcomeSealed, outcomeUnusable, outcomeLost, outcomeLate, outcomeReleaseCheck} {
+		m.replies.WithLabelValues(outcome)
+	}
+	for _, kind := range tokens.Kinds() {
+		m.rogues.WithLabelValues(string(kind))
+		m.tokenRefreshes.WithLabelValues(string(kind), resultOK)
+		m.tokenRefreshes.WithLabelValues(string(kind), resultError)
+	}
+	m.lateReplies.WithLabelValues(resultOK)
+	m.lateReplies.WithLabelValues(resultError)
+	for _, what := range []string{droppedAnswer, droppedIdentity} {
+		m.forgotten.WithLabelValues(what)
+	}
+	for _, copied := range []string{mirrorOK, mirrorError, mirrorFull} {
+		m.mirrors.WithLabelValues(copied)
+	}
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
@@ -146,12 +168,18 @@ func (m *metrics) register(r *prometheus.Registry, more ...prometheus.Collector)
 	return nil
 }
 
+// What result returns.
+const (
+	resultOK    = "ok"
+	resultError = "error"
+)
+
 // result names an outcome in a label.
 func result(err error) string {
 	if err != nil {
-		return "error"
+		return resultError
 	}
-	return "ok"
+	return resultOK
 }
 
 // TokenRefreshed is tokens.Observer's, for watcher.
@@ -169,11 +197,17 @@ func (m *metrics) RogueRefresh(kind tokens.Kind, _ string) {
 }
 
 // keepingCollector tells how well the manager can keep what it was given, as of each scrape.
-type keepingCollector struct{ manager *tokens.Manager }
+type keepingCollector struct {
+	manager *tokens.Manager
+
+	mu      sync.Mutex
+	awaited map[string]time.Time // platforms that have never had a ticket, and since when that is known
+}
 
 var (
 	ticketAgeDesc = prometheus.NewDesc("caddy_wechat_ticket_age_seconds",
-		"Time since the newest component_verify_ticket came; WeChat pushes one every ten minutes.", []string{"platform"}, nil)
+		"Time since the newest component_verify_ticket came, or since the first look at a platform that has none; WeChat pushes one every ten minutes.",
+		[]string{"platform"}, nil)
 	tokensCachedDesc = prometheus.NewDesc("caddy_wechat_tokens_cached",
 		"Tokens in memory, by kind.", []string{"kind"}, nil)
 	recordsWaitingDesc = prometheus.NewDesc("caddy_wechat_records_waiting",
@@ -183,7 +217,7 @@ var (
 )
 
 // Describe implements prometheus.Collector.
-func (keepingCollector) Describe(c chan<- *prometheus.Desc) {
+func (*keepingCollector) Describe(c chan<- *prometheus.Desc) {
 	c <- ticketAgeDesc
 	c <- tokensCachedDesc
 	c <- recordsWaitingDesc
@@ -191,17 +225,35 @@ func (keepingCollector) Describe(c chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (k keepingCollector) Collect(c chan<- prometheus.Metric) {
-	for _, platform := range k.manager.Platforms() {
-		if came := k.manager.TicketReceived(platform); !came.IsZero() {
-			c <- prometheus.MustNewConstMetric(ticketAgeDesc, prometheus.GaugeValue, time.Since(came).Seconds(), platform)
-		}
+func (k *keepingCollector) Collect(c chan<- prometheus.Metric) {
+	for platform, since := range k.ticketsSince() {
+		c <- prometheus.MustNewConstMetric(ticketAgeDesc, prometheus.GaugeValue, time.Since(since).Seconds(), platform)
 	}
 	for kind, n := range k.manager.Cached() {
 		c <- prometheus.MustNewConstMetric(tokensCachedDesc, prometheus.GaugeValue, float64(n), string(kind))
 	}
 	c <- prometheus.MustNewConstMetric(recordsWaitingDesc, prometheus.GaugeValue, float64(k.manager.Waiting()))
 	c <- prometheus.MustNewConstMetric(recordsUnsavedDesc, prometheus.GaugeValue, float64(k.manager.Unsaved()))
+}
+
+// ticketsSince is when each platform's newest ticket came. Without one it is when that was first seen: whoever waits for an age to
+// grow would otherwise never hear of a platform whose tickets do not arrive at all.
+func (k *keepingCollector) ticketsSince() map[string]time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	since, awaited := make(map[string]time.Time), make(map[string]time.Time)
+	for _, platform := range k.manager.Platforms() {
+		came := k.manager.TicketReceived(platform)
+		if came.IsZero() {
+			if came = k.awaited[platform]; came.IsZero() {
+				came = time.Now()
+			}
+			awaited[platform] = came
+		}
+		since[platform] = came
+	}
+	k.awaited = awaited
+	return since
 }
 
 // StoreOperation is tokens.Observer's, for watcher.

@@ -12,10 +12,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 var descShape = regexp.MustCompile(`fqName: "([a-z_]+)".*variableLabels: \{([a-z_,]*)\}`)
@@ -142,6 +146,101 @@ func TestAlertRules(t *testing.T) {
 			seen[r.Alert] = true
 			checkExpr(t, metrics, r.Expr, r.Annotations["summary"], r.Annotations["description"])
 		}
+	}
+}
+
+var increaseShape = regexp.MustCompile(`increase\((caddy_[a-z_]+)(?:\{([a-z]+)=~?"([^"]*)"\})?\[`)
+
+// TestAlertsSeeTheFirstTime: what an alert looks for an increase of is there, at zero, before anything has happened. Prometheus takes a
+// series that begins with 1 for one that has not increased.
+func TestAlertsSeeTheFirstTime(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	registry := prometheus.NewPedanticRegistry()
+	if err := app.metrics().register(registry, usersCollector{app.users()}); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	atZero := func(name, label, value string) (n int) {
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				labels := make(map[string]string)
+				for _, l := range m.GetLabel() {
+					labels[l.GetName()] = l.GetValue()
+				}
+				if f.GetName() == name && labels[label] == value && m.GetCounter().GetValue() == 0 {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	text, err := os.ReadFile("../docs/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := increaseShape.FindAllStringSubmatch(string(text), -1)
+	if len(found) != strings.Count(string(text), "increase(") || len(found) == 0 {
+		t.Fatalf("%d of the increases in the alert rules are understood", len(found))
+	}
+	for _, m := range found {
+		for value := range strings.SplitSeq(m[3], "|") {
+			if atZero(m[1], m[2], value) == 0 {
+				t.Errorf("there is no series of %s with %q at the beginning", m[1], value)
+			}
+		}
+	}
+	for _, kind := range tokens.Kinds() {
+		if atZero("caddy_wechat_rogue_refreshes_total", "kind", string(kind)) != 1 {
+			t.Errorf("rogue refreshes of %s are not counted from the beginning", kind)
+		}
+	}
+}
+
+// TestAgeOfATicketThatNeverCame grows, or no alert would ever tell that tickets do not arrive.
+func TestAgeOfATicketThatNeverCame(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	app.inForce()
+	k := app.metrics().keeping
+	age := func() float64 {
+		t.Helper()
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(k)
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == "caddy_wechat_ticket_age_seconds" && m.GetLabel()[0].GetValue() == platformID {
+					return m.GetGauge().GetValue()
+				}
+			}
+		}
+		t.Fatal("the platform has no age")
+		return 0
+	}
+	if got := age(); got > 60 {
+		t.Errorf("it begins with %v s", got)
+	}
+	k.mu.Lock()
+	k.awaited[platformID] = k.awaited[platformID].Add(-time.Hour)
+	k.mu.Unlock()
+	if got := age(); got < 3600 {
+		t.Errorf("an hour later it is %v s", got)
+	}
+	if err := app.manager().PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket"), CreatedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if got := age(); got > 60 {
+		t.Errorf("with a ticket it is %v s", got)
+	}
+	if _, waits := k.awaited[platformID]; waits {
+		t.Error("it is still remembered that the platform has none")
 	}
 }
 

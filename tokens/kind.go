@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -26,6 +27,9 @@ const (
 
 // allKinds are all of them.
 var allKinds = [...]Kind{KindComponent, KindAuthorizer, KindAccount, KindJSAPI, KindCard}
+
+// Kinds returns all kinds of token that there are.
+func Kinds() []Kind { return slices.Clone(allKinds[:]) }
 
 // Key names one token. It is comparable.
 type Key struct {
