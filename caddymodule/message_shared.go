@@ -40,6 +40,7 @@ type turn struct {
 	validUntil int64
 	counted    bool   // among the pushes of all nodes
 	mark       string // it is counted with; empty: not tried yet
+	joined     bool   // it is in the metric, whichever node it goes on to
 }
 
 func (t *turn) life() time.Duration { return claimLife(t.validUntil) }
@@ -60,7 +61,7 @@ func (m *Message) passShared(w http.ResponseWriter, r *http.Request, next caddyh
 				return err
 			}
 			if a, moved := m.count(a, t); !moved {
-				m.app.metrics().joined.Inc()
+				m.joined(t)
 				if err := m.join(w, r, p, f, a); err != errMoved { //nolint:errorlint // our own, never wrapped
 					return err
 				}
@@ -107,6 +108,14 @@ func (m *Message) passShared(w http.ResponseWriter, r *http.Request, next caddyh
 	return errHeld
 }
 
+// joined counts, once, a push that joined an earlier one, here or elsewhere.
+func (m *Message) joined(t *turn) {
+	if !t.joined {
+		t.joined = true
+		m.app.metrics().joined.Inc()
+	}
+}
+
 // count has a push that came again to this node counted among those of all nodes. Moved: the message is another node's.
 func (m *Message) count(a arrival, t *turn) (counted arrival, moved bool) {
 	calls, claims := m.app.calls(), m.app.claims()
@@ -144,7 +153,7 @@ func (m *Message) countElsewhere(t *turn) (standing, error) {
 // have it answered after all.
 func (m *Message) follow(w http.ResponseWriter, r *http.Request, p *push, f *facts, t *turn, held standing) (standing, error) {
 	claims := m.app.claims()
-	m.app.metrics().joined.Inc()
+	m.joined(t)
 	signal, stop := claims.await(t.id)
 	defer stop()
 	last, by := t.ending(held, m.pace())

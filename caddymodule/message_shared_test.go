@@ -277,6 +277,39 @@ func TestSharedOwnerDies(t *testing.T) {
 	}
 }
 
+// TestSharedJoinsOnce: a push that has joined one on its own node, and goes on to the node that took the message over, is counted once.
+func TestSharedJoinsOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, nil, func(node, run int, w http.ResponseWriter, _ *http.Request) {
+			time.Sleep([]time.Duration{7500 * time.Millisecond, 3 * time.Second}[node])
+			_, _ = fmt.Fprintf(w, "<xml><Content>run %d</Content></xml>", run)
+		})
+		message := paceMessage(1)
+		_ = f.claims(0).shared()
+		synctest.Wait()
+		f.freeze(0)
+		if _, ok := f.nodes[0].push(message); ok {
+			t.Fatal("answered before the backend was")
+		}
+		var wg sync.WaitGroup
+		for node := range f.nodes {
+			wg.Go(func() {
+				if answer, ok := f.nodes[node].push(message); !ok || answer != "<xml><Content>run 2</Content></xml>" {
+					t.Errorf("node %d: %q, %v", node, answer, ok)
+				}
+			})
+		}
+		wg.Wait()
+		for node := range f.nodes {
+			if n := testutil.ToFloat64(f.nodes[node].m.app.metrics().joined); n != 1 {
+				t.Errorf("node %d: %v pushes joined", node, n)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 // TestSharedCatchesUp: what a node took on while the store failed is known on all nodes once that is back, in time for WeChat's
 // next push.
 func TestSharedCatchesUp(t *testing.T) {
