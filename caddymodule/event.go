@@ -156,13 +156,22 @@ func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	p := newPush()
 	defer p.release()
 	p.entry.Time = started
-	if err := e.serve(w, r, next, p); err != nil {
+	switch err := e.serve(w, r, next, p); {
+	case errors.Is(err, errHeld), errors.Is(err, errDropped): // a message, by wechat_message
+		e.app.metrics().pushes.WithLabelValues("event", "held").Inc()
+		e.app.feedPush(r.Context(), p, feedEvent, outcomeHeld)
+		if errors.Is(err, errHeld) {
+			panic(http.ErrAbortHandler) // as wechat_message does
+		}
+		return nil
+	case err != nil:
 		e.app.refuse(w, r, "event", p, err)
 		return nil
 	}
+	p.answered = p.answeredAt()
 	e.app.feedPush(r.Context(), p, feedEvent, outcomeOK)
 	e.app.metrics().pushes.WithLabelValues("event", "ok").Inc()
-	e.app.metrics().pushDuration.WithLabelValues("event").Observe(time.Since(started).Seconds())
+	e.app.metrics().pushDuration.WithLabelValues("event").Observe(p.answered.Sub(started).Seconds())
 	return nil
 }
 
@@ -191,8 +200,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		}
 		p.entry.Platform, p.entry.What = p.platform.AppID, e.app.shared.feed.words.name(string(p.fields.MsgType), "")
 		p.entry.Reason = "a message came to the authorization-event URL"
-		e.misdirected(w, r, p)
-		return nil
+		return e.misdirected(w, r, p)
 	}
 	if err := e.app.keepEvent(r.Context(), p, window); err != nil {
 		return err

@@ -33,23 +33,26 @@ var (
 )
 
 // misdirected has a message that came to the authorization-event URL handled by the site's wechat_message, as if it had
-// come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success.
-func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) {
+// come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success. The error
+// is errHeld or errDropped if it was not answered.
+func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) error {
 	e.app.health().sightings.saw(codeMessageMisdirected, p.platform.AppID, tokens.Text{})
 	found, err := e.messageRoute(r, p)
 	if err == nil {
 		err = found.run(w, r, p)
 	}
-	if err != nil {
+	held := errors.Is(err, errHeld) || errors.Is(err, errDropped)
+	if err != nil && !held {
 		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, 消息与事件接收URL must be the URL of the wechat_message route; compare it with 授权事件接收URL",
 			append(whyFields(err), zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))...)
 		writePlain(w, success)
-		return
+		return nil
 	}
 	if ok, missed := e.detours[p.platform].allowEvery(misdirectedLogEvery); ok {
 		e.app.logger.Warn("messages come to the authorization-event URL and are handled by the site's wechat_message: in the platform's console, mend 消息与事件接收URL; 授权事件接收URL is right",
 			zap.String("platform", p.platform.AppID), zap.String("message_path", found.pattern()), zap.Int("missed", missed))
 	}
+	return err
 }
 
 // detour is the way of a message from the authorization-event URL to the site's wechat_message.
@@ -59,6 +62,9 @@ type detour struct {
 	appid  string // the account, as wechat_message reads it from that path
 	body   []byte
 	taken  atomic.Bool // by wechat_message: only now the body can be read and an answer be given
+
+	answered time.Time // by wechat_message, whose handler may go on for long after that
+	dropped  bool      // not answered, and its connection is closed
 }
 
 // pattern is the path as it is entered in the platform's console.
@@ -92,8 +98,14 @@ func (d *detour) run(w http.ResponseWriter, r *http.Request, p *push) error {
 	answer := &detourAnswer{w, d}
 	ctx := detourContext{context.WithValue(r.Context(), detourKey{}, d), d}
 	err := d.serve(answer, d.request(r, answer, ctx))
-	if d.taken.Load() {
-		return nil // it is answered, or held
+	switch {
+	case d.dropped:
+		return errDropped
+	case d.taken.Load() && errors.Is(err, errHeld):
+		return errHeld
+	case d.taken.Load():
+		p.answered = d.answered
+		return nil
 	}
 	clear(w.Header())
 	maps.Copy(w.Header(), before)
@@ -107,11 +119,14 @@ func (d *detour) run(w http.ResponseWriter, r *http.Request, p *push) error {
 // leave a push unanswered.
 func (d *detour) serve(w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() {
-		if v := recover(); v != nil {
-			if d.taken.Load() {
-				panic(v)
-			}
+		switch v := recover(); {
+		case v == nil:
+		case !d.taken.Load():
 			err = &panicError{value: v, stack: zap.Stack("").String}
+		case v == http.ErrAbortHandler: //nolint:errorlint // a panic's value
+			err = errHeld
+		default:
+			panic(v)
 		}
 	}()
 	return d.server.Routes.Compile(nothing).ServeHTTP(w, r)

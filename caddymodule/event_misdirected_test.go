@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -551,6 +554,105 @@ func TestMisdirectedPanics(t *testing.T) {
 	}
 	if n := len(s.backend.copies()); n != 0 {
 		t.Errorf("the backend got %d messages", n)
+	}
+}
+
+// TestMisdirectedMetrics: what a message on a detour was answered, and when, is what counts for the event URL too, and not that its
+// handler was done with it at last.
+func TestMisdirectedMetrics(t *testing.T) {
+	entered, release := make(chan struct{}, 2), make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		entered <- struct{}{}
+		<-release
+		_, _ = io.WriteString(w, backendReply)
+	}))
+	t.Cleanup(slow.Close)
+	s := newSites(t, filepath.Join(t.TempDir(), "storage"), strings.ReplaceAll(`http://a.example.com {
+	wechat_event /wx/event
+	route /wx/message/* {
+		wechat_message {
+			pushes 1
+			reply_timeout 50ms
+		}
+		reverse_proxy SLOW
+	}
+}
+http://b.example.com {
+	wechat_event /wx/event
+	route /wx/message/* {
+		wechat_message
+		reverse_proxy SLOW
+	}
+}
+`, "SLOW", slow.Listener.Addr().String()))
+	s.know()
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free) // before the server is closed, which waits for its handlers
+	metrics := s.app.metrics()
+	until := func(what string, is func() bool) {
+		t.Helper()
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		limit := time.After(10 * time.Second)
+		for !is() {
+			select {
+			case <-tick.C:
+			case <-limit:
+				t.Fatal(what)
+			}
+		}
+	}
+	if got := s.push("a.example.com", platformSender(t).push("/wx/event", textMessage("slow"))); got.Body != "success" {
+		t.Errorf("%d %q", got.Status, got.Body)
+	}
+	<-entered
+	message := textMessage("held")
+	var first sync.WaitGroup
+	first.Go(func() {
+		if got := s.push("b.example.com", platformSender(t).push("/wx/event", message)); got.Status != http.StatusOK {
+			t.Errorf("%d %q", got.Status, got.Body)
+		}
+	})
+	<-entered
+	ctx, hangUp := context.WithCancel(t.Context())
+	r := platformSender(t).push("/wx/event", message)
+	again, err := http.NewRequestWithContext(ctx, r.Method, s.server.URL+r.URL.RequestURI(), r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Host = "b.example.com"
+	var second sync.WaitGroup
+	second.Go(func() {
+		if res, err := s.server.Client().Do(again); err == nil {
+			_ = res.Body.Close()
+			t.Errorf("answered with %d", res.StatusCode)
+		}
+	})
+	until("it did not join", func() bool { return testutil.ToFloat64(metrics.joined) == 1 })
+	hangUp()
+	second.Wait()
+	until("a push was not counted as held", func() bool {
+		return counted(t, metrics.pushes, "message", "held") == 1 && counted(t, metrics.pushes, "event", "held") == 1
+	})
+	began := time.Now()
+	time.AfterFunc(300*time.Millisecond, free)
+	first.Wait()
+	s.server.Close() // which waits for the handlers
+	if ok := counted(t, metrics.pushes, "event", "ok"); ok != 2 {
+		t.Errorf("%v pushes to the event URL were answered", ok)
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(metrics.pushDuration)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	took := make(map[string]float64)
+	for _, m := range families[0].GetMetric() {
+		took[m.GetLabel()[0].GetValue()] = m.GetHistogram().GetSampleSum()
+	}
+	if more := took["event"] - took["message"]; more > time.Since(began).Seconds()/2 {
+		t.Errorf("the event URL took %v s longer", more)
 	}
 }
 

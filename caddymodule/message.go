@@ -237,6 +237,9 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if errors.Is(err, errHeld) {
 			panic(http.ErrAbortHandler) // ends without an answer: who seems to have hung up may listen all the same
 		}
+		if d := onDetour(r); d != nil {
+			d.dropped = true
+		}
 		return nil
 	case err != nil:
 		m.app.refuse(w, r, "message", p, err)
@@ -244,6 +247,9 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	m.app.metrics().messageOK.Inc()
 	p.answered = p.answeredAt()
+	if d := onDetour(r); d != nil {
+		d.answered = p.answered
+	}
 	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())
 	m.app.feedPush(r.Context(), p, feedPush, outcomeOK)
 	return nil
