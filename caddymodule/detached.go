@@ -38,6 +38,10 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	parts := newPlaintextParts(d.message)
 	defer parts.text.detach()
 	answer := &ignoredAnswer{header: make(http.Header)}
+	// Caddy's placeholders of the connection panic without it.
+	if local := d.request.Context().Value(http.LocalAddrContextKey); local != nil {
+		ctx = context.WithValue(ctx, http.LocalAddrContextKey, local)
+	}
 	r := caddyhttp.PrepareRequest(d.request.WithContext(ctx), caddy.NewReplacer(), answer, d.server)
 	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
 	err := runNext(h, answer, r)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -282,6 +283,26 @@ func TestMirrorsAreBounded(t *testing.T) {
 	real, _ := newMirrored(t, "127.0.0.1:1")
 	if got := cap(real.mirrors[0].places); got != maxMirrorCopies {
 		t.Errorf("%d copies may be under way", got)
+	}
+}
+
+// TestMirrorsKnowTheConnection: what a handler may ask about the connection that a push came on, it may ask of a copy too.
+func TestMirrorsKnowTheConnection(t *testing.T) {
+	t.Parallel()
+	m, app := newMirrored(t)
+	got := make(chan string, 1)
+	mirrorTo(m, 1, func(_ http.ResponseWriter, r *http.Request) error {
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		got <- repl.ReplaceAll("{http.request.local} {http.request.local.port} {http.request.remote.host}", "")
+		return nil
+	})
+	r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+	local := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8443}
+	serve(t, m, r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, local)), &answering{text: "success"})
+	app.shared.work.Wait()
+	close(got)
+	if text := <-got; text != "127.0.0.1:8443 8443 192.0.2.1" {
+		t.Errorf("%q", text)
 	}
 }
 
