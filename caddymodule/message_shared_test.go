@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -274,6 +275,43 @@ func TestSharedOwnerDies(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestSharedDeadline: a node is dead 4 to 5 seconds after its last sign of life, for a push that waits for it all the time. The
+// documentation says so.
+func TestSharedDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := make(chan time.Time, 2)
+		f := newFleet(t, 2, nil, func(int, int, http.ResponseWriter, *http.Request) {
+			began <- time.Now()
+			time.Sleep(20 * time.Second)
+		})
+		_ = f.claims(0).shared()
+		synctest.Wait() // it has shown that it lives
+		lastSign := time.Now()
+		f.freeze(0)
+		var wg sync.WaitGroup
+		message := paceMessage(1)
+		for node := range f.nodes {
+			wg.Go(func() { _, _ = f.nodes[node].push(message) })
+			synctest.Wait()
+		}
+		wg.Wait()
+		<-began
+		select {
+		case at := <-began:
+			if d := at.Sub(lastSign); d < 4*time.Second || d > 5*time.Second {
+				t.Errorf("taken over after %s", d)
+			}
+		default:
+			t.Error("nobody took the message over")
+		}
+		time.Sleep(time.Minute)
+	})
+	if text, err := os.ReadFile("../docs/pushes.md"); err != nil || !strings.Contains(string(text), "is taken for dead 4 to 5 seconds after its last sign of life") {
+		t.Errorf("the documentation says something else: %v", err)
 	}
 }
 
