@@ -131,6 +131,13 @@ func (h *hearing) Changed(name string) {
 	}
 	if platform, ok := ticketPlatform(name); ok {
 		m.tickets.arrived(platform)
+		m.queue.addLight("ticket of "+platform, func(ctx context.Context) { // or its age here would be that of the one before
+			if env, err := m.current(); err == nil {
+				if _, ours := env.platform(platform); ours {
+					_, _ = m.ticket(ctx, env, platform) // whoever needs it reads it otherwise
+				}
+			}
+		})
 		m.troubles.retry(ComponentKey(platform))
 		if m.rosters.incomplete(platform) {
 			m.queue.hasten(rosterJob(platform))

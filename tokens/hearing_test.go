@@ -470,6 +470,20 @@ func TestOlderTicketNeverWins(t *testing.T) {
 	})
 }
 
+// The age of a ticket is that of the newest on a node too that WeChat does not push to, and not up to 25 minutes more.
+func TestAgeOfATicketOnAnotherNode(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		for range 3 {
+			time.Sleep(10 * time.Minute)
+			a.ticket(t, testPlatform)
+			synctest.Wait()
+			if came := b.TicketReceived(testPlatform); !came.Equal(a.TicketReceived(testPlatform)) {
+				t.Errorf("on the other node it is %s old", time.Since(came))
+			}
+		}
+	})
+}
+
 // A node reads that there is no ticket, another one is given it, and only then the first one takes note of what it read.
 func TestTicketThatComesDuringARead(t *testing.T) {
 	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
