@@ -81,7 +81,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return &takenConn{Conn: conn, limit: t.stall}, nil
+		return newTakenConn(conn, t.stall), nil
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -104,20 +105,43 @@ func (b *uploadBody) Close() error {
 type takenConn struct {
 	net.Conn
 	limit time.Duration
-	until atomic.Int64 // the deadline, in nanoseconds since connEpoch
+	began time.Time
+	until atomic.Int64 // the deadline, in nanoseconds since then
 }
 
-var connEpoch = time.Now()
+func newTakenConn(conn net.Conn, limit time.Duration) *takenConn {
+	return &takenConn{Conn: conn, limit: limit, began: time.Now()}
+}
 
 // Write implements io.Writer.
 func (c *takenConn) Write(p []byte) (int, error) {
-	now := time.Since(connEpoch)
+	now := time.Since(c.began)
 	if until := time.Duration(c.until.Load()); until < now+c.limit {
 		until = now + c.limit + c.limit/4
 		c.until.Store(int64(until))
-		if err := c.Conn.SetWriteDeadline(connEpoch.Add(until)); err != nil {
+		if err := c.Conn.SetWriteDeadline(c.began.Add(until)); err != nil {
 			return 0, err
 		}
 	}
 	return c.Conn.Write(p)
+}
+
+// SetWriteDeadline implements net.Conn. Whoever has a deadline of their own for a write, as crypto/tls has for its last one, has it.
+func (c *takenConn) SetWriteDeadline(t time.Time) error {
+	c.leave(t)
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// SetDeadline implements net.Conn.
+func (c *takenConn) SetDeadline(t time.Time) error {
+	c.leave(t)
+	return c.Conn.SetDeadline(t)
+}
+
+func (c *takenConn) leave(t time.Time) {
+	var until int64
+	if !t.IsZero() {
+		until = math.MaxInt64
+	}
+	c.until.Store(until)
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -108,4 +109,130 @@ func TestAPIUploadStalls(t *testing.T) {
 			})
 		}
 	}
+}
+
+// deadlineConn tells the deadlines of its writes.
+type deadlineConn struct {
+	net.Conn
+	set []time.Duration // from now on
+}
+
+func (c *deadlineConn) SetWriteDeadline(t time.Time) error {
+	c.set = append(c.set, time.Until(t))
+	return nil
+}
+
+func (*deadlineConn) Write(p []byte) (int, error) { return len(p), nil }
+
+// TestTakenConn: each write has its time, and few set a deadline.
+func TestTakenConn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := new(deadlineConn)
+		c := newTakenConn(inner, stallTimeout)
+		left := time.Duration(0) // of the deadline that is set
+		for i := range 1000 {
+			pause := 10 * time.Millisecond
+			if i%100 == 0 {
+				pause = time.Hour // idle meanwhile
+			}
+			time.Sleep(pause)
+			left -= pause
+			before := len(inner.set)
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if len(inner.set) > before {
+				left = inner.set[before]
+			}
+			if left < stallTimeout || left > stallTimeout*5/4 {
+				t.Fatalf("write %d has %v", i, left)
+			}
+		}
+		if n := len(inner.set); n != 10 {
+			t.Errorf("%d deadlines were set", n)
+		}
+		// Somebody else's stays.
+		_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+		time.Sleep(time.Hour)
+		_, _ = c.Write([]byte("x"))
+		if n := len(inner.set); n != 11 {
+			t.Errorf("another deadline than the one that was asked for")
+		}
+		_ = c.SetWriteDeadline(time.Time{})
+		_, _ = c.Write([]byte("x"))
+		if n := len(inner.set); n != 13 {
+			t.Errorf("no deadline of its own any more")
+		}
+	})
+}
+
+// TestAPIUploadThatIsSlow: neither a caller that pauses nor a WeChat that is slow makes a call stall, nor does one that answers early.
+func TestAPIUploadThatIsSlow(t *testing.T) {
+	const limit, pause, parts = 300 * time.Millisecond, 200 * time.Millisecond, 4
+	for _, how := range []string{"http", "https", "h2"} {
+		for name, c := range map[string]struct {
+			streams bool // only where a connection has several
+			serve   http.HandlerFunc
+			body    func() (io.Reader, int64)
+		}{
+			"caller": {
+				serve: func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
+				body: func() (io.Reader, int64) {
+					return &slowReader{parts: 2, pause: 2 * limit}, -1
+				},
+			},
+			"wechat": {
+				serve: func(w http.ResponseWriter, r *http.Request) {
+					for range parts {
+						time.Sleep(pause)
+						_, _ = io.CopyN(io.Discard, r.Body, 8<<20)
+					}
+					_, _ = io.Copy(io.Discard, r.Body)
+				},
+				body: func() (io.Reader, int64) { return io.LimitReader(zeros{}, (parts+1)*8<<20), (parts + 1) * 8 << 20 },
+			},
+			"answers before it has all": {
+				streams: true,
+				serve: func(w http.ResponseWriter, r *http.Request) {
+					_ = http.NewResponseController(w).EnableFullDuplex()
+					for i := range parts {
+						_, _ = io.WriteString(w, "{}")
+						_ = http.NewResponseController(w).Flush()
+						if i == 0 {
+							_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
+						}
+						time.Sleep(pause)
+					}
+				},
+				body: func() (io.Reader, int64) { return io.LimitReader(zeros{}, 64<<20), 64 << 20 },
+			},
+		} {
+			if c.streams && how != "h2" {
+				continue // the connection itself is at a stop then
+			}
+			t.Run(how+", "+name, func(t *testing.T) {
+				u := newUploads(t, how, c.serve)
+				u.transport().stall = limit
+				body, size := c.body()
+				if status, call, err := u.call(t.Context(), t, body, size); err != nil || status != http.StatusOK {
+					t.Errorf("status %d, outcome %s, reason %q, %v", status, call.outcome, call.reason, err)
+				}
+			})
+		}
+	}
+}
+
+// slowReader is a body that comes in parts.
+type slowReader struct {
+	parts int
+	pause time.Duration
+}
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	if r.parts == 0 {
+		return 0, io.EOF
+	}
+	r.parts--
+	time.Sleep(r.pause)
+	return copy(p, "part"), nil
 }
