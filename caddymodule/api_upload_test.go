@@ -236,3 +236,21 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	time.Sleep(r.pause)
 	return copy(p, "part"), nil
 }
+
+// TestUploadAfterTheAnswer: what goes on being sent beside an answer is not watched over.
+func TestUploadAfterTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, ctx := newUpload(t.Context(), time.Second)
+		defer u.cancel()
+		body := &uploadBody{newKeptBody(zeros{}, -1, 0).open(), u}
+		_, _ = body.Read(make([]byte, 8))
+		if u.end() {
+			t.Error("stalled at once")
+		}
+		_, _ = body.Read(make([]byte, 8))
+		time.Sleep(time.Minute)
+		if ctx.Err() != nil || u.end() {
+			t.Errorf("ended by %v", ctx.Err())
+		}
+	})
+}
