@@ -19,6 +19,7 @@ const (
 	maxBearerAllocs    = 3
 	maxOpaqueAllocs    = 10
 	maxTransportAllocs = 2
+	maxUploadAllocs    = 5 // of a call that has a body, for the watch over its being taken
 )
 
 func TestPushAllocations(t *testing.T) {
@@ -60,6 +61,24 @@ func TestCallAllocations(t *testing.T) {
 	n = testing.AllocsPerRun(500, transportRequest(t))
 	if t.Logf("request: %v", n); n > maxTransportAllocs {
 		t.Errorf("%v allocations for the transport's request, want at most %v", n, float64(maxTransportAllocs))
+	}
+}
+
+func TestUploadAllocations(t *testing.T) {
+	part := make([]byte, uploadPart)
+	n := testing.AllocsPerRun(500, func() {
+		kept := &keptBody{src: zeros{}, lost: true}
+		u, _ := newUpload(t.Context(), stallTimeout, responseTimeout)
+		body := u.body(&bodyReader{body: kept})
+		_, _ = body.Read(part)
+		_, _ = body.Read(part)
+		_ = body.Close()
+		u.end()
+		u.cancel()
+	})
+	const beside = 2 // the body, and its first sending
+	if t.Logf("an upload: %v", n-beside); n-beside > maxUploadAllocs {
+		t.Errorf("%v allocations an upload, want at most %v", n-beside, float64(maxUploadAllocs))
 	}
 }
 

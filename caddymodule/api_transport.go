@@ -40,6 +40,7 @@ type Transport struct {
 	hosts   map[*url.URL]*hostHealth
 	logger  *zap.Logger
 	stall   time.Duration // stallTimeout, but for tests
+	answer  time.Duration // responseTimeout, but for tests
 	stalls  stallTimers
 	lost    damper
 
@@ -63,7 +64,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.app = app
-	t.stall = stallTimeout
+	t.stall, t.answer = stallTimeout, responseTimeout
 	t.refusing = newRefusingPaths()
 	t.origins, t.hosts = make(map[string]*url.URL), make(map[*url.URL]*hostHealth)
 	for _, origin := range app.apiOrigins() {
@@ -219,11 +220,14 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	call.status, call.errcode, call.rid, call.reason = 0, 0, "", ""
 	var up *upload
 	if call.body != nil {
-		up, traced = newUpload(traced, t.stall)
+		up, traced = newUpload(traced, t.stall, t.answer)
 	}
 	res, err = t.HTTPTransport.RoundTrip(call.request(traced, req.Method, origin, token, up))
-	if up != nil && up.end() && err != nil {
-		err = errNotTaken
+	if up != nil && up.end() {
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		res, err = nil, errNotTaken
 	}
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
@@ -264,11 +268,11 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 	}).WithContext(ctx)
 	switch {
 	case c.body != nil:
-		out.Body, out.ContentLength = &uploadBody{c.body.open(), up}, c.size
+		out.Body, out.ContentLength = up.body(c.body.open()), c.size
 		if method != http.MethodGet && method != http.MethodHead && c.size >= 0 && c.body.repeatable() {
 			// With it net/http takes another connection when the one from its pool had died before a single byte
 			// was written to it. It sends nothing twice that is not a GET.
-			out.GetBody = func() (io.ReadCloser, error) { return &uploadBody{c.body.open(), up}, nil }
+			out.GetBody = func() (io.ReadCloser, error) { return up.body(c.body.open()), nil }
 		}
 	case c.singleUse && (method == http.MethodGet || method == http.MethodHead):
 		// net/http sends a GET again by itself if a pooled connection dies, unless it has a body that cannot be had

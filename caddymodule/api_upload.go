@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"io"
 	"math"
 	"net"
 	"sync"
@@ -21,44 +22,58 @@ func (notTakenError) Timeout() bool { return true }
 // request may be kept from sending while its connection goes on. How long the caller takes for a part of it does not count.
 type upload struct {
 	limit  time.Duration
+	last   time.Duration      // the limit once all of the body was asked for: WeChat's time to answer is in it
 	cancel context.CancelFunc // of the exchange
+	first  uploadBody
 
 	mu      sync.Mutex
 	timer   *time.Timer // nil until the first part is there
+	of      *uploadBody // which gave the part that is being sent
 	over    bool
 	stalled bool
 }
 
-// newUpload returns the context for the exchange as well.
-func newUpload(ctx context.Context, limit time.Duration) (*upload, context.Context) {
-	u := &upload{limit: limit}
+// newUpload returns the context for the exchange as well. Answer is how long WeChat may take for its answer.
+func newUpload(ctx context.Context, limit, answer time.Duration) (*upload, context.Context) {
+	u := &upload{limit: limit, last: limit + answer}
 	ctx, u.cancel = context.WithCancel(ctx)
 	return u, ctx
 }
 
-// given starts the waiting: a part of the body is to be sent.
-func (u *upload) given() {
+// body is one sending of the body: net/http may begin again on another connection.
+func (u *upload) body(of *bodyReader) *uploadBody {
+	b := &u.first
+	if b.upload != nil {
+		b = new(uploadBody)
+	}
+	b.bodyReader, b.upload = of, u
+	return b
+}
+
+// given starts the waiting: a part of the body is to be sent, or its end.
+func (u *upload) given(by *uploadBody, limit time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.of = by
 	switch {
 	case u.over:
 	case u.timer == nil:
-		u.timer = time.AfterFunc(u.limit, u.stall)
+		u.timer = time.AfterFunc(limit, u.stall)
 	default:
-		u.timer.Reset(u.limit)
+		u.timer.Reset(limit)
 	}
 }
 
-// taken ends the waiting: the next part is asked for, or there is none.
-func (u *upload) taken() {
+// taken ends the waiting: the next part is asked for, or nothing more.
+func (u *upload) taken(by *uploadBody) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.timer != nil {
+	if u.timer != nil && u.of == by {
 		u.timer.Stop()
 	}
 }
 
-// end says that the exchange has an answer or an error, and reports whether that is for want of a taker.
+// end says that the exchange has an answer or an error, and reports whether it was ended for want of a taker.
 func (u *upload) end() (stalled bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -78,7 +93,11 @@ func (u *upload) stall() {
 	}
 }
 
-// uploadBody is one sending of it: net/http may begin again on another connection.
+// uploadPart is how much of a body is given at once, in bytes: in a limit's time so much has to be taken. net/http asks for up to
+// 512 KiB.
+const uploadPart = 32 << 10
+
+// uploadBody is one sending of a call's body.
 type uploadBody struct {
 	*bodyReader
 	upload *upload
@@ -86,17 +105,20 @@ type uploadBody struct {
 
 // Read implements io.Reader.
 func (b *uploadBody) Read(p []byte) (int, error) {
-	b.upload.taken()
-	n, err := b.bodyReader.Read(p)
-	if n > 0 {
-		b.upload.given()
+	b.upload.taken(b)
+	n, err := b.bodyReader.Read(p[:min(len(p), uploadPart)])
+	switch {
+	case err == io.EOF: // net/http may have read ahead: over h2 the last part is still to be sent
+		b.upload.given(b, b.upload.last)
+	case n > 0:
+		b.upload.given(b, b.upload.limit)
 	}
 	return n, err
 }
 
 // Close implements io.Closer.
 func (b *uploadBody) Close() error {
-	b.upload.taken()
+	b.upload.taken(b)
 	return b.bodyReader.Close()
 }
 

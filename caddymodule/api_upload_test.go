@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +30,7 @@ type uploads struct {
 }
 
 // newUploads has serve take the calls that a test sends with call.
-func newUploads(t *testing.T, how string, serve http.HandlerFunc) *uploads {
+func newUploads(t testing.TB, how string, serve http.HandlerFunc) *uploads {
 	t.Helper()
 	wechat := newFakeWeChat(t)
 	server := httptest.NewUnstartedServer(serve)
@@ -61,7 +63,7 @@ func newUploads(t *testing.T, how string, serve http.HandlerFunc) *uploads {
 }
 
 // call sends a body as an admitted call, and returns the answer's status.
-func (u *uploads) call(ctx context.Context, t *testing.T, body io.Reader, size int64) (int, *apiCall, error) {
+func (u *uploads) call(ctx context.Context, t testing.TB, body io.Reader, size int64) (int, *apiCall, error) {
 	t.Helper()
 	call := &apiCall{
 		key: tokens.AccountKey(accountID), token: tokens.Token{Value: secret.New("TOKEN")}, param: paramAccess,
@@ -240,9 +242,9 @@ func (r *slowReader) Read(p []byte) (int, error) {
 // TestUploadAfterTheAnswer: what goes on being sent beside an answer is not watched over.
 func TestUploadAfterTheAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u, ctx := newUpload(t.Context(), time.Second)
+		u, ctx := newUpload(t.Context(), time.Second, 0)
 		defer u.cancel()
-		body := &uploadBody{newKeptBody(zeros{}, -1, 0).open(), u}
+		body := u.body(newKeptBody(zeros{}, -1, 0).open())
 		_, _ = body.Read(make([]byte, 8))
 		if u.end() {
 			t.Error("stalled at once")
@@ -253,4 +255,150 @@ func TestUploadAfterTheAnswer(t *testing.T) {
 			t.Errorf("ended by %v", ctx.Err())
 		}
 	})
+}
+
+// TestUploadBegunAgain: what was begun on a connection that had died does not end the waiting of what is sent on another one.
+func TestUploadBegunAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, ctx := newUpload(t.Context(), time.Second, 0)
+		defer u.cancel()
+		kept := newKeptBody(io.LimitReader(zeros{}, 8), 8, 8)
+		first := u.body(kept.open())
+		_, _ = first.Read(make([]byte, 8))
+		second := u.body(kept.open())
+		_, _ = second.Read(make([]byte, 4))
+		_ = first.Close()
+		time.Sleep(time.Minute)
+		if ctx.Err() == nil || !u.end() {
+			t.Error("nobody waits for it")
+		}
+	})
+}
+
+// endingReader is a body that says with its last bytes that they are the last, as net/http's do.
+type endingReader struct{ left int }
+
+func (r *endingReader) Read(p []byte) (int, error) {
+	n := min(len(p), r.left)
+	clear(p[:n])
+	if r.left -= n; r.left == 0 {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// bodies are what ends with its last bytes, and what does so after them.
+var bodies = map[string]func(size int) io.Reader{
+	"end with the last bytes": func(size int) io.Reader { return &endingReader{size} },
+	"end after them":          func(size int) io.Reader { return io.LimitReader(zeros{}, int64(size)) },
+}
+
+// TestAPIUploadStallsAtItsEnd: WeChat's side has all but the last part of a body, which it does not let in.
+func TestAPIUploadStallsAtItsEnd(t *testing.T) {
+	const size = 1<<20 + uploadPart/2 // Go's server lets in a MiB of a request that nobody reads
+	for name, body := range bodies {
+		t.Run(name, func(t *testing.T) {
+			release := make(chan struct{})
+			u := newUploads(t, "h2", func(_ http.ResponseWriter, r *http.Request) {
+				if r.ContentLength == size {
+					<-release
+				}
+			})
+			defer close(release)
+			if status, _, err := u.call(t.Context(), t, body(8), 8); status != http.StatusOK { // the connection's settings are known then
+				t.Fatal(status, err)
+			}
+			u.transport().stall, u.transport().answer = 50*time.Millisecond, 50*time.Millisecond
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if status, call, err := u.call(ctx, t, body(size), size); err != nil || status != http.StatusGatewayTimeout {
+				t.Errorf("status %d, outcome %s, %v", status, call.outcome, err)
+			}
+		})
+	}
+}
+
+// TestAPIUploadIsTaken: an answer that takes its time is no body that is not taken, and neither is one that is taken slowly.
+func TestAPIUploadIsTaken(t *testing.T) {
+	const limit = 200 * time.Millisecond
+	for _, how := range []string{"http", "https", "h2"} {
+		for name, body := range bodies {
+			t.Run(how+", "+name, func(t *testing.T) {
+				u := newUploads(t, how, func(_ http.ResponseWriter, r *http.Request) {
+					part := make([]byte, uploadPart)
+					for {
+						if _, err := io.ReadFull(r.Body, part); err != nil {
+							break
+						}
+						time.Sleep(limit * 3 / 40) // 16 parts take longer than the limit, and net/http reads as many at once
+					}
+					time.Sleep(2 * limit)
+				})
+				u.transport().stall = limit
+				sizes := []int{1000}
+				if how == "h2" {
+					sizes = append(sizes, 3<<20) // Go's server lets in a MiB that nobody reads
+				}
+				for _, size := range sizes {
+					if status, call, err := u.call(t.Context(), t, body(size), int64(size)); status != http.StatusOK {
+						t.Errorf("%d bytes: status %d, %s %s, %v", size, status, call.outcome, call.reason, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestAPIConnectionsLast: a connection's deadline for writes is no bound for its life, nor for an answer.
+func TestAPIConnectionsLast(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	for _, how := range []string{"http", "https", "h2"} {
+		t.Run(how, func(t *testing.T) {
+			var from sync.Map
+			u := newUploads(t, how, func(w http.ResponseWriter, r *http.Request) {
+				from.Store(r.RemoteAddr, true)
+				_, _ = io.Copy(io.Discard, r.Body)
+				for range 8 {
+					_, _ = io.WriteString(w, "<x/>")
+					_ = http.NewResponseController(w).Flush()
+					time.Sleep(limit / 3)
+				}
+			})
+			u.transport().stall = limit
+			for range 3 {
+				if status, call, err := u.call(t.Context(), t, io.LimitReader(zeros{}, 100), 100); status != http.StatusOK || err != nil {
+					t.Errorf("status %d, %s %s, %v", status, call.outcome, call.reason, err)
+				}
+				time.Sleep(2 * limit)
+			}
+			n := 0
+			from.Range(func(any, any) bool { n++; return true })
+			if n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
+// TestAPIWriteStalls: a write of which nothing is taken ends, and the connections that wechat_api dials have that.
+func TestAPIWriteStalls(t *testing.T) {
+	const limit = 50 * time.Millisecond
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	began := time.Now()
+	_, err := newTakenConn(near, limit).Write([]byte("x"))
+	if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took < limit {
+		t.Errorf("after %v: %v", took, err)
+	}
+	u := newUploads(t, "http", func(http.ResponseWriter, *http.Request) {})
+	u.transport().stall = limit
+	conn, err := u.transport().HTTPTransport.Transport.DialContext(t.Context(), "tcp", u.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if taken, ok := conn.(*takenConn); !ok || taken.limit != limit {
+		t.Errorf("it dials a %T", conn)
+	}
 }

@@ -589,11 +589,16 @@ func (c *claims) takeOver(id pushID, from standing) (standing, error) {
 func (c *claims) release(id pushID) {
 	ctx, cancel := context.WithTimeout(context.Background(), claimWait)
 	defer cancel()
-	_, _ = c.change(ctx, id, 0, func(s *standing) bool { // a push that is held elsewhere asks for it otherwise
+	_, _ = c.change(ctx, id, 0, c.freeing(id)) // a push that is held elsewhere asks for it otherwise
+}
+
+// freeing is the change of a claim that release makes.
+func (c *claims) freeing(id pushID) func(*standing) bool {
+	return func(s *standing) bool {
 		free := s.mine(c.node) && c.calls.unbegun(id)
 		s.state = claimFree
 		return free
-	})
+	}
 }
 
 // unclaim gives up a message whose first push was none of WeChat's.
@@ -903,8 +908,11 @@ func (c *claims) serveWanted(id pushID, node string, w wantedCall) {
 	store, state := c.store.Load(), byte(claimAnswered)
 	switch {
 	case w.abandoned:
-		c.release(id)
-		c.tell(node, "a "+id.name())
+		ctx, cancel := context.WithTimeout(context.Background(), claimWork)
+		defer cancel()
+		if _, err := c.changeIn(ctx, store, id, 0, c.freeing(id)); err == nil {
+			c.tellBy(store, node, "a "+id.name())
+		}
 		return
 	case w.late:
 		state = claimLate

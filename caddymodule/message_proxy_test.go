@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -407,5 +408,37 @@ func TestMessageOuterLimit(t *testing.T) {
 	r.Body = http.MaxBytesReader(nil, r.Body, 10)
 	if rec := serve(t, m, r, nil); rec.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("status %d", rec.Code)
+	}
+}
+
+// TestMessageEndsTheBackendsWork: a backend that takes longer than backend_timeout has its connection closed.
+func TestMessageEndsTheBackendsWork(t *testing.T) {
+	t.Parallel()
+	for _, protocol := range []string{"http", "wechat_lean"} {
+		t.Run(protocol, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			closed := make(chan error, 1)
+			go func() {
+				c, err := l.Accept()
+				if err == nil {
+					defer c.Close()
+					_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+					_, err = io.Copy(io.Discard, c)
+				}
+				closed <- err
+			}()
+			b := newBehindProxyOver(t, l.Addr().String(), object{"protocol": protocol})
+			b.Message.BackendTimeout = caddy.Duration(100 * time.Millisecond)
+			w := httptest.NewRecorder()
+			r := caddyhttp.PrepareRequest(platformSender(t).push("/"+authorizerID, textMessage("x")), caddy.NewReplacer(), w, &caddyhttp.Server{})
+			_ = b.ServeHTTP(w, r, caddyhttp.HandlerFunc(b.pass))
+			if err := <-closed; errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the backend is still busy")
+			}
+		})
 	}
 }
