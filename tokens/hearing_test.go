@@ -488,15 +488,25 @@ func TestAgeOfATicketOnAnotherNode(t *testing.T) {
 func TestTicketThatComesDuringARead(t *testing.T) {
 	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
 		time.Sleep(ticketLife)
-		var begun atomic.Bool
+		synctest.Wait() // no job of b's is about to look
+		var begun, stored atomic.Bool
+		returned := make(chan struct{})
 		b.store.fail(func(op, name string) error {
-			if op == "load" && name == ticketName(testPlatform) && begun.CompareAndSwap(false, true) {
+			switch {
+			case name != ticketName(testPlatform):
+			case op == "store":
+				stored.Store(true)
+			case op == "load" && begun.CompareAndSwap(false, true):
 				a.ticket(t, testPlatform)
 				return fs.ErrNotExist // as it was before
+			case op == "load" && stored.Load(): // b has heard of it and looks as well, which would tell the read below
+				<-returned
 			}
 			return nil
 		})
-		if _, err := b.Ticket(t.Context(), testPlatform); !errors.Is(err, ErrNoTicket) {
+		_, err := b.Ticket(t.Context(), testPlatform)
+		close(returned)
+		if !errors.Is(err, ErrNoTicket) {
 			t.Fatalf("%v, want ErrNoTicket", err)
 		}
 		atOnce(t, func() { b.get(t, testAuthKey) })
