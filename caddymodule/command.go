@@ -23,6 +23,12 @@ func wechatCommand() caddycmd.Command {
 			cmd.AddCommand(decryptCommand(), sendCommand(), explainCommand(), doctorCommand())
 			// Cobra would show the help and end with 0: a script with a slip in it would take that for all being well.
 			cmd.Args = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 && args[0] == "help" {
+					args = args[1:] // caddy wechat help doctor
+					if known, _, err := cmd.Find(args); err == nil && known != cmd {
+						return nil
+					}
+				}
 				if len(args) == 0 {
 					return nil
 				}
@@ -32,7 +38,14 @@ func wechatCommand() caddycmd.Command {
 				}
 				return fmt.Errorf("'%s' is not a command of caddy wechat: want one of %s", args[0], strings.Join(names, ", "))
 			}
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 { // help
+					if about, _, err := cmd.Find(args[1:]); err == nil {
+						return about.Help()
+					}
+				}
+				return cmd.Help()
+			}
 		},
 	}
 }

@@ -31,6 +31,24 @@ func TestCommandUnknown(t *testing.T) {
 	}
 }
 
+// TestCommandHelp: help is no unknown command.
+func TestCommandHelp(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{"help": "Commands of the WeChat gateway", "help doctor": "caddy wechat doctor [flags]", "help statu": ""} {
+		root, cmd := &cobra.Command{Use: "caddy", SilenceUsage: true, SilenceErrors: true}, &cobra.Command{Use: "wechat <command>", Short: "Commands of the WeChat gateway"}
+		wechatCommand().CobraFunc(cmd)
+		root.AddCommand(cmd)
+		var out strings.Builder
+		root.SetOut(&out)
+		root.SetErr(&out)
+		root.SetArgs(append([]string{"wechat"}, strings.Fields(line)...))
+		err := root.Execute()
+		if (err == nil) != (want != "") || !strings.Contains(out.String(), want) {
+			t.Errorf("%q: %v\n%s", line, err, &out)
+		}
+	}
+}
+
 func TestExplainCommand(t *testing.T) {
 	t.Parallel()
 	known, _ := tokens.Explain(61004)
