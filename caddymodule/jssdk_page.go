@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
@@ -77,6 +76,9 @@ type hostPattern struct {
 
 var hostLabelShape = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?$`)
 
+// hostMistakes are what an input method writes between names or around them. Other characters may be in a name.
+const hostMistakes = "，、。；：．｡“”‘’„‚«»‹›「」『』＂＇"
+
 // parseHostPattern reads a host as it is configured. A wildcard stands for one whole label, as in Caddy's own host
 // matcher, but for none of the last two: pages of half the world would be signed.
 func parseHostPattern(s string) (hostPattern, error) {
@@ -87,9 +89,7 @@ func parseHostPattern(s string) (hostPattern, error) {
 	if n, err := strconv.Atoi(port); hasPort && (err != nil || n < 1 || n > 65535 || strconv.Itoa(n) != port) {
 		return hostPattern{}, fmt.Errorf("'%s' has no port after its colon: want a number up to 65535, as in localhost:8080", s)
 	}
-	if i := strings.IndexFunc(host, func(c rune) bool {
-		return c > unicode.MaxASCII && !unicode.IsLetter(c) && !unicode.IsMark(c) && !unicode.IsNumber(c)
-	}); i >= 0 {
+	if i := strings.IndexAny(host, hostMistakes); i >= 0 {
 		c, _ := utf8.DecodeRuneInString(host[i:])
 		return hostPattern{}, fmt.Errorf("'%s' is not a host: it has '%c' in it; write dots as '.', and put blanks between hosts", s, c)
 	}

@@ -537,6 +537,18 @@ func TestHostPatterns(t *testing.T) {
 		"user@example.com":         "is not a host",
 		"a b.example.com":          "is not a host",
 		"-a.example.com":           "is not a host",
+		"ファイル・名.jp":                "",
+		"paral·lel.cat":            "",
+		"نامه\u200cای.com":         "",
+		"i❤.ws":                    "",
+		"a.com，b.com":              "it has '，' in it",
+		"a.com、b.com":              "it has '、' in it",
+		"shop。example。com":         "it has '。' in it",
+		"shop｡example.com":         "it has '｡' in it",
+		"a.com；b.com":              "it has '；' in it",
+		"localhost：8080":           "it has '：' in it",
+		"shop．example.com":         "it has '．' in it",
+		"“shop.example.com”":       "it has '“' in it",
 	} {
 		_, err := parseHostPattern(pattern)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
