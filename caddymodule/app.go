@@ -102,7 +102,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // and writes nothing.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger, a.ctx = ctx.Logger(), ctx
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{caddy.NewReplacer(), a.logger}
 	if err := a.provisionNames(r); err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func (a *App) receives(appid string) bool {
 func (a *App) provisionNames(r resolver) error {
 	a.byAppID = make(map[string]any, len(a.Platforms)+len(a.Accounts))
 	for _, p := range a.Platforms {
-		if err := p.provision(r); err != nil {
+		if err := p.provision(r.of(zap.String("appid", p.AppID))); err != nil {
 			return fmt.Errorf("platform %s: %w", p.AppID, err)
 		}
 		if _, twice := a.byAppID[p.AppID]; twice {
@@ -171,7 +171,7 @@ func (a *App) provisionNames(r resolver) error {
 		a.platformCodecs = append(a.platformCodecs, candidate{codec: p.codec, platform: p})
 	}
 	for _, acc := range a.Accounts {
-		if err := acc.provision(r); err != nil {
+		if err := acc.provision(r.of(zap.String("appid", acc.AppID))); err != nil {
 			return fmt.Errorf("account %s: %w", acc.AppID, err)
 		}
 		if _, twice := a.byAppID[acc.AppID]; twice {
@@ -185,7 +185,7 @@ func (a *App) provisionNames(r resolver) error {
 	}
 	names := make(map[string]bool, len(a.Clients))
 	for _, c := range a.Clients {
-		if err := c.provision(r); err != nil {
+		if err := c.provision(r.of(zap.String("client", c.Name))); err != nil {
 			return fmt.Errorf("client %s: %w", c.Name, err)
 		}
 		if names[c.Name] {

@@ -181,7 +181,7 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "key":
-			err = list(d, &c.Keys, once, literalSecret)
+			err = list(d, &c.Keys, once, literalKey)
 		case "key_sha256":
 			err = list(d, &c.KeySHA256, once, literalKeySHA256)
 		case "appids":

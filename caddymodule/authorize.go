@@ -80,7 +80,7 @@ func (a *Authorize) Provision(ctx caddy.Context) (err error) {
 	if a.AuthType == 0 {
 		a.AuthType = tokens.DefaultAuthType
 	}
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	if a.Origin != "" {
 		if a.origin, err = r.required("origin", a.Origin); err != nil {
 			return err

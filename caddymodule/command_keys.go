@@ -198,7 +198,7 @@ type keyProblem struct {
 
 // pushKeys resolves the tokens and keys of an app that is not provisioned, in the order in which pushes are tried.
 func (a *App) pushKeys() (all []*pushKeys, problems []keyProblem) {
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	add := func(k *pushKeys, tokenTexts, keyTexts []string) {
 		err := literalAppID(k.appid)
 		if err == nil {
@@ -208,14 +208,9 @@ func (a *App) pushKeys() (all []*pushKeys, problems []keyProblem) {
 			problems = append(problems, keyProblem{k.what, k.appid, err})
 			return
 		}
-		count := func(field string, list []string) int {
-			if len(list) == 0 {
-				return 0
-			}
-			values, _ := r.newestFirst(field, list) // it went well before
-			return len(values)
-		}
-		k.tokens, k.aesKeys = count("token", tokenTexts), count("aes_key", keyTexts)
+		tokens, _ := r.secrets("token", tokenTexts, ofWeChat) // it went well before, as does what follows
+		keys, _ := r.newestFirst("aes_key", keyTexts)
+		k.tokens, k.aesKeys = len(tokens), len(keys)
 		all = append(all, k)
 	}
 	for _, p := range a.Platforms {

@@ -142,7 +142,7 @@ func (p *moveParams) open() (*openedStore, error) {
 
 // openStore makes a mover of what the app is configured with.
 func (a *App) openStore(ctx caddy.Context) (*openedStore, error) {
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	keys, err := a.resolveSealKeys(r)
 	if err != nil {
 		return nil, err

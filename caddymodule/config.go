@@ -10,8 +10,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -120,18 +122,29 @@ func literalAppID(s string) error {
 	return fmt.Errorf("'%s' is not an appid: want %s", s, appIDShape)
 }
 
-// unmeantLiteral is what was meant to name a variable or a file and would be taken for the secret itself, which could be guessed.
-var unmeantLiteral = regexp.MustCompile(`^(?:\$[A-Za-z_][A-Za-z0-9_]*|(?:env|file)\..+)$`)
+// unmeantLiteral is what was meant to name a variable or a file and would be taken for the secret itself, which could be guessed:
+// $NAME, ${...}, %NAME%, and env. or file. with no braces or the wrong ones.
+var unmeantLiteral = regexp.MustCompile(`(?is)^(?:\$[a-z_][a-z0-9_]*|\$\{.*|%[a-z_][a-z0-9_]*%|(?:[$<%][$<%{]*|\{[$<%{]+)?(?:env|file)\..+)$`)
 
-// literalSecret refuses a secret, push token or client's key that is wrong as it stands. The error never shows it.
+var errUnmeant = errors.New("it looks like the name of a variable or file, and would be taken as it stands: write {env.NAME} or {file./absolute/path}")
+
+// literalSecret refuses a secret or push token of WeChat's that is wrong as it stands. The error never shows it.
 func literalSecret(s string) error {
+	if unmeantLiteral.MatchString(s) {
+		return errUnmeant
+	}
+	return plainText(emptied(s))
+}
+
+// literalKey is literalSecret for the key of a client, which may be any text.
+func literalKey(s string) error {
 	switch {
 	case unmeantLiteral.MatchString(s):
-		return errors.New("it looks like the name of a variable or file, and would be taken as it stands: write {env.NAME} or {file./absolute/path}")
+		return errUnmeant
 	case hasPlaceholder(s):
-		return plainText(emptied(s))
+		return nil // the whole is judged: the ends may be anywhere in it
 	}
-	return plainText(s)
+	return keyText(s)
 }
 
 // emptied is a config string without its placeholders.
@@ -139,8 +152,8 @@ func emptied(s string) string { return anyPlaceholder.ReplaceAllString(s, "") }
 
 var anyPlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
 
-// plainText refuses what WeChat neither gives out nor accepts, and no Authorization header carries: blanks, line breaks, and
-// what an input method or an editor put around a value. Such a secret fits nothing, and would say so only when it is used.
+// plainText refuses what WeChat neither gives out nor accepts: blanks, line breaks, and what an input method or an editor put
+// around a value. Such a secret fits nothing, and would say so only when it is used.
 func plainText(s string) error {
 	for _, c := range s {
 		if c <= ' ' || c > '~' {
@@ -149,6 +162,17 @@ func plainText(s string) error {
 	}
 	if n := len(s); n > 1 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
 		return errors.New("it has quotation marks around it, which would be part of it: leave them out where it is set")
+	}
+	return nil
+}
+
+// keyText refuses what no request carries: control characters, the mark that editors put before a text, and blanks at the ends.
+func keyText(s string) error {
+	if strings.ContainsFunc(s, func(c rune) bool { return unicode.IsControl(c) || c == '\uFEFF' }) {
+		return errors.New("it has a line break or another control character in it: set it without")
+	}
+	if strings.TrimSpace(s) != s {
+		return errors.New("it has blanks around it: set it without them")
 	}
 	return nil
 }
@@ -229,7 +253,18 @@ func placeholderIn(s string) string {
 }
 
 // resolver turns config strings into values, once, when the config is loaded.
-type resolver struct{ repl *caddy.Replacer }
+type resolver struct {
+	repl *caddy.Replacer
+	log  *zap.Logger // told of what is left out; nil: nobody is
+}
+
+// of is the resolver for one block of the config, which its warnings name.
+func (r resolver) of(name zap.Field) resolver {
+	if r.log != nil {
+		r.log = r.log.With(name)
+	}
+	return r
+}
 
 // required resolves a setting that must have a value.
 func (r resolver) required(field, s string) (string, error) {
@@ -246,37 +281,57 @@ func (r resolver) required(field, s string) (string, error) {
 	return v, nil
 }
 
-// secret is required for what literalSecret judges.
+// secretKind is how a kind of secret is judged: as it is written, and by what that stands for.
+type secretKind struct{ literal, text func(string) error }
+
+var (
+	ofWeChat = secretKind{literalSecret, plainText}
+	ofClient = secretKind{literalKey, keyText}
+)
+
+// secret is required for what WeChat gave out.
 func (r resolver) secret(field, s string) (string, error) {
 	v, err := r.required(field, s)
 	if err != nil {
 		return "", err
 	}
-	return v, secretShape(field, s, v)
+	if err = ofWeChat.literal(s); err == nil {
+		err = ofWeChat.text(v)
+	}
+	return v, wrongSecret(field, s, err)
 }
 
-// secrets is newestFirst for what literalSecret judges.
-func (r resolver) secrets(field string, list []string) ([]string, error) {
-	values, err := r.newestFirst(field, list)
-	if err != nil {
-		return nil, err
-	}
+// secrets is newestFirst for secrets. What a placeholder hides at a later place and cannot be right may be left over from a
+// rotation: it is left out, and said, but keeps no config from loading.
+func (r resolver) secrets(field string, list []string, kind secretKind) ([]string, error) {
+	values := make([]string, 0, len(list))
 	for i, s := range list {
-		if v, err := r.repl.ReplaceOrErr(s, false, true); err == nil {
-			if err := secretShape(fmt.Sprintf("%s %d", field, i+1), s, v); err != nil {
-				return nil, err
-			}
+		v, err := r.nth(field, i, s)
+		if err != nil {
+			return nil, err
+		}
+		if v == "" {
+			continue
+		}
+		place := fmt.Sprintf("%s %d", field, i+1)
+		if err := kind.literal(s); err != nil {
+			return nil, wrongSecret(place, s, err)
+		}
+		err = kind.text(v)
+		switch {
+		case err == nil:
+			values = append(values, v)
+		case i == 0 || !hasPlaceholder(s):
+			return nil, wrongSecret(place, s, err)
+		case r.log != nil:
+			r.log.Warn("an older value cannot be right and is left out: mend it, or take it out", zap.NamedError("error", wrongSecret(place, s, err)))
 		}
 	}
 	return values, nil
 }
 
-// secretShape judges a secret by how it is written and by what that stands for.
-func secretShape(field, written, value string) error {
-	err := literalSecret(written)
-	if err == nil {
-		err = plainText(value)
-	}
+// wrongSecret says where a secret is that err is about, and not what it is.
+func wrongSecret(field, written string, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -291,17 +346,9 @@ func secretShape(field, written, value string) error {
 func (r resolver) newestFirst(field string, list []string) ([]string, error) {
 	values := make([]string, 0, len(list))
 	for i, s := range list {
-		if i == 0 {
-			v, err := r.required(field, s)
-			if err != nil {
-				return nil, err
-			}
-			values = append(values, v)
-			continue
-		}
-		v, err := r.repl.ReplaceOrErr(s, false, true)
+		v, err := r.nth(field, i, s)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s is not a placeholder that Caddy knows", field, placeholderIn(s))
+			return nil, err
 		}
 		if v != "" {
 			values = append(values, v)
@@ -310,10 +357,22 @@ func (r resolver) newestFirst(field string, list []string) ([]string, error) {
 	return values, nil
 }
 
+// nth resolves what stands at a place of such a list.
+func (r resolver) nth(field string, i int, s string) (string, error) {
+	if i == 0 {
+		return r.required(field, s)
+	}
+	v, err := r.repl.ReplaceOrErr(s, false, true)
+	if err != nil {
+		return "", fmt.Errorf("%s: %s is not a placeholder that Caddy knows", field, placeholderIn(s))
+	}
+	return v, nil
+}
+
 // codec builds the push credentials of a receive id.
 func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, fingerprints, error) {
 	var prints fingerprints
-	tokenTexts, err := r.secrets("token", tokens)
+	tokenTexts, err := r.secrets("token", tokens, ofWeChat)
 	if err != nil {
 		return nil, prints, err
 	}
@@ -438,7 +497,7 @@ func (c *Client) provision(r resolver) error {
 	if err := literalClientName(c.Name); err != nil {
 		return err
 	}
-	keys, err := r.secrets("key", c.Keys)
+	keys, err := r.secrets("key", c.Keys, ofClient)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -93,7 +94,7 @@ func (d *doctor) read(config, adapter, address string) error {
 	if err := c.readHTTP(); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	for _, text := range app.API {
 		if v, err := r.required("api", text); err == nil {
 			if u, err := tokens.ParseOrigin(v); err == nil {
@@ -217,8 +218,8 @@ func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind s
 		patterns = append(patterns, around...)
 		before := behind
 		for _, raw := range route.Handle {
-			if name := r.handler(raw, own, patterns, before, depth); before == "" && (name == "reverse_proxy" || name == "static_response") {
-				before = name
+			if all := r.handler(raw, own, patterns, before, depth); before == "" {
+				before = all
 			}
 		}
 		if len(route.Match) == 0 {
@@ -227,7 +228,8 @@ func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind s
 	}
 }
 
-// handler reads one and returns its name.
+// handler reads one and returns its name if nothing gets past it. A proxy that handles responses may go on with the next, as
+// forward_auth does, and so does an early hint.
 func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behind string, depth int) string {
 	var h struct {
 		Handler   string      `json:"handler"`
@@ -235,6 +237,8 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 		Upstreams []struct {
 			Dial string `json:"dial"`
 		} `json:"upstreams"`
+		Responses []json.RawMessage `json:"handle_response"`
+		Status    json.RawMessage   `json:"status_code"` // a number or a string
 	}
 	if json.Unmarshal(raw, &h) != nil {
 		return ""
@@ -251,7 +255,13 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 		}
 	}
 	r.routes(h.Routes, hosts, patterns, behind, depth+1)
-	return h.Handler
+	switch {
+	case h.Handler == "reverse_proxy" && len(h.Responses) == 0:
+		return h.Handler
+	case h.Handler == "static_response" && strings.Trim(string(h.Status), `"`) != strconv.Itoa(http.StatusEarlyHints):
+		return h.Handler
+	}
+	return ""
 }
 
 // site is that of a host and port. A site for any host is known by the address that it listens on.
@@ -303,7 +313,11 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 	for i := range c.sites {
 		for _, h := range c.sites[i].handlers {
 			if h.behind != "" {
-				results = append(results, redOf(h.name+" of "+c.sites[i].origin(), texts("stands behind "+h.behind+", which answers everything: nothing gets to it, and pushes get to the backend unverified", "位于 "+h.behind+" 之后，而后者会应答所有请求：请求到不了它，推送未经验证就到后端"),
+				en, zh := "stands behind "+h.behind+", which answers everything: nothing gets to it", "位于 "+h.behind+" 之后，而后者会应答所有请求：请求到不了它"
+				if h.behind == "reverse_proxy" && (h.name == "wechat_message" || h.name == "wechat_event") {
+					en, zh = en+", and pushes get to the backend unverified", zh+"，推送未经验证就到后端"
+				}
+				results = append(results, redOf(h.name+" of "+c.sites[i].origin(), texts(en, zh),
 					texts("put it first: in a route directives run in the order in which they are written", "请写在前面：route 内的指令按书写顺序执行")))
 			}
 		}
@@ -321,6 +335,9 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 	return results
 }
 
+// mayBeLeftOut judges the later values that a config loads without.
+var mayBeLeftOut = map[string]func(string) error{"token": ofWeChat.text, "key": ofClient.text}
+
 // checkPlaceholders says of each secret whether it resolves, here and as this user.
 func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	var results []doctorResult
@@ -331,7 +348,11 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 		}
 		name := placeholderIn(text)
 		v, err := repl.ReplaceOrErr(text, true, true)
+		judge, leftOut := mayBeLeftOut[field]
 		switch {
+		case err == nil && !needed && leftOut && judge(v) != nil:
+			results = append(results, yellowOf(subject, texts(fmt.Sprintf("%s: %s cannot be right and is left out: %v", field, name, judge(v)), fmt.Sprintf("%s：%s 不可能正确，已被忽略", field, name)),
+				texts("mend it, or take it out if the rotation is over", "请修正；轮换已结束则删掉")))
 		case err == nil && strings.TrimSpace(v) != v:
 			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)),
 				texts("set it without them; one line break at the end of a file does not count", "去掉首尾空白；文件末尾的一个换行不算在内")))

@@ -239,7 +239,7 @@ func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResu
 // filesOf are the files that a handler serves from the config and its folder.
 func filesOf(v *Verify) map[string][]byte {
 	files := make(map[string][]byte)
-	folder, err := resolver{caddy.NewReplacer()}.required("folder", v.Folder)
+	folder, err := resolver{repl: caddy.NewReplacer()}.required("folder", v.Folder)
 	if err == nil {
 		if dir, err := os.Open(folder); err == nil {
 			names, _ := dir.Readdirnames(maxLookedThrough)

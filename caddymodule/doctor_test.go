@@ -514,6 +514,68 @@ func TestDoctorOfTheSick(t *testing.T) {
 	}
 }
 
+// TestDoctorOnOrder: what is behind a handler that goes on with the next is reached, and of what is not no more is said than is true.
+func TestDoctorOnOrder(t *testing.T) {
+	t.Parallel()
+	const auth, proxy = "forward_auth 127.0.0.1:9091 {\nuri /auth\n}\n", "reverse_proxy 127.0.0.1:9092"
+	const nothing, unverified = "answers everything: nothing gets to it", ", and pushes get to the backend unverified"
+	for _, tt := range []struct{ site, want string }{ // want: empty: nothing
+		{auth + "wechat_api", ""},
+		{auth + "wechat_console", ""},
+		{"handle {\n" + auth + "wechat_api\n}", ""},
+		{"handle /console* {\n" + auth + "wechat_console\n}", ""},
+		{"route {\nrespond 103\nwechat_api\n}", ""},
+		{"route {\n" + proxy + " {\nhandle_response {\nrespond 404\n}\n}\nwechat_api\n}", ""},
+		{"route {\n" + proxy + " {\n@down status 502\nhandle_response @down {\nrespond 503\n}\n}\nwechat_message\n}", ""},
+		{"route {\n" + proxy + "\nwechat_message\n}", "reverse_proxy, which " + nothing + unverified},
+		{"route {\n" + proxy + "\nwechat_event\n}", "reverse_proxy, which " + nothing + unverified},
+		{"route {\n" + proxy + "\nwechat_api\n}", "reverse_proxy, which " + nothing},
+		{"route {\n" + proxy + "\nwechat_console\n}", "reverse_proxy, which " + nothing},
+		{"redir https://example.com\nwechat_message", "static_response, which " + nothing},
+		{"route {\nrespond 200\nwechat_event\n}", "static_response, which " + nothing},
+	} {
+		file := filepath.Join(t.TempDir(), "Caddyfile")
+		writeFile(t, file, "{\nwechat\n}\nhttp://:8090 {\n"+tt.site+"\n}\n")
+		_, adapted, _, err := adaptedApp(file, "caddyfile")
+		if err != nil {
+			t.Fatalf("%s: %v", tt.site, err)
+		}
+		d := newDoctor()
+		d.config = doctorConfig{file: file, adapted: adapted, app: new(App)}
+		if err := d.config.readHTTP(); err != nil {
+			t.Fatal(err)
+		}
+		said := ""
+		for _, r := range d.checkConfig(t.Context()) {
+			if what, ok := strings.CutPrefix(r.Text.EN, "stands behind "); ok {
+				said += what
+				if r.Level != doctorRed || strings.Contains(r.Text.ZH, "未经验证") != strings.Contains(what, "unverified") {
+					t.Errorf("%s: %+v", tt.site, r)
+				}
+			}
+		}
+		if said != tt.want {
+			t.Errorf("%s:\nsaid %q, want %q", tt.site, said, tt.want)
+		}
+	}
+}
+
+// TestDoctorOnOldSecrets: one that is left out is worth a word, and is no reason for anything to be red.
+func TestDoctorOnOldSecrets(t *testing.T) {
+	t.Setenv("OLD_TOKEN", "old \n")
+	p := newPatient(t)
+	p.part("apps/wechat/platforms/0")["tokens"] = append(p.part("apps/wechat/platforms/0")["tokens"].([]any), "{env.OLD_TOKEN}")
+	report := p.examine(t)
+	if report.Level != doctorYellow {
+		t.Errorf("level is %s: %+v", report.Level, report.Checks)
+	}
+	if !slices.ContainsFunc(report.of("placeholders"), func(r doctorResult) bool {
+		return r.Level == doctorYellow && strings.Contains(r.Text.EN, "token: {env.OLD_TOKEN} cannot be right and is left out")
+	}) {
+		t.Errorf("%+v", report.of("placeholders"))
+	}
+}
+
 // TestDoctorOnLineBreaks: one at the end of a file, as echo writes it, does not count, and the remedy for more of them says so.
 func TestDoctorOnLineBreaks(t *testing.T) {
 	t.Parallel()
@@ -527,10 +589,17 @@ func TestDoctorOnLineBreaks(t *testing.T) {
 		if report.Level != tt.level && (tt.level == doctorRed || report.Level == doctorRed) {
 			t.Errorf("%q: %s: %+v", tt.content, report.Level, results)
 		}
+		said := 0
 		for _, r := range results {
-			if r.Level == doctorRed && strings.Contains(r.Text.EN, "a line break around it") && !strings.Contains(r.Remedy.EN, "one line break at the end of a file does not count") {
+			if r.Level != doctorRed || !strings.Contains(r.Text.EN, "a line break around it") {
+				continue
+			}
+			if said++; !strings.Contains(r.Remedy.EN, "one line break at the end of a file does not count") {
 				t.Errorf("%q: remedy: %s", tt.content, r.Remedy.EN)
 			}
+		}
+		if (said == 1) != (tt.level == doctorRed) || said > 1 {
+			t.Errorf("%q: said %d times: %+v", tt.content, said, results)
 		}
 	}
 }

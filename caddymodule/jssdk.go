@@ -90,7 +90,7 @@ func (j *JSSDK) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	j.base = strings.TrimSuffix(j.Base, "/")
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	j.hosts = nil
 	for _, s := range j.Hosts {
 		s, err := r.required("hosts", s)

@@ -105,7 +105,7 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 	}
 	o.base = strings.TrimSuffix(o.Base, "/")
 	o.provisionLimits()
-	r := resolver{caddy.NewReplacer()}
+	r := resolver{repl: caddy.NewReplacer()}
 	if o.Origin != "" {
 		if o.origin, err = r.required("origin", o.Origin); err != nil {
 			return err

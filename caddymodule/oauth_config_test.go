@@ -73,7 +73,7 @@ func TestFuncTarget(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			f := &Func{Key: "a", Prefix: tt.prefix}
-			if err := f.provision(resolver{caddy.NewReplacer()}); err != nil {
+			if err := f.provision(resolver{repl: caddy.NewReplacer()}); err != nil {
 				t.Fatal(err)
 			}
 			got := f.target("ID", tt.state)

@@ -180,7 +180,7 @@ func TestOAuthPrefixesAreReadAlike(t *testing.T) {
 	for _, bad := range bypasses {
 		for _, prefix := range []string{bad, "https://shop.example.com" + bad, "https://shop.example.com/" + bad, "https:" + bad} {
 			f := &Func{Key: "a", Prefix: prefix}
-			if f.provision(resolver{caddy.NewReplacer()}) != nil {
+			if f.provision(resolver{repl: caddy.NewReplacer()}) != nil {
 				continue
 			}
 			passed++

@@ -43,7 +43,7 @@ func (Permission) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves the suffix.
 func (p *Permission) Provision(ctx caddy.Context) error {
-	suffix, err := (resolver{caddy.NewReplacer()}).required("suffix", p.Suffix)
+	suffix, err := (resolver{repl: caddy.NewReplacer()}).required("suffix", p.Suffix)
 	if err != nil {
 		return err
 	}

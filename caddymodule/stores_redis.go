@@ -102,7 +102,7 @@ func (*RedisStore) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves and checks the configuration. It opens no connection.
 func (s *RedisStore) Provision(caddy.Context) error {
-	o, err := s.options(resolver{caddy.NewReplacer()})
+	o, err := s.options(resolver{repl: caddy.NewReplacer()})
 	if err != nil {
 		return err
 	}

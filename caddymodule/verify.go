@@ -107,7 +107,7 @@ func (v *Verify) Provision(ctx caddy.Context) error {
 	if v.Folder == "" {
 		return nil
 	}
-	if v.folder, err = (resolver{caddy.NewReplacer()}).required("folder", v.Folder); err != nil {
+	if v.folder, err = (resolver{repl: caddy.NewReplacer()}).required("folder", v.Folder); err != nil {
 		return err
 	}
 	v.warnOfFolder()
