@@ -111,7 +111,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		jssdk:         counter("jssdk_total", "Pages to be signed for the JS-SDK, by result.", "result"),
 		authorize:     counter("authorize_total", "Steps of authorizing a platform, by step and result.", "step", "result"),
 		storeDuration: histogram("store_operation_duration_seconds", "Time of a store operation.", prometheus.DefBuckets, "store", "op"),
-		storeErrors:   counter("store_errors_total", "Store operations that did not succeed.", "store", "op"),
+		storeErrors:   counter("store_errors_total", "Store operations that did not succeed. A lock that another node is known to hold, and a caller that left, do not count.", "store", "op"),
 		lockWait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: "lock_wait_seconds", Help: "Time until the store gave a lock, or did not.", Buckets: prometheus.DefBuckets,
 		}),

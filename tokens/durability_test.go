@@ -378,6 +378,66 @@ func TestLockOfALiveHolder(t *testing.T) {
 	})
 }
 
+// What is not the store's fault is not counted as its error: a lock that is held, or a caller who left. A deadline is.
+func TestNotTheStoresErrors(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		o := &observed{refreshes: make(map[Kind]int), failures: make(map[Kind]int), ops: make(map[string]int)}
+		env := *r.env
+		env.Store, env.Observer = heldLocks{r.store}, o
+		hang := make(chan struct{})
+		free := sync.OnceFunc(func() { close(hang) })
+		defer free()
+		operations := map[string]func(context.Context) error{
+			"load":   func(ctx context.Context) error { _, err := r.loadRaw(ctx, &env, "wechat/v1/x"); return err },
+			"store":  func(ctx context.Context) error { return r.storeRaw(ctx, &env, "wechat/v1/x", []byte("{}")) },
+			"delete": func(ctx context.Context) error { return r.deleteRecord(ctx, &env, "wechat/v1/x") },
+			"list": func(ctx context.Context) error {
+				_, _, err := r.scanAuthorizers(ctx, &env, place{platform: testPlatform}, "", 1)
+				return err
+			},
+		}
+		unlock, err := r.store.MemStore.Lock(t.Context(), "wechat/v1/held")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.lockStore(t.Context(), &env, "wechat/v1/held", time.Second); !errors.Is(err, ErrLockHeld) {
+			t.Fatal(err)
+		}
+		unlock()
+		if o.ops["lock failed"] != 0 || o.ops["lock"] != 1 {
+			t.Errorf("a lock that another holds: %v", o.ops)
+		}
+		r.store.fail(func(op, _ string) error {
+			<-hang
+			return errors.New("cut off")
+		})
+		for op, operate := range operations {
+			ctx, leave := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- operate(ctx) }()
+			synctest.Wait()
+			leave()
+			hang <- struct{}{}
+			if err := <-done; err == nil {
+				t.Errorf("%s succeeded", op)
+			}
+			if o.ops[op+" failed"] != 0 || o.ops[op] != 0 {
+				t.Errorf("%s of a caller who left: %v", op, o.ops)
+			}
+			ctx, leave = context.WithTimeout(t.Context(), time.Second)
+			go func() { done <- operate(ctx) }()
+			<-ctx.Done()
+			hang <- struct{}{}
+			if err := <-done; err == nil || o.ops[op+" failed"] != 1 {
+				t.Errorf("%s beyond a deadline: %v, %v", op, err, o.ops)
+			}
+			leave()
+		}
+	})
+}
+
 func TestStorePutBackToAnOlderState(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {

@@ -35,7 +35,8 @@ type Observer interface {
 	// Happened reports what those who run the gateway, and their programs, may want to hear of. Err is why something failed.
 	Happened(what Happening, k Key, err error)
 	// StoreOperation reports one operation on the store: load, store, delete, list, lock, or share, which is a
-	// step of what nodes share for a short time.
+	// step of what nodes share for a short time. A lock that somebody else is known to hold is no error, and what failed
+	// because its caller left is not reported.
 	StoreOperation(op string, took time.Duration, err error)
 }
 

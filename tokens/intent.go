@@ -406,7 +406,7 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 	defer cancel()
 	start := time.Now()
 	names, err := env.Store.List(listCtx, intentFolder)
-	env.observe("list", start, err)
+	env.observe(ctx, "list", start, err)
 	if err != nil {
 		env.Log.Error("accepted authorizations cannot be listed; tried again", "error", err)
 		return fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)

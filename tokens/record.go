@@ -200,12 +200,12 @@ func (m *Manager) openRecord(ctx context.Context, env *Environment, name string,
 
 // loadRaw reads the bytes of a record. The error is fs.ErrNotExist if there is none, and wraps ErrStore otherwise.
 func (m *Manager) loadRaw(ctx context.Context, env *Environment, name string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	limited, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
-	data, err := env.Store.Load(ctx, name)
+	data, err := env.Store.Load(limited, name)
 	missing := errors.Is(err, fs.ErrNotExist)
-	env.observe("load", start, ignoreIf(err, missing))
+	env.observe(ctx, "load", start, ignoreIf(err, missing))
 	switch {
 	case missing:
 		return nil, fs.ErrNotExist
@@ -372,11 +372,11 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 	if !ok {
 		return m.storeRaw(ctx, env, name, data)
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	limited, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
-	err = swapper.Swap(ctx, name, old, data)
-	env.observe("store", start, ignoreIf(err, errors.Is(err, ErrSwapped)))
+	err = swapper.Swap(limited, name, old, data)
+	env.observe(ctx, "store", start, ignoreIf(err, errors.Is(err, ErrSwapped)))
 	if err != nil {
 		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
 	}
@@ -384,11 +384,11 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 }
 
 func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, data []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	limited, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
-	err := env.Store.Store(ctx, name, data)
-	env.observe("store", start, err)
+	err := env.Store.Store(limited, name, data)
+	env.observe(ctx, "store", start, err)
 	if err != nil {
 		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
 	}
@@ -397,11 +397,11 @@ func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, d
 
 // deleteRecord removes a record.
 func (m *Manager) deleteRecord(ctx context.Context, env *Environment, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	limited, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	start := time.Now()
-	err := env.Store.Delete(ctx, name)
-	env.observe("delete", start, err)
+	err := env.Store.Delete(limited, name)
+	env.observe(ctx, "delete", start, err)
 	if err != nil {
 		return fmt.Errorf("%w: delete %s: %w", ErrStore, name, err)
 	}
@@ -410,18 +410,23 @@ func (m *Manager) deleteRecord(ctx context.Context, env *Environment, name strin
 
 // lockStore takes a lock that all nodes respect and waits for it no longer than wait.
 func (m *Manager) lockStore(ctx context.Context, env *Environment, name string, wait time.Duration) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	start := time.Now()
-	unlock, err = env.Store.Lock(ctx, name)
-	env.observe("lock", start, err)
+	unlock, err = env.Store.Lock(limited, name)
+	env.observe(ctx, "lock", start, ignoreIf(err, errors.Is(err, ErrLockHeld))) // the store said who has it
 	if err != nil {
 		return nil, fmt.Errorf("%w: lock %s: %w", ErrStore, name, err)
 	}
 	return unlock, nil
 }
 
-func (e *Environment) observe(op string, start time.Time, err error) {
+// observe reports an operation on the store. One that failed because its caller left, whose context ctx is, tells nothing of the
+// store. A deadline does, whoever set it: the gateway sets those.
+func (e *Environment) observe(ctx context.Context, op string, start time.Time, err error) {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
 	e.Observer.StoreOperation(op, time.Since(start), err)
 }
 

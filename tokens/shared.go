@@ -95,7 +95,7 @@ func (m *Manager) sharedStep(ctx context.Context, g *gate, step func(context.Con
 	start := time.Now()
 	err = step(limited, env, values)
 	answered := err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
-	env.observe("share", start, ignoreIf(err, answered))
+	env.observe(ctx, "share", start, ignoreIf(err, answered))
 	switch {
 	case answered:
 		if g.settle(true) {
