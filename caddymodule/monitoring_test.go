@@ -144,6 +144,9 @@ func TestAlertRules(t *testing.T) {
 				t.Errorf("rule %q is not whole, or there twice", r.Alert)
 			}
 			seen[r.Alert] = true
+			if strings.Contains(r.Expr, ") - ") && r.For == "" {
+				t.Errorf("%s fires at once on the difference of counters, which do not count in one moment", r.Alert)
+			}
 			checkExpr(t, metrics, r.Expr, r.Annotations["summary"], r.Annotations["description"])
 		}
 	}
