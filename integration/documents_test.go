@@ -432,7 +432,8 @@ func TestQuickstartKey(t *testing.T) {
 	}
 }
 
-// TestDocumentBackups: an export that fails leaves the archive of the time before, which the shell would have emptied.
+// TestDocumentBackups: an export that fails leaves the archive of the time before, which the shell would have emptied. The file
+// that the shell makes is its owner's alone, as security.md says of archives, and the umask of what comes after is as it was.
 func TestDocumentBackups(t *testing.T) {
 	t.Parallel()
 	exports := regexp.MustCompile(`(?m)^.*wechat export .* - > (\S+)(.*)$`)
@@ -442,6 +443,9 @@ func TestDocumentBackups(t *testing.T) {
 			found++
 			if !strings.HasPrefix(m[2], " && mv "+m[1]+" ") {
 				t.Errorf("%s writes over an archive: %s", doc, m[0])
+			}
+			if !strings.HasPrefix(m[0], "(umask 077; ") || !strings.HasSuffix(m[0], ")") {
+				t.Errorf("%s: others may read the archive: %s", doc, m[0])
 			}
 		}
 	}
