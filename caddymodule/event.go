@@ -156,8 +156,14 @@ func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	p := newPush()
 	defer p.release()
 	p.entry.Time = started
-	switch err := e.serve(w, r, next, p); {
-	case errors.Is(err, errHeld), errors.Is(err, errDropped): // a message, by wechat_message
+	err := e.serve(w, r, next, p)
+	detour, refused := errors.AsType[refusedDetour](err)
+	switch {
+	case refused: // a message, by wechat_message, which has answered it and told the log
+		e.app.feedRefused(r.Context(), "event", p, detour.why)
+		e.app.metrics().pushes.WithLabelValues("event", detour.why.result).Inc()
+		return nil
+	case errors.Is(err, errHeld), errors.Is(err, errDropped): // likewise
 		e.app.metrics().pushes.WithLabelValues("event", "held").Inc()
 		e.app.feedPush(r.Context(), p, feedEvent, outcomeHeld)
 		if errors.Is(err, errHeld) {

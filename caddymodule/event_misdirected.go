@@ -34,15 +34,16 @@ var (
 
 // misdirected has a message that came to the authorization-event URL handled by the site's wechat_message, as if it had
 // come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success. The error
-// is errHeld or errDropped if it was not answered.
+// is errHeld or errDropped if it was not answered, and a refusedDetour if it was refused.
 func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) error {
 	e.app.health().sightings.saw(codeMessageMisdirected, p.platform.AppID, tokens.Text{})
 	found, err := e.messageRoute(r, p)
 	if err == nil {
 		err = found.run(w, r, p)
 	}
-	held := errors.Is(err, errHeld) || errors.Is(err, errDropped)
-	if err != nil && !held {
+	_, refused := errors.AsType[refusedDetour](err)
+	taken := refused || errors.Is(err, errHeld) || errors.Is(err, errDropped)
+	if err != nil && !taken {
 		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, 消息与事件接收URL must be the URL of the wechat_message route; compare it with 授权事件接收URL",
 			append(whyFields(err), zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))...)
 		writePlain(w, success)
@@ -65,6 +66,7 @@ type detour struct {
 
 	answered time.Time // by wechat_message, whose handler may go on for long after that
 	dropped  bool      // not answered, and its connection is closed
+	refused  *refusal  // by wechat_message, which has answered with it; nil: it has not
 }
 
 // pattern is the path as it is entered in the platform's console.
@@ -74,6 +76,11 @@ func (d *detour) pattern() string {
 	}
 	return strings.ReplaceAll(d.path, d.appid, "$APPID$")
 }
+
+// refusedDetour is a message that wechat_message refused: it is answered, and told in the log.
+type refusedDetour struct{ why *refusal }
+
+func (r refusedDetour) Error() string { return r.why.reason }
 
 type detourKey struct{}
 
@@ -103,6 +110,8 @@ func (d *detour) run(w http.ResponseWriter, r *http.Request, p *push) error {
 		return errDropped
 	case d.taken.Load() && errors.Is(err, errHeld):
 		return errHeld
+	case d.refused != nil:
+		return refusedDetour{d.refused}
 	case d.taken.Load():
 		p.answered = d.answered
 		return nil

@@ -656,6 +656,50 @@ http://b.example.com {
 	}
 }
 
+// TestMisdirectedRefused: a message on a detour that wechat_message refuses counts and is told as refused for the event URL too.
+func TestMisdirectedRefused(t *testing.T) {
+	s := newSites(t, filepath.Join(t.TempDir(), "storage"), `http://a.example.com {
+	wechat_event /wx/event
+	route /wx/message/* {
+		wechat_message {
+			max_body 100
+		}
+		reverse_proxy BACKEND
+	}
+}
+`)
+	s.know()
+	if got := s.push("a.example.com", platformSender(t).push("/wx/event", textMessage("hello"))); got.Status != http.StatusRequestEntityTooLarge {
+		t.Errorf("%d %q", got.Status, got.Body)
+	}
+	s.server.Close() // which waits for the handlers
+	pushes := s.app.metrics().pushes
+	for _, endpoint := range []string{"message", "event"} {
+		if refused, ok := counted(t, pushes, endpoint, "too_large"), counted(t, pushes, endpoint, "ok"); refused != 1 || ok != 0 {
+			t.Errorf("%s: %v refused, %v ok", endpoint, refused, ok)
+		}
+	}
+	text, entries := feedJSON(t, s.app, "/wechat/feed")
+	told := 0
+	for _, e := range entries {
+		if e.Kind != feedEvent && e.Kind != feedPush {
+			continue
+		}
+		if told++; e.Outcome != outcomeRefused || e.Status != http.StatusRequestEntityTooLarge {
+			t.Errorf("the feed says %s %s %d", e.Kind, e.Outcome, e.Status)
+		}
+	}
+	if told != 2 {
+		t.Errorf("the feed has %d pushes: %s", told, text)
+	}
+	if n := s.logs.FilterMessage("push refused").Len(); n != 1 {
+		t.Errorf("the log says %d times that it was refused", n)
+	}
+	if n := s.logs.FilterMessageSnippet("was not delivered").Len(); n != 0 {
+		t.Errorf("the log says %d times that no wechat_message was found", n)
+	}
+}
+
 func init() {
 	caddy.RegisterModule(new(testBeforeMessage))
 	httpcaddyfile.RegisterHandlerDirective("test_before_message", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {

@@ -242,7 +242,10 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 		return nil
 	case err != nil:
-		m.app.refuse(w, r, "message", p, err)
+		why := m.app.refuse(w, r, "message", p, err)
+		if d := onDetour(r); d != nil {
+			d.refused = why
+		}
 		return nil
 	}
 	m.app.metrics().messageOK.Inc()

@@ -401,8 +401,8 @@ const (
 )
 
 // refuse answers a push that is not accepted, counts it, and logs why. It does not return the error to Caddy, which
-// would log the URI and with it signatures and openids.
-func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p *push, err error) {
+// would log the URI and with it signatures and openids; it returns what was answered.
+func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p *push, err error) *refusal {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {
 		why = errNotKept
@@ -427,4 +427,5 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p 
 	}
 	w.WriteHeader(why.status)
 	_, _ = io.WriteString(w, why.reason+"\n")
+	return why
 }
