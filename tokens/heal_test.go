@@ -401,6 +401,68 @@ func TestListedBeforeItsCodeIsExchanged(t *testing.T) {
 	}
 }
 
+// readsTheList has a node of a cluster read WeChat's list, as the store has never been compared with it.
+func readsTheList(t *testing.T, r *rig) {
+	t.Helper()
+	read := r.wx.count(pathAuthorizerList)
+	env := *r.env
+	env.Platforms, env.RosterEvery = env.Platforms[:1], 24*time.Hour
+	r.Use(&env)
+	time.Sleep(time.Second)
+	synctest.Wait()
+	if r.wx.count(pathAuthorizerList) == read {
+		t.Fatal("the list was not read")
+	}
+}
+
+// Nor is one whose code another node is exchanging.
+func TestListedWhileAnotherNodeExchangesItsCode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _ := cluster(t)
+		a.refuseExchanges()
+		const other = "wx00000000000000ee" // of which no code came
+		a.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer], f.refresh[other] = "", "" })
+		if err := a.Accept(t.Context(), a.push(a.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		lists := b.store.count("list")
+		readsTheList(t, b)
+		if len(b.Manager.intents.open()) != 0 {
+			t.Fatal("it is the node's own by now")
+		}
+		if got := b.Orphans(testPlatform); !slices.Equal(got, []string{other}) {
+			t.Errorf("orphans: %v", got)
+		}
+		if n := b.store.count("list") - lists; n > 1 {
+			t.Errorf("the intents were listed %d times", n)
+		}
+		a.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		time.Sleep(time.Hour)
+		if got := b.Orphans(testPlatform); !slices.Equal(got, []string{other}) {
+			t.Errorf("orphans once the code is exchanged: %v", got)
+		}
+	})
+}
+
+// An orphan is none any more once it has authorised again, on whichever node.
+func TestOrphanAuthorisesOnAnotherNode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _ := cluster(t)
+		a.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "" })
+		readsTheList(t, b)
+		if got := b.Orphans(testPlatform); !slices.Equal(got, []string{testAuthorizer}) {
+			t.Fatalf("orphans: %v", got)
+		}
+		a.authorize(t, testPlatform, testAuthorizer)
+		synctest.Wait()
+		if got := b.Orphans(testPlatform); len(got) != 0 {
+			t.Errorf("orphans once it has authorised: %v", got)
+		}
+	})
+}
+
 // A dead code is replaced by the refresh token that WeChat names.
 func TestDeadCodeIsMadeGood(t *testing.T) {
 	t.Parallel()

@@ -152,6 +152,7 @@ func (h *hearing) Changed(name string) {
 	h.marks[c.place(k)].Store(m.beat.Add(1))
 	m.troubles.retry(k)
 	m.hearName(k)
+	m.heardOrphan(k)
 	if env := m.env.Load(); k.Kind == KindAuthorizer && env != nil {
 		m.strangers.absent.Delete(absentAccount{env.serial, h.since.Load(), k.AppID})
 	}

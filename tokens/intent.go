@@ -393,6 +393,24 @@ func (m *Manager) resumeLateIntents(ctx context.Context) error {
 	return nil
 }
 
+// storedIntents are the hashes of the codes that the store has intents of.
+func (m *Manager) storedIntents(ctx context.Context, env *Environment) (hashes []string, err error) {
+	limited, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	start := time.Now()
+	names, err := env.Store.List(limited, intentFolder)
+	env.observe(ctx, "list", start, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)
+	}
+	for _, name := range names {
+		if hash := path.Base(name); isCodeHash(hash) { // else a store's temporary file
+			hashes = append(hashes, hash)
+		}
+	}
+	return hashes, nil
+}
+
 // resumeIntents is the job that takes up what was accepted and not finished, by an earlier process at the first Use.
 func (m *Manager) resumeIntents(ctx context.Context) error {
 	env, err := m.current()
@@ -402,21 +420,13 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 		}
 		return err
 	}
-	listCtx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	names, err := env.Store.List(listCtx, intentFolder)
-	env.observe(ctx, "list", start, err)
+	hashes, err := m.storedIntents(ctx, env)
 	if err != nil {
 		env.Log.Error("accepted authorizations cannot be listed; tried again", "error", err)
-		return fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)
+		return err
 	}
 	var failed error
-	for _, name := range names {
-		hash := path.Base(name)
-		if !isCodeHash(hash) {
-			continue // a store's temporary file
-		}
+	for _, hash := range hashes {
 		var wire intentWire
 		switch err := m.loadRecord(ctx, env, intentName(hash), &wire); {
 		case err == nil:
@@ -432,7 +442,7 @@ func (m *Manager) resumeIntents(ctx context.Context) error {
 			}
 		case errors.Is(err, errUnreadable):
 			m.unreadIntents.Store(true)
-			env.Log.Error("an accepted authorization cannot be read and is left alone", "record", name, "error", err)
+			env.Log.Error("an accepted authorization cannot be read and is left alone", "record", intentName(hash), "error", err)
 		default:
 			failed = err
 		}

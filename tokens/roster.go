@@ -335,8 +335,9 @@ func (m *Manager) readPage(ctx context.Context, env *Environment, platform strin
 	if err := m.componentCall(ctx, env, platform, pathAuthorizerList, body, &page); err != nil {
 		return false, err
 	}
+	others := new(othersIntents)
 	for _, a := range page.List {
-		if err := m.compare(ctx, env, platform, a); err != nil {
+		if err := m.compare(ctx, env, platform, a, others); err != nil {
 			return false, err // the page is read again
 		}
 	}
@@ -371,7 +372,7 @@ func (m *Manager) readPage(ctx context.Context, env *Environment, platform strin
 }
 
 // compare holds one listed account against the store.
-func (m *Manager) compare(ctx context.Context, env *Environment, platform string, a listed) error {
+func (m *Manager) compare(ctx context.Context, env *Environment, platform string, a listed, others *othersIntents) error {
 	k := AuthorizerKey(platform, a.AppID)
 	if env.knows(k) != nil {
 		return nil // no appid
@@ -384,10 +385,16 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 			delete(r.orphans, a.AppID)
 		}
 	})
-	// Its code may be here, and exchanged in this moment: asked before the record is read, which has the tokens once it is not.
+	// Its code may be here or on another node, and exchanged in this moment: asked before the record is read, which has the tokens
+	// once it is not.
 	exchanging := false
 	if a.Refresh == "" {
-		_, exchanging = m.intents.latest(k)
+		var err error
+		if _, exchanging = m.intents.latest(k); !exchanging {
+			if exchanging, err = others.exchange(ctx, m, env, k); err != nil {
+				return err
+			}
+		}
 	}
 	// Not through the cache: a million accounts would drive those in use out of it.
 	var wire recordWire
@@ -427,6 +434,64 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 		m.rosters.found(k)
 	}
 	return nil
+}
+
+// othersIntents are the intents in the store that this node is not working on, as they are when the first account of a page
+// needs them. Each page lists them once at most, and reads as many as it has accounts at most.
+type othersIntents struct {
+	listed bool
+	more   bool // there are too many to read: any account may have one
+	keys   map[Key]bool
+}
+
+// exchange reports whether another node may be exchanging a code of an account.
+func (o *othersIntents) exchange(ctx context.Context, m *Manager, env *Environment, k Key) (bool, error) {
+	if !o.listed {
+		hashes, err := m.storedIntents(ctx, env)
+		if err != nil {
+			return false, err
+		}
+		keys := make(map[Key]bool)
+		reads := 0
+		for _, hash := range hashes {
+			if m.intents.get(hash) != nil {
+				continue // asked for already
+			}
+			if reads++; reads > rosterPage {
+				o.more = true
+				break
+			}
+			switch in, err := m.keptIntent(ctx, env, hash); {
+			case err == nil:
+				keys[AuthorizerKey(in.Platform, in.AppID)] = true
+			case !notAnIntent(err):
+				return false, err
+			}
+		}
+		o.keys, o.listed = keys, true
+	}
+	return o.more || o.keys[k], nil
+}
+
+// heardOrphan has an orphan's record looked at that another node has changed: it may have authorised there.
+func (m *Manager) heardOrphan(k Key) {
+	orphan := false
+	if k.Kind == KindAuthorizer {
+		m.rosters.change(k.Platform, func(r *roster) { orphan = r.orphans[k.AppID] })
+	}
+	if !orphan {
+		return
+	}
+	m.queue.addLight("orphan "+k.recordName(), func(ctx context.Context) {
+		env, err := m.current()
+		if err != nil {
+			return
+		}
+		// If the refresh token is the void one still, the next renewal notes it again. A change that is not heard, the next list tells.
+		if rec, err := m.look(ctx, env, k); err == nil && rec != nil && (!rec.RefreshToken.IsZero() || rec.revoked()) {
+			m.rosters.settled(k)
+		}
+	})
 }
 
 // endWalk settles the doubts that a list which was read to its end can settle, and reports the accounts that nothing can
