@@ -28,7 +28,7 @@ type upload struct {
 
 	mu      sync.Mutex
 	timer   *time.Timer // nil until the first part is there
-	of      *uploadBody // which gave the part that is being sent
+	of      *uploadBody // the last sending that was begun
 	over    bool
 	stalled bool
 }
@@ -47,6 +47,9 @@ func (u *upload) body(of *bodyReader) *uploadBody {
 		b = new(uploadBody)
 	}
 	b.bodyReader, b.upload = of, u
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.of = b
 	return b
 }
 
@@ -54,9 +57,8 @@ func (u *upload) body(of *bodyReader) *uploadBody {
 func (u *upload) given(by *uploadBody, limit time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.of = by
 	switch {
-	case u.over:
+	case u.over, u.of != by:
 	case u.timer == nil:
 		u.timer = time.AfterFunc(limit, u.stall)
 	default:

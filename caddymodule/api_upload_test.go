@@ -170,7 +170,7 @@ func TestTakenConn(t *testing.T) {
 
 // TestAPIUploadThatIsSlow: neither a caller that pauses nor a WeChat that is slow makes a call stall, nor does one that answers early.
 func TestAPIUploadThatIsSlow(t *testing.T) {
-	const limit, pause, parts = 300 * time.Millisecond, 200 * time.Millisecond, 4
+	const limit, pause, parts = 500 * time.Millisecond, 200 * time.Millisecond, 4
 	for _, how := range []string{"http", "https", "h2"} {
 		for name, c := range map[string]struct {
 			streams bool // only where a connection has several
@@ -180,7 +180,7 @@ func TestAPIUploadThatIsSlow(t *testing.T) {
 			"caller": {
 				serve: func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
 				body: func() (io.Reader, int64) {
-					return &slowReader{parts: 2, pause: 2 * limit}, -1
+					return &slowReader{parts: 2, pause: limit * 5 / 4}, -1
 				},
 			},
 			"wechat": {
@@ -268,6 +268,7 @@ func TestUploadBegunAgain(t *testing.T) {
 		second := u.body(kept.open())
 		_, _ = second.Read(make([]byte, 4))
 		_ = first.Close()
+		first.upload.given(first, time.Hour) // it was reading still when it was closed
 		time.Sleep(time.Minute)
 		if ctx.Err() == nil || !u.end() {
 			t.Error("nobody waits for it")
@@ -351,7 +352,7 @@ func TestAPIUploadIsTaken(t *testing.T) {
 
 // TestAPIConnectionsLast: a connection's deadline for writes is no bound for its life, nor for an answer.
 func TestAPIConnectionsLast(t *testing.T) {
-	const limit = 100 * time.Millisecond
+	const limit = 300 * time.Millisecond
 	for _, how := range []string{"http", "https", "h2"} {
 		t.Run(how, func(t *testing.T) {
 			var from sync.Map
@@ -361,11 +362,11 @@ func TestAPIConnectionsLast(t *testing.T) {
 				for range 8 {
 					_, _ = io.WriteString(w, "<x/>")
 					_ = http.NewResponseController(w).Flush()
-					time.Sleep(limit / 3)
+					time.Sleep(limit / 6) // longer than the limit in all
 				}
 			})
 			u.transport().stall = limit
-			for range 3 {
+			for range 2 {
 				if status, call, err := u.call(t.Context(), t, io.LimitReader(zeros{}, 100), 100); status != http.StatusOK || err != nil {
 					t.Errorf("status %d, %s %s, %v", status, call.outcome, call.reason, err)
 				}

@@ -228,6 +228,12 @@ func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind s
 	}
 }
 
+// isEmptyJSON reports whether a list is missing or has nothing in it.
+func isEmptyJSON(list json.RawMessage) bool {
+	var items []json.RawMessage
+	return len(list) == 0 || json.Unmarshal(list, &items) == nil && len(items) == 0
+}
+
 // handler reads one and returns its name if nothing gets past it. A proxy that handles responses may go on with the next, as
 // forward_auth does, and so does an early hint.
 func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behind string, depth int) string {
@@ -237,8 +243,8 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 		Upstreams []struct {
 			Dial string `json:"dial"`
 		} `json:"upstreams"`
-		Responses []json.RawMessage `json:"handle_response"`
-		Status    json.RawMessage   `json:"status_code"` // a number or a string
+		Responses json.RawMessage `json:"handle_response"` // of whatever shape another handler has
+		Status    json.RawMessage `json:"status_code"`     // a number or a string
 	}
 	if json.Unmarshal(raw, &h) != nil {
 		return ""
@@ -256,7 +262,7 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 	}
 	r.routes(h.Routes, hosts, patterns, behind, depth+1)
 	switch {
-	case h.Handler == "reverse_proxy" && len(h.Responses) == 0:
+	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
 		return h.Handler
 	case h.Handler == "static_response" && strings.Trim(string(h.Status), `"`) != strconv.Itoa(http.StatusEarlyHints):
 		return h.Handler

@@ -445,6 +445,43 @@ func TestListedWhileAnotherNodeExchangesItsCode(t *testing.T) {
 	})
 }
 
+// A store that does not tell which codes are being exchanged holds the list up for nobody, and no account is called what it may not be.
+func TestListedWhileIntentsCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"load", "list"} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				a, b, _ := cluster(t)
+				a.refuseExchanges()
+				const other, known = "wx00000000000000ee", "wx00000000000000ff"
+				a.wx.set(func(f *fakeWeChat) {
+					f.refresh[testAuthorizer], f.refresh[other], f.refresh[known] = "", "", "refreshtoken@@@known"
+				})
+				if err := a.Accept(t.Context(), a.push(a.newCode(testAuthorizer))); err != nil {
+					t.Fatal(err)
+				}
+				b.store.fail(func(did, name string) error {
+					if did == op && strings.Contains(name, "intent") {
+						return errors.New("permission denied")
+					}
+					return nil
+				})
+				readsTheList(t, b)
+				if got := b.Orphans(testPlatform); len(got) != 0 {
+					t.Errorf("orphans: %v", got)
+				}
+				b.get(t, AuthorizerKey(testPlatform, known))
+				lists := b.wx.count(pathAuthorizerList)
+				time.Sleep(2 * time.Hour)
+				if n := b.wx.count(pathAuthorizerList) - lists; n != 0 {
+					t.Errorf("the list was asked for %d times more", n)
+				}
+			})
+		})
+	}
+}
+
 // An orphan is none any more once it has authorised again, on whichever node.
 func TestOrphanAuthorisesOnAnotherNode(t *testing.T) {
 	t.Parallel()

@@ -440,37 +440,56 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 // needs them. Each page lists them once at most, and reads as many as it has accounts at most.
 type othersIntents struct {
 	listed bool
-	more   bool // there are too many to read: any account may have one
+	more   bool // not all can be read: any account may have one
 	keys   map[Key]bool
 }
 
-// exchange reports whether another node may be exchanging a code of an account.
+// exchange reports whether another node may be exchanging a code of an account. Its error is that ctx has ended: what the store does not
+// tell holds no list up.
 func (o *othersIntents) exchange(ctx context.Context, m *Manager, env *Environment, k Key) (bool, error) {
 	if !o.listed {
-		hashes, err := m.storedIntents(ctx, env)
-		if err != nil {
-			return false, err
+		unread, err := o.read(ctx, m, env)
+		if ctx.Err() != nil {
+			return false, ctx.Err()
 		}
-		keys := make(map[Key]bool)
-		reads := 0
-		for _, hash := range hashes {
-			if m.intents.get(hash) != nil {
-				continue // asked for already
-			}
-			if reads++; reads > rosterPage {
-				o.more = true
-				break
-			}
-			switch in, err := m.keptIntent(ctx, env, hash); {
-			case err == nil:
-				keys[AuthorizerKey(in.Platform, in.AppID)] = true
-			case !notAnIntent(err):
-				return false, err
-			}
+		if o.listed = true; o.more {
+			env.Log.Warn("codes that are being exchanged cannot all be read: accounts of this page that have to authorise again are told by the next list",
+				"platform", k.Platform, "unread", unread, "error", err)
 		}
-		o.keys, o.listed = keys, true
 	}
 	return o.more || o.keys[k], nil
+}
+
+// read reads what there is. It returns how many it did not read, and why, if not for their number.
+func (o *othersIntents) read(ctx context.Context, m *Manager, env *Environment) (unread int, failure error) {
+	o.keys = make(map[Key]bool)
+	hashes, err := m.storedIntents(ctx, env)
+	if err != nil {
+		o.more = true
+		return 0, err
+	}
+	reads := 0
+	for _, hash := range hashes {
+		if m.intents.get(hash) != nil {
+			continue // asked for already
+		}
+		if reads++; reads > rosterPage {
+			o.more = true
+			unread++
+			continue
+		}
+		switch in, err := m.keptIntent(ctx, env, hash); {
+		case err == nil:
+			o.keys[AuthorizerKey(in.Platform, in.AppID)] = true
+		case !notAnIntent(err):
+			o.more, failure = true, err
+			unread++
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return unread, failure
 }
 
 // heardOrphan has an orphan's record looked at that another node has changed: it may have authorised there.
