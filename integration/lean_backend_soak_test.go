@@ -283,8 +283,10 @@ type leanBackend struct {
 
 // leanSight is how often a request was seen, and what it asked for.
 type leanSight struct {
-	times  int
-	script *leanScript
+	times    int
+	script   *leanScript
+	request  string // method and length, as it was seen last
+	harmless bool   // it may be sent once more: each time it was a GET or HEAD without a body
 }
 
 // serve accepts connections until the listener is closed.
@@ -330,10 +332,9 @@ type hostile struct {
 	trailer         string // of the request
 }
 
-// Bits of a nonce: the request may be seen twice, it goes over wechat_lean.
+// overLean is the bit of a nonce that says that the request goes over wechat_lean.
 const (
-	repeatable = 1 << iota
-	overLean
+	overLean  = 1 << iota
 	nonceBits = iota
 )
 
@@ -350,7 +351,11 @@ func (b *leanBackend) one(p *leanPool, conn net.Conn, br *bufio.Reader) bool {
 		return false
 	}
 	b.mu.Lock()
-	b.seen[x.nonce] = leanSight{b.seen[x.nonce].times + 1, script}
+	before := b.seen[x.nonce]
+	harmless := (req.Method == http.MethodGet || req.Method == http.MethodHead) && req.ContentLength == 0
+	b.seen[x.nonce] = leanSight{
+		before.times + 1, script, fmt.Sprintf("%s of %d bytes", req.Method, req.ContentLength), harmless && (before.times == 0 || before.harmless),
+	}
 	b.mu.Unlock()
 	_ = conn.SetDeadline(time.Now().Add(leanPatience))
 	defer func() { _ = conn.SetDeadline(time.Time{}) }()
