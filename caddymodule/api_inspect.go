@@ -114,11 +114,16 @@ func isHTML(h http.Header) bool {
 
 // echoes reports whether a header repeats a credential of the request, as redirects do.
 func echoes(h http.Header, call *apiCall, token secret.String) bool {
-	if inHeader(h, token) {
+	return call.anySecret(token, func(s secret.String) bool { return inHeader(h, s) })
+}
+
+// anySecret reports whether one of the secrets that go with the call is as asked.
+func (c *apiCall) anySecret(token secret.String, is func(secret.String) bool) bool {
+	if is(token) {
 		return true
 	}
-	for _, p := range call.extra {
-		if p.name == paramSecret && inHeader(h, p.value) {
+	for _, p := range c.extra {
+		if p.name == paramSecret && is(p.value) {
 			return true
 		}
 	}
@@ -143,15 +148,7 @@ func inHeader(h http.Header, s secret.String) bool {
 
 // contains reports whether a text repeats a credential of the request.
 func contains(text []byte, call *apiCall, token secret.String) bool {
-	if hasSecret(text, token) {
-		return true
-	}
-	for _, p := range call.extra {
-		if p.name == paramSecret && hasSecret(text, p.value) {
-			return true
-		}
-	}
-	return false
+	return call.anySecret(token, func(s secret.String) bool { return hasSecret(text, s) })
 }
 
 // hasSecret reports whether a secret is in a text.

@@ -3,12 +3,10 @@ package caddymodule
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -187,30 +185,14 @@ func TestTransportFailsClosed(t *testing.T) {
 func TestAPITLS(t *testing.T) {
 	var protos sync.Map
 	wechat := newFakeWeChat(t)
-	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	u := newServedGateway(t, "h2", func(w http.ResponseWriter, r *http.Request) {
 		protos.Store(r.Proto+" "+r.TLS.ServerName+" "+r.Host, true)
 		wechat.ServeHTTP(w, r)
-	}))
-	secure.EnableHTTP2 = true
-	secure.StartTLS()
-	defer secure.Close()
-	port := secure.Listener.Addr().(*net.TCPAddr).Port
-	origin := fmt.Sprintf("https://example.com:%d", port) // the name in httptest's certificate
-	g := newGateway(t, wechat, gatewayConfig(origin), "")
-	tr := g.transport()
+	})
+	tr := u.transport()
 	if tr.HTTPTransport.TLS == nil || tr.HTTPTransport.TLS.InsecureSkipVerify {
 		t.Fatal("TLS is not on")
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(secure.Certificate())
-	rt := tr.HTTPTransport.Transport.Clone()
-	rt.TLSClientConfig.RootCAs = pool
-	rt.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, secure.Listener.Addr().String())
-	}
-	rt.ForceAttemptHTTP2 = true
-	tr.HTTPTransport.Transport = rt
-
 	for _, singleUse := range []bool{false, true} {
 		call := &apiCall{
 			key: tokens.AccountKey(accountID), token: tokens.Token{Value: secret.New("TOKEN")}, param: paramAccess,
@@ -219,7 +201,7 @@ func TestAPITLS(t *testing.T) {
 		req := httptest.NewRequest(http.MethodGet, "/", nil)
 		req = caddyhttp.PrepareRequest(req, caddy.NewReplacer(), httptest.NewRecorder(), &caddyhttp.Server{})
 		req = req.WithContext(context.WithValue(req.Context(), apiCallKey{}, call))
-		req.URL = &url.URL{Host: fmt.Sprintf("example.com:%d", port)}
+		req.URL = &url.URL{Host: u.host}
 		res, err := tr.RoundTrip(req)
 		if err != nil || res.StatusCode != http.StatusOK {
 			t.Fatalf("got %v, %v", res, err)
@@ -229,7 +211,7 @@ func TestAPITLS(t *testing.T) {
 			t.Errorf("WeChat got %+v", got)
 		}
 	}
-	want := fmt.Sprintf("HTTP/2.0 example.com example.com:%d", port)
+	want := "HTTP/2.0 example.com " + u.host
 	protos.Range(func(got, _ any) bool {
 		if got != want {
 			t.Errorf("WeChat was tokens.Text to as %v, want %s", got, want)

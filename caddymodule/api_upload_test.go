@@ -23,14 +23,14 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
-// uploads is a gateway whose calls go to a server of its own, over TLS or not.
-type uploads struct {
+// servedGateway is a gateway whose calls go to a server of its own, over TLS or not.
+type servedGateway struct {
 	*gateway
 	host string
 }
 
-// newUploads has serve take the calls that a test sends with call.
-func newUploads(t testing.TB, how string, serve http.HandlerFunc) *uploads {
+// newServedGateway has serve take the calls that a test sends with call.
+func newServedGateway(t testing.TB, how string, serve http.HandlerFunc) *servedGateway {
 	t.Helper()
 	wechat := newFakeWeChat(t)
 	server := httptest.NewUnstartedServer(serve)
@@ -47,13 +47,12 @@ func newUploads(t testing.TB, how string, serve http.HandlerFunc) *uploads {
 	if scheme == "https" {
 		host = fmt.Sprintf("example.com:%d", server.Listener.Addr().(*net.TCPAddr).Port) // the name in httptest's certificate
 	}
-	u := &uploads{newGateway(t, wechat, gatewayConfig(scheme+"://"+host), ""), host}
+	u := &servedGateway{newGateway(t, wechat, gatewayConfig(scheme+"://"+host), ""), host}
 	rt := u.transport().HTTPTransport.Transport
 	if scheme == "https" {
 		pool := x509.NewCertPool()
 		pool.AddCert(server.Certificate())
 		rt.TLSClientConfig.RootCAs = pool
-		rt.ForceAttemptHTTP2 = how == "h2"
 	}
 	dial := rt.DialContext
 	rt.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -63,7 +62,7 @@ func newUploads(t testing.TB, how string, serve http.HandlerFunc) *uploads {
 }
 
 // call sends a body as an admitted call, and returns the answer's status.
-func (u *uploads) call(ctx context.Context, t testing.TB, body io.Reader, size int64) (int, *apiCall, error) {
+func (u *servedGateway) call(ctx context.Context, t testing.TB, body io.Reader, size int64) (int, *apiCall, error) {
 	t.Helper()
 	call := &apiCall{
 		key: tokens.AccountKey(accountID), token: tokens.Token{Value: secret.New("TOKEN")}, param: paramAccess,
@@ -92,7 +91,7 @@ func TestAPIUploadStalls(t *testing.T) {
 		for name, size := range map[string]int64{"known": 64 << 20, "unknown": -1} {
 			t.Run(how+", "+name, func(t *testing.T) {
 				release, proto := make(chan struct{}), make(chan string, 1)
-				u := newUploads(t, how, func(w http.ResponseWriter, r *http.Request) {
+				u := newServedGateway(t, how, func(w http.ResponseWriter, r *http.Request) {
 					proto <- r.Proto
 					<-release
 				})
@@ -213,7 +212,7 @@ func TestAPIUploadThatIsSlow(t *testing.T) {
 				continue // the connection itself is at a stop then
 			}
 			t.Run(how+", "+name, func(t *testing.T) {
-				u := newUploads(t, how, c.serve)
+				u := newServedGateway(t, how, c.serve)
 				u.transport().stall = limit
 				body, size := c.body()
 				if status, call, err := u.call(t.Context(), t, body, size); err != nil || status != http.StatusOK {
@@ -300,7 +299,7 @@ func TestAPIUploadStallsAtItsEnd(t *testing.T) {
 	for name, body := range bodies {
 		t.Run(name, func(t *testing.T) {
 			release := make(chan struct{})
-			u := newUploads(t, "h2", func(_ http.ResponseWriter, r *http.Request) {
+			u := newServedGateway(t, "h2", func(_ http.ResponseWriter, r *http.Request) {
 				if r.ContentLength == size {
 					<-release
 				}
@@ -325,7 +324,7 @@ func TestAPIUploadIsTaken(t *testing.T) {
 	for _, how := range []string{"http", "https", "h2"} {
 		for name, body := range bodies {
 			t.Run(how+", "+name, func(t *testing.T) {
-				u := newUploads(t, how, func(_ http.ResponseWriter, r *http.Request) {
+				u := newServedGateway(t, how, func(_ http.ResponseWriter, r *http.Request) {
 					part := make([]byte, uploadPart)
 					for {
 						if _, err := io.ReadFull(r.Body, part); err != nil {
@@ -356,7 +355,7 @@ func TestAPIConnectionsLast(t *testing.T) {
 	for _, how := range []string{"http", "https", "h2"} {
 		t.Run(how, func(t *testing.T) {
 			var from sync.Map
-			u := newUploads(t, how, func(w http.ResponseWriter, r *http.Request) {
+			u := newServedGateway(t, how, func(w http.ResponseWriter, r *http.Request) {
 				from.Store(r.RemoteAddr, true)
 				_, _ = io.Copy(io.Discard, r.Body)
 				for range 8 {
@@ -392,7 +391,7 @@ func TestAPIWriteStalls(t *testing.T) {
 	if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took < limit {
 		t.Errorf("after %v: %v", took, err)
 	}
-	u := newUploads(t, "http", func(http.ResponseWriter, *http.Request) {})
+	u := newServedGateway(t, "http", func(http.ResponseWriter, *http.Request) {})
 	u.transport().stall = limit
 	conn, err := u.transport().HTTPTransport.Transport.DialContext(t.Context(), "tcp", u.host)
 	if err != nil {
