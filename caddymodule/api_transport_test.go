@@ -181,7 +181,7 @@ func TestTransportFailsClosed(t *testing.T) {
 	}
 }
 
-// Over TLS the certificate is checked for the origin's name, h2 is tokens.Text, and single-use calls carry no body.
+// Over TLS the certificate is checked for the origin's name, h2 is spoken, and single-use calls carry no body.
 func TestAPITLS(t *testing.T) {
 	var protos sync.Map
 	wechat := newFakeWeChat(t)
@@ -214,7 +214,7 @@ func TestAPITLS(t *testing.T) {
 	want := "HTTP/2.0 example.com " + u.host
 	protos.Range(func(got, _ any) bool {
 		if got != want {
-			t.Errorf("WeChat was tokens.Text to as %v, want %s", got, want)
+			t.Errorf("WeChat was spoken to as %v, want %s", got, want)
 		}
 		return true
 	})
