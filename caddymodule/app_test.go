@@ -180,6 +180,21 @@ func TestKeysOfClients(t *testing.T) {
 	}
 }
 
+// TestShortKeys: a key that can be guessed loads, and is warned about without being shown.
+func TestShortKeys(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.WarnLevel)
+	r := resolver{caddy.NewReplacer(), zap.New(core)}
+	c := &Client{Name: "crm", Keys: []string{"0123456789abcdef", "hunter2"}, AppIDs: []string{"*"}}
+	if err := c.provision(r.of(zap.String("client", c.Name))); err != nil || len(c.keys) != 2 {
+		t.Fatalf("%d keys, %v", len(c.keys), err)
+	}
+	said := logs.TakeAll()
+	if len(said) != 1 || !strings.Contains(said[0].Message, "a key is short") || said[0].ContextMap()["client"] != "crm" || strings.Contains(fmt.Sprint(said[0]), "hunter2") {
+		t.Errorf("%v", said)
+	}
+}
+
 // TestUnmeantLiterals: what was meant to name a variable is no secret, and no secret looks like it.
 func TestUnmeantLiterals(t *testing.T) {
 	t.Parallel()

@@ -166,6 +166,9 @@ func plainText(s string) error {
 	return nil
 }
 
+// fairKey is how many bytes a client's key has at least that nobody guesses by trying.
+const fairKey = 16
+
 // keyText refuses what no request carries: control characters, the mark that editors put before a text, and blanks at the ends.
 func keyText(s string) error {
 	if strings.ContainsFunc(s, func(c rune) bool { return unicode.IsControl(c) || c == '\uFEFF' }) {
@@ -504,6 +507,9 @@ func (c *Client) provision(r resolver) error {
 	c.keys = c.keys[:0]
 	for _, k := range keys {
 		c.keys = append(c.keys, secret.New(k))
+		if len(k) < fairKey && r.log != nil {
+			r.log.Warn("a key is short and could be guessed by whoever reaches wechat_api: take what `openssl rand -hex 32` prints")
+		}
 	}
 	hashes, err := r.newestFirst("key_sha256", c.KeySHA256)
 	if err != nil {

@@ -338,6 +338,16 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 				texts("choose 安全模式 in its server configuration and give the aes_key", "在服务器配置中选择安全模式并填写 aes_key")))
 		}
 	}
+	r := resolver{repl: caddy.NewReplacer()}
+	for _, client := range c.app.Clients {
+		if client == nil || len(client.Keys) == 0 {
+			continue
+		}
+		if keys, err := r.secrets("key", client.Keys, ofClient); err == nil && slices.ContainsFunc(keys, func(k string) bool { return len(k) < fairKey }) {
+			results = append(results, yellowOf("client "+client.Name, texts(fmt.Sprintf("a key of it has fewer than %d characters: whoever reaches wechat_api could guess it", fairKey),
+				fmt.Sprintf("有 key 不足 %d 个字符，能访问 wechat_api 的人可能猜出", fairKey)), texts("take what `openssl rand -hex 32` prints", "改用 `openssl rand -hex 32` 生成的值")))
+		}
+	}
 	return results
 }
 

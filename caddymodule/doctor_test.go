@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -573,6 +574,26 @@ func TestDoctorOnOldSecrets(t *testing.T) {
 		return r.Level == doctorYellow && strings.Contains(r.Text.EN, "token: {env.OLD_TOKEN} cannot be right and is left out")
 	}) {
 		t.Errorf("%+v", report.of("placeholders"))
+	}
+}
+
+// TestDoctorOnShortKeys: a key that can be guessed is worth a word that does not show it.
+func TestDoctorOnShortKeys(t *testing.T) {
+	t.Setenv("SHORT_CLIENT_KEY", "hunter2")
+	for key, level := range map[string]string{"{env.SHORT_CLIENT_KEY}": doctorYellow, "0123456789abcdef": doctorGreen} {
+		p := newPatient(t)
+		p.part("apps/wechat/clients/0")["keys"] = []any{key}
+		report := p.examine(t)
+		said := slices.ContainsFunc(report.of("config"), func(r doctorResult) bool {
+			return r.Level == doctorYellow && strings.HasPrefix(r.Subject, "client ") && strings.Contains(r.Text.EN, "could guess")
+		})
+		text, err := json.Marshal(report)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said != (level == doctorYellow) || bytes.Contains(text, []byte("hunter2")) {
+			t.Errorf("%s: %+v", key, report.of("config"))
+		}
 	}
 }
 
