@@ -26,7 +26,7 @@ const (
 	lostMargin = 250 * time.Millisecond
 
 	answerLife     = time.Minute      // how long an answer is kept for a push that comes again
-	maxAnswerBytes = 11 << 20         // of all kept answers together: those of a quarter of a minute at 2000 messages a second
+	maxAnswerBytes = 9 << 20          // of all kept answers together: those of eleven seconds at 2000 messages a second, in which WeChat pushes again
 	sweptAtOnce    = 100              // of kept answers whose life is over
 	retryLife      = 15 * time.Second // for how long WeChat may push a message again
 	maxIdentities  = 1_000_000        // of answered pushes whose answers are gone
