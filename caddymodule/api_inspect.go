@@ -18,10 +18,14 @@ import (
 )
 
 // inspect looks at the start of an answer. Whatever the call, it must be an answer; one to a call with a secret of the
-// gateway's must not repeat the secret, in no header either, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
+// gateway's must not repeat the secret, in its head either, and its errcode counts. Error pages repeat URLs anywhere, so of those nothing is
 // passed on before all of it has been looked at. Of other texts what is longer than the start is looked at on its way.
 func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response, answer *answerBody, token secret.String) (*http.Response, bool, error) {
-	if echoes(res.Header, call, token) {
+	if !isAnswer(res.StatusCode) {
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+", which is the status of no answer")), false, nil
+	}
+	if inHead(res, call, token) {
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
 	}
@@ -105,6 +109,18 @@ func (t *Transport) notAPI(call *apiCall, what string) *apiRefusal {
 	return refuse(http.StatusBadGateway, http.StatusBadGateway, "answer", "WeChat's host gave no usable answer: %s", what)
 }
 
+// inspectTrailer leaves a trailer out that repeats a secret of the call's: all that it is the end of was passed on, and is good.
+func (t *Transport) inspectTrailer(trailer http.Header, call *apiCall, token secret.String) {
+	if !echoes(trailer, call, token) {
+		return
+	}
+	clear(trailer)
+	if ok, missed := t.lost.allow(); ok {
+		t.logger.Warn("a trailer of the answer from WeChat's host has the request's credential in it and is left out: is there a proxy on the way?",
+			zap.Inline(call), zap.Int("not_logged", missed))
+	}
+}
+
 // isHTML reports whether an answer says it is a web page.
 func isHTML(h http.Header) bool {
 	const html = "text/html"
@@ -112,7 +128,19 @@ func isHTML(h http.Header) bool {
 	return len(types) > 0 && len(types[0]) >= len(html) && strings.EqualFold(types[0][:len(html)], html)
 }
 
-// echoes reports whether a header repeats a credential of the request, as redirects do.
+// isAnswer reports whether a status is one that an answer may have: 101 is not asked for, and with what has other than three digits Go's
+// server would panic.
+func isAnswer(status int) bool { return status >= http.StatusOK && status <= 999 }
+
+// inHead reports whether an answer repeats a credential of the request before its body: in a header, in the name of a trailer that it
+// announces, or in the text of its status, which Caddy has a placeholder for.
+func inHead(res *http.Response, call *apiCall, token secret.String) bool {
+	return call.anySecret(token, func(s secret.String) bool {
+		return inHeader(res.Header, s) || inHeader(res.Trailer, s) || !s.IsZero() && strings.Contains(res.Status, s.Reveal())
+	})
+}
+
+// echoes reports whether a header, or a trailer, repeats a credential of the request, as redirects do.
 func echoes(h http.Header, call *apiCall, token secret.String) bool {
 	return call.anySecret(token, func(s secret.String) bool { return inHeader(h, s) })
 }
@@ -130,17 +158,30 @@ func (c *apiCall) anySecret(token secret.String, is func(secret.String) bool) bo
 	return false
 }
 
-// inHeader reports whether a secret is in a header's values. Most of those are shorter than it.
+// inHeader reports whether a secret is in a header, in its values or, in whatever case, in its names. Most of those are shorter than it.
 func inHeader(h http.Header, s secret.String) bool {
 	value := s.Reveal()
 	if value == "" {
 		return false
 	}
-	for _, values := range h {
+	for name, values := range h {
+		if len(name) >= len(value) && containsFold(name, value) {
+			return true
+		}
 		for _, v := range values {
 			if len(v) >= len(value) && strings.Contains(v, value) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// containsFold reports whether a value is in a name, which has been brought to another case on its way.
+func containsFold(name, value string) bool {
+	for ; len(name) >= len(value); name = name[1:] {
+		if strings.EqualFold(name[:len(value)], value) {
+			return true
 		}
 	}
 	return false
@@ -284,6 +325,11 @@ type liveBody struct {
 	limit  time.Duration
 	timers *stallTimers
 
+	// For its trailer, which is there when the body has ended.
+	of    *http.Response // nil: there is none
+	token secret.String  // that went with the call
+	by    *Transport
+
 	timer   *stallTimer // nil: none is needed yet, or any more
 	stalled atomic.Bool
 }
@@ -304,6 +350,9 @@ func (b *liveBody) Read(p []byte) (int, error) {
 		b.timer = nil
 	}
 	if err == nil || err == io.EOF && !b.stalled.Load() {
+		if err != nil && b.of != nil && len(b.of.Trailer) > 0 {
+			b.by.inspectTrailer(b.of.Trailer, b.call, b.token)
+		}
 		return n, err
 	}
 	b.call.outcome = outcomeUnreachable

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
@@ -26,9 +27,10 @@ import (
 )
 
 // Transport is the way of a call that wechat_api has admitted to WeChat's API. It is Caddy's HTTP transport with three
-// additions: it puts the access token in where no log sees it; it looks at the headers of an answer, at the first 4 KiB of small JSON
-// answers, at all of an error page, which may repeat the token, and at any other text as it goes by, which breaks off before it repeats
-// it; and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
+// additions: it puts the access token in where no log sees it; it looks at the headers and trailers of an answer, at the first 4 KiB of
+// small JSON answers, at all of an error page, which may repeat the token, and at any other text as it goes by, which breaks off before it
+// repeats it; and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
+// Interim answers (1xx) are not passed on.
 //
 // wechat_api sets it up by itself. Used in any other reverse_proxy it refuses every request: it sends nothing that
 // wechat_api has not admitted, and nothing to any host but the API origins of the wechat app.
@@ -201,6 +203,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return ownAnswer(req, refuse(http.StatusInternalServerError, http.StatusInternalServerError, "transport",
 			"the transport wechat serves wechat_api alone: use the directive wechat_api in place of this reverse_proxy")), nil
 	}
+	dropInterim(req.Context())
 	call.outcome = outcomeOK
 	res, refused, err := t.attempt(req, call, origin, call.token.Value)
 	if err != nil {
@@ -211,6 +214,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return res, nil
 	}
 	return t.heal(req, call, origin, res)
+}
+
+// dropInterim keeps interim answers (1xx) from the caller. WeChat has none, and Caddy's proxy would pass their headers on unread, and over
+// h2 a 101 as the answer itself. Nobody else has the trace that is changed: the proxy makes one for each exchange.
+func dropInterim(ctx context.Context) {
+	if trace := httptrace.ContextClientTrace(ctx); trace != nil {
+		trace.Got1xxResponse = nil
+	}
 }
 
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
@@ -240,7 +251,9 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	}
 	t.hosts[origin].ok()
 	call.status = res.StatusCode
-	body := &answerBody{live: liveBody{body: res.Body, call: call, caller: req.Context(), limit: t.stall, timers: &t.stalls}}
+	body := &answerBody{live: liveBody{
+		body: res.Body, call: call, caller: req.Context(), limit: t.stall, timers: &t.stalls, of: res, token: token, by: t,
+	}}
 	res.Body = &body.live
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError

@@ -1,0 +1,219 @@
+package caddymodule
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+)
+
+// speaking has the calls of a new gateway go to its WeChat over HTTP/1.1 or over h2.
+func speaking(t *testing.T, proto string) (*gateway, *fakeWeChat) {
+	t.Helper()
+	var both, one http.Protocols
+	both.SetHTTP1(true) // which the gateway's own calls speak
+	both.SetUnencryptedHTTP2(true)
+	wechat := newFakeWeChat(t)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isCall := strings.HasPrefix(r.URL.Path, "/cgi-bin/x"); isCall && r.Proto != proto {
+			t.Errorf("WeChat is spoken to by %s, want %s", r.Proto, proto)
+		}
+		wechat.ServeHTTP(w, r)
+	}))
+	server.Config.Protocols = &both
+	server.Start()
+	t.Cleanup(server.Close)
+	g := newGateway(t, wechat, gatewayConfig(server.URL), "")
+	one.SetHTTP1(proto == "HTTP/1.1")
+	one.SetUnencryptedHTTP2(proto == "HTTP/2.0")
+	g.transport().HTTPTransport.Transport.Protocols = &one
+	return g, wechat
+}
+
+// answered is an answer with all that may come around it.
+type answered struct {
+	answer
+	trailer http.Header
+	interim string // statuses and headers
+	err     error
+}
+
+// ask makes a call and reads all that comes.
+func (g *gateway) ask(method, target string) (a answered) {
+	g.t.Helper()
+	ctx := httptrace.WithClientTrace(g.t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+		a.interim += fmt.Sprint(code, h)
+		return nil
+	}})
+	req, err := http.NewRequestWithContext(ctx, method, g.URL+target, nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+crmKey)
+	res, err := g.Client().Transport.RoundTrip(req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	a.answer, a.trailer, a.err = answer{res.StatusCode, res.Header, string(body), res.ContentLength}, res.Trailer, err
+	return a
+}
+
+// shows reports whether a token is in an answer, in whatever case.
+func (a answered) shows() bool {
+	return strings.Contains(strings.ToUpper(fmt.Sprint(a.answer, a.trailer, a.interim)), "REALTOKEN")
+}
+
+// What comes behind an answer is the caller's, unless it repeats the token.
+func TestAPITrailers(t *testing.T) {
+	asked := func(r *http.Request) string { return "https://api.example" + r.URL.String() }
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		g, wechat := speaking(t, proto)
+		for name, body := range map[string]string{
+			"empty": "", "small JSON": `{"errcode":0}`, "long JSON": `{"a":"` + strings.Repeat("x", 2*peekSize) + `"}`, "text": "some text",
+		} {
+			for contentType := range map[string]bool{"application/json": true, "image/jpeg": true} {
+				for _, c := range []struct {
+					name      string
+					announced string
+					set       func(h http.Header, r *http.Request)
+					want      string
+				}{
+					{"announced", "X-Sum", func(h http.Header, _ *http.Request) { h.Set("X-Sum", "42") }, "42"},
+					{"not announced", "", func(h http.Header, _ *http.Request) { h.Set(http.TrailerPrefix+"X-Sum", "42") }, "42"},
+					{"announced, repeats", "X-Sum", func(h http.Header, r *http.Request) { h.Set("X-Sum", asked(r)) }, ""},
+					{"not announced, repeats", "", func(h http.Header, r *http.Request) { h.Set(http.TrailerPrefix+"X-Sum", asked(r)) }, ""},
+					{"second value repeats", "X-Sum", func(h http.Header, r *http.Request) { h["X-Sum"] = []string{"42", asked(r)} }, ""},
+					{"another repeats", "X-Sum", func(h http.Header, r *http.Request) {
+						h.Set("X-Sum", "42")
+						h.Set(http.TrailerPrefix+"X-Url", asked(r))
+					}, ""},
+					{"a name repeats", "", func(h http.Header, r *http.Request) {
+						h.Set(http.TrailerPrefix+"X-"+r.URL.Query().Get("access_token"), "42")
+					}, ""},
+				} {
+					wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+						w.Header().Set("Content-Type", contentType)
+						if c.announced != "" {
+							w.Header().Set("Trailer", c.announced)
+						}
+						io.WriteString(w, body)
+						_ = http.NewResponseController(w).Flush()
+						c.set(w.Header(), r)
+					})
+					a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x")
+					if a.shows() || a.err != nil || a.Status != http.StatusOK || a.Body != body || a.trailer.Get("X-Sum") != c.want {
+						t.Errorf("%s, %s, %s, %s: got %d, %d of %d bytes, trailer %v, %v", proto, name, contentType, c.name, a.Status, len(a.Body), len(body), a.trailer, a.err)
+					}
+				}
+			}
+		}
+		if n := g.transport().lost.missed; n == 0 {
+			t.Errorf("%s: nothing of it is in the log", proto)
+		}
+		g.noSecretsLogged()
+	}
+}
+
+// What an answer says of itself before its body is its head too: which trailers are to come, and what its status means.
+func TestAPIHeadsThatRepeatTheToken(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		g, wechat := speaking(t, proto)
+		for name, set := range map[string]func(h http.Header, token string){
+			"the name of a trailer": func(h http.Header, token string) { h.Set("Trailer", "X-Sum, X-"+token) },
+			"the name of a header":  func(h http.Header, token string) { h.Set("X-"+token+"-Of", "1") },
+		} {
+			wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+				set(w.Header(), r.URL.Query().Get("access_token"))
+				io.WriteString(w, `{"errcode":0}`)
+				_ = http.NewResponseController(w).Flush()
+			})
+			if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.shows() || a.Status != http.StatusBadGateway {
+				t.Errorf("%s, %s: got %+v", proto, name, a)
+			}
+		}
+	}
+	g, wechat := speaking(t, "HTTP/1.1")
+	for name, head := range map[string]string{
+		"the text of the status":    "HTTP/1.1 200 at %s\r\nContent-Length: 2\r\n\r\n{}",
+		"a status of no answer":     "HTTP/1.1 099 Low\r\nContent-Length: 2\r\n\r\n{}",
+		"a protocol nobody asked":   "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+		"101 that upgrades nothing": "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+	} {
+		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			if strings.Contains(head, "%s") {
+				head = fmt.Sprintf(head, r.URL)
+			}
+			io.WriteString(conn, head)
+		})
+		if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.Status != http.StatusBadGateway || a.code(t) != 502 {
+			t.Errorf("%s: got %+v", name, a)
+		}
+	}
+}
+
+func TestIsAnswer(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]bool{-1: false, 0: false, 99: false, 101: false, 199: false, 200: true, 599: true, 999: true, 1000: false} {
+		if isAnswer(status) != want {
+			t.Errorf("%d: want %v", status, want)
+		}
+	}
+}
+
+// Interim answers are nobody's: of WeChat's there are none, and whatever one says stays here. The answer after them is the caller's.
+func TestAPIInterimAnswers(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		g, wechat := speaking(t, proto)
+		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+			for _, status := range []int{100, 102, 103, 103, 150, 199} {
+				w.Header().Set("Link", "<https://api.example"+r.URL.String()+">; rel=preload")
+				w.WriteHeader(status)
+			}
+			if r.ProtoMajor == 2 {
+				w.WriteHeader(http.StatusSwitchingProtocols)
+			}
+			w.Header().Del("Link")
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusAccepted)
+			io.WriteString(w, `{"errcode":0}`)
+		})
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodHead} {
+			a := g.ask(method, "/"+accountID+"/cgi-bin/x")
+			if want := map[bool]string{true: "", false: `{"errcode":0}`}[method == http.MethodHead]; a.shows() || a.interim != "" ||
+				a.err != nil || a.Status != http.StatusAccepted || a.Body != want {
+				t.Errorf("%s, %s: got %+v", proto, method, a)
+			}
+		}
+	}
+}
+
+// They are bounded, too: an answer that never begins for all its announcements ends the call.
+func TestAPIEndlessInterimAnswers(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		g, wechat := speaking(t, proto)
+		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", strings.Repeat("x", 32<<10))
+			for r.Context().Err() == nil {
+				w.WriteHeader(http.StatusEarlyHints)
+			}
+		})
+		began := time.Now()
+		a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x")
+		if took := time.Since(began); a.Status != http.StatusBadGateway || a.interim != "" || took > responseTimeout/2 {
+			t.Errorf("%s: got %+v after %v", proto, a, took)
+		}
+	}
+}
