@@ -362,8 +362,25 @@ func (b *liveBody) Read(p []byte) (int, error) {
 	case b.stalled.Load():
 		err = errStalled
 	}
-	return n, err
+	return n, unquoted(err)
 }
+
+// unquoted is an error of net/http's without what it quotes of an answer: a line that is no trailer, or what h2 has for debugging. Caddy
+// logs with what an answer broke off.
+func unquoted(err error) error {
+	if reason := safeReason(err); reason != err.Error() {
+		return brokenAnswerError{reason, isTimeout(err)}
+	}
+	return err
+}
+
+type brokenAnswerError struct {
+	reason  string
+	timeout bool
+}
+
+func (e brokenAnswerError) Error() string { return "the answer broke off: " + e.reason }
+func (e brokenAnswerError) Timeout() bool { return e.timeout }
 
 // stall ends a Read that waits for too long: net/http's bodies may be closed meanwhile, which breaks the connection off.
 func (b *liveBody) stall() {

@@ -1,15 +1,21 @@
 package caddymodule
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // speaking has the calls of a new gateway go to its WeChat over HTTP/1.1 or over h2.
@@ -197,6 +203,47 @@ func TestAPIInterimAnswers(t *testing.T) {
 				t.Errorf("%s, %s: got %+v", proto, method, a)
 			}
 		}
+	}
+}
+
+// Of an answer that breaks off, net/http says why, and may quote what it could not read: Caddy logs that.
+func TestAPIBrokenAnswersAreNotQuoted(t *testing.T) {
+	logFile := filepath.Join(t.TempDir(), "caddy.log")
+	wechat := newFakeWeChat(t)
+	config := new(caddy.Config)
+	if err := json.Unmarshal(fmt.Appendf(nil, `{"logging":{"logs":{"default":{"level":"DEBUG","writer":{"output":"file","filename":%q}}}}}`, logFile), config); err != nil {
+		t.Fatal(err)
+	}
+	storage, _ := json.Marshal(map[string]string{"module": "file_system", "root": t.TempDir()})
+	config.Admin, config.StorageRaw = &caddy.AdminConfig{Disabled: true}, storage
+	config.AppsRaw = caddy.ModuleMap{"wechat": json.RawMessage(gatewayConfig(wechat.URL))}
+	g := provisionGateway(t, config, "")
+	chunked := func(contentType, body string) string {
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n", contentType, len(body), body)
+	}
+	long := strings.Repeat("x", 2*peekSize)
+	for name, head := range map[string]string{
+		"media": chunked("image/jpeg", long), "text": chunked("text/plain", long), "JSON": chunked("application/json", "{}"), "head": "HTTP/1.1 200 OK\r\n",
+	} {
+		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			io.WriteString(conn, head+"asked for "+r.URL.String()+"\r\n\r\n")
+		})
+		if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.shows() || a.err == nil && a.Status != http.StatusBadGateway {
+			t.Errorf("%s: got %+v", name, a)
+		}
+	}
+	logged, err := os.ReadFile(logFile)
+	if err != nil || !bytes.Contains(logged, []byte("aborting with incomplete response")) {
+		t.Fatalf("the proxy logged nothing of it: %v", err)
+	}
+	if i := bytes.Index(logged, []byte("REALTOKEN")); i >= 0 {
+		t.Errorf("log shows the token: …%s", logged[max(0, i-300):min(len(logged), i+50)])
 	}
 }
 
