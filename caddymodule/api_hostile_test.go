@@ -101,6 +101,69 @@ func TestAPIOneHostOnly(t *testing.T) {
 	}
 }
 
+// However a request is written, it is read in one way: for the account that it names, as a plain call.
+func TestAPIOddRequests(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	const auth = "Authorization: Bearer " + crmKey + "\r\n"
+	const headers = "Host: gw\r\nConnection: close\r\n" + auth
+	for name, request := range map[string]string{
+		"HTTP/1.0":               "GET /" + accountID + "/cgi-bin/x HTTP/1.0\r\n" + auth,
+		"a target without host":  "GET http:/" + accountID + "/cgi-bin/x HTTP/1.1\r\n" + headers,
+		"a target with a user":   "GET http://u:p@evil.example/" + accountID + "/cgi-bin/x HTTP/1.1\r\n" + headers,
+		"websocket":              "GET /" + accountID + "/cgi-bin/x HTTP/1.1\r\nHost: gw\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n" + auth,
+		"h2c":                    "GET /" + accountID + "/cgi-bin/x HTTP/1.1\r\nHost: gw\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n" + auth,
+		"the appid twice":        "GET /cgi-bin/x HTTP/1.1\r\nx-wechat-APPID: " + accountID + "\r\nX-Wechat-Appid: " + accountID + "\r\n" + headers,
+		"headers in other cases": "GET /" + accountID + "/cgi-bin/x HTTP/1.1\r\nhOST: gw\r\ncONNECTION: CLOSE\r\naUTHORIZATION: bEARER " + crmKey + "\r\n",
+		"slashes around":         "GET ///" + accountID + "//cgi-bin/x/ HTTP/1.1\r\n" + headers,
+	} {
+		if status, body := g.raw(t, request+"\r\n"); status != http.StatusOK || body != `{"errcode":0,"errmsg":"ok"}` {
+			t.Errorf("%s: got %d %s", name, status, body)
+			continue
+		}
+		got := wechat.one(t)
+		delete(got.Header, "User-Agent")
+		if got.Path != "/cgi-bin/x" || got.Query != "access_token=REALTOKEN-"+accountID+"-1" || got.Host != wechat.Listener.Addr().String() || len(got.Header) != 0 {
+			t.Errorf("%s: WeChat got %+v", name, got)
+		}
+	}
+	for name, header := range map[string]string{
+		"two appids in one": "X-Wechat-Appid: " + accountID + ", " + authorizerID, "an empty appid": "X-Wechat-Appid:", "another header": "X_Wechat_Appid: " + accountID,
+	} {
+		if status, body := g.raw(t, "GET /cgi-bin/x HTTP/1.1\r\n"+header+"\r\n"+headers+"\r\n"); status != http.StatusBadRequest {
+			t.Errorf("%s: got %d %s", name, status, body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+}
+
+// A token in a body is the caller's content: it proves nothing, and stays where it is.
+func TestAPITokenInBody(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	opaque := g.opaque(accountID, crmKey)
+	wechat.seen()
+	for contentType, body := range map[string]string{
+		"application/x-www-form-urlencoded": "a=1&access_token=" + opaque,
+		"application/json":                  `{"access_token":"` + opaque + `"}`,
+		"multipart/form-data; boundary=x":   "--x\r\nContent-Disposition: form-data; name=\"access_token\"\r\n\r\n" + opaque + "\r\n--x--\r\n",
+	} {
+		for _, target := range []string{"/cgi-bin/x", "/" + accountID + "/cgi-bin/x", "/sns/userinfo", "/cgi-bin/component/api_authorizer_token"} {
+			if a := g.post(target, body, "Content-Type: "+contentType); a.code(t) == 0 {
+				t.Errorf("%s, %s: got %d %s, want a refusal", target, contentType, a.Status, a.Body)
+			}
+		}
+		if calls := wechat.seen(); len(calls) != 0 {
+			t.Errorf("%s: WeChat was called: %+v", contentType, calls)
+		}
+		if a := g.post("/"+accountID+"/cgi-bin/x", body, "Content-Type: "+contentType, bearer(crmKey)); a.Status != http.StatusOK || wechat.one(t).Body != body {
+			t.Errorf("%s: got %d %s, want the body passed on as it is", contentType, a.Status, a.Body)
+		}
+	}
+}
+
 func TestAPICallersCredentialsStayHere(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
