@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -244,6 +245,47 @@ func TestAPIBrokenAnswersAreNotQuoted(t *testing.T) {
 	}
 	if i := bytes.Index(logged, []byte("REALTOKEN")); i >= 0 {
 		t.Errorf("log shows the token: …%s", logged[max(0, i-300):min(len(logged), i+50)])
+	}
+}
+
+// stdLog has package log write to a buffer until the test ends, through what the app has put before its writer.
+func stdLog(t *testing.T) *lockedBuffer {
+	t.Helper()
+	was, to := log.Writer(), new(lockedBuffer)
+	if _, ok := was.(unquotedLog); !ok {
+		t.Fatalf("package log writes to a %T", was)
+	}
+	log.SetOutput(unquotedLog{to})
+	t.Cleanup(func() { log.SetOutput(was) })
+	return to
+}
+
+// What comes behind an answer net/http says by itself, in the log of package log, and quotes it.
+func TestAPINothingBehindAnswersIsQuoted(t *testing.T) {
+	g, wechat := speaking(t, "HTTP/1.1")
+	logged := stdLog(t)
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}asked for "+r.URL.String())
+	})
+	if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.shows() || a.Body != "{}" {
+		t.Errorf("got %+v", a)
+	}
+	for deadline := time.Now().Add(10 * time.Second); logged.count("Unsolicited response received") == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("net/http said nothing of it")
+		}
+	}
+	if logged.count("REALTOKEN")+logged.count("asked for") > 0 {
+		t.Error("log quotes it")
+	}
+	if log.Print("something else"); logged.count("something else\n") != 1 || logged.count("\n") != 2 {
+		t.Error("log has lost a line, or the end of one")
 	}
 }
 

@@ -102,6 +102,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // and writes nothing.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger, a.ctx = ctx.Logger(), ctx
+	unquoteLog()
 	r := resolver{caddy.NewReplacer(), a.logger}
 	if err := a.provisionNames(r); err != nil {
 		return err
