@@ -36,6 +36,8 @@
 //     keeps it from running twice is the caller's identity check on the opened message.
 //   - The plain signature proves nothing about the body it comes with.
 //   - Envelopes are read by a strict scanner: one root, known fields once, no DOCTYPE, no entities but the predefined,
-//     no attributes, end of input required. Two parsers cannot be made to see two different messages.
+//     no attributes, end of input required. Two parsers cannot be made to see two different messages. Control characters
+//     that XML forbids are let pass in CDATA, but not in the fields that we act on: WeChat passes on what a user has
+//     typed, and a parser that is stricter than ours sees no message at all.
 //   - Records at rest are bound to their name and cannot be moved from one place of the store to another.
 package crypto

@@ -36,7 +36,8 @@ type Envelope struct {
 
 // ScanEnvelope reads the outer body of a push. It is strict: one XML root named xml or one JSON object, fields at most
 // once, Encrypt once, at top level and nowhere else; names are case-sensitive. Fields it does not know, as compatible
-// mode has them, are checked for form and skipped. The format is told by the first byte, not by a Content-Type. The caller
+// mode has them, are checked for form and skipped; in their CDATA control characters may stand that XML forbids, as WeChat
+// escapes none that a user has typed. The format is told by the first byte, not by a Content-Type. The caller
 // limits the size. The error is ErrEnvelope.
 func ScanEnvelope(body []byte) (Envelope, error) {
 	var v [envelopeFields][]byte
@@ -104,7 +105,8 @@ func (Fields) String() string { return redacted }
 func (Fields) GoString() string { return redacted }
 
 // ScanFields reads the top-level fields of a message into f, in one pass and as strictly as ScanEnvelope; unknown fields
-// and nested content are skipped, so an Encrypt inside them does not count. Values alias the message unless they had to be
+// and nested content are skipped, so an Encrypt inside them does not count. Of the fields, only Content may hold control
+// characters. Values alias the message unless they had to be
 // unescaped, which alone allocates. After an error, ErrEnvelope, f is empty.
 func ScanFields(message []byte, f *Fields) error {
 	var v [messageFields][]byte
@@ -218,6 +220,8 @@ type scanner struct {
 	pos      int
 	format   Format
 	envelope bool // an Encrypt below the top level is an error
+	written  bool // it is WeChat's, which lets control characters pass that a user has typed
+	controls bool // XML: there are some, for which CDATA is the only place
 
 	// Of the field that next returned.
 	name   []byte
@@ -232,7 +236,7 @@ const byteOrderMark = "\ufeff"
 // scanTop reads a body's top-level fields. Those for which index gives 0 or more are stored in values there, never as nil,
 // which is how a second occurrence is noticed.
 func scanTop(body []byte, index func(name []byte) int, values [][]byte, envelope bool) (Format, error) {
-	s := scanner{src: body, envelope: envelope}
+	s := scanner{src: body, envelope: envelope, written: true}
 	if err := s.begin(); err != nil {
 		return s.format, err
 	}
@@ -249,6 +253,9 @@ func scanTop(body []byte, index func(name []byte) int, values [][]byte, envelope
 			err = errDuplicate
 		default:
 			values[i], err = s.value()
+			if s.controls && (envelope || i != fieldContent) && !onlySpaces(values[i]) {
+				err = errEncoding
+			}
 		}
 		if err != nil {
 			return s.format, err

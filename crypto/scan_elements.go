@@ -2,8 +2,8 @@ package crypto
 
 import "strings"
 
-// ScanElements reads a message of format f, as strictly as ScanFields, for what lies below its top level. A path names an
-// element by the names from the top level down to it, such as "MsgType" or "Image/MediaId"; no path leads through another. The values
+// ScanElements reads a message of format f, as strictly as ScanFields and without control characters, for what lies
+// below its top level. A path names an element by the names from the top level down to it, such as "MsgType" or "Image/MediaId"; no path leads through another. The values
 // come in the order of the paths, as ScanFields gives them: nil when the element is absent, aliasing the message unless they
 // had to be unescaped. A value within its element, and anything at the top level, stands there once; of the elements
 // around a value that repeat below the top level, as the articles of a news do, the first counts. In JSON a repeated

@@ -12,7 +12,10 @@ var cdataEnd = []byte("]]>")
 // beginXML checks the characters of the whole body, which the rest then relies on, and enters the root element.
 func (s *scanner) beginXML() error {
 	if !validXML(s.src) {
-		return errEncoding
+		if !s.written || !hasOnlyControls(s.src) {
+			return errEncoding
+		}
+		s.controls = true
 	}
 	if s.has(byteOrderMark) {
 		s.pos += len(byteOrderMark)
@@ -103,6 +106,9 @@ func (s *scanner) comment() error {
 	n := bytes.Index(s.src[s.pos:], []byte("--"))
 	if n < 0 {
 		return errSyntax
+	}
+	if s.controls && !onlySpaces(s.src[s.pos:s.pos+n]) {
+		return errEncoding
 	}
 	s.pos += n + 2
 	if s.peek() != '>' {
@@ -227,6 +233,9 @@ func (s *scanner) contentXML(name []byte, depth int, want bool) ([]byte, error) 
 			return nil, errSyntax
 		}
 		if n > 0 {
+			if s.controls && !onlySpaces(s.src[s.pos:s.pos+n]) {
+				return nil, errEncoding
+			}
 			var err error
 			if value, err = appendText(value, s.src[s.pos:s.pos+n:s.pos+n], want); err != nil {
 				return nil, err

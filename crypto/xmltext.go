@@ -172,6 +172,19 @@ func validXML(text []byte) bool {
 	return validHigh(text)
 }
 
+// hasOnlyControls reports whether text would be validXML but for control characters. NUL is none that is let pass: readers in C
+// take it for the end.
+func hasOnlyControls(text []byte) bool {
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		if r == 0 || r == utf8.RuneError && size < 2 || r >= ' ' && !isXML(r) {
+			return false
+		}
+		text = text[size:]
+	}
+	return true
+}
+
 // validHigh is validXML of text whose control characters have been looked at. Chinese is three bytes a character, nearly always of a
 // kind that has no exceptions, and is taken two characters at a time.
 func validHigh(text []byte) bool {
