@@ -42,7 +42,11 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	if local := d.request.Context().Value(http.LocalAddrContextKey); local != nil {
 		ctx = context.WithValue(ctx, http.LocalAddrContextKey, local)
 	}
-	r := caddyhttp.PrepareRequest(d.request.WithContext(ctx), caddy.NewReplacer(), answer, d.server)
+	r := d.request.WithContext(ctx)
+	u := *r.URL
+	r.RequestURI, u.RawQuery = plaintextURI(r.URL, d.facts.openID) // of the original request too: see work.original
+	r.URL = &u
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), answer, d.server)
 	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
 	err := runNext(h, answer, r)
 	if err == nil && answer.status >= http.StatusMultipleChoices {

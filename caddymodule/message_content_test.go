@@ -3,9 +3,15 @@ package caddymodule
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/fcgi"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
 
 // WeChat does not escape the control characters that a user has typed. What the user wrote reaches the backend as it is.
@@ -34,5 +40,74 @@ func TestMessageOfControlCharacters(t *testing.T) {
 	rec = serve(t, compat, r, b)
 	if reply, err := s.codec.OpenReply(rec.Body.Bytes()); rec.Code != http.StatusOK || err != nil || string(reply) != replyXML || b.body != message {
 		t.Errorf("compatible mode: %d %q, backend got %q", rec.Code, rec.Body, b.body)
+	}
+}
+
+// fastcgiApp is an application behind FastCGI, which knows a request by its variables.
+type fastcgiApp struct {
+	env  map[string]string
+	uri  string
+	body string
+}
+
+func newFastCGI(t *testing.T) (app *fastcgiApp, address string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	app = new(fastcgiApp)
+	go func() {
+		_ = fcgi.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			app.env, app.uri, app.body = map[string]string{}, r.URL.RequestURI(), string(body)
+			for name, values := range r.Header {
+				app.env[name] = strings.Join(values, ", ")
+			}
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, replyXML)
+		}))
+	}()
+	return app, listener.Addr().String()
+}
+
+// A PHP application gets the plaintext request through FastCGI as others do, by whichever variable it looks.
+func TestMessageThroughFastCGI(t *testing.T) {
+	t.Parallel()
+	app, address := newFastCGI(t)
+	b := newBehindProxyOver(t, address, map[string]any{"protocol": "fastcgi", "root": t.TempDir(), "split_path": []string{".php"}})
+	for range 20 { // the variables are made in the order of a map
+		s, message := platformSender(t), textMessage("你好")
+		r := s.push("/wx/message/"+authorizerID, message)
+		r.Header["X_wechat_appid"] = []string{accountID}
+		r.Header["X-Wechat_openid"] = []string{"forged"}
+		r.Header["X.wechat.event"] = []string{"forged"}
+		rec := serve(t, b, r, caddyhttp.HandlerFunc(b.pass))
+		if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != replyXML {
+			t.Fatalf("%d %q: %v", rec.Code, rec.Body, err)
+		}
+		if app.body != message || app.env["X-Wechat-Appid"] != authorizerID || app.env["X-Wechat-Openid"] != openID || app.env["X-Wechat-Event"] != "" {
+			t.Fatalf("body %q, variables %v", app.body, app.env)
+		}
+		if strings.Contains(app.uri, "msg_signature") || strings.Contains(app.uri, "encrypt_type") || !strings.Contains(app.uri, "signature=") || !strings.Contains(app.uri, "openid="+openID) {
+			t.Fatalf("REQUEST_URI %s", app.uri)
+		}
+	}
+}
+
+// So does one that gets copies in the background.
+func TestDetachedThroughFastCGI(t *testing.T) {
+	t.Parallel()
+	app, address := newFastCGI(t)
+	b := newBehindProxyOver(t, address, map[string]any{"protocol": "fastcgi", "root": t.TempDir(), "split_path": []string{".php"}})
+	message := textMessage("x")
+	r := platformSender(t).push("/wx/message/"+authorizerID, message)
+	copied := detach(r, crypto.FormatXML, &facts{appid: authorizerID, openID: openID}, []byte(message))
+	if err := copied.serve(t.Context(), caddyhttp.HandlerFunc(b.pass)); err != nil {
+		t.Fatal(err)
+	}
+	if app.body != message || strings.Contains(app.uri, "msg_signature") || !strings.Contains(app.uri, "openid="+openID) {
+		t.Errorf("body %q, REQUEST_URI %s", app.body, app.uri)
 	}
 }

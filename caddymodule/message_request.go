@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -198,13 +197,31 @@ func (w *work) Value(key any) any {
 	if value, ok := w.atHand.value(key); ok {
 		return value
 	}
-	if key == (workKey{}) || key == (http1.EnderKey{}) {
+	switch key {
+	case workKey{}, http1.EnderKey{}:
 		return w
+	case caddyhttp.OriginalRequestCtxKey:
+		return w.original()
 	}
 	if own := w.Context.Value(key); own != nil { // by which contexts below find out that this one ends
 		return own
 	}
 	return w.of.Value(key)
+}
+
+// original is the request as it came, for those who tell a backend of that one, as fastcgi does in REQUEST_URI: with the query of the
+// plaintext request too, or a backend that reads it there thinks that the body is encrypted. Few ask, so it is made anew each time.
+func (w *work) original() any {
+	value := w.of.Value(caddyhttp.OriginalRequestCtxKey)
+	original, ok := value.(http.Request)
+	f := factsOf(w)
+	if !ok || original.URL == nil || f == nil {
+		return value
+	}
+	u := *original.URL
+	original.RequestURI, u.RawQuery = plaintextURI(original.URL, f.openID)
+	original.URL = &u
+	return original
 }
 
 // end ends the work.
@@ -345,7 +362,7 @@ func isPassedOn(name string) bool {
 		"Idempotency-Key", "X-Idempotency-Key":
 		return false
 	}
-	return !slices.Contains(trustedHeaders[:], name)
+	return !standsForTrusted(name)
 }
 
 // plaintextURI is a push's URI, and the query in it, as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
