@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -40,6 +41,58 @@ func TestMessageOfControlCharacters(t *testing.T) {
 	rec = serve(t, compat, r, b)
 	if reply, err := s.codec.OpenReply(rec.Body.Bytes()); rec.Code != http.StatusOK || err != nil || string(reply) != replyXML || b.body != message {
 		t.Errorf("compatible mode: %d %q, backend got %q", rec.Code, rec.Body, b.body)
+	}
+}
+
+// What a user writes makes no event of a message: WeChat escapes no end of CDATA in it.
+func TestMessageMakesNoEvent(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	message := strings.Replace(textMessage("x"), "<MsgType><![CDATA[text]]></MsgType><Content><![CDATA[x]]></Content>",
+		"<MsgType><![CDATA[link]]></MsgType><Title><![CDATA[]]></Title><Event>LOCATION</Event><EventKey>k</EventKey><Title><![CDATA[]]></Title>", 1)
+	gps := &MessageMatcher{Event: []string{"LOCATION"}}
+	if err := gps.compile(); err != nil {
+		t.Fatal(err)
+	}
+	called := false
+	serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+		called = true
+		if ok, _ := gps.MatchWithError(r); ok || r.Header.Get("X-Wechat-Event") != "" || r.Header.Get("X-Wechat-Msg-Type") != "link" {
+			t.Errorf("matches: %v, headers %v", ok, r.Header)
+		}
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		if got := repl.ReplaceAll("{wechat.event}{wechat.event_key}", ""); got != "" {
+			t.Errorf("placeholders %q", got)
+		}
+		return nil
+	}))
+	if !called {
+		t.Error("not passed on")
+	}
+}
+
+// A MsgId of 0 is none: two messages that have it are two.
+func TestMessagesWithoutAnID(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	s, runs := platformSender(t), 0
+	backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		runs++
+		_, _ = io.WriteString(w, replyXML)
+		return nil
+	})
+	message := func(content string) string {
+		before, rest, _ := strings.Cut(textMessage(content), "<MsgId>")
+		_, after, _ := strings.Cut(rest, "</MsgId>")
+		return before + "<MsgId>0</MsgId>" + after
+	}
+	for i, content := range []string{"a", "b", "a", "b"} {
+		if rec := serve(t, m, s.push("/wx/message/"+authorizerID, message(content)), backend); rec.Code != http.StatusOK {
+			t.Errorf("%d: %d", i, rec.Code)
+		}
+	}
+	if runs != 2 {
+		t.Errorf("the backend got %d of two messages", runs)
 	}
 }
 

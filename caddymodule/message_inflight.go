@@ -53,8 +53,8 @@ func (p *push) identity(appid string, r *http.Request) pushID {
 		b = append(binary.AppendUvarint(b, uint64(len(p.fields.ToUserName))), p.fields.ToUserName...)
 	}
 	b = appendRoute(b, r)
-	// The MsgID that events have is another matter's, such as a template message's.
-	if id := p.fields.MsgID; len(id) > 0 && string(p.fields.MsgType) != "event" {
+	// The MsgID that events have is another matter's, such as a template message's, and 0 is none.
+	if id := p.fields.MsgID; len(id) > 0 && string(id) != "0" && !p.isEvent() {
 		b = append(append(b, 'm'), id...)
 	} else {
 		sum := sha256.Sum256(p.opened.Message)

@@ -43,6 +43,9 @@ func newFacts(p *push, appid string) *facts {
 	}
 	// One string for all: they live and die together, and a push costs one allocation instead of five.
 	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
+	if !p.isEvent() { // what a user writes can end its CDATA, which WeChat does not escape, and go on with elements of any name
+		parts[2], parts[3] = nil, nil
+	}
 	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
 	var all strings.Builder
 	length := 0

@@ -296,6 +296,9 @@ func (p *push) scan() error {
 	return nil
 }
 
+// isEvent reports whether it is an event of a message URL's. WeChat writes the type in lower case.
+func (p *push) isEvent() bool { return bytes.EqualFold(p.fields.MsgType, []byte("event")) }
+
 // ring is that of the credentials that opened the push.
 func (p *push) ring() *ring {
 	if p.platform != nil {
