@@ -46,6 +46,7 @@ type doctorSite struct {
 type siteHandler struct {
 	name     string
 	patterns []string // of the path matchers around it, the innermost first
+	only     []string // the paths of all that comes to it; nil: cannot be told
 	behind   string   // the handler that answers all that would come to it; empty: none
 	fields   json.RawMessage
 }
@@ -152,6 +153,17 @@ type httpRoute struct {
 	Handle []json.RawMessage `json:"handle"`
 }
 
+// only are the paths that a route takes, if its matchers take those and no others; nil if that cannot be told.
+func (r *httpRoute) only() (paths []string) {
+	for _, set := range r.Match {
+		if len(set.Path) == 0 || slices.ContainsFunc(set.Path, func(pattern string) bool { return strings.ContainsAny(pattern, `*{%?[\`) }) {
+			return nil
+		}
+		paths = append(paths, set.Path...)
+	}
+	return paths
+}
+
 func (c *doctorConfig) readHTTP() error {
 	var parts struct {
 		Apps struct {
@@ -188,7 +200,7 @@ func (c *doctorConfig) readHTTP() error {
 				}
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
-			r.routes(s.Routes, []string{""}, nil, "", 0)
+			r.routes(s.Routes, []string{""}, nil, nil, "", 0)
 		}
 	}
 	return nil
@@ -202,12 +214,17 @@ type siteReader struct {
 	secure func(host string) bool
 }
 
-// routes reads a list of routes. Behind is the handler that answers before any of them is reached, if there is one.
-func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind string, depth int) {
+// routes reads a list of routes. Only are the paths of all that comes here, nil if that cannot be told; behind is the handler that
+// answers before any of them is reached, if there is one.
+func (r *siteReader) routes(routes []httpRoute, hosts, around, only []string, behind string, depth int) {
 	if depth > maxRouteDepth {
 		return
 	}
 	for _, route := range routes {
+		paths := only
+		if own := route.only(); own != nil {
+			paths = own
+		}
 		own, patterns := []string(nil), []string(nil)
 		for _, set := range route.Match {
 			own, patterns = append(own, set.Host...), append(patterns, set.Path...)
@@ -218,14 +235,46 @@ func (r *siteReader) routes(routes []httpRoute, hosts, around []string, behind s
 		patterns = append(patterns, around...)
 		before := behind
 		for _, raw := range route.Handle {
-			if all := r.handler(raw, own, patterns, before, depth); before == "" {
+			if all := r.handler(raw, own, patterns, paths, before, depth); before == "" {
 				before = all
+			}
+			if !keepsPath(raw, 0) {
+				paths, only = nil, nil // of the routes after this one too
 			}
 		}
 		if len(route.Match) == 0 {
 			behind = before
 		}
 	}
+}
+
+// pathKeepers are the handlers that leave a request's path alone, unless there is a rewrite in them.
+var pathKeepers = []string{
+	"acme_server", "authentication", "copy_response", "copy_response_headers", "encode", "error", "file_server", "headers", "intercept", "log_append", "map",
+	"metrics", "push", "request_body", "reverse_proxy", "static_response", "templates", "tracing", "vars",
+}
+
+// keepsPath reports whether requests that get past a handler certainly have the path that they had, or the end of it.
+func keepsPath(raw json.RawMessage, depth int) bool {
+	var h struct {
+		Handler string      `json:"handler"`
+		Routes  []httpRoute `json:"routes"`
+	}
+	if depth > maxRouteDepth || json.Unmarshal(raw, &h) != nil {
+		return false
+	}
+	switch {
+	case h.Handler == "rewrite":
+		var fields map[string]json.RawMessage
+		return json.Unmarshal(raw, &fields) == nil && len(fields) == 2 && fields["strip_path_prefix"] != nil // as handle_path does
+	case h.Handler == "subroute":
+		return !slices.ContainsFunc(h.Routes, func(route httpRoute) bool {
+			return slices.ContainsFunc(route.Handle, func(raw json.RawMessage) bool { return !keepsPath(raw, depth+1) })
+		})
+	case strings.HasPrefix(h.Handler, "wechat_"):
+		return true
+	}
+	return slices.Contains(pathKeepers, h.Handler) && !strings.Contains(string(raw), `"rewrite"`)
 }
 
 // isEmptyJSON reports whether a list is missing or has nothing in it.
@@ -236,7 +285,7 @@ func isEmptyJSON(list json.RawMessage) bool {
 
 // handler reads one and returns its name if nothing gets past it. A proxy that handles responses may go on with the next, as
 // forward_auth does, and so does an early hint.
-func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behind string, depth int) string {
+func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string, behind string, depth int) string {
 	var h struct {
 		Handler   string      `json:"handler"`
 		Routes    []httpRoute `json:"routes"`
@@ -252,7 +301,7 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 	for _, host := range hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
 		if strings.HasPrefix(h.Handler, "wechat_") {
-			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, behind, raw})
+			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, only, behind, raw})
 		}
 	}
 	for _, u := range h.Upstreams {
@@ -260,7 +309,7 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns []string, behi
 			r.config.upstreams = append(r.config.upstreams, u.Dial)
 		}
 	}
-	r.routes(h.Routes, hosts, patterns, behind, depth+1)
+	r.routes(h.Routes, hosts, patterns, only, behind, depth+1)
 	switch {
 	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
 		return h.Handler
@@ -317,6 +366,7 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 			texts("add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account")))
 	}
 	for i := range c.sites {
+		results = append(results, c.checkPaths(&c.sites[i])...)
 		for _, h := range c.sites[i].handlers {
 			if h.behind != "" {
 				en, zh := "stands behind "+h.behind+", which answers everything: nothing gets to it", "位于 "+h.behind+" 之后，而后者会应答所有请求：请求到不了它"
@@ -349,6 +399,45 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 		}
 	}
 	return results
+}
+
+// checkPaths looks for a wechat_message to which no path leads from which an account can be read, as in `route /wx/message`. If
+// another one of the site has such paths, all may be as it is meant.
+func (c *doctorConfig) checkPaths(s *doctorSite) (results []doctorResult) {
+	for _, h := range s.handlers {
+		var fields struct {
+			AppID string `json:"appid"`
+		}
+		if h.name != "wechat_message" || h.behind != "" || json.Unmarshal(h.fields, &fields) != nil || fields.AppID != "" {
+			continue
+		}
+		if len(h.only) == 0 || slices.ContainsFunc(h.only, c.app.namesAccount) {
+			return nil
+		}
+		results = append(results, c.nobodyResult(s, h.only[0]))
+	}
+	return results
+}
+
+// namesAccount reports whether an account can be read from a path, as wechat_message does.
+func (a *App) namesAccount(path string) bool {
+	return slices.ContainsFunc(strings.Split(path, "/"), func(segment string) bool {
+		return isAppID(segment) && !slices.ContainsFunc(a.Platforms, func(p *Platform) bool { return p != nil && p.AppID == segment })
+	})
+}
+
+// nobodyResult says that a path names no account. To a platform's wechat_message all pushes may come on one path: it takes them, and
+// cannot say whose they are.
+func (c *doctorConfig) nobodyResult(s *doctorSite, path string) doctorResult {
+	subject, below := "wechat_message of "+s.origin(), strings.TrimSuffix(path, "/")
+	remedy := texts(fmt.Sprintf("let the matcher end in /*, as in %s/*, and enter %s/$APPID$ in the platform's console; or, for one plain account, give wechat_message its appid", below, s.origin()+below),
+		fmt.Sprintf("匹配器请以 /* 结尾，如 %s/*，并在第三方平台控制台填写 %s/$APPID$；若只有一个公众号，请给 wechat_message 写上其 appid", below, s.origin()+below))
+	if len(c.app.Platforms) == 0 {
+		return redOf(subject, texts(fmt.Sprintf("only what comes to %s gets to it, and nothing below that: no account can be read from this path, so that each push is refused", path),
+			fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：从该路径读不出公众号，所有推送都会被拒绝", path)), remedy)
+	}
+	return yellowOf(subject, texts(fmt.Sprintf("only what comes to %s gets to it, and nothing below that: a push whose path ends in the account's appid does not, and of one that does backends cannot be told whose it is", path),
+		fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：以公众号 appid 结尾的推送到不了它；能到达的推送，后端无法得知属于哪个公众号", path)), remedy)
 }
 
 // mayBeLeftOut judges the later values that a config loads without.

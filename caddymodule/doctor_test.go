@@ -561,6 +561,66 @@ func TestDoctorOnOrder(t *testing.T) {
 	}
 }
 
+// TestDoctorOnPaths: a matcher that lets no appid through is found, and nothing is said of one that cannot be judged.
+func TestDoctorOnPaths(t *testing.T) {
+	t.Parallel()
+	const platform = "platform " + platformID + " {\nsecret s\ntoken t\naes_key " + platformKey + "\n}\n"
+	const red, yellow = doctorRed, doctorYellow
+	for _, tt := range []struct{ app, site, level, path string }{ // level: empty: nothing is said
+		{platform, "route /wx/message {\nwechat_message\nreverse_proxy 127.0.0.1:9092\n}", yellow, "/wx/message"},
+		{platform, "route /wx/message/ {\nwechat_message\n}", yellow, "/wx/message/"},
+		{platform, "handle /wx/message {\nwechat_message\n}", yellow, "/wx/message"},
+		{platform, "handle_path /wx/message {\nwechat_message\n}", yellow, "/wx/message"},
+		{platform, "wechat_message /wx/message", yellow, "/wx/message"},
+		{platform, "@m path /a /b\nroute @m {\nwechat_message\n}", yellow, "/a"},
+		{platform, "@m {\nmethod POST\npath /a\n}\nroute @m {\nwechat_message\n}", yellow, "/a"},
+		{platform, "route /wx/* {\nroute /wx/message {\nwechat_message\n}\n}", yellow, "/wx/message"},
+		{platform, "route /wx/message/" + platformID + " {\nwechat_message\n}", yellow, "/wx/message/" + platformID},
+		{platform, "rewrite /a /b\nroute /wx/message {\nencode\nheader -Server\nwechat_message\n}", yellow, "/wx/message"},
+		{platform, "wechat_message /wx/message\nwechat_message /shop " + accountID, yellow, "/wx/message"},
+		{"", "route /wx/message {\nwechat_message\n}", red, "/wx/message"},
+
+		{platform, "wechat_message", "", ""},
+		{platform, "route /wx/message/* {\nwechat_message\n}", "", ""},
+		{platform, "route /wx/message* {\nwechat_message\n}", "", ""},
+		{platform, "route /wx/message {\nwechat_message " + accountID + "\n}", "", ""},
+		{platform, "route /wx/message/" + accountID + " {\nwechat_message\n}", "", ""},
+		{platform, "route /wx/message/{query.appid} {\nwechat_message\n}", "", ""},
+		{platform, "@m path /a /a/*\nroute @m {\nwechat_message\n}", "", ""},
+		{platform, "@m path_regexp ^/wx/message/wx[0-9a-f]{16}$\nroute @m {\nwechat_message\n}", "", ""},
+		{platform, "@m expression `path('/a') || path('/a/*')`\nroute @m {\nwechat_message\n}", "", ""},
+		{platform, "@m not path /a\nroute @m {\nwechat_message\n}", "", ""},
+		{platform, "route /wx/message {\nrewrite * /{query.appid}\nwechat_message\n}", "", ""},
+		{platform, "route /wx/message {\nhandle {\nuri path_regexp ^/(.*)$ /$1/{query.appid}\n}\nwechat_message\n}", "", ""},
+		{platform, "wechat_message /wx/message\nwechat_message /wx/message/*", "", ""},
+		{platform, "route /wx/message {\nrespond 200\nwechat_message\n}", "", ""}, // of which something else is said
+	} {
+		file := filepath.Join(t.TempDir(), "Caddyfile")
+		writeFile(t, file, "{\nwechat {\n"+tt.app+"}\n}\nhttps://wechat.example.com {\n"+tt.site+"\n}\n")
+		app, adapted, _, err := adaptedApp(file, "caddyfile")
+		if err != nil {
+			t.Fatalf("%s: %v", tt.site, err)
+		}
+		d := newDoctor()
+		d.config = doctorConfig{file: file, adapted: adapted, app: app}
+		if err := d.config.readHTTP(); err != nil {
+			t.Fatal(err)
+		}
+		level, path := "", ""
+		for _, r := range d.checkConfig(t.Context()) {
+			if _, rest, ok := strings.Cut(r.Text.EN, "only what comes to "); ok {
+				level, path = level+r.Level, path+strings.Fields(rest)[0]
+				if r.Subject != "wechat_message of https://wechat.example.com" || !strings.Contains(r.Remedy.EN, "wechat.example.com"+strings.TrimSuffix(tt.path, "/")+"/$APPID$") {
+					t.Errorf("%s: %+v", tt.site, r)
+				}
+			}
+		}
+		if level != tt.level || path != tt.path {
+			t.Errorf("%s:\n%s of %s, want %s of %s", tt.site, level, path, tt.level, tt.path)
+		}
+	}
+}
+
 // TestDoctorOnOldSecrets: one that is left out is worth a word, and is no reason for anything to be red.
 func TestDoctorOnOldSecrets(t *testing.T) {
 	t.Setenv("OLD_TOKEN", "old \n")

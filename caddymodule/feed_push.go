@@ -20,11 +20,7 @@ const (
 func (a *App) nameMessage(p *push, f *facts) {
 	e := &p.entry
 	e.AppID, e.Platform, e.known = f.appid, f.platform, true
-	event := ""
-	if f.msgType == "event" {
-		event = f.event
-	}
-	e.What = a.shared.feed.words.name(f.msgType, event)
+	e.What = a.shared.feed.words.name(f.msgType, f.event)
 }
 
 // nameEvent says in a push's entry which authorization event it is.
