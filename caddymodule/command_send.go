@@ -236,7 +236,11 @@ func writeMessage(format string, fields [][2]string) ([]byte, error) {
 		b.WriteString("</xml>")
 	}
 	var check crypto.Fields
-	if err := crypto.ScanFields(b.Bytes(), &check); err != nil {
+	err := crypto.ScanFields(b.Bytes(), &check)
+	if err == nil { // of control characters too, which WeChat lets pass: with --xml one can send them
+		_, err = crypto.ScanElements(b.Bytes(), check.Format)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("a value that %s cannot carry: %w", format, err)
 	}
 	return b.Bytes(), nil
