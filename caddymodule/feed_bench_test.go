@@ -33,7 +33,7 @@ func BenchmarkFeedParallel(b *testing.B) {
 	f := newFeed()
 	appids := make([]string, 4096)
 	for i := range appids {
-		appids[i] = fmt.Sprintf("wx%016x", i*0x9e3779b97f4a7c1)
+		appids[i] = fmt.Sprintf("wx%016x", uint64(i)*0x9e3779b97f4a7c1)
 	}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {

@@ -130,9 +130,9 @@ func TestFeedRefusals(t *testing.T) {
 func TestFeedAccountsAreBounded(t *testing.T) {
 	t.Parallel()
 	f := newFeed()
-	busy := fmt.Sprintf("wx%016x", 1<<60)
+	busy := fmt.Sprintf("wx%016x", uint64(1)<<60)
 	for i := range 3 * maxFeedAccounts {
-		f.add(&Entry{Kind: feedPush, AppID: fmt.Sprintf("wx%08x%08x", i, i*0x9e3779b1), Outcome: outcomeOK, known: true})
+		f.add(&Entry{Kind: feedPush, AppID: fmt.Sprintf("wx%08x%08x", i, uint64(i)*0x9e3779b1), Outcome: outcomeOK, known: true})
 		if i%10 == 0 {
 			f.add(&Entry{Kind: feedPush, AppID: busy, Outcome: outcomeOK, known: true})
 		}

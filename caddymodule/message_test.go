@@ -526,7 +526,7 @@ func TestMessageJSON(t *testing.T) {
 	s := accountSender(t)
 	s.format = crypto.FormatJSON
 	for i, reply := range []string{`{"MsgType":"text","Content":"b"}`, "<xml></xml>"} {
-		message := fmt.Sprintf(`{"ToUserName":"%s","FromUserName":"%s","CreateTime":1,"MsgType":"text","Content":"a","MsgId":%d}`, ghID, openID, 9007199254740993+i)
+		message := fmt.Sprintf(`{"ToUserName":"%s","FromUserName":"%s","CreateTime":1,"MsgType":"text","Content":"a","MsgId":%d}`, ghID, openID, 9007199254740993+int64(i))
 		b := &answering{text: reply}
 		rec := serve(t, m, s.push("/"+accountID, message), b)
 		if b.body != message || b.got.Header.Get("Content-Type") != "application/json; charset=utf-8" {

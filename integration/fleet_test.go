@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -235,7 +234,7 @@ func (f *fleet) newNode(name string, cut bool) *fleetNode {
 		}},
 	}
 	f.t.Cleanup(func() {
-		n.signal(syscall.SIGCONT)
+		n.goOn()
 		n.relay.Pass()
 		if err := n.Stop(); err != nil {
 			f.errorf("node %s: %v", n.name, err)
@@ -348,15 +347,9 @@ func (n *fleetNode) set(down bool) {
 	n.down, n.changed = down, time.Now()
 }
 
-func (n *fleetNode) signal(sig syscall.Signal) {
-	if pid := n.PID(); pid != 0 {
-		_ = syscall.Kill(pid, sig) // it may be dead
-	}
-}
-
 // freeze stops the process without ending it, and thaw lets it go on.
-func (n *fleetNode) freeze() { n.set(true); n.signal(syscall.SIGSTOP) }
-func (n *fleetNode) thaw()   { n.signal(syscall.SIGCONT); n.set(false) }
+func (n *fleetNode) freeze() { n.set(true); n.halt() }
+func (n *fleetNode) thaw()   { n.goOn(); n.set(false) }
 
 // kill ends the process as kill -9 does, and revive starts it again.
 func (n *fleetNode) kill() error { n.set(true); return n.Kill() }

@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -147,11 +146,7 @@ func (s *Server) Do(args ...any) any {
 }
 
 // Kill ends the process as kill -9 does.
-func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
-
-// Pause stops the process without ending it: connections stay, and nothing answers. Resume lets it go on.
-func (s *Server) Pause()  { s.signal(syscall.SIGSTOP) }
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+func (s *Server) Kill() { s.signal(os.Kill) }
 
 // Restart starts the process again after Kill, at its address.
 func (s *Server) Restart() {
@@ -165,7 +160,7 @@ func (s *Server) Restart() {
 	s.t.Fatal("redis-server does not start again")
 }
 
-func (s *Server) signal(sig syscall.Signal) {
+func (s *Server) signal(sig os.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd != nil && s.cmd.Process != nil {
