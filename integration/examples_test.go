@@ -1,6 +1,9 @@
 package integration_test
 
 import (
+	"bufio"
+	"encoding/json"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -10,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -325,6 +329,7 @@ func TestDemo(t *testing.T) {
 		}
 	}
 	demoReleaseCheck(t, demo, dir)
+	demoEnds(t, demo, dir)
 	other := t.TempDir()
 	if err := os.WriteFile(filepath.Join(other, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -332,4 +337,82 @@ func TestDemo(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", other, "-once").CombinedOutput(); err == nil {
 		t.Errorf("the demo took over a folder that is not its own:\n%s", out)
 	}
+}
+
+// demoEnds: a demo keeps its folder from another one, shows lines that any shell takes, and takes its gateway with it when the
+// terminal is closed, and when nobody reads what it shows.
+func demoEnds(t *testing.T, demo, dir string) {
+	t.Helper()
+	start := func() (*exec.Cmd, *bufio.Scanner, io.Closer) {
+		t.Helper()
+		running := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir)
+		running.WaitDelay = 10 * time.Second
+		out, err := running.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := running.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return running, bufio.NewScanner(out), out
+	}
+	// ended waits for the demo, and fails if its gateway stays.
+	ended := func(how string, running *exec.Cmd) {
+		t.Helper()
+		var saved struct{ Admin struct{ Listen string } }
+		content, err := os.ReadFile(filepath.Join(dir, "config", "caddy", "autosave.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(content, &saved); err != nil {
+			t.Fatal(err)
+		}
+		if err := running.Wait(); err != nil {
+			t.Errorf("%s: the demo ended with %v", how, err)
+		}
+		resp, err := plainClient.Post("http://"+saved.Admin.Listen+"/stop", "", nil)
+		if err == nil {
+			_ = resp.Body.Close()
+			t.Errorf("%s: its gateway stayed at %s", how, saved.Admin.Listen)
+		}
+	}
+
+	running, lines, _ := start()
+	quoted := regexp.MustCompile(`'[^']*'`)
+	commands := 0
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "The gateway's log is ") {
+			break
+		}
+		if _, command, ok := strings.Cut(lines.Text(), ": "); ok && strings.HasPrefix(strings.TrimSpace(command), "curl ") {
+			commands++
+			if bare := quoted.ReplaceAllString(command, ""); strings.ContainsAny(bare, "?*[]()#&;<>=") { // zsh takes none of them as it stands
+				t.Errorf("not for every shell: %s", command)
+			}
+		}
+	}
+	if commands < 7 {
+		t.Errorf("the demo shows %d commands to try", commands)
+	}
+	out, err := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another demonstration runs in "+dir) {
+		t.Errorf("a second demo in the same folder: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "control")); err != nil {
+		t.Errorf("the second demo took the first one's folder: %v", err)
+	}
+	if err := running.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() { // to the end
+	}
+	ended("closed terminal", running)
+
+	running, lines, output := start()
+	for lines.Scan() && !strings.Contains(lines.Text(), "1  TLS") { // the gateway is up
+	}
+	if err := output.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ended("no reader", running)
 }

@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/integration"
 	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
@@ -26,7 +25,12 @@ func main() {
 	once := flag.Bool("once", false, "end after the show")
 	check := flag.Bool("release-check", false, "go through WeChat's release check, with the demo that runs in -dir or else with a gateway of its own")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A terminal that is closed and a reader that has gone end it in good order too, or its gateway would stay.
+	endings := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		endings = append(endings, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), endings...)
 	defer stop()
 	if *check {
 		if err := rehearse(ctx, *binary, *config, *dir, os.Stdout); err != nil {
@@ -43,9 +47,11 @@ func main() {
 }
 
 func run(ctx context.Context, binary, config, dir string, once bool) (err error) {
-	if err := emptyRunFolder(dir); err != nil {
+	release, err := takeRunFolder(dir)
+	if err != nil {
 		return err
 	}
+	defer release()
 	binary, err = filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -88,26 +94,4 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 	case <-w.Gateway.Exited():
 		return fmt.Errorf("the gateway ended:\n%s", w.Gateway.Log())
 	}
-}
-
-// emptyRunFolder removes what an earlier show left: its secrets were other ones. It refuses a folder that is not ours.
-func emptyRunFolder(dir string) error {
-	mark := filepath.Join(dir, ".caddy-wechat-demo")
-	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist) || (err == nil && len(entries) == 0):
-	case err != nil:
-		return err
-	default:
-		if _, err := os.Stat(mark); err != nil {
-			return fmt.Errorf("%s holds something else: name an empty folder with -dir", dir)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return os.WriteFile(mark, []byte(time.Now().Format(time.RFC3339)+"\n"), 0o600)
 }

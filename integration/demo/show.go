@@ -244,21 +244,26 @@ func (s *show) oauth(ctx context.Context) error {
 	return nil
 }
 
-// invite lists what can be tried by hand.
+// invite lists what can be tried by hand. The commands are such that any shell takes them as they are: zsh refuses a ? that is
+// not quoted, and a comment.
 func (s *show) invite() {
 	w := s.world
 	s.line("\n\x1b[1mStill running. Try:\x1b[0m")
-	s.line("   curl -k %s", w.URL("/"+integration.VerifyName))
-	s.line("   curl -k -i %s", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/scan?state=menu1"))
-	s.line("   %s   # in a browser: an account authorises the platform", w.URL("/wx/authorize"))
-	s.line("   %s   # in a browser: a login", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/verify?scope=snsapi_userinfo&state=menu2"))
-	s.line("   http://localhost:%s   # in a browser: the console", integration.Port(w.Console))
-	s.line("   curl -k '%s'   # a page is signed for JS-SDK", w.URL("/wx/jssdk/"+integration.AuthorizerID+"?url="+url.QueryEscape(w.URL("/shop?x=1"))))
-	s.line("   curl -k -i -d '<xml/>' '%s'   # a forged push", w.URL("/wx/message/"+integration.AuthorizerID+"?timestamp=1&nonce=2&msg_signature=3"))
-	s.line("   curl -H 'Authorization: Bearer %s' '%s'", w.ClientKey, w.APIURL("/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+s.user.OpenID))
-	s.line("   curl '%s'", w.APIURL("/cgi-bin/token?grant_type=client_credential&appid="+integration.AccountID+"&secret="+w.ClientKey))
-	s.line("   curl -s http://%s/metrics | grep caddy_wechat", w.Admin)
-	s.line("   make release-check   # in another terminal: WeChat's acceptance check (全网发布接入检测)")
+	try := func(what, format string, args ...any) {
+		s.line("   %-27s "+format, append([]any{what + ":"}, args...)...)
+	}
+	try("a verification file", "curl -k %s", w.URL("/"+integration.VerifyName))
+	try("a login begins", "curl -k -i '%s'", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/scan?state=menu1"))
+	try("a login, in a browser", "%s", w.URL("/wx/thirdParty/authorize/"+integration.AuthorizerID+"/verify?scope=snsapi_userinfo&state=menu2"))
+	try("authorising, in a browser", "%s", w.URL("/wx/authorize"))
+	try("the console, in a browser", "http://localhost:%s", integration.Port(w.Console))
+	try("a page signed for JS-SDK", "curl -k '%s'", w.URL("/wx/jssdk/"+integration.AuthorizerID+"?url="+url.QueryEscape(w.URL("/shop?x=1"))))
+	try("a forged push", "curl -k -i -d '<xml/>' '%s'", w.URL("/wx/message/"+integration.AuthorizerID+"?timestamp=1&nonce=2&msg_signature=3"))
+	try("a call", "curl -H 'Authorization: Bearer %s' '%s'", w.ClientKey, w.APIURL("/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+s.user.OpenID))
+	try("a token, as an SDK", "curl '%s'", w.APIURL("/cgi-bin/token?grant_type=client_credential&appid="+integration.AccountID+"&secret="+w.ClientKey))
+	try("how the gateway is", "bin/caddy wechat status --address %s", w.Admin)
+	try("metrics", "curl -s http://%s/metrics | grep caddy_wechat", w.Admin)
+	try("WeChat's acceptance check", "make release-check")
 	s.line("The gateway's log is %s, its storage is beside it. Ctrl-C ends it.", filepath.Join(w.Dir, "gateway.log"))
 }
 
