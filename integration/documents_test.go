@@ -549,4 +549,18 @@ func TestContainerFiles(t *testing.T) {
 	if !strings.Contains(compose, "dockerfile: contrib/Dockerfile\n") || !strings.Contains(compose, "- data:/data\n") {
 		t.Error("compose.yaml does not build contrib/Dockerfile, or keeps no data")
 	}
+	// A container that is given a file alone sees the old one for ever, once an editor has put another in its place.
+	config := regexp.MustCompile(`"--config", "(\S+)/Caddyfile"\]`).FindStringSubmatch(last)
+	if config == nil || !strings.Contains(compose, ":"+config[1]+":ro\n") {
+		t.Errorf("compose.yaml does not mount the folder of the configuration: %q", config)
+	}
+	ignored := document(t, ".gitignore")
+	for _, m := range regexp.MustCompile(`(?m)^      - \./([^:]+):(\S+):ro$`).FindAllStringSubmatch(compose, -1) {
+		if !strings.Contains(ignored, "\n/contrib/"+m[1]+"/\n") {
+			t.Errorf("git would take contrib/%s along", m[1])
+		}
+		if !strings.Contains(document(t, "docs/operations.md"), "`"+m[1]+"`") {
+			t.Errorf("operations.md does not say what contrib/%s is", m[1])
+		}
+	}
 }
