@@ -28,7 +28,7 @@ files=.run/scan-files
 		cat "${HOME:-/nonexistent}/.npmrc" 2>/dev/null || true
 		echo "${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}"
 	} | grep -o '[a-z]*://[^/ ]*' | sed -e 's|.*://||' -e 's|.*@||' -e 's|:[0-9]*$||' || true
-} | sort -u | grep -vxF goproxy.cn | grep . >"$names" # that proxy is everybody's, and README.md names it
+} | sort -u | grep . >"$names"
 
 # Files that are tracked or about to be.
 git ls-files -z --cached --others --exclude-standard >"$files"
