@@ -28,7 +28,8 @@ type Store interface {
 var (
 	// ErrSwapped: the record is not what the writer took it for.
 	ErrSwapped = errors.New("another node has changed the record meanwhile")
-	// ErrLockHeld: a lock was not had, for somebody else holds it who is known to live. Only a store that can tell says so.
+	// ErrLockHeld: a lock was not had, for somebody else holds it who is known to live. Only a store that can tell says so, and
+	// not if it has failed since.
 	ErrLockHeld = errors.New("another holds the lock")
 	// ErrLockLost: the write was refused because the lock that it was made under is another's by now.
 	ErrLockLost = errors.New("the lock was lost before the write")

@@ -61,10 +61,12 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	return func() { once.Do(func() { s.unlock(name, l) }) }, nil
 }
 
-// acquire tries until the lock is had or ctx ends.
+// acquire tries until the lock is had or ctx ends. That it is another's is what Redis said last, not what it said before it
+// fell silent: a question that ctx cuts off while an answer may still come takes nothing back, and one that had its time does.
 func (s *Store) acquire(ctx context.Context, l *lock) error {
 	pause := pauseFirst
 	for held := false; ; held = true {
+		asked := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, operationLimit)
 		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds()).Text()
 		err = failure(attempt, err)
@@ -82,7 +84,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 			return ctx.Err()
 		case !errors.Is(err, redis.Nil):
 			s.abandon(l) // it may have been granted, and the answer lost
-			if held && ctx.Err() != nil {
+			if held && ctx.Err() != nil && time.Since(asked) < s.timeout {
 				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, err)
 			}
 			return err

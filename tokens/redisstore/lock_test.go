@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -72,6 +74,71 @@ func TestLockIsRenewed(t *testing.T) {
 	}
 	unlock()
 	mustLock(t, b)()
+}
+
+// heldOnce closes a channel once Redis has said to a store that a lock is another's.
+type heldOnce struct {
+	said chan struct{}
+	once sync.Once
+}
+
+func (*heldOnce) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (*heldOnce) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (h *heldOnce) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if errors.Is(err, redis.Nil) {
+			h.once.Do(func() { close(h.said) })
+		}
+		return err
+	}
+}
+
+// A Redis that said that a lock is held and then fell silent has failed, once its answer was due. A wait that ends before that
+// tells nothing new.
+func TestRedisFallsSilentInAWaitForALock(t *testing.T) {
+	t.Parallel()
+	server, a, _ := pair(t, time.Minute)
+	t.Cleanup(mustLock(t, a))
+	for name, tt := range map[string]struct {
+		timeout, wait time.Duration
+		held          bool
+	}{
+		"the answer was due":     {1400 * time.Millisecond, 2700 * time.Millisecond, false}, // less than two exchanges
+		"the answer was not due": {operationLimit, time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			relay := redistest.NewRelay(t, server.Addr)
+			b := open(t, Options{Addresses: []string{relay.Addr}, Timeout: tt.timeout})
+			hook := &heldOnce{said: make(chan struct{})}
+			b.client.AddHook(hook)
+			ctx, cancel := context.WithTimeout(t.Context(), tt.wait)
+			defer cancel()
+			result := make(chan error, 1)
+			go func() {
+				_, err := b.Lock(ctx, locked)
+				result <- err
+			}()
+			select {
+			case <-hook.said:
+			case err := <-result:
+				t.Fatalf("Redis did not say that the lock is held: %v", err)
+			}
+			relay.HangAnswers()
+			err := <-result
+			if ctx.Err() == nil {
+				t.Fatalf("it ended before the wait: %v", err)
+			}
+			if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, tokens.ErrLockHeld) != tt.held {
+				t.Errorf("Lock: %v", err)
+			}
+		})
+	}
 }
 
 // What is written under a lock that another had since is refused, whatever the writer believes.

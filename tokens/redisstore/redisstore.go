@@ -136,6 +136,7 @@ type Store struct {
 	origin  string // tells this store's messages from others
 	report  func(error)
 	lease   time.Duration // of a lock
+	timeout time.Duration // of one exchange
 
 	mu      sync.Mutex
 	closed  bool
@@ -171,7 +172,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife,
+		origin: rand.Text(), report: o.Report, lease: leaseLife, timeout: o.Timeout,
 		closing: make(chan struct{}), held: make(map[string]*lock),
 		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
