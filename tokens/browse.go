@@ -387,12 +387,11 @@ func (b *browser) prefix() string {
 
 // scanAuthorizers is a page of the names in one of the folders of a platform's authorizers.
 func (m *Manager) scanAuthorizers(ctx context.Context, env *Environment, at place, prefix string, n int) (names []string, next string, err error) {
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	folder := authorizerFolder(at.platform, at.shard)
-	start := time.Now()
-	names, next, err = Scan(limited, env.Store, folder+"/"+prefix, at.after, n)
-	env.observe(ctx, "list", start, err)
+	err = env.operate(ctx, "list", storeTimeout, func(ctx context.Context) (err error) {
+		names, next, err = Scan(ctx, env.Store, folder+"/"+prefix, at.after, n)
+		return err
+	})
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: list %s: %w", ErrStore, folder, err)
 	}

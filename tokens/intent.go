@@ -169,6 +169,13 @@ func (m *Manager) keptIntent(ctx context.Context, env *Environment, hash string)
 	return kept.intent(), err
 }
 
+func ignoreIf(err error, harmless bool) error {
+	if harmless {
+		return nil
+	}
+	return err
+}
+
 // notAnIntent reports whether the error of keptIntent says that there is none, or none that this node can read.
 func notAnIntent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errUnreadable) || errors.Is(err, errDamaged)
@@ -395,11 +402,11 @@ func (m *Manager) resumeLateIntents(ctx context.Context) error {
 
 // storedIntents are the hashes of the codes that the store has intents of.
 func (m *Manager) storedIntents(ctx context.Context, env *Environment) (hashes []string, err error) {
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	names, err := env.Store.List(limited, intentFolder)
-	env.observe(ctx, "list", start, err)
+	var names []string
+	err = env.operate(ctx, "list", storeTimeout, func(ctx context.Context) (err error) {
+		names, err = env.Store.List(ctx, intentFolder)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)
 	}

@@ -200,14 +200,13 @@ func (m *Manager) openRecord(ctx context.Context, env *Environment, name string,
 
 // loadRaw reads the bytes of a record. The error is fs.ErrNotExist if there is none, and wraps ErrStore otherwise.
 func (m *Manager) loadRaw(ctx context.Context, env *Environment, name string) ([]byte, error) {
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	data, err := env.Store.Load(limited, name)
-	missing := errors.Is(err, fs.ErrNotExist)
-	env.observe(ctx, "load", start, ignoreIf(err, missing))
+	var data []byte
+	err := env.operate(ctx, "load", storeTimeout, func(ctx context.Context) (err error) {
+		data, err = env.Store.Load(ctx, name)
+		return err
+	}, fs.ErrNotExist)
 	switch {
-	case missing:
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fs.ErrNotExist
 	case err != nil:
 		return nil, fmt.Errorf("%w: load %s: %w", ErrStore, name, err)
@@ -372,11 +371,9 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 	if !ok {
 		return m.storeRaw(ctx, env, name, data)
 	}
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	err = swapper.Swap(limited, name, old, data)
-	env.observe(ctx, "store", start, ignoreIf(err, errors.Is(err, ErrSwapped)))
+	err = env.operate(ctx, "store", storeTimeout, func(ctx context.Context) error {
+		return swapper.Swap(ctx, name, old, data)
+	}, ErrSwapped)
 	if err != nil {
 		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
 	}
@@ -384,11 +381,7 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 }
 
 func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, data []byte) error {
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	err := env.Store.Store(limited, name, data)
-	env.observe(ctx, "store", start, err)
+	err := env.operate(ctx, "store", storeTimeout, func(ctx context.Context) error { return env.Store.Store(ctx, name, data) })
 	if err != nil {
 		return fmt.Errorf("%w: write %s: %w", ErrStore, name, err)
 	}
@@ -397,11 +390,7 @@ func (m *Manager) storeRaw(ctx context.Context, env *Environment, name string, d
 
 // deleteRecord removes a record.
 func (m *Manager) deleteRecord(ctx context.Context, env *Environment, name string) error {
-	limited, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	start := time.Now()
-	err := env.Store.Delete(limited, name)
-	env.observe(ctx, "delete", start, err)
+	err := env.operate(ctx, "delete", storeTimeout, func(ctx context.Context) error { return env.Store.Delete(ctx, name) })
 	if err != nil {
 		return fmt.Errorf("%w: delete %s: %w", ErrStore, name, err)
 	}
@@ -410,29 +399,30 @@ func (m *Manager) deleteRecord(ctx context.Context, env *Environment, name strin
 
 // lockStore takes a lock that all nodes respect and waits for it no longer than wait.
 func (m *Manager) lockStore(ctx context.Context, env *Environment, name string, wait time.Duration) (unlock func(), err error) {
-	limited, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	start := time.Now()
-	unlock, err = env.Store.Lock(limited, name)
-	env.observe(ctx, "lock", start, ignoreIf(err, errors.Is(err, ErrLockHeld))) // the store said who has it
+	err = env.operate(ctx, "lock", wait, func(ctx context.Context) (err error) {
+		unlock, err = env.Store.Lock(ctx, name)
+		return err
+	}, ErrLockHeld)
 	if err != nil {
 		return nil, fmt.Errorf("%w: lock %s: %w", ErrStore, name, err)
 	}
 	return unlock, nil
 }
 
-// observe reports an operation on the store. One that failed because its caller left, whose context ctx is, tells nothing of the
-// store. A deadline does, whoever set it: the gateway sets those.
-func (e *Environment) observe(ctx context.Context, op string, start time.Time, err error) {
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
-		return
-	}
-	e.Observer.StoreOperation(op, time.Since(start), err)
-}
-
-func ignoreIf(err error, harmless bool) error {
-	if harmless {
-		return nil
+// operate makes one operation on the store, within limit, and reports it. Answers are errors with which the store does its work:
+// they are none of its failures. Neither is one of an operation whose caller left. A deadline is, whoever set it: the gateway
+// sets those.
+func (e *Environment) operate(ctx context.Context, op string, limit time.Duration, operation func(context.Context) error, answers ...error) error {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	start := time.Now()
+	err := operation(limited)
+	took := time.Since(start)
+	switch {
+	case slices.ContainsFunc(answers, func(answer error) bool { return errors.Is(err, answer) }):
+		e.Observer.StoreOperation(op, took, nil)
+	case err == nil || !errors.Is(ctx.Err(), context.Canceled):
+		e.Observer.StoreOperation(op, took, err)
 	}
 	return err
 }

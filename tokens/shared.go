@@ -90,14 +90,9 @@ func (m *Manager) sharedStep(ctx context.Context, g *gate, step func(context.Con
 	if !ok || !g.enter() {
 		return errAlone
 	}
-	limited, cancel := context.WithTimeout(ctx, sharedWait)
-	defer cancel()
-	start := time.Now()
-	err = step(limited, env, values)
-	answered := err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
-	env.observe(ctx, "share", start, ignoreIf(err, answered))
+	err = env.operate(ctx, "share", sharedWait, func(ctx context.Context) error { return step(ctx, env, values) }, fs.ErrNotExist, errForeign)
 	switch {
-	case answered:
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
 		if g.settle(true) {
 			env.Log.Info("logins are shared with the other nodes again")
 		}
