@@ -258,6 +258,9 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	if err != nil {
 		return err
 	}
+	if infoType != doctorEvent {
+		a.health().sightings.mended(platform, codePushNotKept)
+	}
 	a.logger.Info("event received", zap.String("platform", platform), zap.String("info_type", infoType),
 		zap.ByteString("appid", f.AuthorizerAppID))
 	return nil

@@ -412,7 +412,7 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p 
 	}
 	a.feedRefused(r.Context(), endpoint, p, why)
 	a.metrics().pushes.WithLabelValues(endpoint, why.result).Inc()
-	a.sawRefused(r, endpoint, why)
+	a.sawRefused(r, endpoint, p, why)
 	fields := []zap.Field{
 		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
 		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr),

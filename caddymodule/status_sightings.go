@@ -78,8 +78,9 @@ func codeOf(why *refusal) string {
 	return "" // one that is stale is seen where it is known to be WeChat's
 }
 
-// sawRefused notes a push that was not accepted. Whose it was is what its path says, or the only one that it can be.
-func (a *App) sawRefused(r *http.Request, endpoint string, why *refusal) {
+// sawRefused notes a push that was not accepted. Whose it was is what opened it if it could not be kept, else what its path says,
+// or the only one that it can be.
+func (a *App) sawRefused(r *http.Request, endpoint string, p *push, why *refusal) {
 	code := codeOf(why)
 	if code == "" {
 		return
@@ -93,6 +94,9 @@ func (a *App) sawRefused(r *http.Request, endpoint string, why *refusal) {
 			subject = segment
 			break
 		}
+	}
+	if why == errNotKept && p.platform != nil {
+		subject = p.platform.AppID
 	}
 	a.health().sightings.saw(code, subject, tokens.Text{})
 }

@@ -589,6 +589,23 @@ func TestStatusOfAStoreThatFails(t *testing.T) {
 	}
 }
 
+// An event that could not be kept is told of the platform that it is for, also where its URL names none, until the next is kept.
+func TestStatusOfAnEventThatIsNotKept(t *testing.T) {
+	t.Parallel()
+	app, ctx := newTestApp(t, testConfig("")) // two platforms
+	store := &flakyStore{MemStore: tokens.NewMemStore()}
+	app.env.Store = store
+	e := eventHandler(t, ctx)
+	store.full.Store(true)
+	if rec := serve(t, e, eventSender(t).push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil); rec.Code != http.StatusServiceUnavailable {
+		t.Fatal(rec.Code)
+	}
+	look(t, app).has(t, Red, codePushNotKept, platformID, "503")
+	store.full.Store(false)
+	pushTicket(t, e)
+	look(t, app).hasNot(t, codePushNotKept)
+}
+
 func TestStatusOfHosts(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
