@@ -53,18 +53,14 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 		if err != nil {
 			return caddy.NetworkAddress{}, err
 		}
-		var admin struct {
-			Admin caddy.AdminConfig `json:"admin"`
+		admin, err := adminOf(config)
+		if err != nil {
+			return caddy.NetworkAddress{}, fmt.Errorf("%s: %w", file, err)
 		}
-		if len(config) > 0 {
-			if err := json.Unmarshal(caddy.RemoveMetaFields(config), &admin); err != nil {
-				return caddy.NetworkAddress{}, fmt.Errorf("%s: %w", file, err)
-			}
-		}
-		if admin.Admin.Disabled {
+		if admin.Disabled {
 			return caddy.NetworkAddress{}, fmt.Errorf("%s: admin is off, so that the gateway cannot be asked: it needs the global option admin", file)
 		}
-		listen = admin.Admin.Listen
+		listen = admin.Listen
 	}
 	if listen == "" {
 		listen = caddy.DefaultAdminListen
@@ -81,6 +77,18 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 		at.Host, _, _ = strings.Cut(at.Host, "|") // permissions may follow, as in listen
 	}
 	return at, nil
+}
+
+// adminOf is what a config, as JSON, says of the admin endpoint.
+func adminOf(config []byte) (caddy.AdminConfig, error) {
+	var parts struct {
+		Admin caddy.AdminConfig `json:"admin"`
+	}
+	if len(config) == 0 {
+		return parts.Admin, nil
+	}
+	err := json.Unmarshal(caddy.RemoveMetaFields(config), &parts)
+	return parts.Admin, err
 }
 
 // exchange asks the admin endpoint of a running gateway. Its error is one of askFailed's.
@@ -143,17 +151,24 @@ func (p *askParams) ask(ctx context.Context, method, path string, want ...int) (
 	return body, nil
 }
 
+// nobodyListensError: there is no Caddy at that address.
+type nobodyListensError struct{ at caddy.NetworkAddress }
+
+func (e nobodyListensError) Error() string {
+	return fmt.Sprintf("no Caddy listens at %s: is it running? If its admin endpoint is elsewhere, give --config or --address", e.at)
+}
+
 // askFailed says why there was no answer.
 func askFailed(err error, at caddy.NetworkAddress) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("no Caddy listens at %s: is it running? If its admin endpoint is elsewhere, give --config or --address", at)
+		return nobodyListensError{at}
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s cannot be opened: run this as the gateway's user", at)
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted")
 	case isTimeout(err):
-		return fmt.Errorf("no answer from the Caddy at %s within %s", at, askTimeout)
+		return fmt.Errorf("no answer in time from the Caddy at %s", at)
 	}
 	return fmt.Errorf("no answer from the Caddy at %s: %w", at, rootOf(err))
 }

@@ -105,8 +105,9 @@ type doctor struct {
 	interfaces func() ([]net.Addr, error)
 	now        func() time.Time
 
-	config doctorConfig
-	admin  string // its address; empty: none
+	config   doctorConfig
+	admin    string // its address; empty: none
+	adminOff bool   // the config says so
 
 	mu     sync.Mutex
 	wechat []wechatAnswer // of WeChat's hosts, once one check has asked
@@ -205,7 +206,8 @@ func (d *doctor) client() *http.Client {
 	}
 }
 
-// dialHost resolves a name itself and dials the addresses in turn.
+// dialHost resolves a name itself and dials the addresses in turn, those of IPv4 first, over which WeChat pushes. Each has its
+// share of the time: one that swallows what is sent to it does not take it from the next.
 func (d *doctor) dialHost(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -218,14 +220,26 @@ func (d *doctor) dialHost(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, err
 	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.Unmap().BitLen() - b.Unmap().BitLen() })
 	err = fmt.Errorf("%s has no address", host)
-	for _, addr := range addrs {
+	for i, addr := range addrs {
 		var conn net.Conn
-		if conn, err = d.dial(ctx, network, net.JoinHostPort(addr.Unmap().String(), port)); err == nil {
+		if conn, err = d.dialShare(ctx, network, net.JoinHostPort(addr.Unmap().String(), port), len(addrs)-i); err == nil {
 			return conn, nil
 		}
 	}
 	return nil, err
+}
+
+// dialShare dials within one of so many equal parts of the time that is left.
+func (d *doctor) dialShare(ctx context.Context, network, address string, parts int) (net.Conn, error) {
+	left := doctorRequestTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left = time.Until(deadline)
+	}
+	ctx, cancel := context.WithTimeout(ctx, left/time.Duration(parts))
+	defer cancel()
+	return d.dial(ctx, network, address)
 }
 
 // doctorAnswer is what a request got.

@@ -26,7 +26,7 @@ type doctorConfig struct {
 	adapted   []byte
 	app       *App         // as it is written, nothing resolved
 	sites     []doctorSite // of HTTP
-	listens   []uint       // the ports of all servers
+	entrances []uint       // the ports on which pushes and visitors come in
 	upstreams []string
 	loadError error // why Caddy would not start with it
 	origins   []*url.URL
@@ -37,6 +37,7 @@ type doctorConfig struct {
 // doctorSite is a host of the config's with what of ours it serves.
 type doctorSite struct {
 	host     string // lower case; empty: any
+	any      bool   // it serves any host, and what stands in host is the address that it listens on
 	secure   bool
 	port     uint
 	handlers []siteHandler
@@ -58,7 +59,11 @@ func (s *doctorSite) origin() string {
 		scheme, own = "https", 443
 	}
 	if s.port == own {
-		return scheme + "://" + s.host
+		host := s.host
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		return scheme + "://" + host
 	}
 	return scheme + "://" + net.JoinHostPort(s.host, strconv.FormatUint(uint64(s.port), 10))
 }
@@ -88,6 +93,11 @@ func (d *doctor) read(config, adapter, address string) error {
 		return err
 	}
 	d.config = doctorConfig{file: file, adapted: adapted, app: app}
+	admin, err := adminOf(adapted)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	d.adminOff = admin.Disabled && address == ""
 	if d.admin, err = caddycmd.DetermineAdminAPIAddress(address, adapted, "config", ""); err != nil {
 		return err
 	}
@@ -135,9 +145,10 @@ type httpServers struct {
 	HTTPPort  uint `json:"http_port"`
 	HTTPSPort uint `json:"https_port"`
 	Servers   map[string]struct {
-		Listen    []string        `json:"listen"`
-		Routes    []httpRoute     `json:"routes"`
-		Policies  json.RawMessage `json:"tls_connection_policies"`
+		Listen    []string             `json:"listen"`
+		Routes    []httpRoute          `json:"routes"`
+		Named     map[string]httpRoute `json:"named_routes"`
+		Policies  json.RawMessage      `json:"tls_connection_policies"`
 		Automatic struct {
 			Disable bool     `json:"disable"`
 			Skip    []string `json:"skip"`
@@ -187,10 +198,7 @@ func (c *doctorConfig) readHTTP() error {
 			if err != nil || addr.IsUnixNetwork() {
 				continue
 			}
-			if !slices.Contains(c.listens, addr.StartPort) {
-				c.listens = append(c.listens, addr.StartPort)
-			}
-			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]")}
+			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), named: s.Named}
 			r.secure = func(host string) bool {
 				switch {
 				case addr.StartPort == h.HTTPSPort:
@@ -201,6 +209,9 @@ func (c *doctorConfig) readHTTP() error {
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
 			r.routes(s.Routes, []string{""}, nil, nil, "", 0)
+			if addr.StartPort == h.HTTPPort || addr.StartPort == h.HTTPSPort || c.isVisitedOn(addr.StartPort) {
+				c.entrances = append(c.entrances, addr.StartPort)
+			}
 		}
 	}
 	return nil
@@ -211,6 +222,7 @@ type siteReader struct {
 	config *doctorConfig
 	port   uint
 	bound  string // the address it listens on
+	named  map[string]httpRoute
 	secure func(host string) bool
 }
 
@@ -288,6 +300,7 @@ func isEmptyJSON(list json.RawMessage) bool {
 func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string, behind string, depth int) string {
 	var h struct {
 		Handler   string      `json:"handler"`
+		Name      string      `json:"name"` // of the route that invoke runs
 		Routes    []httpRoute `json:"routes"`
 		Upstreams []struct {
 			Dial string `json:"dial"`
@@ -309,6 +322,9 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string
 			r.config.upstreams = append(r.config.upstreams, u.Dial)
 		}
 	}
+	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" {
+		h.Routes = []httpRoute{route}
+	}
 	r.routes(h.Routes, hosts, patterns, only, behind, depth+1)
 	switch {
 	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
@@ -321,7 +337,8 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string
 
 // site is that of a host and port. A site for any host is known by the address that it listens on.
 func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *doctorSite {
-	if host == "" {
+	anyHost := host == ""
+	if anyHost {
 		host = bound
 	}
 	for i := range c.sites {
@@ -329,7 +346,7 @@ func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *
 			return s
 		}
 	}
-	c.sites = append(c.sites, doctorSite{host: host, port: port, secure: secure})
+	c.sites = append(c.sites, doctorSite{host: host, any: anyHost, port: port, secure: secure})
 	return &c.sites[len(c.sites)-1]
 }
 
@@ -343,9 +360,30 @@ func (c *doctorConfig) public() (list []*doctorSite) {
 	return list
 }
 
-// hosts are the names of the public sites, once each.
-func (c *doctorConfig) hosts() (list []string) {
+// visited are the public sites that WeChat or visitors come to: other sites of the same config are none of the gateway's.
+func (c *doctorConfig) visited() (list []*doctorSite) {
 	for _, s := range c.public() {
+		if s.isVisited() {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// isVisited reports whether WeChat or visitors come to a site, rather than those who run the gateway and their apps.
+func (s *doctorSite) isVisited() bool {
+	return slices.ContainsFunc(s.handlers, func(h siteHandler) bool {
+		return h.name != "wechat_api" && h.name != "wechat_console" && h.name != "wechat_ready"
+	})
+}
+
+func (c *doctorConfig) isVisitedOn(port uint) bool {
+	return slices.ContainsFunc(c.sites, func(s doctorSite) bool { return s.port == port && s.isVisited() })
+}
+
+// siteNames are the names of sites, once each.
+func siteNames(sites []*doctorSite) (list []string) {
+	for _, s := range sites {
 		if !slices.Contains(list, s.host) {
 			list = append(list, s.host)
 		}
@@ -358,7 +396,7 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 	c := &d.config
 	if c.loadError != nil {
 		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+c.loadError.Error()),
-			texts("mend what it says, then try `caddy validate`", "按提示修正，然后用 `caddy validate` 验证"))}
+			texts("mend what it says, then try `caddy validate`; as the gateway's user and with its environment, as doctor too wants to be run", "按提示修正，然后用 `caddy validate` 验证；二者与 doctor 一样，须以网关的用户及其环境变量运行"))}
 	}
 	results := []doctorResult{greenOf(c.file, fmt.Sprintf("loads: %d platforms, %d accounts, %d clients", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)), "可以加载")}
 	if len(c.app.Platforms)+len(c.app.Accounts) == 0 {
@@ -500,6 +538,9 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	}
 	list("wechat", "seal_key", d.config.app.SealKeys)
 	look("wechat", "proxy", d.config.app.Proxy, true)
+	for _, origin := range d.config.app.API {
+		look("wechat", "api", origin, true)
+	}
 	_, problems := d.config.app.pushKeys()
 	for _, p := range problems {
 		if !strings.Contains(p.err.Error(), "resolves to nothing") {
@@ -515,7 +556,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 // checkOAuth looks at the domains to which WeChat sends users back.
 func (d *doctor) checkOAuth(context.Context) []doctorResult {
 	var results []doctorResult
-	hosts := d.config.hosts()
+	hosts := siteNames(d.config.public())
 	for i := range d.config.sites {
 		s := &d.config.sites[i]
 		for _, h := range s.handlers {
@@ -535,6 +576,14 @@ func (d *doctor) checkOAuth(context.Context) []doctorResult {
 
 func oauthResult(s *doctorSite, name, base, origin string, hosts []string) doctorResult {
 	subject := name + " " + base
+	if origin != "" {
+		var err error
+		if origin, err = (resolver{repl: caddy.NewReplacer()}).required("origin", origin); err != nil {
+			return skippedOf(subject, err.Error(), "origin 在此无法解析："+err.Error())
+		}
+	} else if s.any {
+		return skippedOf(subject, "redirects come back to the host that the visitor came to, which the config does not name; origin would", "回调域名即访客所用的域名，配置中未指明；可用 origin 指定")
+	}
 	host, port, err := redirectHost(s, origin)
 	remedy := texts("serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台")
 	named := doctorSite{host: host}
@@ -545,6 +594,9 @@ func oauthResult(s *doctorSite, name, base, origin string, hosts []string) docto
 		return greenOf(subject, "redirects come back to "+host+": enter the domain behind the asterisk as 公众号开发域名, in the form $APPID$"+host[1:], "回调域名为 "+host+"：请以 $APPID$"+host[1:]+" 的形式填为公众号开发域名")
 	case !named.isPublic():
 		return redOf(subject, texts(fmt.Sprintf("redirects come back to '%s', which WeChat accepts as no domain: it wants a name, no IP address", host), fmt.Sprintf("回调地址“%s”不是微信接受的域名：需要域名，不能是 IP", host)), remedy)
+	case origin == "" && port != "":
+		return yellowOf(subject, texts("visitors come to port "+port+", and redirects come back there unless something leads another port to it: a domain of WeChat's has none", "访客使用端口 "+port+"，若无端口转发则回调也使用该端口：微信域名不能带端口"),
+			texts("serve it on the usual ports, or set origin to what visitors see", "请使用默认端口，或将 origin 设为访客看到的源"))
 	case port != "" && port != "80" && port != "443":
 		return redOf(subject, texts("redirects come back to port "+port+": a domain of WeChat's has none", "回调使用端口 "+port+"：微信域名不能带端口"), remedy)
 	case !slices.Contains(hosts, host):

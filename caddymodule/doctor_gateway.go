@@ -22,40 +22,50 @@ const (
 	ticketDoubt = 30 * time.Minute
 )
 
-var errNoGateway = errors.New("no gateway answers")
+// notAskedError is why the running gateway was not asked, or did not answer.
+type notAskedError struct {
+	why     tokens.Text
+	trouble bool // something there is to be mended
+}
+
+func (e *notAskedError) Error() string { return e.why.EN }
 
 // askAdmin asks the running gateway's admin endpoint, and reads its JSON.
-func (d *doctor) askAdmin(ctx context.Context, path string, into any) error {
-	if d.admin == "" {
-		return errNoGateway
+func (d *doctor) askAdmin(ctx context.Context, path string, into any) *notAskedError {
+	switch {
+	case d.adminOff:
+		return &notAskedError{why: texts("the config has admin off: a gateway that runs with it cannot be asked", "配置中 admin 为 off，无法询问运行中的网关")}
+	case d.admin == "":
+		return &notAskedError{why: texts("there is no admin endpoint", "没有管理端点")}
 	}
 	p := &askParams{address: d.admin, dial: d.dial}
 	at, err := p.endpoint()
 	if err != nil {
-		return errNoGateway
+		return &notAskedError{texts(err.Error(), "管理端点的地址有误："+err.Error()), true}
 	}
 	ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
 	defer cancel()
 	status, body, err := p.exchange(ctx, at, http.MethodGet, path)
+	_, nobody := errors.AsType[nobodyListensError](err)
 	switch {
+	case nobody:
+		return &notAskedError{why: texts("no gateway is running with this admin endpoint", "该管理端点上没有运行中的网关")}
 	case err != nil:
-		return errNoGateway
+		return &notAskedError{texts(err.Error(), "无法询问管理端点："+err.Error()), true}
 	case status == http.StatusNotFound:
-		return fmt.Errorf("the running gateway has no %s", strings.SplitN(path, "?", 2)[0])
+		name, _, _ := strings.Cut(path, "?")
+		return &notAskedError{why: texts("the running gateway has no "+name, "运行中的网关没有 "+name)}
 	case status != http.StatusOK:
-		return fmt.Errorf("the admin endpoint answers HTTP %d", status)
+		return &notAskedError{texts(fmt.Sprintf("the admin endpoint answers HTTP %d", status), fmt.Sprintf("管理端点返回 HTTP %d", status)), true}
 	case json.Unmarshal(body, into) != nil:
-		return errors.New("the admin endpoint answers what is not understood")
+		return &notAskedError{texts("the admin endpoint answers what is not understood", "管理端点的回复无法识别"), true}
 	}
 	return nil
 }
 
 // skippedFor is why the running gateway could not be asked.
-func (d *doctor) skippedFor(err error) doctorResult {
-	if errors.Is(err, errNoGateway) {
-		return skippedOf(d.admin, "no gateway is running with this admin endpoint", "该管理端点上没有运行中的网关")
-	}
-	return skippedOf(d.admin, err.Error(), "无法询问管理端点")
+func (d *doctor) skippedFor(err *notAskedError) doctorResult {
+	return skippedOf(d.admin, err.why.EN, err.why.ZH)
 }
 
 // runtimeFiles are the names of the verification files that were added at run time.
@@ -102,6 +112,10 @@ type gatewayFinding struct {
 func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 	var s gatewayStatus
 	if err := d.askAdmin(ctx, "/wechat/status", &s); err != nil {
+		if err.trouble {
+			return []doctorResult{yellowOf(d.admin, err.why,
+				texts("run doctor as the gateway's user, and give --address if its admin endpoint is elsewhere", "请以网关的用户运行 doctor；管理端点若在别处，用 --address 指定"))}
+		}
 		return []doctorResult{d.skippedFor(err)}
 	}
 	var results []doctorResult
@@ -198,6 +212,31 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 	return results
 }
 
+// refusedCallError is an answer of wechat_api's own: no word of WeChat's.
+type refusedCallError struct {
+	status int
+	msg    string
+}
+
+func (e *refusedCallError) Error() string {
+	return fmt.Sprintf("wechat_api answers HTTP %d: %s", e.status, e.msg)
+}
+
+// notCalled is why a call through the running gateway came to nothing.
+func notCalled(appid string, err error) doctorResult {
+	zh := "无法通过网关调用：" + err.Error()
+	refused, ok := errors.AsType[*refusedCallError](err)
+	switch {
+	case ok && refused.status == http.StatusUnauthorized:
+		return yellowOf(appid, texts("the running gateway does not take the key of the config: "+refused.msg, "运行中的网关不接受配置中的 key："+refused.msg),
+			texts("reload the gateway with this config and the same environment", "请用此配置与相同的环境变量重新加载网关"))
+	case ok && refused.status >= http.StatusInternalServerError:
+		return redOf(appid, texts("the gateway has no answer of WeChat's: "+refused.msg, "网关没有得到微信的应答："+refused.msg),
+			texts("see the checks gateway and wechat_hosts, and the gateway's log", "参见 gateway 与 wechat_hosts 检查，以及网关日志"))
+	}
+	return skippedOf(appid, err.Error(), zh)
+}
+
 // callThrough makes a call of an account's through the running gateway's wechat_api, with a key of the config, so that no
 // token leaves the gateway.
 func (d *doctor) callThrough(ctx context.Context, appid, method, path, body string, into any) error {
@@ -213,10 +252,6 @@ func (d *doctor) callThrough(ctx context.Context, appid, method, path, body stri
 	if listener == nil {
 		return errors.New("the config has no wechat_api on plain http to call through")
 	}
-	i := slices.IndexFunc(d.config.clients, func(c apiClient) bool { return c.may(appid) })
-	if i < 0 {
-		return fmt.Errorf("no client of the config with a key may call for %s", appid)
-	}
 	to := *listener
 	if to.host == "" || to.host == "0.0.0.0" || to.host == "::" {
 		to.host = "127.0.0.1"
@@ -224,13 +259,31 @@ func (d *doctor) callThrough(ctx context.Context, appid, method, path, body stri
 	if !tokens.IsLoopbackHost(to.host) {
 		return errors.New("wechat_api is not on this machine, and a key is not sent elsewhere in the clear")
 	}
-	header := http.Header{"Authorization": {"Bearer " + d.config.clients[i].key}, "Content-Type": {"application/json"}}
 	client := &http.Client{Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	a, err := d.ask(ctx, client, method, to.origin()+"/"+appid+path, body, header)
+	err := fmt.Errorf("no client of the config with a key may call for %s", appid)
+	for _, c := range d.config.clients {
+		if !c.may(appid) {
+			continue
+		}
+		header := http.Header{"Authorization": {"Bearer " + c.key}, "Content-Type": {"application/json"}}
+		err = d.callAs(ctx, client, method, to.origin()+"/"+appid+path, body, header, into)
+		if refused, ok := errors.AsType[*refusedCallError](err); !ok || refused.status != http.StatusForbidden {
+			break // else another client may make this call
+		}
+	}
+	return err
+}
+
+// callAs makes a call of wechat_api.
+func (d *doctor) callAs(ctx context.Context, client *http.Client, method, target, body string, header http.Header, into any) error {
+	a, err := d.ask(ctx, client, method, target, body, header)
+	var own wechatSaid
 	switch {
 	case err != nil:
 		return errors.New("wechat_api of the running gateway does not answer")
+	case a.status != http.StatusOK && json.Unmarshal(a.body, &own) == nil && own.Msg != "":
+		return &refusedCallError{a.status, shown(own.Msg)}
 	case json.Unmarshal(a.body, into) != nil:
 		return fmt.Errorf("wechat_api answers HTTP %d and no JSON", a.status)
 	}
@@ -255,7 +308,7 @@ func (d *doctor) checkEgress(ctx context.Context) []doctorResult {
 			List []string `json:"ip_list"`
 		}
 		if err := d.callThrough(ctx, appid, http.MethodGet, "/cgi-bin/getcallbackip", "", &said); err != nil {
-			return skippedOf(appid, err.Error(), "无法通过网关调用")
+			return notCalled(appid, err)
 		}
 		if said.Code != 0 {
 			return explainedOf(appid, said.Code, said.Msg)
@@ -312,7 +365,7 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 			} `json:"ping"`
 		}
 		if err := d.callThrough(ctx, appid, http.MethodPost, "/cgi-bin/callback/check", `{"action":"all","check_operator":"DEFAULT"}`, &said); err != nil {
-			return skippedOf(appid, err.Error(), "无法通过网关调用")
+			return notCalled(appid, err)
 		}
 		if said.Code != 0 {
 			return explainedOf(appid, said.Code, said.Msg)

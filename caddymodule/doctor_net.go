@@ -38,14 +38,17 @@ func (d *doctor) checkRoots(context.Context) []doctorResult {
 
 // checkDNS: the names of the config's sites have addresses.
 func (d *doctor) checkDNS(ctx context.Context) []doctorResult {
-	hosts := d.config.hosts()
+	hosts := siteNames(d.config.visited())
 	if len(hosts) == 0 {
-		return []doctorResult{skippedOf("", "the config has no site with a public name", "配置中没有公网域名的站点")}
+		return []doctorResult{skippedOf("", "the config has no site with a public name that WeChat or visitors come to", "配置中没有供微信或访客访问的公网域名站点")}
 	}
 	return doctorEach(d, ctx, hosts, func(ctx context.Context, host string) doctorResult {
 		addrs, err := d.resolve(ctx, host)
+		if e, ok := errors.AsType[*net.DNSError](err); err != nil && (!ok || !e.IsNotFound) {
+			return redOf(host, texts("cannot be looked up here: "+causeOf(err), "本机无法查询其解析："+causeOf(err)), remedyResolver)
+		}
 		if err != nil || len(addrs) == 0 {
-			return redOf(host, texts("has no address: "+causeOf(err), "没有解析结果"), texts("add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"))
+			return redOf(host, texts("has no address: "+causeOf(err), "没有解析结果："+causeOf(err)), texts("add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"))
 		}
 		var found []string
 		ipv4, private := false, false
@@ -81,13 +84,13 @@ func causeOf(err error) string {
 // checkTLS: each HTTPS site shows a certificate for its name that WeChat accepts.
 func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
 	var sites []*doctorSite
-	for _, s := range d.config.public() {
+	for _, s := range d.config.visited() {
 		if s.secure {
 			sites = append(sites, s)
 		}
 	}
 	if len(sites) == 0 {
-		return []doctorResult{skippedOf("", "the config has no HTTPS site with a public name", "配置中没有公网域名的 HTTPS 站点")}
+		return []doctorResult{skippedOf("", "the config has no HTTPS site with a public name that WeChat or visitors come to", "配置中没有供微信或访客访问的公网域名 HTTPS 站点")}
 	}
 	return doctorEach(d, ctx, sites, func(ctx context.Context, s *doctorSite) doctorResult {
 		return d.certificate(ctx, s.host, s.port)
@@ -97,7 +100,7 @@ func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
 func (d *doctor) certificate(ctx context.Context, host string, port uint) doctorResult {
 	conn, err := d.dialHost(ctx, "tcp", net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)))
 	if err != nil {
-		return redOf(host, texts(fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d", port)),
+		return redOf(host, texts(fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d：%s", port, causeOf(err))),
 			texts("is the gateway running, and does the firewall let the port in? From inside your own network the public address may not be reachable", "网关是否在运行、防火墙是否放行？内网可能无法访问自己的公网地址"))
 	}
 	defer func() { _ = conn.Close() }()
@@ -109,7 +112,7 @@ func (d *doctor) certificate(ctx context.Context, host string, port uint) doctor
 	}
 	ends := secured.ConnectionState().PeerCertificates[0].NotAfter
 	if left := ends.Sub(d.now()); left < soonExpired {
-		return yellowOf(host, texts(fmt.Sprintf("its certificate ends in %s", left.Round(time.Hour)), "证书即将到期"), texts("see in Caddy's log why it is not renewed", "请在 Caddy 日志中查看未续期的原因"))
+		return yellowOf(host, texts(fmt.Sprintf("its certificate ends in %s", left.Round(time.Hour)), fmt.Sprintf("证书将在 %s 后到期", left.Round(time.Hour))), texts("see in Caddy's log why it is not renewed", "请在 Caddy 日志中查看未续期的原因"))
 	}
 	return greenOf(host, "its certificate is good until "+ends.UTC().Format(time.DateOnly), "证书有效期至 "+ends.UTC().Format(time.DateOnly))
 }
@@ -135,7 +138,7 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 	}
 	own, err := d.ownAddresses(ctx)
 	if err != nil {
-		return []doctorResult{skippedOf("", "the addresses of this machine are not known: "+err.Error(), "无法获知本机地址")}
+		return []doctorResult{skippedOf("", "the addresses of this machine are not known: "+err.Error(), "无法获知本机地址："+err.Error())}
 	}
 	return doctorEach(d, ctx, d.config.upstreams, func(ctx context.Context, upstream string) doctorResult {
 		host, port, err := net.SplitHostPort(upstream)
@@ -146,19 +149,19 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 		if a, err := netip.ParseAddr(host); err == nil {
 			addrs = append(addrs, a)
 		} else if addrs, err = d.resolve(ctx, host); err != nil || len(addrs) == 0 {
-			return redOf(upstream, texts("has no address: "+causeOf(err), "没有解析结果"), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
+			return redOf(upstream, texts("has no address: "+causeOf(err), "没有解析结果："+causeOf(err)), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
 		}
 		number, _ := strconv.ParseUint(port, 10, 16)
 		for _, a := range addrs {
 			a = a.Unmap()
-			if (a.IsLoopback() || slices.Contains(own, a)) && slices.Contains(d.config.listens, uint(number)) {
+			if (a.IsLoopback() || slices.Contains(own, a)) && slices.Contains(d.config.entrances, uint(number)) {
 				return redOf(upstream, texts("leads back to the gateway itself ("+a.String()+"): a push would go round for ever", "解析到网关自身（"+a.String()+"）：推送会无限循环"),
 					texts("name the backend by an address that is not the gateway's, such as its internal name", "请用后端自己的地址，例如内网名称"))
 			}
 		}
 		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
 		if err != nil {
-			return yellowOf(upstream, texts("takes no connection: "+causeOf(err), "无法连接"), texts("start the backend, or mend its address", "请启动后端或修正地址"))
+			return yellowOf(upstream, texts("takes no connection: "+causeOf(err), "无法连接："+causeOf(err)), texts("start the backend, or mend its address", "请启动后端或修正地址"))
 		}
 		_ = conn.Close()
 		return greenOf(upstream, "takes connections, and is not the gateway", "可以连接，且不是网关自身")
@@ -177,7 +180,7 @@ func (d *doctor) ownAddresses(ctx context.Context) ([]netip.Addr, error) {
 			own = append(own, prefix.Addr().Unmap())
 		}
 	}
-	for _, host := range d.config.hosts() {
+	for _, host := range siteNames(d.config.public()) {
 		ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
 		addrs, err := d.resolve(ctx, host)
 		cancel()
@@ -196,6 +199,14 @@ type wechatAnswer struct {
 	origin *url.URL
 	*doctorAnswer
 	err error
+}
+
+// speaks reports whether it was WeChat that answered.
+func (a *wechatAnswer) speaks() bool {
+	var said struct {
+		Code *int64 `json:"errcode"`
+	}
+	return a.doctorAnswer != nil && json.Unmarshal(a.body, &said) == nil && said.Code != nil
 }
 
 // probePath is asked for without a token: WeChat answers 41001, which shows that it is there and costs nothing.
@@ -238,6 +249,9 @@ func indexes(n int) []int {
 
 // checkWeChat: each origin of the API answers as WeChat does.
 func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
+	if len(d.config.origins) == 0 {
+		return []doctorResult{skippedOf("", "no api origin resolves here: see the check placeholders", "api 的地址在此无法解析，参见 placeholders 检查")}
+	}
 	var results []doctorResult
 	for i, a := range d.askWeChat(ctx) {
 		way := ""
@@ -245,17 +259,14 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 			way = " through the proxy " + d.config.proxy.Host
 		}
 		subject := a.origin.String()
-		var said struct {
-			Code *int64 `json:"errcode"`
-		}
-		remedy := texts("let this machine reach "+a.origin.Host+" on port 443, or configure proxy", "请放行本机到 "+a.origin.Host+" 的 443 端口，或配置 proxy")
 		var r doctorResult
 		switch {
 		case a.err != nil:
-			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问："+tlsCause(a.err)), remedy)
+			f := hostFails(a.origin.Host, classOf(a.err), "", way != "")
+			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问："+tlsCause(a.err)), f.Remedy)
 		case a.doctorAnswer == nil:
 			r = skippedOf(subject, "there was no time left for it", "没有时间进行此项检查")
-		case json.Unmarshal(a.body, &said) != nil || said.Code == nil:
+		case !a.speaks():
 			r = redOf(subject, texts(fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d，但不是微信的回复", a.status)),
 				texts("something in between answers: a login page, a filter or a wrong proxy", "中间设备拦截了请求：登录页、过滤器或错误的代理"))
 		default:
@@ -272,8 +283,8 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 // checkClock compares this machine's clock with WeChat's.
 func (d *doctor) checkClock(ctx context.Context) []doctorResult {
 	for _, a := range d.askWeChat(ctx) {
-		if a.doctorAnswer == nil {
-			continue
+		if !a.speaks() {
+			continue // or it is somebody else's clock
 		}
 		theirs, err := http.ParseTime(a.header.Get("Date"))
 		if err != nil {
@@ -282,6 +293,9 @@ func (d *doctor) checkClock(ctx context.Context) []doctorResult {
 		// Date has whole seconds, and is half of one late on average.
 		offset := a.at.Sub(theirs.Add(time.Second / 2)).Round(time.Second)
 		text := texts(fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset))
+		if offset < 0 {
+			text = texts(fmt.Sprintf("is %s behind WeChat's", -offset), fmt.Sprintf("比微信慢 %s", -offset))
+		}
 		remedy := texts("set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony")
 		switch {
 		case offset.Abs() >= defaultTimestampWindow:

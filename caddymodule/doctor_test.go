@@ -2,10 +2,10 @@ package caddymodule
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -16,7 +16,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -31,7 +33,9 @@ type patient struct {
 	wechat    http.HandlerFunc
 	api       map[string]string // answers of WeChat's through the gateway, by path
 	admin     map[string]string // answers of the admin endpoint, by path; nil: there is none
+	statuses  map[string]int    // of answers, by path; 200 if it is not there
 	ports     map[string]bool   // addresses that take connections, besides those of the servers
+	noDNS     bool              // the resolver does not answer
 	noRoots   bool
 	now       func() time.Time
 	offline   bool
@@ -183,6 +187,7 @@ func (p *patient) examine(t *testing.T) *doctorReport {
 			path := strings.TrimPrefix(r.URL.Path, "/"+accountID)
 			path = strings.TrimPrefix(path, "/"+authorizerID)
 			if answer, ok := answers[path]; ok && (r.Header.Get("Authorization") == "Bearer crm-key-0123456789") != strings.HasPrefix(path, "/wechat/") {
+				w.WriteHeader(cmp.Or(p.statuses[path], http.StatusOK))
 				_, _ = io.WriteString(w, answer)
 				return
 			}
@@ -202,6 +207,9 @@ func (p *patient) examine(t *testing.T) *doctorReport {
 
 	d := newDoctor()
 	d.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+		if p.noDNS {
+			return nil, &net.DNSError{Err: "server misbehaving", Name: host, IsTemporary: true}
+		}
 		a, ok := p.addresses[host]
 		if !ok {
 			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
@@ -214,7 +222,7 @@ func (p *patient) examine(t *testing.T) *doctorReport {
 			to, ok = servers["none"], true
 		}
 		if !ok {
-			return nil, &net.OpError{Op: "dial", Net: network, Err: errors.New("connection refused")}
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
 		}
 		return new(net.Dialer).DialContext(ctx, network, to)
 	}
@@ -483,6 +491,22 @@ func TestDoctorOfTheSick(t *testing.T) {
 		{"IP of the account not listed", "egress_ip", doctorRed, "errcode 40164", func(p *patient) {
 			p.api["/cgi-bin/getcallbackip"] = `{"errcode":40164,"errmsg":"invalid ip 198.51.100.7, not in whitelist"}`
 		}, ""},
+		{"resolver down", "dns", doctorRed, "cannot be looked up here: server misbehaving", func(p *patient) { p.noDNS = true }, "tls upstreams push verify_files wechat_hosts"},
+		{"clock behind", "clock", doctorRed, "behind WeChat's: pushes are refused as stale", func(p *patient) { p.now = func() time.Time { return time.Now().Add(-time.Hour) } }, "push"},
+		{"admin endpoint refuses", "gateway", doctorYellow, "the admin endpoint answers HTTP 403", func(p *patient) { p.statuses = map[string]int{"/wechat/status": 403} }, ""},
+		{"admin endpoint is something else", "gateway", doctorYellow, "not understood", func(p *patient) { p.admin["/wechat/status"] = "hello" }, ""},
+		{"admin address misshapen", "gateway", doctorYellow, "is not the address of an admin endpoint", func(p *patient) { p.part("admin")["listen"] = "localhost:2019-2020" }, "config"},
+		{"another client key is running", "egress_ip", doctorYellow, "does not take the key of the config: invalid key", func(p *patient) {
+			p.api["/cgi-bin/getcallbackip"] = `{"errcode":40125,"errmsg":"invalid key"}`
+			p.statuses = map[string]int{"/cgi-bin/getcallbackip": 401}
+		}, ""},
+		{"gateway without WeChat", "egress_ip", doctorRed, "the gateway has no answer of WeChat's: WeChat's API did not answer", func(p *patient) {
+			p.api["/cgi-bin/getcallbackip"] = `{"errcode":502,"errmsg":"WeChat's API did not answer"}`
+			p.statuses = map[string]int{"/cgi-bin/getcallbackip": 502}
+		}, ""},
+		{"OAuth on a port", "oauth", doctorYellow, "visitors come to port 8443", func(p *patient) {
+			p.part("apps/http/servers/own")["listen"] = []any{":443", ":8443"}
+		}, "tls push verify_files"},
 		{"WeChat finds no address", "callback_check", doctorRed, "finds no address", func(p *patient) { p.api["/cgi-bin/callback/check"] = `{"dns":[],"ping":[]}` }, ""},
 		{"WeChat loses pings", "callback_check", doctorYellow, "loses 50%", func(p *patient) {
 			p.api["/cgi-bin/callback/check"] = `{"dns":[{"ip":"203.0.113.1"}],"ping":[{"ip":"203.0.113.1","package_loss":"50%"}]}`
@@ -702,6 +726,16 @@ func TestDoctorLeavesOut(t *testing.T) {
 		{"no sites", func(p *patient) { delete(p.part("apps"), "http") }, map[string]string{
 			"dns": "no site", "tls": "no HTTPS site", "push": "no wechat_event", "verify_files": "no verification files", "oauth": "neither", "upstreams": "no reverse_proxy",
 		}},
+		{"admin off", func(p *patient) { p.config["admin"] = map[string]any{"disabled": true} }, map[string]string{"gateway": "the config has admin off", "accounts": "the config has admin off"}},
+		{"client may not", func(p *patient) {
+			p.api["/cgi-bin/getcallbackip"] = `{"errcode":48001,"errmsg":"client crm may not call this path"}`
+			p.statuses = map[string]int{"/cgi-bin/getcallbackip": 403}
+		}, map[string]string{"egress_ip": "wechat_api answers HTTP 403: client crm may not call this path"}},
+		{"any host", func(p *patient) {
+			routes := p.part("apps/http/servers/own")["routes"].([]any)
+			delete(routes[0].(map[string]any), "match")
+			delete(p.part("apps/http/servers"), "plain")
+		}, map[string]string{"dns": "no site with a public name", "oauth": "the host that the visitor came to"}},
 		{"offline", func(p *patient) { p.offline = true; p.own = http.NotFoundHandler() }, map[string]string{"dns": "--offline", "push": "--offline", "wechat_hosts": "--offline", "gateway": "--offline"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -771,6 +805,135 @@ func TestDoctorCommand(t *testing.T) {
 		var report doctorReport
 		if len(tt.args) == 4 && (json.Unmarshal([]byte(out), &report) != nil || len(report.Checks) < len(doctorChecks)) {
 			t.Errorf("--json: %s", out)
+		}
+	}
+}
+
+// TestDoctorOnOtherSites: what else the same Caddy serves is no illness: a backend on another of its ports, a host of no concern to
+// WeChat, handlers in a named route.
+func TestDoctorOnOtherSites(t *testing.T) {
+	t.Setenv("DOCTOR_ORIGIN", "https://wechat.example.com")
+	p := newPatient(t)
+	p.part("apps/http/servers")["backend"] = map[string]any{"listen": []any{"127.0.0.1:8081"}, "routes": []any{map[string]any{
+		"match": []any{map[string]any{"host": []any{"grafana.internal"}}}, "handle": []any{map[string]any{"handler": "wechat_api"}},
+	}}}
+	p.ports["127.0.0.1:8081"] = true
+	p.part("apps/http/servers/own/routes/0/handle/0/routes/3/handle/1/upstreams/0")["dial"] = "127.0.0.1:8081"
+	p.part("apps/http/servers/own/routes/0/handle/0/routes/2/handle/0")["origin"] = "{env.DOCTOR_ORIGIN}"
+	own := p.part("apps/http/servers/own")
+	event := p.part("apps/http/servers/own/routes/0/handle/0/routes/1")
+	own["named_routes"] = map[string]any{"events": map[string]any{"handle": event["handle"]}}
+	event["handle"] = []any{map[string]any{"handler": "invoke", "name": "events"}}
+	report := p.examine(t)
+	for _, r := range report.Checks {
+		if r.Level != doctorGreen && r.ID != "placeholders" {
+			t.Errorf("%s %s: %s: %s", r.ID, r.Subject, r.Level, r.Text.EN)
+		}
+	}
+	if n := len(report.of("push")); n != 5 {
+		t.Errorf("%d push URLs were looked at, want 5: %+v", n, report.of("push"))
+	}
+}
+
+// TestDoctorOnClocksOfOthers: what answers in WeChat's place tells nothing of WeChat's clock.
+func TestDoctorOnClocksOfOthers(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.wechat = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>log in</html>") }
+	if r := p.examine(t).of("clock"); len(r) != 1 || r[0].Level != doctorSkipped {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestDoctorOnTheWayToWeChat: what to do about WeChat's hosts depends on how they fail.
+func TestDoctorOnTheWayToWeChat(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		ill    func(p *patient)
+		remedy string
+	}{
+		"resolver":   {func(p *patient) { p.noDNS = true }, "/etc/resolv.conf"},
+		"TLS opened": {func(p *patient) { p.noRoots = true }, "whether something in between opens TLS"},
+		"firewall":   {func(p *patient) { p.addresses["api.example.com"] = "203.0.113.9" }, "look at the firewall"},
+		"proxy": {func(p *patient) {
+			p.part("apps/wechat")["proxy"] = "http://10.0.0.9:3128"
+		}, "look at the egress proxy"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			tt.ill(p)
+			for _, r := range p.examine(t).of("wechat_hosts") {
+				if r.Level != doctorRed || !strings.Contains(r.Remedy.EN, tt.remedy) {
+					t.Errorf("%s %s: %s", r.Level, r.Text.EN, r.Remedy.EN)
+				}
+			}
+		})
+	}
+}
+
+// TestDoctorOnAPathThatSomeMayCall: if one client may not make a call, another one that may is asked for.
+func TestDoctorOnAPathThatSomeMayCall(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer second" {
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"errcode":48001,"errmsg":"may not"}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"ip_list":["1.1.1.1"]}`)
+	}))
+	t.Cleanup(server.Close)
+	d := newDoctor()
+	d.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server.Listener.Addr().String())
+	}
+	d.config = doctorConfig{
+		sites:   []doctorSite{{host: "127.0.0.1", port: 8090, handlers: []siteHandler{{name: "wechat_api"}}}},
+		clients: []apiClient{{"first", []string{"*"}}, {"second", []string{"*"}}},
+	}
+	var said struct {
+		List []string `json:"ip_list"`
+	}
+	if err := d.callThrough(t.Context(), accountID, http.MethodGet, probePath, "", &said); err != nil || len(said.List) != 1 {
+		t.Errorf("%v %v", said, err)
+	}
+}
+
+// TestDoctorDialsAsWeChat: over IPv4 first, and an address that swallows what is sent to it leaves time for the next.
+func TestDoctorDialsAsWeChat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newDoctor()
+		d.resolve = func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")}, nil
+		}
+		var tried []string
+		d.dial = func(ctx context.Context, _, address string) (net.Conn, error) {
+			if tried = append(tried, address); address == "203.0.113.2:443" {
+				here, there := net.Pipe()
+				_ = there.Close()
+				return here, nil
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), doctorRequestTimeout)
+		defer cancel()
+		conn, err := d.dialHost(ctx, "tcp", "wechat.example.com:443")
+		if err != nil || !slices.Equal(tried, []string{"203.0.113.1:443", "203.0.113.2:443"}) {
+			t.Fatalf("%v %v", tried, err)
+		}
+		_ = conn.Close()
+	})
+}
+
+// TestDoctorOnAddressesOfIPv6: they are bracketed in a URL, also without a port.
+func TestDoctorOnAddressesOfIPv6(t *testing.T) {
+	t.Parallel()
+	for port, want := range map[uint]string{80: "http://[::1]", 8090: "http://[::1]:8090"} {
+		if got := (&doctorSite{host: "::1", port: port}).origin(); got != want {
+			t.Errorf("%s, want %s", got, want)
 		}
 	}
 }

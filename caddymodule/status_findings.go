@@ -15,7 +15,8 @@ var (
 	remedyEventURL = texts(
 		"compare 授权事件接收URL in open.weixin.qq.com > 管理中心 > 第三方平台 with where wechat_event is served, and look into the access log for pushes to it; the platform must be 已全网发布 or in test, and the URL reachable from the internet",
 		"核对微信开放平台 > 管理中心 > 第三方平台 的授权事件接收URL 与 wechat_event 的地址，并查看访问日志中是否有推送；该地址须能从公网访问")
-	remedyStore = texts(
+	remedyResolver = texts("look at this machine's resolver (/etc/resolv.conf): the name must resolve here", "检查本机的域名解析（/etc/resolv.conf）")
+	remedyStore    = texts(
 		"bring the store back: for redis look at the server, its address and password; for Caddy's own storage at the disk and who owns the folder; live tokens serve on meanwhile, and WeChat pushes events again",
 		"恢复存储：redis 请检查服务器、地址与密码；Caddy 存储请检查磁盘与目录权限；期间仍有效的令牌继续使用，微信会重推事件")
 )
@@ -194,7 +195,7 @@ func hostFails(host, class, reason string, proxied bool) Finding {
 	f.Text = texts("the last call did not reach it ("+class+"): "+reason, "最近一次调用未能到达（"+class+"）："+reason)
 	switch class {
 	case classDNS:
-		f.Remedy = texts("look at this machine's resolver (/etc/resolv.conf): the name must resolve here", "检查本机的域名解析（/etc/resolv.conf）")
+		f.Remedy = remedyResolver
 	case classTLS:
 		f.Remedy = texts("look at this machine's clock and CA certificates, and whether something in between opens TLS", "检查本机时钟与 CA 根证书，以及中间是否有设备拦截 TLS")
 	case classProxy:
