@@ -17,6 +17,9 @@ var forbiddenPrefixes = []string{"X-Forwarded-", "X-Wechat-"}
 // tokenParameters carry an access token in the query.
 var tokenParameters = []string{"access_token", "component_access_token"}
 
+// identityParameters say who and by what right: of two, WeChat may take either.
+var identityParameters = []string{"appid", "secret", "component_appid", "code", "js_code", "refresh_token", "grant_type"}
+
 // inspect looks at what the request carries besides its meaning.
 func (c *call) inspect() {
 	c.query = c.readQuery()
@@ -44,6 +47,14 @@ func (c *call) inspect() {
 	given := len(c.query["access_token"]) + len(c.query["component_access_token"])
 	if given > 1 {
 		c.violate(RuleTokenPlace, "%d token parameters in the query", given)
+	}
+	if len(c.query["secret"]) > 0 && !c.route.secret {
+		c.violate(RuleTokenPlace, "secret on a path that takes none")
+	}
+	for _, name := range identityParameters {
+		if len(c.query[name]) > 1 {
+			c.violate(RuleField, "%s %d times in the query", name, len(c.query[name]))
+		}
 	}
 	c.inspectBody()
 }
@@ -100,6 +111,9 @@ func (c *call) walk(v any) {
 			c.walk(child)
 		}
 	case string:
+		if !c.route.precious && c.s.isAppSecret(v) {
+			c.violate(RuleTokenPlace, "an AppSecret in the body of a call that takes none")
+		}
 		cred := c.s.creds[v]
 		if cred == nil {
 			return
@@ -122,6 +136,9 @@ func (c *call) authenticate() int64 {
 	rt := c.route
 	value := c.query.Get("access_token")
 	parameter := "access_token"
+	if rt.named {
+		value = ""
+	}
 	if v := c.query.Get("component_access_token"); v != "" && (value == "" || rt.needs == needComponent) {
 		value, parameter = v, "component_access_token"
 	}
@@ -190,4 +207,19 @@ func (s *Server) count(path, appID string) bool {
 	s.used[key]++
 	quota := s.cfg.Quotas[path]
 	return quota > 0 && s.used[key] > quota
+}
+
+// isAppSecret reports whether a text is the AppSecret of a platform or an account. The caller holds mu.
+func (s *Server) isAppSecret(text string) bool {
+	for _, p := range s.platforms {
+		if p.Secret != "" && p.Secret == text {
+			return true
+		}
+	}
+	for _, a := range s.accounts {
+		if a.Secret != "" && a.Secret == text {
+			return true
+		}
+	}
+	return false
 }

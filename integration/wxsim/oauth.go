@@ -102,6 +102,9 @@ func readLink(rawQuery string) (map[string]string, *PageError) {
 		if err != nil {
 			return nil, &PageError{0, "parameter " + key + " is not percent-encoded"}
 		}
+		if key == "redirect_uri" && strings.ContainsAny(value, ":/?#+ ") {
+			return nil, &PageError{0, "redirect_uri is not percent-encoded"}
+		}
 		values[key] = plain
 	}
 	return values, nil
@@ -199,6 +202,9 @@ func (s *Server) checkLink(link map[string]string, inComponent bool) *PageError 
 		sets = auth.sets
 	} else if !acc.plain {
 		return &PageError{0, "component_appid is missing"}
+	}
+	if acc.MiniProgram {
+		return &PageError{10005, "a mini program has no web authorization"}
 	}
 	for scope := range strings.SplitSeq(link["scope"], ",") {
 		known := scope == scopeBase || slices.Contains(sets, webServiceSet) && (scope == scopeUserInfo || scope == scopePrivate)

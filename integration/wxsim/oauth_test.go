@@ -108,6 +108,7 @@ func TestVisitRefusesLinks(t *testing.T) {
 		{"state too long", link("state=s1", "state="+strings.Repeat("a", 129)), 0},
 		{"host not registered", link("wechat.example.com", "shop.example.com"), 10003},
 		{"port", link("wechat.example.com", "wechat.example.com%3A8443"), 10003},
+		{"not encoded", link("%3A%2F%2F", "://"), 0},
 		{"encoded twice", link("%3A%2F%2F", "%253A%252F%252F"), 10003},
 		{"wrong account's subdomain", link("wechat.example.com", testMini+".wechat.example.com"), 10003},
 	} {
@@ -119,6 +120,49 @@ func TestVisitRefusesLinks(t *testing.T) {
 	}
 	if _, err := s.Visit(link("wechat.example.com", testShop+".wechat.example.com"), User{}); err != nil {
 		t.Errorf("the account's own subdomain: %v", err)
+	}
+}
+
+// TestSNSIsStrict: a component's token under its own name, an AppSecret and what names a caller where they belong and once, and the
+// permission that a login needs.
+func TestSNSIsStrict(t *testing.T) {
+	t.Parallel()
+	s := newSim(t, nil)
+	c := caller{t, s}
+	component, _, _ := c.authorized(testMini)
+	u := s.NewUser(testMini)
+	query := "appid=" + testMini + "&grant_type=authorization_code&component_appid=" + testPlatform
+	for _, path := range []string{"/sns/oauth2/component/access_token", "/sns/oauth2/component/refresh_token"} {
+		wantCode(t, c.get(path, query+"&code=x&access_token="+component), 41021)
+	}
+	if r := c.get("/sns/component/jscode2session", query+"&access_token="+component+"&js_code="+s.LoginCode(u)); r.text("openid") != u.OpenID {
+		t.Errorf("login by access_token: %s", r.body)
+	}
+	before := rules(s)
+	c.get("/sns/component/jscode2session", query+"&secret=x&component_access_token="+component+"&js_code=x")
+	if n := rules(s)[RuleTokenPlace] - before[RuleTokenPlace]; n != 1 {
+		t.Errorf("%d violations by a secret where none belongs, want 1", n)
+	}
+	c.get("/sns/jscode2session", "appid="+testAccount+"&appid="+testMini+"&secret=account-"+testSecret+"&js_code=x&grant_type=authorization_code")
+	if n := rules(s)[RuleField] - before[RuleField]; n != 1 {
+		t.Errorf("%d violations by two appids, want 1", n)
+	}
+	token := c.userToken(testAccount, scopeBase)
+	wantCode(t, c.get("/sns/auth", "access_token="+token), 41009)
+	if _, err := s.Reauthorize(t.Context(), testPlatform, testMini, 17); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, c.get("/sns/component/jscode2session", query+"&component_access_token="+component+"&js_code="+s.LoginCode(u)), 61007)
+}
+
+// TestMiniProgramsHaveNoWebAuthorization: their links are refused, whatever the scope.
+func TestMiniProgramsHaveNoWebAuthorization(t *testing.T) {
+	t.Parallel()
+	s := newSim(t, func(c *Config) { c.OAuthHosts = []string{"wechat.example.com"} })
+	caller{t, s}.authorized(testMini)
+	_, err := s.Visit(link(testShop, testMini), User{})
+	if page, ok := errors.AsType[*PageError](err); !ok || page.Code != 10005 {
+		t.Errorf("%v, want page error 10005", err)
 	}
 }
 

@@ -25,6 +25,8 @@ type route struct {
 	needs    needs
 	json     bool // wants a JSON object as its body
 	text     bool // answers as text/plain
+	named    bool // takes a component's token as component_access_token alone
+	secret   bool // takes an AppSecret in its query
 	binary   bool // answers with a file, or with an error as JSON
 	precious bool // hands out tokens or uses up a code: bodies are secret, answers not lost by default
 	page     bool // for browsers
@@ -50,6 +52,12 @@ func apiRoutes() map[string]route {
 	login := func(n needs, h func(*call) answer) route {
 		return route{method: get, needs: n, text: true, precious: true, handle: h}
 	}
+	bySecret := func(h func(*call) answer) route {
+		return route{method: get, needs: needNone, text: true, precious: true, secret: true, handle: h}
+	}
+	named := func(h func(*call) answer) route {
+		return route{method: get, needs: needComponent, text: true, precious: true, named: true, handle: h}
+	}
 	return map[string]route{
 		"/cgi-bin/component/api_start_push_ticket":   secret((*call).startPushTicket),
 		"/cgi-bin/component/api_component_token":     secret((*call).componentToken),
@@ -60,7 +68,7 @@ func apiRoutes() map[string]route {
 		"/cgi-bin/component/api_get_authorizer_list": exchange((*call).authorizerList),
 		"/cgi-bin/component/get_domain_confirmfile":  {method: post, needs: needComponent, handle: (*call).platformConfirmFile},
 
-		"/cgi-bin/token":                 {method: get, needs: needNone, precious: true, handle: (*call).plainToken},
+		"/cgi-bin/token":                 {method: get, needs: needNone, precious: true, secret: true, handle: (*call).plainToken},
 		"/cgi-bin/stable_token":          secret((*call).stableToken),
 		"/cgi-bin/ticket/getticket":      {needs: needAccount, precious: true, handle: (*call).jsTicket},
 		"/cgi-bin/getcallbackip":         {method: get, needs: needEither, handle: (*call).ipList},
@@ -93,12 +101,12 @@ func apiRoutes() map[string]route {
 
 		"/wxa/get_webviewdomain_confirmfile": writes((*call).accountConfirmFile),
 
-		"/sns/jscode2session":                 login(needNone, (*call).plainLogin),
+		"/sns/jscode2session":                 bySecret((*call).plainLogin),
 		"/sns/component/jscode2session":       login(needComponent, (*call).componentLogin),
-		"/sns/oauth2/access_token":            login(needNone, (*call).plainUserToken),
+		"/sns/oauth2/access_token":            bySecret((*call).plainUserToken),
 		"/sns/oauth2/refresh_token":           login(needNone, (*call).plainUserRefresh),
-		"/sns/oauth2/component/access_token":  login(needComponent, (*call).componentUserToken),
-		"/sns/oauth2/component/refresh_token": login(needComponent, (*call).componentUserRefresh),
+		"/sns/oauth2/component/access_token":  named((*call).componentUserToken),
+		"/sns/oauth2/component/refresh_token": named((*call).componentUserRefresh),
 		"/sns/userinfo":                       {method: get, needs: needUser, text: true, handle: (*call).snsUserInfo},
 		"/sns/auth":                           {method: get, needs: needUser, text: true, handle: (*call).snsAuth},
 

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// miniLoginSet is the permission set of mini-program login.
+const miniLoginSet = 20
+
 // componentPair checks the parameters of a component's sns call and returns its account.
 func (c *call) componentPair() (string, int64) {
 	switch id := c.query.Get("component_appid"); id {
@@ -63,6 +66,9 @@ func (c *call) componentLogin() answer {
 	appID, code := c.componentPair()
 	if code != 0 {
 		return c.fail(code)
+	}
+	if !slices.Contains(c.s.authorizations[pair{c.cred.platform, appID}].sets, miniLoginSet) {
+		return c.fail(61007)
 	}
 	return c.session(c.cred.platform, appID)
 }
@@ -162,8 +168,8 @@ func (c *call) snsUserInfo() answer {
 		return c.fail(48001)
 	}
 	u := c.cred.user
-	if c.query.Get("openid") != u.OpenID {
-		return c.fail(40003)
+	if code := c.ownOpenID(); code != 0 {
+		return c.fail(code)
 	}
 	if lang := c.query.Get("lang"); lang != "" && !slices.Contains([]string{"zh_CN", "zh_TW", "en"}, lang) {
 		return c.fail(40097)
@@ -175,8 +181,19 @@ func (c *call) snsUserInfo() answer {
 }
 
 func (c *call) snsAuth() answer {
-	if c.query.Get("openid") != c.cred.user.OpenID {
-		return c.fail(40003)
+	if code := c.ownOpenID(); code != 0 {
+		return c.fail(code)
 	}
 	return c.done()
+}
+
+// ownOpenID checks that the call is about the user whose token it has.
+func (c *call) ownOpenID() int64 {
+	switch c.query.Get("openid") {
+	case "":
+		return 41009
+	case c.cred.user.OpenID:
+		return 0
+	}
+	return 40003
 }
