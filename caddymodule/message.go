@@ -300,7 +300,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if err := m.app.inTime(p, window); err != nil {
 		return err
 	}
-	if string(p.fields.Event) == doctorEvent {
+	if p.isDoctors() {
 		writePlain(w, success)
 		return nil
 	}

@@ -49,10 +49,12 @@ func TestMessageMakesNoEvent(t *testing.T) {
 	t.Parallel()
 	m, _ := newMessage(t, nil)
 	message := strings.Replace(textMessage("x"), "<MsgType><![CDATA[text]]></MsgType><Content><![CDATA[x]]></Content>",
-		"<MsgType><![CDATA[link]]></MsgType><Title><![CDATA[]]></Title><Event>LOCATION</Event><EventKey>k</EventKey><Title><![CDATA[]]></Title>", 1)
-	gps := &MessageMatcher{Event: []string{"LOCATION"}}
-	if err := gps.compile(); err != nil {
-		t.Fatal(err)
+		"<MsgType><![CDATA[link]]></MsgType><Title><![CDATA[]]></Title><Event>LOCATION</Event><EventKey>k</EventKey><InfoType>unauthorized</InfoType><Title><![CDATA[]]></Title>", 1)
+	gps, revoked := &MessageMatcher{Event: []string{"LOCATION"}}, &MessageMatcher{InfoType: []string{"unauthorized"}}
+	for _, matcher := range []*MessageMatcher{gps, revoked} {
+		if err := matcher.compile(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	called := false
 	serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
@@ -60,9 +62,44 @@ func TestMessageMakesNoEvent(t *testing.T) {
 		if ok, _ := gps.MatchWithError(r); ok || r.Header.Get("X-Wechat-Event") != "" || r.Header.Get("X-Wechat-Msg-Type") != "link" {
 			t.Errorf("matches: %v, headers %v", ok, r.Header)
 		}
+		if ok, _ := revoked.MatchWithError(r); ok {
+			t.Error("it matches as an authorization event")
+		}
 		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 		if got := repl.ReplaceAll("{wechat.event}{wechat.event_key}", ""); got != "" {
 			t.Errorf("placeholders %q", got)
+		}
+		return nil
+	}))
+	if !called {
+		t.Error("not passed on")
+	}
+
+	// Nor does it make a push of doctor's, which no backend gets.
+	for _, name := range []string{"Event", "InfoType"} {
+		s, b := platformSender(t), new(answering)
+		message := strings.Replace(textMessage("x"), "</MsgId>", "</MsgId><"+name+">"+doctorEvent+"</"+name+">", 1)
+		if serve(t, m, s.push("/wx/message/"+authorizerID, message), b); b.body != message {
+			t.Errorf("%s: the backend got %q", name, b.body)
+		}
+	}
+}
+
+// Events of devices (微信硬件平台) have a type of their own.
+func TestMessageOfDevice(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	message := "<xml><ToUserName><![CDATA[" + ghID + "]]></ToUserName><FromUserName><![CDATA[" + openID + "]]></FromUserName><CreateTime>" + createTime +
+		"</CreateTime><MsgType><![CDATA[device_event]]></MsgType><Event><![CDATA[bind]]></Event><DeviceType><![CDATA[" + ghID + "]]></DeviceType><Content><![CDATA[]]></Content></xml>"
+	bind := &MessageMatcher{Type: []string{"device_event"}, Event: []string{"bind"}}
+	if err := bind.compile(); err != nil {
+		t.Fatal(err)
+	}
+	called := false
+	serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+		called = true
+		if ok, _ := bind.MatchWithError(r); !ok || r.Header.Get("X-Wechat-Event") != "bind" {
+			t.Errorf("matches: %v, headers %v", ok, r.Header)
 		}
 		return nil
 	}))

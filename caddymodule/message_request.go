@@ -43,8 +43,12 @@ func newFacts(p *push, appid string) *facts {
 	}
 	// One string for all: they live and die together, and a push costs one allocation instead of five.
 	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
-	if !p.isEvent() { // what a user writes can end its CDATA, which WeChat does not escape, and go on with elements of any name
+	// What a user writes can end its CDATA, which WeChat does not escape, and go on with elements of any name.
+	if !p.isEvent() {
 		parts[2], parts[3] = nil, nil
+	}
+	if len(p.fields.MsgType) > 0 {
+		parts[4] = nil
 	}
 	into := [...]*string{&f.openID, &f.msgType, &f.event, &f.eventKey, &f.infoType}
 	var all strings.Builder

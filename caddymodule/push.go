@@ -287,7 +287,7 @@ func (p *push) open(candidates []candidate) error {
 // scan reads the fields of a push that was opened, and notes that it was. What doctor pushes says nothing of WeChat.
 func (p *push) scan() error {
 	err := crypto.ScanFields(p.opened.Message, &p.fields)
-	if string(p.fields.Event) != doctorEvent && string(p.fields.InfoType) != doctorEvent {
+	if !p.isDoctors() {
 		p.ring().opened(p.opened, p.plain)
 	}
 	if err != nil {
@@ -296,8 +296,20 @@ func (p *push) scan() error {
 	return nil
 }
 
-// isEvent reports whether it is an event of a message URL's. WeChat writes the type in lower case.
-func (p *push) isEvent() bool { return bytes.EqualFold(p.fields.MsgType, []byte("event")) }
+// isEvent reports whether it is an event of a message URL's.
+func (p *push) isEvent() bool { return isEventType(p.fields.MsgType) }
+
+// isEventType reports whether pushes of a type are events: they have an Event, and no text of a user's beside it. Devices
+// (微信硬件平台) have a type of their own for theirs. WeChat writes the types in lower case.
+func isEventType(msgType []byte) bool {
+	return bytes.EqualFold(msgType, []byte("event")) || bytes.EqualFold(msgType, []byte("device_event"))
+}
+
+// isDoctors reports whether `caddy wechat doctor` made it. A message is never that, whatever its user wrote.
+func (p *push) isDoctors() bool {
+	f := &p.fields
+	return p.isEvent() && string(f.Event) == doctorEvent || len(f.MsgType) == 0 && string(f.InfoType) == doctorEvent
+}
 
 // ring is that of the credentials that opened the push.
 func (p *push) ring() *ring {
