@@ -42,11 +42,16 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	if local := d.request.Context().Value(http.LocalAddrContextKey); local != nil {
 		ctx = context.WithValue(ctx, http.LocalAddrContextKey, local)
 	}
+	// What Caddy takes for the original request is that one, as it was before handlers such as handle_path, in plaintext too: see work.original.
 	r := d.request.WithContext(ctx)
 	u := *r.URL
-	r.RequestURI, u.RawQuery = plaintextURI(r.URL, d.facts.openID) // of the original request too: see work.original
+	if original, ok := d.request.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		u = *original.URL
+	}
+	r.RequestURI, u.RawQuery = plaintextURI(&u, d.facts.openID)
 	r.URL = &u
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), answer, d.server)
+	r.URL = d.request.URL
 	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
 	err := runNext(h, answer, r)
 	if err == nil && answer.status >= http.StatusMultipleChoices {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/fcgi"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -199,5 +200,20 @@ func TestDetachedThroughFastCGI(t *testing.T) {
 	}
 	if app.body != message || strings.Contains(app.uri, "msg_signature") || !strings.Contains(app.uri, "openid="+openID) {
 		t.Errorf("body %q, REQUEST_URI %s", app.body, app.uri)
+	}
+
+	// Below handle_path REQUEST_URI has the whole path, as for the backend that the push itself goes to.
+	r = platformSender(t).push("/wx/message/"+authorizerID, message)
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), httptest.NewRecorder(), new(caddyhttp.Server))
+	r.URL.Path = "/" + authorizerID
+	copied = detach(r, crypto.FormatXML, &facts{appid: authorizerID, openID: openID}, []byte(message))
+	err := copied.serve(t.Context(), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		if r.URL.Path != "/"+authorizerID || !strings.HasPrefix(r.RequestURI, "/"+authorizerID+"?") {
+			t.Errorf("path %s, %s", r.URL.Path, r.RequestURI)
+		}
+		return b.pass(w, r)
+	}))
+	if err != nil || !strings.HasPrefix(app.uri, "/wx/message/"+authorizerID+"?") || strings.Contains(app.uri, "msg_signature") || !strings.Contains(app.uri, "openid="+openID) {
+		t.Errorf("%v; below handle_path: REQUEST_URI %s", err, app.uri)
 	}
 }
