@@ -420,9 +420,13 @@ func (o *outgoing) gatewayHeaders(h http.Header) {
 			appid = segment
 		}
 	}
+	event := ""
+	if isEventType(o.fields.MsgType) {
+		event = string(o.fields.Event)
+	}
 	for _, v := range [...]struct{ name, value string }{
 		{headerAppID, appid}, {headerPlatform, platform}, {headerOpenID, string(o.fields.FromUserName)},
-		{headerMsgType, string(o.fields.MsgType)}, {headerEvent, string(o.fields.Event)},
+		{headerMsgType, string(o.fields.MsgType)}, {headerEvent, event},
 	} {
 		if isTrusted(v.value) {
 			h.Set(v.name, v.value)

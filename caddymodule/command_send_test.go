@@ -152,6 +152,13 @@ func TestSend(t *testing.T) {
 			t.Errorf("plain: %s is %q, want %q", name, got, want)
 		}
 	}
+	link := secretFile(t, "<xml><FromUserName>"+sendOpenID+"</FromUserName><MsgType>link</MsgType><Title></Title><Event>CLICK</Event></xml>")
+	if _, _, code, err := runCommand(t, sendCommand(), nil, "--plain", "--xml", link, "--appid", authorizerID, b.URL); code != 0 {
+		t.Fatal(err)
+	}
+	if h := b.heads[1]; h.Get(headerMsgType) != "link" || h.Get(headerEvent) != "" {
+		t.Errorf("plain: of a link with an Event: %v", h)
+	}
 }
 
 // TestSendToTheGateway: a gateway takes what send pushes, and its sealed reply is opened.
