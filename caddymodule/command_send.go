@@ -420,9 +420,9 @@ func (o *outgoing) gatewayHeaders(h http.Header) {
 			appid = segment
 		}
 	}
-	event := ""
-	if isEventType(o.fields.MsgType) {
-		event = string(o.fields.Event)
+	event := string(o.fields.Event)
+	if isMessageType(o.fields.MsgType) {
+		event = ""
 	}
 	for _, v := range [...]struct{ name, value string }{
 		{headerAppID, appid}, {headerPlatform, platform}, {headerOpenID, string(o.fields.FromUserName)},

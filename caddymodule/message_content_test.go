@@ -86,26 +86,28 @@ func TestMessageMakesNoEvent(t *testing.T) {
 	}
 }
 
-// Events of devices (微信硬件平台) have a type of their own.
-func TestMessageOfDevice(t *testing.T) {
+// Events of devices (微信硬件平台) have a type of their own, and so may others that nobody has told us of.
+func TestMessageOfOtherTypes(t *testing.T) {
 	t.Parallel()
-	m, _ := newMessage(t, nil)
-	message := "<xml><ToUserName><![CDATA[" + ghID + "]]></ToUserName><FromUserName><![CDATA[" + openID + "]]></FromUserName><CreateTime>" + createTime +
-		"</CreateTime><MsgType><![CDATA[device_event]]></MsgType><Event><![CDATA[bind]]></Event><DeviceType><![CDATA[" + ghID + "]]></DeviceType><Content><![CDATA[]]></Content></xml>"
-	bind := &MessageMatcher{Type: []string{"device_event"}, Event: []string{"bind"}}
-	if err := bind.compile(); err != nil {
-		t.Fatal(err)
-	}
-	called := false
-	serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
-		called = true
-		if ok, _ := bind.MatchWithError(r); !ok || r.Header.Get("X-Wechat-Event") != "bind" {
-			t.Errorf("matches: %v, headers %v", ok, r.Header)
+	for _, msgType := range []string{"device_event", "Event", "never_heard_of"} {
+		m, _ := newMessage(t, nil)
+		message := "<xml><ToUserName><![CDATA[" + ghID + "]]></ToUserName><FromUserName><![CDATA[" + openID + "]]></FromUserName><CreateTime>" + createTime +
+			"</CreateTime><MsgType><![CDATA[" + msgType + "]]></MsgType><Event><![CDATA[bind]]></Event><DeviceType><![CDATA[" + ghID + "]]></DeviceType><Content><![CDATA[]]></Content></xml>"
+		bind := &MessageMatcher{Type: []string{msgType}, Event: []string{"bind"}}
+		if err := bind.compile(); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}))
-	if !called {
-		t.Error("not passed on")
+		called := false
+		serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, message), caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+			called = true
+			if ok, _ := bind.MatchWithError(r); !ok || r.Header.Get("X-Wechat-Event") != "bind" {
+				t.Errorf("%s: matches: %v, headers %v", msgType, ok, r.Header)
+			}
+			return nil
+		}))
+		if !called {
+			t.Errorf("%s: not passed on", msgType)
+		}
 	}
 }
 

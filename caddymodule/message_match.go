@@ -25,7 +25,7 @@ type MessageMatcher struct {
 	Platform []string `json:"platform,omitempty"`
 	// Type is the MsgType: text, image, event ….
 	Type []string `json:"type,omitempty"`
-	// Event is the Event of a push of type event, or device_event: CLICK, SCAN, LOCATION ….
+	// Event is the Event of a push that is no message of a user: CLICK, SCAN, LOCATION ….
 	Event []string `json:"event,omitempty"`
 	// EventKey is the event's EventKey.
 	EventKey []string `json:"event_key,omitempty"`

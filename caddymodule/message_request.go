@@ -44,7 +44,7 @@ func newFacts(p *push, appid string) *facts {
 	// One string for all: they live and die together, and a push costs one allocation instead of five.
 	parts := [...][]byte{p.fields.FromUserName, p.fields.MsgType, p.fields.Event, p.fields.EventKey, p.fields.InfoType}
 	// What a user writes can end its CDATA, which WeChat does not escape, and go on with elements of any name.
-	if !p.isEvent() {
+	if isMessageType(p.fields.MsgType) {
 		parts[2], parts[3] = nil, nil
 	}
 	if len(p.fields.MsgType) > 0 {

@@ -305,6 +305,16 @@ func isEventType(msgType []byte) bool {
 	return bytes.EqualFold(msgType, []byte("event")) || bytes.EqualFold(msgType, []byte("device_event"))
 }
 
+// isMessageType reports whether pushes of a type are messages, in which users write, and which are no events. Types that nobody has told
+// us of may be either.
+func isMessageType(msgType []byte) bool {
+	switch string(msgType) {
+	case "text", "image", "voice", "video", "shortvideo", "location", "link", "miniprogrampage", "file", "emoji", "device_text":
+		return true
+	}
+	return false
+}
+
 // isDoctors reports whether `caddy wechat doctor` made it. A message is never that, whatever its user wrote.
 func (p *push) isDoctors() bool {
 	f := &p.fields
