@@ -3,6 +3,7 @@ package tokens
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -165,7 +167,7 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, gotConn || !c.traced && !isDialError(err), safeCause(err, query)
+		return nil, gotConn || !c.traced && !isDialError(err), safeCause(err, query, payload)
 	}
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
@@ -174,7 +176,7 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 	answer, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return nil, true, fmt.Errorf("answer broke off: %w", safeCause(err, query))
+		return nil, true, fmt.Errorf("answer broke off: %w", safeCause(err, query, payload))
 	case len(answer) > maxAnswer:
 		return nil, true, fmt.Errorf("answer exceeds %d bytes", maxAnswer)
 	}
@@ -255,8 +257,9 @@ func isDialError(err error) bool {
 	return ok && op.Op == "dial"
 }
 
-// safeCause drops what may repeat the request: url.Error's URL, and any text with a query or a query's value in it.
-func safeCause(err error, query url.Values) error {
+// safeCause drops what may repeat the request: url.Error's URL, what net/http quotes of an answer, and any text with a query, a value of
+// the request's query or a secret of its body in it. What is wrong with a certificate is no such quote.
+func safeCause(err error, query url.Values, payload []byte) error {
 	for {
 		u, ok := errors.AsType[*url.Error](err)
 		if !ok {
@@ -264,20 +267,27 @@ func safeCause(err error, query url.Values) error {
 		}
 		err = u.Err
 	}
-	text := err.Error()
-	unsafe := len(text) > maxErrorText || strings.ContainsAny(text, "?&=")
+	text, quotes := err.Error(), false
+	if _, certificate := errors.AsType[*tls.CertificateVerificationError](err); !certificate {
+		text, _, quotes = strings.Cut(text, `"`)
+	}
+	unsafe := len(text) > maxErrorText || strings.ContainsAny(text, "?&=") ||
+		slices.ContainsFunc(secretsOf(nil, payload), func(s string) bool { return strings.Contains(text, s) })
 	for _, values := range query {
 		for _, v := range values {
 			unsafe = unsafe || v != "" && strings.Contains(text, v)
 		}
 	}
-	if !unsafe {
+	if !unsafe && !quotes {
 		return err
 	}
 	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF} {
 		if errors.Is(err, known) {
 			return known
 		}
+	}
+	if text = strings.TrimRight(text, ": "); !unsafe && text != "" {
+		return errors.New(text)
 	}
 	return errors.New("connection failed")
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/textproto"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -273,6 +274,41 @@ func TestClientErrorsHoldNoSecret(t *testing.T) {
 				t.Errorf("mode %d: a secret in %s", m, text)
 			}
 		}
+	}
+}
+
+// What comes back of a body is in no error either, whole or in part.
+func TestClientErrorsHoldNothingOfTheBody(t *testing.T) {
+	t.Parallel()
+	const opens = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+	for name, answer := range map[string]func(body string) string{
+		"in place of an answer": func(body string) string { return body + "\r\n\r\n" },
+		"a part of it":          func(body string) string { return body[strings.Index(body, clearSecret)+2:] + "\r\n\r\n" },
+		"for a header":          func(body string) string { return "HTTP/1.1 200 OK\r\n" + body + "\r\n\r\n" },
+		"for a trailer":         func(body string) string { return opens + body + "\r\n\r\n" },
+	} {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.WriteString(conn, answer(string(body)))
+			_ = conn.Close()
+		})
+		c := newTestClient(t, ClientOptions{Origins: []string{s.URL}})
+		err := c.Post(t.Context(), "/cgi-bin/stable_token", nil, map[string]string{"secret": clearSecret}, nil)
+		if !errors.Is(err, ErrUnreachable) || strings.Contains(err.Error(), clearSecret[2:]) || !strings.Contains(err.Error(), "malformed") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	line := textproto.ProtocolError("malformed MIME header line: " + clearSecret) // as some Go says it, without quotation marks
+	if err := safeCause(line, nil, []byte(`{"secret":"`+clearSecret+`"}`)); strings.Contains(err.Error(), clearSecret) {
+		t.Error(err)
+	}
+	if err := safeCause(io.ErrUnexpectedEOF, nil, nil); err != io.ErrUnexpectedEOF { //nolint:errorlint // the same one
+		t.Error(err)
 	}
 }
 
