@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"golang.org/x/net/http2"
 )
 
 // speaking has the calls of a new gateway go to its WeChat over HTTP/1.1 or over h2.
@@ -125,6 +127,43 @@ func TestAPITrailers(t *testing.T) {
 			t.Errorf("%s: nothing of it is in the log", proto)
 		}
 		g.noSecretsLogged()
+	}
+}
+
+// Of a call that is repeated with another token, the second answer is held to that, and of the first nothing comes.
+func TestAPITrailersOfARepeatedCall(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodHead} {
+			g, wechat := speaking(t, proto)
+			calls := 0 // one after the other
+			wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+				calls++
+				w.Header().Set("Content-Type", "application/json")
+				w.Header().Set("Trailer", "X-Call, X-Url")
+				w.WriteHeader(http.StatusEarlyHints)
+				body := `{"errcode":0}`
+				if calls == 1 && r.Method != http.MethodHead {
+					body = `{"errcode":40001,"errmsg":"invalid credential"}`
+				}
+				io.WriteString(w, body)
+				_ = http.NewResponseController(w).Flush()
+				w.Header().Set("X-Call", fmt.Sprint(calls))
+				if r.Method != http.MethodPost {
+					w.Header().Set("X-Url", "https://api.example"+r.URL.String())
+				}
+			})
+			a := g.ask(method, "/"+accountID+"/cgi-bin/x")
+			wantCalls, wantBody, wantCall := 2, `{"errcode":0}`, ""
+			switch method {
+			case http.MethodHead:
+				wantCalls, wantBody = 1, ""
+			case http.MethodPost:
+				wantCall = "2"
+			}
+			if a.shows() || a.interim != "" || a.err != nil || a.Status != http.StatusOK || calls != wantCalls || a.Body != wantBody || a.trailer.Get("X-Call") != wantCall {
+				t.Errorf("%s, %s: %d calls, got %+v", proto, method, calls, a)
+			}
+		}
 	}
 }
 
@@ -245,6 +284,43 @@ func TestAPIBrokenAnswersAreNotQuoted(t *testing.T) {
 	}
 	if i := bytes.Index(logged, []byte("REALTOKEN")); i >= 0 {
 		t.Errorf("log shows the token: …%s", logged[max(0, i-300):min(len(logged), i+50)])
+	}
+}
+
+// Whatever a Go says of it, and how: what it quotes is left out, and what an error says of itself stays.
+func TestUnquoted(t *testing.T) {
+	t.Parallel()
+	line := textproto.ProtocolError("malformed MIME header line: REALTOKEN") // as some say it, without quotation marks
+	for _, err := range []error{line, fmt.Errorf("net/http: HTTP/1.x transport connection broken: %w", line), fmt.Errorf("missing colon: %q", "REALTOKEN")} {
+		if text := unquoted(err).Error() + safeReason(err); strings.Contains(text, "REALTOKEN") {
+			t.Error(text)
+		}
+	}
+	for _, err := range []error{io.ErrUnexpectedEOF, context.Canceled, context.DeadlineExceeded, errStalled, http2.StreamError{StreamID: 1}} {
+		if got := unquoted(err); got != err { //nolint:errorlint // the same one
+			t.Errorf("%v has become %v", err, got)
+		}
+	}
+}
+
+// A configuration that fails before the app is reached leaves a writer of Caddy's own behind, with which the one before goes on.
+func TestLogStaysUnquotedAfterAConfigurationThatFails(t *testing.T) {
+	loadEvents(t, filepath.Join(t.TempDir(), "storage"), 1)
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	provisioning.Lock()
+	err := caddy.Load([]byte(`{"admin":{"disabled":true,"config":{"persist":false}},"storage":{"module":"missing"}}`), true)
+	provisioning.Unlock()
+	if err == nil {
+		t.Fatal("it did not fail")
+	}
+	for deadline := time.Now().Add(20 * time.Second); !isUnquoted(log.Writer()); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("package log writes to a %T", log.Writer())
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strconv"
@@ -320,9 +321,11 @@ func (t *Transport) failed(req *http.Request, call *apiCall, err error) (*http.R
 	return ownAnswer(req, refused), nil
 }
 
-// safeReason is the text of an error of net/http's, unless it may quote an answer or a URL.
+// safeReason is the text of an error of net/http's, unless it may quote an answer or a URL. Not each Go of 1.26 puts what it quotes of a
+// header or a trailer between quotation marks.
 func safeReason(err error) string {
-	if text := err.Error(); len(text) <= 200 && !strings.ContainsAny(text, `?&="`) {
+	_, quotes := errors.AsType[textproto.ProtocolError](err)
+	if text := err.Error(); !quotes && len(text) <= 200 && !strings.ContainsAny(text, `?&="`) {
 		return text
 	}
 	return fmt.Sprintf("%T", err)

@@ -50,6 +50,7 @@ type shared struct {
 	logins *visitorLimits
 
 	work   tasks
+	keeper sync.WaitGroup  // of what runs all the time, until ctx ends
 	ctx    context.Context // ends background work
 	cancel context.CancelFunc
 
@@ -76,6 +77,7 @@ func acquireShared(identity, module string) (*shared, error) {
 		s.events = newEventQueue(ctx, s.metrics.eventsDropped.Inc)
 		s.emitters = make(map[*tokens.Environment]*emitter)
 		s.claims = newClaims(s.calls, s.metrics.degraded)
+		s.keeper.Go(func() { keepLogUnquoted(ctx) })
 		return s, nil
 	})
 	if err != nil {
@@ -269,6 +271,7 @@ func (s *shared) Destruct() error {
 	case <-time.After(drainTimeout):
 	}
 	s.cancel()
+	s.keeper.Wait()
 	s.events.close(drainTimeout)
 	s.claims.close()
 	s.manager.Close()

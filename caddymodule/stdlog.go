@@ -2,8 +2,10 @@ package caddymodule
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log"
+	"time"
 )
 
 // unsolicited is how net/http begins a line about bytes that a server sent behind an answer, in the log of package log, which Caddy puts
@@ -24,9 +26,29 @@ func (l unquotedLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// unquoteEvery is how often it is looked whether package log writes such quotes again.
+const unquoteEvery = time.Second
+
 // unquoteLog has package log write no such quotes. Caddy sets its writer anew with each configuration, before the apps are provisioned.
 func unquoteLog() {
-	if _, done := log.Writer().(unquotedLog); !done {
-		log.SetOutput(unquotedLog{log.Writer()})
+	if to := log.Writer(); !isUnquoted(to) {
+		log.SetOutput(unquotedLog{to})
+	}
+}
+
+func isUnquoted(to io.Writer) bool { _, is := to.(unquotedLog); return is }
+
+// keepLogUnquoted does that until ctx ends: after a configuration that failed before the app was reached, the one before goes on with
+// the writer that Caddy had set for it.
+func keepLogUnquoted(ctx context.Context) {
+	look := time.NewTicker(unquoteEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+			unquoteLog()
+		case <-ctx.Done():
+			return
+		}
 	}
 }
