@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -166,8 +167,11 @@ func plainText(s string) error {
 	return nil
 }
 
-// fairKey is how many bytes a client's key has at least that nobody guesses by trying.
+// fairKey is how many characters a client's key has at least that nobody guesses by trying.
 const fairKey = 16
+
+// isShortKey reports whether a client's key could be guessed.
+func isShortKey(key string) bool { return utf8.RuneCountInString(key) < fairKey }
 
 // keyText refuses what no request carries: control characters, the mark that editors put before a text, and blanks at the ends.
 func keyText(s string) error {
@@ -507,7 +511,7 @@ func (c *Client) provision(r resolver) error {
 	c.keys = c.keys[:0]
 	for _, k := range keys {
 		c.keys = append(c.keys, secret.New(k))
-		if len(k) < fairKey && r.log != nil {
+		if isShortKey(k) && r.log != nil {
 			r.log.Warn("a key is short and could be guessed by whoever reaches wechat_api: take what `openssl rand -hex 32` prints")
 		}
 	}

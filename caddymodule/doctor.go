@@ -52,6 +52,14 @@ type doctorResult struct {
 	Remedy  *tokens.Text `json:"remedy,omitempty"`
 }
 
+// countOf is a number of things.
+func countOf(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
 func greenOf(subject, en, zh string) doctorResult {
 	return doctorResult{Level: doctorGreen, Subject: subject, Text: texts(en, zh)}
 }
@@ -206,8 +214,7 @@ func (d *doctor) client() *http.Client {
 	}
 }
 
-// dialHost resolves a name itself and dials the addresses in turn, those of IPv4 first, over which WeChat pushes. Each has its
-// share of the time: one that swallows what is sent to it does not take it from the next.
+// dialHost resolves a name itself and dials its addresses.
 func (d *doctor) dialHost(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -220,10 +227,17 @@ func (d *doctor) dialHost(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, err
 	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("%s has no address", host)
+	}
+	return d.dialAny(ctx, network, addrs, port)
+}
+
+// dialAny dials addresses, of which there is one at least, in turn, those of IPv4 first, over which WeChat pushes. Each has its
+// share of the time: one that swallows what is sent to it does not take it from the next.
+func (d *doctor) dialAny(ctx context.Context, network string, addrs []netip.Addr, port string) (conn net.Conn, err error) {
 	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.Unmap().BitLen() - b.Unmap().BitLen() })
-	err = fmt.Errorf("%s has no address", host)
 	for i, addr := range addrs {
-		var conn net.Conn
 		if conn, err = d.dialShare(ctx, network, net.JoinHostPort(addr.Unmap().String(), port), len(addrs)-i); err == nil {
 			return conn, nil
 		}

@@ -193,12 +193,14 @@ func (c *doctorConfig) readHTTP() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.Servers)) {
 		s := h.Servers[name]
+		var ports []uint
 		for _, listen := range s.Listen {
 			addr, err := caddy.ParseNetworkAddress(listen)
 			if err != nil || addr.IsUnixNetwork() {
 				continue
 			}
-			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), named: s.Named}
+			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), named: s.Named, again: slices.Contains(ports, addr.StartPort)}
+			ports = append(ports, addr.StartPort)
 			r.secure = func(host string) bool {
 				switch {
 				case addr.StartPort == h.HTTPSPort:
@@ -208,7 +210,7 @@ func (c *doctorConfig) readHTTP() error {
 				}
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
-			r.routes(s.Routes, []string{""}, nil, nil, "", 0)
+			r.routes(s.Routes, siteSpot{hosts: []string{""}})
 			if addr.StartPort == h.HTTPPort || addr.StartPort == h.HTTPSPort || c.isVisitedOn(addr.StartPort) {
 				c.entrances = append(c.entrances, addr.StartPort)
 			}
@@ -222,42 +224,80 @@ type siteReader struct {
 	config *doctorConfig
 	port   uint
 	bound  string // the address it listens on
+	again  bool   // its hosts are known: the server listens on this port of another address too
 	named  map[string]httpRoute
 	secure func(host string) bool
 }
 
-// routes reads a list of routes. Only are the paths of all that comes here, nil if that cannot be told; behind is the handler that
-// answers before any of them is reached, if there is one.
-func (r *siteReader) routes(routes []httpRoute, hosts, around, only []string, behind string, depth int) {
-	if depth > maxRouteDepth {
+// siteSpot is a place among the routes, by what comes to it.
+type siteSpot struct {
+	hosts    []string
+	patterns []string // of the path matchers around it, the innermost first
+	only     []string // the paths of all that comes here; nil: cannot be told
+	stripped string   // what was taken from the paths: the patterns have it, for they are what is asked for
+	behind   string   // the handler that answers before it is reached; empty: none
+	invoked  []string // the named routes that it is in
+	depth    int
+}
+
+// routes reads a list of routes.
+func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
+	if at.depth > maxRouteDepth {
 		return
 	}
 	for _, route := range routes {
-		paths := only
+		inside := at
 		if own := route.only(); own != nil {
-			paths = own
+			inside.only = putBack(at.stripped, own)
 		}
-		own, patterns := []string(nil), []string(nil)
+		var hosts, patterns []string
 		for _, set := range route.Match {
-			own, patterns = append(own, set.Host...), append(patterns, set.Path...)
+			hosts, patterns = append(hosts, set.Host...), append(patterns, set.Path...)
 		}
-		if len(own) == 0 {
-			own = hosts
+		if len(hosts) > 0 {
+			inside.hosts = hosts
 		}
-		patterns = append(patterns, around...)
-		before := behind
+		inside.patterns = append(putBack(at.stripped, patterns), at.patterns...)
 		for _, raw := range route.Handle {
-			if all := r.handler(raw, own, patterns, paths, before, depth); before == "" {
-				before = all
+			if all := r.handler(raw, inside); inside.behind == "" {
+				inside.behind = all
 			}
 			if !keepsPath(raw, 0) {
-				paths, only = nil, nil // of the routes after this one too
+				inside.only, at.only = nil, nil // of the routes after this one too
+			}
+			prefix := prefixTaken(raw)
+			if inside.stripped += prefix; len(route.Match) == 0 { // as handle_path has it
+				at.stripped += prefix
 			}
 		}
 		if len(route.Match) == 0 {
-			behind = before
+			at.behind = inside.behind
 		}
 	}
+}
+
+// putBack puts what was taken from paths before the patterns that what was left is matched with. One that can begin anywhere stays.
+func putBack(stripped string, patterns []string) []string {
+	list := make([]string, 0, len(patterns))
+	for _, pattern := range patterns {
+		if strings.HasPrefix(pattern, "/") {
+			pattern = stripped + pattern
+		}
+		list = append(list, pattern)
+	}
+	return list
+}
+
+// prefixTaken is what a handler takes from the beginning of paths.
+func prefixTaken(raw json.RawMessage) string {
+	var h struct {
+		Handler string `json:"handler"`
+		Prefix  string `json:"strip_path_prefix"`
+	}
+	if json.Unmarshal(raw, &h) != nil || h.Handler != "rewrite" || h.Prefix == "" || hasPlaceholder(h.Prefix) {
+		return ""
+	}
+	return "/" + strings.Trim(h.Prefix, "/")
 }
 
 // pathKeepers are the handlers that leave a request's path alone, unless there is a rewrite in them.
@@ -297,7 +337,7 @@ func isEmptyJSON(list json.RawMessage) bool {
 
 // handler reads one and returns its name if nothing gets past it. A proxy that handles responses may go on with the next, as
 // forward_auth does, and so does an early hint.
-func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string, behind string, depth int) string {
+func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 	var h struct {
 		Handler   string      `json:"handler"`
 		Name      string      `json:"name"` // of the route that invoke runs
@@ -311,10 +351,10 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string
 	if json.Unmarshal(raw, &h) != nil {
 		return ""
 	}
-	for _, host := range hosts {
+	for _, host := range at.hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
-		if strings.HasPrefix(h.Handler, "wechat_") {
-			s.handlers = append(s.handlers, siteHandler{h.Handler, patterns, only, behind, raw})
+		if strings.HasPrefix(h.Handler, "wechat_") && (host == "" || !r.again) {
+			s.handlers = append(s.handlers, siteHandler{h.Handler, at.patterns, at.only, at.behind, raw})
 		}
 	}
 	for _, u := range h.Upstreams {
@@ -322,10 +362,11 @@ func (r *siteReader) handler(raw json.RawMessage, hosts, patterns, only []string
 			r.config.upstreams = append(r.config.upstreams, u.Dial)
 		}
 	}
-	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" {
-		h.Routes = []httpRoute{route}
+	at.depth++
+	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" && !slices.Contains(at.invoked, h.Name) { // else it runs itself
+		h.Routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
 	}
-	r.routes(h.Routes, hosts, patterns, only, behind, depth+1)
+	r.routes(h.Routes, at)
 	switch {
 	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
 		return h.Handler
@@ -398,7 +439,8 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+c.loadError.Error()),
 			texts("mend what it says, then try `caddy validate`; as the gateway's user and with its environment, as doctor too wants to be run", "按提示修正，然后用 `caddy validate` 验证；二者与 doctor 一样，须以网关的用户及其环境变量运行"))}
 	}
-	results := []doctorResult{greenOf(c.file, fmt.Sprintf("loads: %d platforms, %d accounts, %d clients", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)), "可以加载")}
+	results := []doctorResult{greenOf(c.file, "loads: "+countOf(len(c.app.Platforms), "platform")+", "+countOf(len(c.app.Accounts), "account")+", "+countOf(len(c.app.Clients), "client"),
+		fmt.Sprintf("可以加载：%d 个平台，%d 个公众号或小程序，%d 个 client", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)))}
 	if len(c.app.Platforms)+len(c.app.Accounts) == 0 {
 		results = append(results, redOf("wechat", texts("there is neither a platform nor an account", "没有配置平台或公众号"),
 			texts("add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account")))
@@ -431,7 +473,7 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 		if client == nil || len(client.Keys) == 0 {
 			continue
 		}
-		if keys, err := r.secrets("key", client.Keys, ofClient); err == nil && slices.ContainsFunc(keys, func(k string) bool { return len(k) < fairKey }) {
+		if keys, err := r.secrets("key", client.Keys, ofClient); err == nil && slices.ContainsFunc(keys, isShortKey) {
 			results = append(results, yellowOf("client "+client.Name, texts(fmt.Sprintf("a key of it has fewer than %d characters: whoever reaches wechat_api could guess it", fairKey),
 				fmt.Sprintf("有 key 不足 %d 个字符，能访问 wechat_api 的人可能猜出", fairKey)), texts("take what `openssl rand -hex 32` prints", "改用 `openssl rand -hex 32` 生成的值")))
 		}

@@ -204,10 +204,10 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 			text := strings.Join(names, ", ")
 			return yellowOf(subject, texts("it did not grant "+text, "未授予权限集："+text), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"))
 		}
-		return greenOf(subject, fmt.Sprintf("%d permission sets, and no trouble with its token", len(detail.PermissionSets)), fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
+		return greenOf(subject, countOf(len(detail.PermissionSets), "permission set")+", and no trouble with its token", fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
 	})
 	if page.Next != "" {
-		results = append(results, skippedOf("", fmt.Sprintf("there are more: only the first %d were looked at", len(page.Authorizers)), "还有更多授权方，只检查了前面的"))
+		results = append(results, skippedOf("", fmt.Sprintf("there are more: only the first %d were looked at", len(page.Authorizers)), fmt.Sprintf("还有更多授权方，只检查了前 %d 个", len(page.Authorizers))))
 	}
 	return results
 }
@@ -349,7 +349,7 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 		}
 	}
 	if len(accounts) == 0 {
-		return []doctorResult{skippedOf("", "WeChat checks the network of plain accounts only, and none receives pushes", "微信仅支持对普通公众号做网络检测")}
+		return []doctorResult{skippedOf("", "WeChat checks the network of plain accounts only, and none receives pushes", "微信仅支持对普通公众号做网络检测，而配置中没有接收推送的普通公众号")}
 	}
 	return doctorEach(d, ctx, accounts, func(ctx context.Context, appid string) doctorResult {
 		var said struct {
@@ -379,7 +379,7 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 		}
 		for _, p := range said.Ping {
 			if p.Loss != "" && p.Loss != "0%" {
-				return yellowOf(appid, texts(fmt.Sprintf("WeChat loses %s of its pings to %s (from %s)", p.Loss, p.IP, p.From), fmt.Sprintf("微信 ping %s 丢包 %s", p.IP, p.Loss)),
+				return yellowOf(appid, texts(fmt.Sprintf("WeChat loses %s of its pings to %s (from %s)", p.Loss, p.IP, p.From), fmt.Sprintf("微信 ping %s 丢包 %s（来自 %s）", p.IP, p.Loss, p.From)),
 					texts("if the firewall drops pings, that is all; else the route from WeChat is bad", "若防火墙丢弃 ping 则无妨，否则微信到本机的线路不佳"))
 			}
 		}

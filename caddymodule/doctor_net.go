@@ -145,27 +145,36 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 		if err != nil || strings.Contains(upstream, "{") {
 			return skippedOf(upstream, "is no host and port that is known beforehand", "无法预先得知其地址")
 		}
-		addrs := []netip.Addr{}
-		if a, err := netip.ParseAddr(host); err == nil {
-			addrs = append(addrs, a)
-		} else if addrs, err = d.resolve(ctx, host); err != nil || len(addrs) == 0 {
+		addrs, err := d.addressesOf(ctx, host)
+		if err != nil || len(addrs) == 0 {
 			return redOf(upstream, texts("has no address: "+causeOf(err), "没有解析结果："+causeOf(err)), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
 		}
 		number, _ := strconv.ParseUint(port, 10, 16)
 		for _, a := range addrs {
 			a = a.Unmap()
-			if (a.IsLoopback() || slices.Contains(own, a)) && slices.Contains(d.config.entrances, uint(number)) {
+			if (a.IsLoopback() || a.IsUnspecified() || slices.Contains(own, a)) && slices.Contains(d.config.entrances, uint(number)) {
 				return redOf(upstream, texts("leads back to the gateway itself ("+a.String()+"): a push would go round for ever", "解析到网关自身（"+a.String()+"）：推送会无限循环"),
 					texts("name the backend by an address that is not the gateway's, such as its internal name", "请用后端自己的地址，例如内网名称"))
 			}
 		}
-		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
+		conn, err := d.dialAny(ctx, "tcp", addrs, port) // as Caddy does
 		if err != nil {
 			return yellowOf(upstream, texts("takes no connection: "+causeOf(err), "无法连接："+causeOf(err)), texts("start the backend, or mend its address", "请启动后端或修正地址"))
 		}
 		_ = conn.Close()
 		return greenOf(upstream, "takes connections, and is not the gateway", "可以连接，且不是网关自身")
 	})
+}
+
+// addressesOf are those of an upstream's host; a port alone is on this machine.
+func (d *doctor) addressesOf(ctx context.Context, host string) ([]netip.Addr, error) {
+	if host == "" {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	return d.resolve(ctx, host)
 }
 
 // ownAddresses are those of this machine, and those that its public names lead to.
@@ -254,23 +263,23 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 	}
 	var results []doctorResult
 	for i, a := range d.askWeChat(ctx) {
-		way := ""
+		way, wayZH := "", ""
 		if d.config.proxy != nil && a.origin.Scheme != "http" {
-			way = " through the proxy " + d.config.proxy.Host
+			way, wayZH = " through the proxy "+d.config.proxy.Host, "（经由代理 "+d.config.proxy.Host+"）"
 		}
 		subject := a.origin.String()
 		var r doctorResult
 		switch {
 		case a.err != nil:
 			f := hostFails(a.origin.Host, classOf(a.err), "", way != "")
-			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问："+tlsCause(a.err)), f.Remedy)
+			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问"+wayZH+"："+tlsCause(a.err)), f.Remedy)
 		case a.doctorAnswer == nil:
 			r = skippedOf(subject, "there was no time left for it", "没有时间进行此项检查")
 		case !a.speaks():
-			r = redOf(subject, texts(fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d，但不是微信的回复", a.status)),
+			r = redOf(subject, texts(fmt.Sprintf("answers HTTP %d%s, but not as WeChat does", a.status, way), fmt.Sprintf("返回 HTTP %d%s，但不是微信的回复", a.status, wayZH)),
 				texts("something in between answers: a login page, a filter or a wrong proxy", "中间设备拦截了请求：登录页、过滤器或错误的代理"))
 		default:
-			r = greenOf(subject, fmt.Sprintf("answers%s after %d ms", way, a.took.Milliseconds()), fmt.Sprintf("可以访问，%d 毫秒", a.took.Milliseconds()))
+			r = greenOf(subject, fmt.Sprintf("answers%s after %d ms", way, a.took.Milliseconds()), fmt.Sprintf("可以访问%s，%d 毫秒", wayZH, a.took.Milliseconds()))
 		}
 		if r.Level == doctorRed && i > 0 {
 			r.Level = doctorYellow // a backup

@@ -127,7 +127,7 @@ func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) do
 	if err == nil && a.status == http.StatusForbidden {
 		return greenOf(subject, "refuses a forgery", "拒绝伪造的推送")
 	}
-	what := texts("a POST gets no answer: "+causeOf(err), "POST 没有回复")
+	what := texts("a POST gets no answer: "+causeOf(err), "POST 没有回复："+causeOf(err))
 	if err == nil {
 		what = texts(fmt.Sprintf("a POST with a wrong signature gets HTTP %d, want 403: it does not go to the gateway as a GET does", a.status), fmt.Sprintf("签名错误的 POST 返回 HTTP %d，应为 403：POST 没有像 GET 一样到达网关", a.status))
 	}
@@ -158,7 +158,7 @@ func (d *doctor) signed(ctx context.Context, client *http.Client, p pushURL) doc
 	a, err := d.ask(ctx, client, http.MethodPost, p.url+"?"+query.Encode(), string(body), http.Header{"Content-Type": {"text/xml"}})
 	switch {
 	case err != nil:
-		return redOf(subject, texts("a push gets no answer: "+causeOf(err), "推送没有得到回复"), texts("see what cuts off a POST with a body: a firewall (WAF), a limit", "请检查是否有 WAF 或限制截断带正文的 POST"))
+		return redOf(subject, texts("a push gets no answer: "+causeOf(err), "推送没有得到回复："+causeOf(err)), texts("see what cuts off a POST with a body: a firewall (WAF), a limit", "请检查是否有 WAF 或限制截断带正文的 POST"))
 	case a.status == http.StatusOK && string(a.body) == string(success):
 		return greenOf(subject, "answers a push", "推送正常")
 	case a.status == http.StatusForbidden:

@@ -286,6 +286,9 @@ func TestDoctorOfTheHealthy(t *testing.T) {
 	if report.Level != doctorGreen {
 		t.Errorf("level is %s", report.Level)
 	}
+	if r := report.of("config")[0].Text; r.EN != "loads: 2 platforms, 1 account, 1 client" || r.ZH != "可以加载：2 个平台，1 个公众号或小程序，1 个 client" {
+		t.Errorf("config: %q %q", r.EN, r.ZH)
+	}
 	// Two platforms and an account, on the message URL, and the platforms on the event URL.
 	if n := len(report.of("push")); n != 5 {
 		t.Errorf("%d push URLs were looked at, want 5: %+v", n, report.of("push"))
@@ -603,6 +606,9 @@ func TestDoctorOnPaths(t *testing.T) {
 		{platform, "rewrite /a /b\nroute /wx/message {\nencode\nheader -Server\nwechat_message\n}", yellow, "/wx/message"},
 		{platform, "wechat_message /wx/message\nwechat_message /shop " + accountID, yellow, "/wx/message"},
 		{"", "route /wx/message {\nwechat_message\n}", red, "/wx/message"},
+		{platform, "handle_path /wx/* {\nroute /message {\nwechat_message\n}\n}", yellow, "/wx/message"},
+		{platform, "route /wx/* {\nuri strip_prefix wx/\nwechat_message /message\n}", yellow, "/wx/message"},
+		{platform, "bind 127.0.0.1 ::1\nwechat_message /wx/message", yellow, "/wx/message"}, // said once
 
 		{platform, "wechat_message", "", ""},
 		{platform, "route /wx/message/* {\nwechat_message\n}", "", ""},
@@ -664,7 +670,7 @@ func TestDoctorOnOldSecrets(t *testing.T) {
 // TestDoctorOnShortKeys: a key that can be guessed is worth a word that does not show it.
 func TestDoctorOnShortKeys(t *testing.T) {
 	t.Setenv("SHORT_CLIENT_KEY", "hunter2")
-	for key, level := range map[string]string{"{env.SHORT_CLIENT_KEY}": doctorYellow, "0123456789abcdef": doctorGreen} {
+	for key, level := range map[string]string{"{env.SHORT_CLIENT_KEY}": doctorYellow, "密码密码密码": doctorYellow, "0123456789abcdef": doctorGreen} {
 		p := newPatient(t)
 		p.part("apps/wechat/clients/0")["keys"] = []any{key}
 		report := p.examine(t)
@@ -675,7 +681,7 @@ func TestDoctorOnShortKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if said != (level == doctorYellow) || bytes.Contains(text, []byte("hunter2")) {
+		if said != (level == doctorYellow) || bytes.Contains(text, []byte("hunter2")) || bytes.Contains(text, []byte("密码密码")) {
 			t.Errorf("%s: %+v", key, report.of("config"))
 		}
 	}
@@ -934,6 +940,60 @@ func TestDoctorOnAddressesOfIPv6(t *testing.T) {
 	for port, want := range map[uint]string{80: "http://[::1]", 8090: "http://[::1]:8090"} {
 		if got := (&doctorSite{host: "::1", port: port}).origin(); got != want {
 			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+// TestDoctorOnUpstreams: a port alone is on this machine, and a name with several addresses takes connections if one of them does.
+func TestDoctorOnUpstreams(t *testing.T) {
+	t.Parallel()
+	d := newDoctor()
+	d.interfaces = func() ([]net.Addr, error) { return nil, nil }
+	d.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+		if host != "localhost" {
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		}
+		return []netip.Addr{netip.IPv6Loopback(), netip.MustParseAddr("127.0.0.1")}, nil
+	}
+	d.dial = func(_ context.Context, network, address string) (net.Conn, error) {
+		if address != "127.0.0.1:9000" && address != "[::1]:9001" {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+		}
+		here, there := net.Pipe()
+		_ = there.Close()
+		return here, nil
+	}
+	d.config = doctorConfig{entrances: []uint{8080}, upstreams: []string{":9000", "localhost:9000", "localhost:9001", ":9002", ":8080", "0.0.0.0:8080"}}
+	var levels []string
+	for _, r := range d.checkUpstreams(t.Context()) {
+		levels = append(levels, r.Level)
+	}
+	if want := []string{doctorGreen, doctorGreen, doctorGreen, doctorYellow, doctorRed, doctorRed}; !slices.Equal(levels, want) {
+		t.Errorf("%v, want %v", levels, want)
+	}
+}
+
+// TestDoctorOnPushURLs: what handle_path takes from a path is in the URL that WeChat pushes to, and what runs itself ends.
+func TestDoctorOnPushURLs(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	own := p.part("apps/http/servers/own")
+	own["listen"] = []any{"203.0.113.1:443", "203.0.113.7:443"} // one site all the same
+	event := p.part("apps/http/servers/own/routes/0/handle/0/routes/1")
+	again := map[string]any{"handler": "invoke", "name": "events"}
+	own["named_routes"] = map[string]any{"events": map[string]any{"handle": append(event["handle"].([]any), again, again, again)}}
+	event["match"] = []any{map[string]any{"path": []any{"/wx/*"}}}
+	event["handle"] = []any{map[string]any{"handler": "subroute", "routes": []any{
+		map[string]any{"handle": []any{map[string]any{"handler": "rewrite", "strip_path_prefix": "/wx"}}},
+		map[string]any{"match": []any{map[string]any{"path": []any{"/event"}}}, "handle": []any{again}},
+	}}}
+	report := p.examine(t)
+	if n := len(report.of("push")); n != 5 {
+		t.Errorf("%d push URLs were looked at, want 5: %+v", n, report.of("push"))
+	}
+	for _, r := range report.of("push") {
+		if r.Level != doctorGreen {
+			t.Errorf("%s: %s: %s", r.Subject, r.Level, r.Text.EN)
 		}
 	}
 }
