@@ -2,9 +2,13 @@ package integration_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -314,8 +318,8 @@ func TestDemo(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", demo, "./demo").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	dir := filepath.Join(t.TempDir(), "run")
-	for round := range 2 { // the second one finds what the first one left
+	dir := filepath.Join(t.TempDir(), "a run") // as a checkout may lie in a folder with a blank in its name
+	for round := range 2 {                     // the second one finds what the first one left
 		cmd := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once")
 		cmd.WaitDelay = 10 * time.Second
 		out, err := cmd.CombinedOutput()
@@ -339,13 +343,15 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// demoEnds: a demo keeps its folder from another one, shows lines that any shell takes, and takes its gateway with it when the
-// terminal is closed, and when nobody reads what it shows.
+// demoEnds: a demo keeps its folder from another one, shows lines that any shell takes, stays when those leave who are connected to
+// it, and takes its gateway with it when the terminal is closed, and when nobody reads what it shows.
 func demoEnds(t *testing.T, demo, dir string) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
 	start := func() (*exec.Cmd, *bufio.Scanner, io.Closer) {
 		t.Helper()
-		running := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir)
+		running := exec.CommandContext(ctx, demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir)
 		running.WaitDelay = 10 * time.Second
 		out, err := running.StdoutPipe()
 		if err != nil {
@@ -370,10 +376,18 @@ func demoEnds(t *testing.T, demo, dir string) {
 		if err := running.Wait(); err != nil {
 			t.Errorf("%s: the demo ended with %v", how, err)
 		}
-		resp, err := plainClient.Post("http://"+saved.Admin.Listen+"/stop", "", nil)
-		if err == nil {
+		resp, err := plainClient.Get("http://" + saved.Admin.Listen + "/config/")
+		if err != nil {
+			return
+		}
+		config, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if !bytes.Contains(config, []byte(dir)) {
+			return // another one has the port by now
+		}
+		t.Errorf("%s: its gateway stayed at %s", how, saved.Admin.Listen)
+		if resp, err := plainClient.Post("http://"+saved.Admin.Listen+"/stop", "", nil); err == nil {
 			_ = resp.Body.Close()
-			t.Errorf("%s: its gateway stayed at %s", how, saved.Admin.Listen)
 		}
 	}
 
@@ -394,7 +408,8 @@ func demoEnds(t *testing.T, demo, dir string) {
 	if commands < 7 {
 		t.Errorf("the demo shows %d commands to try", commands)
 	}
-	out, err := exec.CommandContext(t.Context(), demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once").CombinedOutput()
+	leaveUnanswered(t, filepath.Join(dir, "control"))
+	out, err := exec.CommandContext(ctx, demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another demonstration runs in "+dir) {
 		t.Errorf("a second demo in the same folder: %v\n%s", err, out)
 	}
@@ -415,4 +430,29 @@ func demoEnds(t *testing.T, demo, dir string) {
 		t.Fatal(err)
 	}
 	ended("no reader", running)
+}
+
+// leaveUnanswered asks a demo many things and does not wait for the answers, which then cannot be written.
+func leaveUnanswered(t *testing.T, control string) {
+	t.Helper()
+	content, err := os.ReadFile(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, _, _ := strings.Cut(string(content), "\n")
+	for range 20 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.WriteString(conn, strings.Repeat("GET / HTTP/1.1\r\nHost: demo\r\n\r\n", 64))
+		if err := errors.Join(err, conn.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resp, err := plainClient.Get("http://" + address) // it still answers
+	if err != nil {
+		t.Fatalf("the demo ended when others left: %v", err)
+	}
+	_ = resp.Body.Close()
 }

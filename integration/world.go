@@ -248,7 +248,7 @@ func (w *World) environment() []string {
 		"WECHAT_HTTPS_PORT=" + Port(w.HTTPS), "WECHAT_HTTP_PORT=" + Port(w.HTTP),
 		"WECHAT_API_PORT=" + Port(w.API), "WECHAT_API_BIND=127.0.0.1",
 		"WECHAT_CONSOLE_PORT=" + Port(w.Console), "WECHAT_CONSOLE_BIND=127.0.0.1",
-		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=" + filepath.Join(w.Dir, "verify"),
+		"WECHAT_API=" + w.WeChat.URL(), "WECHAT_OPEN=" + w.WeChat.URL(), "WECHAT_VERIFY=`" + filepath.Join(w.Dir, "verify") + "`", // there may be a blank in it
 		"WECHAT_BACKEND=" + w.Backend.Addr(), "WECHAT_GPS_BACKEND=" + w.Backend.Addr(),
 		"WECHAT_WEB=http://" + w.Backend.Addr(), "WECHAT_PAGES_BACKEND=" + w.Backend.Addr(),
 		"WECHAT_JSSDK_HOSTS=" + w.HostPort() + " *." + Pages + ":" + Port(w.HTTPS),

@@ -5,10 +5,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -25,28 +27,47 @@ func main() {
 	once := flag.Bool("once", false, "end after the show")
 	check := flag.Bool("release-check", false, "go through WeChat's release check, with the demo that runs in -dir or else with a gateway of its own")
 	flag.Parse()
-	// A terminal that is closed and a reader that has gone end it in good order too, or its gateway would stay.
-	endings := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE}
+	// A terminal that is closed and a reader that has gone end it in good order too, or its gateway would stay. The latter cannot be
+	// told by SIGPIPE, which also says that somebody has left a connection.
+	endings := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // nohup
 		endings = append(endings, syscall.SIGHUP)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), endings...)
 	defer stop()
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := &output{os.Stdout, cancel}
 	if *check {
-		if err := rehearse(ctx, *binary, *config, *dir, os.Stdout); err != nil {
+		if err := rehearse(ctx, *binary, *config, *dir, out); err != nil {
 			fmt.Fprintln(os.Stderr, "release-check:", err)
 			stop()
 			os.Exit(1) //nolint:gocritic // stopped above
 		}
 		return
 	}
-	if err := run(ctx, *binary, *config, *dir, *once); err != nil && !errors.Is(err, context.Canceled) {
+	if err := run(ctx, *binary, *config, *dir, *once, out); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, binary, config, dir string, once bool) (err error) {
+// output is what is shown, until nobody takes it any more.
+type output struct {
+	io.Writer
+	gone func() // called when a write fails
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if err != nil {
+		o.gone()
+	}
+	return n, err
+}
+
+func run(ctx context.Context, binary, config, dir string, once bool, out io.Writer) (err error) {
 	release, err := takeRunFolder(dir)
 	if err != nil {
 		return err
@@ -70,13 +91,13 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 		}},
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	fmt.Println("starting a simulated WeChat, a legacy backend, and the gateway from", config)
+	_, _ = fmt.Fprintln(out, "starting a simulated WeChat, a legacy backend, and the gateway from", config)
 	if err := w.Start(ctx); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err) // what is ended fails in all kinds of ways
 	}
-	s := &show{world: w, out: os.Stdout}
+	s := &show{world: w, out: out}
 	if err := s.all(ctx); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	if once {
 		return nil
@@ -89,7 +110,7 @@ func run(ctx context.Context, binary, config, dir string, once bool) (err error)
 	s.invite()
 	select {
 	case <-ctx.Done():
-		fmt.Println("\nending")
+		_, _ = fmt.Fprintln(out, "\nending")
 		return nil
 	case <-w.Gateway.Exited():
 		return fmt.Errorf("the gateway ended:\n%s", w.Gateway.Log())
