@@ -536,7 +536,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 		judge, leftOut := mayBeLeftOut[field]
 		switch {
 		case err == nil && !needed && leftOut && judge(v) != nil:
-			results = append(results, yellowOf(subject, texts(fmt.Sprintf("%s: %s cannot be right and is left out: %v", field, name, judge(v)), fmt.Sprintf("%s：%s 不可能正确，已被忽略", field, name)),
+			results = append(results, yellowOf(subject, texts(fmt.Sprintf("%s: %s cannot be right and is left out: %v", field, name, judge(v)), fmt.Sprintf("%s：%s 不可能正确，已被忽略：%v", field, name, judge(v))),
 				texts("mend it, or take it out if the rotation is over", "请修正；轮换已结束则删掉")))
 		case err == nil && strings.TrimSpace(v) != v:
 			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)),
