@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -141,16 +142,15 @@ func (p plan) warm(ctx context.Context, s *scenario) (int, error) {
 	return n, nil
 }
 
-// rotate has each target send n requests in each of p.rounds rounds. In a round they take turns, in an order that moves on
-// by one each time, so that what disturbs the machine for a second or more disturbs all alike.
+// rotate has each target send n requests in each of p.rounds rounds. In a round they take turns, so that what disturbs the machine for
+// a second or more disturbs all alike, in an order that is drawn anew each time: whom one follows on is worth a per cent.
 func (p plan) rotate(ctx context.Context, targets []*target, n int, rate float64, keep func(*target, *result)) error {
 	turns := max(1, min(p.turns, n/p.connections))
-	for i := range p.rounds {
+	for range p.rounds {
 		sums := make([]result, len(targets))
 		for turn := range turns {
 			some := n*(turn+1)/turns - n*turn/turns
-			for j := range targets {
-				k := (i + turn + j) % len(targets)
+			for _, k := range rand.Perm(len(targets)) {
 				r, err := p.volley(some, rate)(ctx, targets[k])
 				if err != nil {
 					return err
