@@ -181,6 +181,18 @@ func (f *fakeWeChat) answer(h http.HandlerFunc) {
 	f.api = h
 }
 
+// writeRaw answers with these bytes, whatever they are, and hangs up.
+func writeRaw(t *testing.T, w http.ResponseWriter, raw string) {
+	t.Helper()
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer conn.Close()
+	io.WriteString(conn, raw)
+}
+
 // seen returns the API calls so far, and forgets them.
 func (f *fakeWeChat) seen() []seenCall {
 	f.mu.Lock()

@@ -133,7 +133,7 @@ func isHTML(h http.Header) bool {
 func isAnswer(status int) bool { return status >= http.StatusOK && status <= 999 }
 
 // inHead reports whether an answer repeats a credential of the request before its body: in a header, in the name of a trailer that it
-// announces, or in the text of its status, which Caddy has a placeholder for.
+// announces, or in the text of its status, which {http.reverse_proxy.status_text} shows.
 func inHead(res *http.Response, call *apiCall, token secret.String) bool {
 	return call.anySecret(token, func(s secret.String) bool {
 		return inHeader(res.Header, s) || inHeader(res.Trailer, s) || !s.IsZero() && strings.Contains(res.Status, s.Reveal())

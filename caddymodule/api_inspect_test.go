@@ -126,15 +126,6 @@ func TestAPIAnswersThatAreNone(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	g.opaque(accountID, crmKey)
-	hijack := func(w http.ResponseWriter, raw string) {
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		io.WriteString(conn, raw)
-		conn.Close()
-	}
 	for _, c := range []struct {
 		name   string
 		answer http.HandlerFunc
@@ -155,13 +146,13 @@ func TestAPIAnswersThatAreNone(t *testing.T) {
 			io.WriteString(w, ` {"ok":1}`)
 		}, 200, ` {"ok":1}`},
 		{"half an answer", func(w http.ResponseWriter, r *http.Request) {
-			hijack(w, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"errcode\":")
+			writeRaw(t, w, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"errcode\":")
 		}, 502, ""},
 		{"half a chunked answer", func(w http.ResponseWriter, r *http.Request) {
-			hijack(w, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"err")
+			writeRaw(t, w, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"err")
 		}, 502, ""},
-		{"no answer", func(w http.ResponseWriter, r *http.Request) { hijack(w, "") }, 502, ""},
-		{"not HTTP", func(w http.ResponseWriter, r *http.Request) { hijack(w, "SSH-2.0-x REALTOKEN\r\n") }, 502, ""},
+		{"no answer", func(w http.ResponseWriter, r *http.Request) { writeRaw(t, w, "") }, 502, ""},
+		{"not HTTP", func(w http.ResponseWriter, r *http.Request) { writeRaw(t, w, "SSH-2.0-x REALTOKEN\r\n") }, 502, ""},
 		{"redirect that repeats the token", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://login.example"+r.URL.String(), http.StatusFound)
 		}, 502, ""},

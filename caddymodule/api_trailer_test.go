@@ -193,16 +193,7 @@ func TestAPIHeadsThatRepeatTheToken(t *testing.T) {
 		"101 that upgrades nothing": "HTTP/1.1 101 Switching Protocols\r\n\r\n",
 	} {
 		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
-			conn, _, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			if strings.Contains(head, "%s") {
-				head = fmt.Sprintf(head, r.URL)
-			}
-			io.WriteString(conn, head)
+			writeRaw(t, w, strings.Replace(head, "%s", r.URL.String(), 1))
 		})
 		if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.Status != http.StatusBadGateway || a.code(t) != 502 {
 			t.Errorf("%s: got %+v", name, a)
@@ -266,13 +257,7 @@ func TestAPIBrokenAnswersAreNotQuoted(t *testing.T) {
 		"media": chunked("image/jpeg", long), "text": chunked("text/plain", long), "JSON": chunked("application/json", "{}"), "head": "HTTP/1.1 200 OK\r\n",
 	} {
 		wechat.answer(func(w http.ResponseWriter, r *http.Request) {
-			conn, _, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			io.WriteString(conn, head+"asked for "+r.URL.String()+"\r\n\r\n")
+			writeRaw(t, w, head+"asked for "+r.URL.String()+"\r\n\r\n")
 		})
 		if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.shows() || a.err == nil && a.Status != http.StatusBadGateway {
 			t.Errorf("%s: got %+v", name, a)
@@ -341,13 +326,7 @@ func TestAPINothingBehindAnswersIsQuoted(t *testing.T) {
 	g, wechat := speaking(t, "HTTP/1.1")
 	logged := stdLog(t)
 	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer conn.Close()
-		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}asked for "+r.URL.String())
+		writeRaw(t, w, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}asked for "+r.URL.String())
 	})
 	if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.shows() || a.Body != "{}" {
 		t.Errorf("got %+v", a)

@@ -296,13 +296,10 @@ func (p *push) scan() error {
 	return nil
 }
 
-// isEvent reports whether it is an event of a message URL's.
-func (p *push) isEvent() bool { return isEventType(p.fields.MsgType) }
-
-// isEventType reports whether pushes of a type are events: they have an Event, and no text of a user's beside it. Devices
-// (微信硬件平台) have a type of their own for theirs. WeChat writes the types in lower case.
-func isEventType(msgType []byte) bool {
-	return bytes.EqualFold(msgType, []byte("event")) || bytes.EqualFold(msgType, []byte("device_event"))
+// isEvent reports whether it is an event of a message URL's. Devices (微信硬件平台) have a type of their own for theirs. WeChat writes the
+// types in lower case.
+func (p *push) isEvent() bool {
+	return bytes.EqualFold(p.fields.MsgType, []byte("event")) || bytes.EqualFold(p.fields.MsgType, []byte("device_event"))
 }
 
 // isMessageType reports whether pushes of a type are messages, in which users write, and which are no events. Types that nobody has told
