@@ -289,6 +289,13 @@ type leanSight struct {
 	harmless bool   // it may be sent once more: each time it was a GET or HEAD without a body
 }
 
+// saw reports whether any request with that nonce arrived.
+func (b *leanBackend) saw(nonce uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen[nonce].times > 0
+}
+
 // serve accepts connections until the listener is closed.
 func (b *leanBackend) serve(p *leanPool) {
 	b.wg.Go(func() {

@@ -41,6 +41,8 @@ const (
 	// keepAlive is how long the gateway keeps idle connections, and headerTimeout how long it waits for an answer.
 	keepAlive     = 2 * time.Second
 	headerTimeout = 3 * time.Second
+	// leanReason is the header that says why the gateway has not passed on an answer.
+	leanReason = "X-Reason"
 	// thinkTime is up to how many milliseconds a client waits between two requests.
 	thinkTime = 40
 	// serverDrains is how much of a request Go's server reads after its answer before it closes the connection.
@@ -264,7 +266,11 @@ func leanCaddyfile(accounts, routes string) string {
 }
 
 (routes) {
-` + routes + `}
+` + routes + `	handle_errors { # the log leaves it out
+		header ` + leanReason + ` "{err.message}"
+		respond "" {err.status_code}
+	}
+}
 
 {$WECHAT_HOST} {
 	tls internal
@@ -435,8 +441,9 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 	if q.client == 1 {
 		scheme = "https://" + r.w.HostPort()
 	}
-	tries := 0
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+	tries, reused := 0, false
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		reused = info.Reused
 		if tries++; tries > 1 { // the client's own repetition
 			r.mu.Lock()
 			r.tries[got.nonce] = tries
@@ -471,6 +478,12 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 		got.outcome = cameLeft // net/http's client: the one before on its connection hung up when all had been said
 		return got
 	}
+	if err != nil && reused && q.client == 0 && !r.backend.saw(got.nonce) {
+		// Go's server has closed the connection after the exchange before, whose request it would not read to its end, and unsaid if its
+		// answer was on its way already, over either transport.
+		got.outcome = cameLeft
+		return got
+	}
 	if err != nil {
 		got.outcome, got.why = cameCut, err.Error()
 		return got
@@ -488,6 +501,7 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 	}
 	said := res.Header.Get("X-Nonce")
 	if said == "" {
+		got.why = res.Header.Get(leanReason)
 		switch {
 		case res.StatusCode == http.StatusBadGateway && len(body) == 0:
 			got.outcome = cameRefused
@@ -496,6 +510,9 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 		default:
 			got.outcome = cameOther
 			r.wrong("%s: status %d without a nonce and with %d bytes", what, res.StatusCode, len(body))
+		}
+		if got.why == "" {
+			r.wrong("%s: status %d without a reason", what, res.StatusCode)
 		}
 		return got
 	}
