@@ -64,10 +64,8 @@ const (
 //
 // Placeholders:
 //
-// Placeholder | Description
-// ------------|-------------
-// `{wechat.client}` | The name of the client that calls
-// `{wechat.appid}` | The appid it calls for
+//	{wechat.client}  the name of the client that calls
+//	{wechat.appid}   the appid it calls for
 type API struct {
 	// RepeatBuffer is up to what size a request body is kept so that the call can be repeated with a renewed token,
 	// in bytes. Default: 1 MiB.

@@ -50,11 +50,11 @@ const defaultOpen = "https://open.weixin.qq.com"
 // they apply: wechat_ticket_received, wechat_ticket_overdue, wechat_authorized, wechat_unauthorized, wechat_token_refreshed,
 // wechat_token_failed, wechat_rogue_refresh, wechat_release_check. They are emitted in the background.
 type App struct {
-	// Platforms are the third-party platforms, in the order in which a push is tried against them.
+	// Platforms are the third-party platforms, in the order in which a push is tried against them. Default: none.
 	Platforms []*Platform `json:"platforms,omitempty"`
-	// Accounts are the plain accounts.
+	// Accounts are the plain accounts. Default: none.
 	Accounts []*Account `json:"accounts,omitempty"`
-	// Clients are the apps that may call WeChat's API.
+	// Clients are the apps that may call WeChat's API. Default: none.
 	Clients []*Client `json:"clients,omitempty"`
 	// StoreRaw is the store for what must last. Default: {"module": "caddy"}, Caddy's own storage.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=wechat.stores inline_key=module"`
@@ -65,7 +65,7 @@ type App struct {
 	// be made. Plain http is allowed to a loopback address only. Default: https://api.weixin.qq.com.
 	API []string `json:"api,omitempty"`
 	// Open is the origin of WeChat's authorization pages, to which browsers are sent. Only a simulator has another one.
-	// Default: https://open.weixin.qq.com.
+	// Default: https://open.weixin.qq.com, and https://mp.weixin.qq.com for computers.
 	Open string `json:"open,omitempty"`
 	// Spill is a folder on a disk of this machine, absolute and for this process alone: records that the store does not
 	// take are kept there, sealed like all others, until it does. Default: wechat-spill in Caddy's data folder, with a

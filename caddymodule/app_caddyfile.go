@@ -34,6 +34,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 //			secret  <secret>
 //			token   <token>...
 //			aes_key <new> [<old>...]
+//			mode    plain|compat|safe
 //		}
 //		client <name> {
 //			key        <key>...

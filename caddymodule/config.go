@@ -49,9 +49,9 @@ type Account struct {
 	AppID string `json:"appid,omitempty"`
 	// Secret is the account's AppSecret. Required.
 	Secret string `json:"secret,omitempty"`
-	// Tokens are the server configuration's Token, newest first. Needed only to receive pushes.
+	// Tokens are the server configuration's Token, newest first. Needed only to receive pushes. Default: none.
 	Tokens []string `json:"tokens,omitempty"`
-	// AESKeys are the EncodingAESKey, newest first. Needed in 安全模式 and 兼容模式.
+	// AESKeys are the EncodingAESKey, newest first. Needed in 安全模式 and 兼容模式. Default: none.
 	AESKeys []string `json:"aes_keys,omitempty"`
 	// Mode is how WeChat's console says that pushes come: safe (安全模式), compat (兼容模式), of which only the encrypted
 	// part is used, or plain (明文模式). In safe and compat a push that is not encrypted is refused. In plain WeChat signs
@@ -80,7 +80,7 @@ type Client struct {
 	// Keys are what the client proves itself with, newest first: as Authorization: Bearer, or in the place of an
 	// SDK's secret. At least one key or key_sha256; the second and later may resolve to nothing.
 	Keys []string `json:"keys,omitempty"`
-	// KeySHA256 are SHA-256 sums of further keys, in hexadecimal, for generated keys of at least 128 bits.
+	// KeySHA256 are SHA-256 sums of further keys, in hexadecimal, for generated keys of at least 128 bits. Default: none.
 	KeySHA256 []string `json:"key_sha256,omitempty"`
 	// AppIDs are the accounts and authorizers the client may act for. "*" means all of them, but never a platform,
 	// which must be named: that grants what a component token grants, all its authorizers. Required.

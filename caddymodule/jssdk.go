@@ -52,14 +52,12 @@ const (
 // Nothing is cached. A ticket is fetched once for all who wait for it, kept like a token, and renewed ahead of its
 // end. An appid that nobody knows costs no call to WeChat. Other answers are {"error":"…"}:
 //
-// Status | Meaning
-// -------|--------
-// 400 | The url is missing, malformed or not percent-encoded
-// 403 | The page's host, or the origin of the script that asks, is not among Hosts
-// 404 | There is no such account
-// 405 | Not GET, HEAD or OPTIONS
-// 502 | WeChat refuses the account a ticket, or was not reached; the log has the reason and the remedy
-// 503, 504 | There is no ticket for now
+//	400       the url is missing, malformed or not percent-encoded
+//	403       the page's host, or the origin of the script that asks, is not among Hosts
+//	404       there is no such account
+//	405       not GET, HEAD or OPTIONS
+//	502       WeChat refuses the account a ticket, or was not reached; the log has the reason and the remedy
+//	503, 504  there is no ticket for now
 //
 // Requests for paths that are not below Base go on to the next handler. They are counted in
 // caddy_wechat_jssdk_total{result}.

@@ -80,7 +80,7 @@ type Message struct {
 	// SlowReplyText; or customer_service: success, and the answer is sent through the customer-service API when it comes,
 	// once. Default: success.
 	SlowReply string `json:"slow_reply,omitempty"`
-	// SlowReplyText is the text of the slow reply text.
+	// SlowReplyText is the text of the slow reply text, and Required for it.
 	SlowReplyText string `json:"slow_reply_text,omitempty"`
 	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
 	FallbackText string `json:"fallback_text,omitempty"`

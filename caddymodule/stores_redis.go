@@ -67,9 +67,10 @@ type RedisStore struct {
 type RedisTLS struct {
 	// CA is a file of certificates in PEM: who may have issued the server's. Default: whom the system trusts.
 	CA string `json:"ca,omitempty"`
-	// Certificate and Key are files in PEM that the gateway proves itself with. Default: none.
+	// Certificate is a file in PEM that the gateway proves itself with. Default: none.
 	Certificate string `json:"certificate,omitempty"`
-	Key         string `json:"key,omitempty"`
+	// Key is the file of the certificate's key, in PEM. Required with Certificate.
+	Key string `json:"key,omitempty"`
 	// ServerName is the name that the server's certificate must have. Default: the host of the address.
 	ServerName string `json:"server_name,omitempty"`
 }
@@ -78,8 +79,9 @@ type RedisTLS struct {
 type RedisSentinel struct {
 	// Master is the name that they know the server by. Required.
 	Master string `json:"master,omitempty"`
-	// Username and Password are those of the Sentinels themselves. Default: none.
+	// Username is that of an access list of the Sentinels themselves. Default: none.
 	Username string `json:"username,omitempty"`
+	// Password is the Sentinels' own. Default: none.
 	Password string `json:"password,omitempty"`
 }
 

@@ -45,19 +45,16 @@ var verifyName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}\.txt$`)
 // goes on to the next handler. Nothing is made up for a name: a server that answers any name lets strangers claim the
 // domain. A file comes from the first of these that has it:
 //
-// The configuration (files).
-//
-// The folder, which is read at each request, so that a file that is put there is served without a reload. Only plain
-// files directly in it are served, of at most 64 KiB, and only under names of the verification shape (letters, digits, -
-// and _, then .txt); a symbolic link that leads out of the folder is not followed.
-//
-// The files that were added at run time, by PUT /wechat/verify/<name> on the admin endpoint; the app wechat has to be
-// configured. All nodes that share its store serve them, a second later at the latest.
-//
-// With auto, WeChat itself: the file of the web-view domain (业务域名) of each platform of the app, and, on a host whose
-// first label is the appid of an account that authorised a platform, as in wx3333333333333333.wx.example.com, that of the
-// account. A platform's is fetched ahead. For a name that is not known WeChat is asked at most once in five minutes for
-// each platform and account, whatever is requested, and the request waits for at most 2 s.
+//  1. The configuration (files).
+//  2. The folder, which is read at each request, so that a file that is put there is served without a reload. Only plain
+//     files directly in it are served, of at most 64 KiB, and only under names of the verification shape (letters, digits,
+//     - and _, then .txt); a symbolic link that leads out of the folder is not followed.
+//  3. The files that were added at run time, by PUT /wechat/verify/<name> on the admin endpoint; the app wechat has to be
+//     configured. All nodes that share its store serve them, a second later at the latest.
+//  4. With auto, WeChat itself: the file of the web-view domain (业务域名) of each platform of the app, and, on a host whose
+//     first label is the appid of an account that authorised a platform, as in wx3333333333333333.wx.example.com, that of
+//     the account. A platform's is fetched ahead. For a name that is not known WeChat is asked at most once in five minutes
+//     for each platform and account, whatever is requested, and the request waits for at most 2 s.
 //
 // A byte order mark is part of a file like all else, and WeChat then takes it for another one (86103): the log warns of
 // such a file, and of a web page under a file's name.

@@ -72,8 +72,12 @@ var (
 // TestDocumentsInTwoLanguages: both have the same headings, tables and code; comments in it may differ.
 func TestDocumentsInTwoLanguages(t *testing.T) {
 	t.Parallel()
-	for _, name := range operatorDocs {
-		en, zh := document(t, "docs/"+name+".md"), document(t, "docs/"+name+".zh-CN.md")
+	for _, name := range append([]string{"README"}, operatorDocs...) {
+		folder := "docs/"
+		if name == "README" {
+			folder = ""
+		}
+		en, zh := document(t, folder+name+".md"), document(t, folder+name+".zh-CN.md")
 		code := func(text string) (blocks []string) {
 			for _, block := range anyFence.FindAllString(text, -1) {
 				blocks = append(blocks, comment.ReplaceAllString(block, ""))
