@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -403,6 +405,9 @@ func demoEnds(t *testing.T, demo, dir string) {
 			if bare := quoted.ReplaceAllString(command, ""); strings.ContainsAny(bare, "?*[]()#&;<>=") { // zsh takes none of them as it stands
 				t.Errorf("not for every shell: %s", command)
 			}
+			if strings.Contains(lines.Text(), "a forged push: ") {
+				checkForged(t, quoted.FindAllString(command, -1))
+			}
 		}
 	}
 	if commands < 7 {
@@ -430,6 +435,26 @@ func demoEnds(t *testing.T, demo, dir string) {
 		t.Fatal(err)
 	}
 	ended("no reader", running)
+}
+
+// checkForged does what the demo's line about a forged push has to try, its quoted arguments being body and address: it is refused as
+// the documents say of forged pushes, not as one that makes no sense.
+func checkForged(t *testing.T, quoted []string) {
+	t.Helper()
+	if len(quoted) != 2 {
+		t.Fatalf("a forged push is %q", quoted)
+	}
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // as curl -k
+	}}
+	resp, err := client.Post(strings.Trim(quoted[1], "'"), "text/xml", strings.NewReader(strings.Trim(quoted[0], "'")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("the forged push gets %d", resp.StatusCode)
+	}
 }
 
 // leaveUnanswered asks a demo many things and does not wait for the answers, which then cannot be written.

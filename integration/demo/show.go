@@ -258,7 +258,7 @@ func (s *show) invite() {
 	try("authorising, in a browser", "%s", w.URL("/wx/authorize"))
 	try("the console, in a browser", "http://localhost:%s", integration.Port(w.Console))
 	try("a page signed for JS-SDK", "curl -k '%s'", w.URL("/wx/jssdk/"+integration.AuthorizerID+"?url="+url.QueryEscape(w.URL("/shop?x=1"))))
-	try("a forged push", "curl -k -i -d '<xml/>' '%s'", w.URL("/wx/message/"+integration.AuthorizerID+"?timestamp=1&nonce=2&msg_signature=3"))
+	try("a forged push", "curl -k -i -d '<xml><Encrypt>AAAA</Encrypt></xml>' '%s'", w.URL("/wx/message/"+integration.AuthorizerID+"?timestamp=1&nonce=2&msg_signature=3"))
 	try("a call", "curl -H 'Authorization: Bearer %s' '%s'", w.ClientKey, w.APIURL("/"+integration.AuthorizerID+"/cgi-bin/user/info?openid="+s.user.OpenID))
 	try("a token, as an SDK", "curl '%s'", w.APIURL("/cgi-bin/token?grant_type=client_credential&appid="+integration.AccountID+"&secret="+w.ClientKey))
 	try("how the gateway is", "bin/caddy wechat status --address %s", w.Admin)
