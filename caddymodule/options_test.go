@@ -100,6 +100,11 @@ var (
 	defaultSaid = regexp.MustCompile(`Default: (.+?)\.(?: |$)`)
 )
 
+// namesIn are the names of a list such as "a, b or c".
+func namesIn(list string) []string {
+	return strings.FieldsFunc(strings.ReplaceAll(list, " or ", ","), func(r rune) bool { return r == ',' || r == ' ' })
+}
+
 // parsed are the options that a function takes, and those that its error says it wants.
 func parsed(d *ast.FuncDecl) (taken, wanted []string) {
 	ast.Inspect(d, func(n ast.Node) bool {
@@ -123,7 +128,7 @@ func parsed(d *ast.FuncDecl) (taken, wanted []string) {
 				if l, ok := n.(*ast.BasicLit); ok && strings.Contains(l.Value, "unknown subdirective") {
 					text, _ := strconv.Unquote(l.Value)
 					if m := wantShape.FindStringSubmatch(text); m != nil {
-						want = strings.FieldsFunc(strings.ReplaceAll(m[1], " or ", ","), func(r rune) bool { return r == ',' || r == ' ' })
+						want = namesIn(m[1])
 					}
 				}
 				return true
@@ -289,7 +294,7 @@ func TestOptionsAreDocumented(t *testing.T) {
 	for _, f := range new(MessageMatcher).fields() {
 		fields = append(fields, f.name)
 	}
-	if got := strings.FieldsFunc(strings.ReplaceAll(matchFieldNames, " or ", ","), func(r rune) bool { return r == ',' || r == ' ' }); !slices.Equal(got, fields) {
+	if got := namesIn(matchFieldNames); !slices.Equal(got, fields) {
 		t.Errorf("the matcher has the fields %q, and its error wants %q", fields, got)
 	}
 	for file, comma := range map[string]string{"README.md": ", ", "README.zh-CN.md": "、"} {
@@ -311,7 +316,8 @@ func provisioned(t *testing.T) (modules map[string]any, standsFor map[string]any
 	f := &Func{Key: "scan", Prefix: "https://shop.example.com/"}
 	o := &OAuth{Base: "/wx/thirdParty", Funcs: []*Func{f}}
 	modules = map[string]any{
-		"App": app, "Platform": app.Platforms[0], "Account": new(Account), "Client": new(Client), "Verify": new(Verify), "Event": new(Event), "Message": new(Message),
+		"App": app, "Platform": app.Platforms[0], "Account": new(Account), "Client": new(Client),
+		"Verify": new(Verify), "Event": new(Event), "Message": new(Message),
 		"API": new(API), "OAuth": o, "Func": f, "Authorize": &Authorize{Base: "/wx/authorize"}, "JSSDK": new(JSSDK), "Permission": new(Permission),
 		"RedisStore": new(RedisStore), "RedisTLS": new(RedisTLS), "RedisSentinel": new(RedisSentinel),
 	}
@@ -483,21 +489,98 @@ func TestCommentNamesMetrics(t *testing.T) {
 	}
 }
 
-// TestSelectedLabelValues: the values that alert rules and the dashboard select are ones that the source has.
-func TestSelectedLabelValues(t *testing.T) {
-	t.Parallel()
-	files, err := filepath.Glob("*.go")
+// sourceOf is the text of the package's files that begin with prefix, the tests aside.
+func sourceOf(t *testing.T, prefix string) string {
+	t.Helper()
+	files, err := filepath.Glob(prefix + "*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var text strings.Builder
 	for _, name := range files {
-		if content, err := os.ReadFile(name); err == nil && !strings.HasSuffix(name, "_test.go") {
-			text.Write(content)
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(content)
+	}
+	return text.String()
+}
+
+// found are the first groups of what an expression finds.
+func found(text, expression string) (all []string) {
+	for _, m := range regexp.MustCompile(expression).FindAllStringSubmatch(text, -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
+
+// TestLabelValuesAreDocumented: the values of labels in monitoring.md are those of the source, no more and no less.
+func TestLabelValuesAreDocumented(t *testing.T) {
+	t.Parallel()
+	document, err := os.ReadFile("../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(map[string][]string)
+	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (.+?) \\| (.+) \\|$").FindAllStringSubmatch(string(document), -1) {
+		for metric := range strings.SplitSeq(strings.ReplaceAll(m[2], "`", ""), ", ") {
+			said[metric+" "+m[1]] = found(m[3], "`([a-z_]+)`")
 		}
 	}
+	all := sourceOf(t, "")
+	// What an oauthFailure's result is, in its declaration or where it is set.
+	set := func(text string) []string {
+		return found(text, `(?:\bresult: |\bf\.result\b[^=\n]*= [^"\n]*)"([a-z_]+)"`)
+	}
+	authorize := set(sourceOf(t, "authorize"))
+	for _, name := range found(sourceOf(t, "authorize"), `\b(fail[A-Z]\w+)`) { // one of the logins'
+		authorize = append(authorize, found(all, name+` += &oauthFailure\{[^\n]*result: "([a-z_]+)"`)...)
+	}
+	user := sourceOf(t, "oauth_user")
+	oauth := append(found(user, `a\.told\(w, step, "([a-z_]+)"`), found(user, `(?m)^\t+return "([a-z_]+)"$`)...)
+	oauth = append(oauth, set(sourceOf(t, "oauth"))...)
+	pushes := append(found(all, `pushes\.WithLabelValues\("[a-z_]+", "([a-z_]+)"`), found(sourceOf(t, "push"), `&refusal\{http\.\w+, "([a-z_]+)"`)...)
+	var kinds []string
+	for _, kind := range tokens.Kinds() {
+		kinds = append(kinds, string(kind))
+	}
+	for label, want := range map[string][]string{
+		"pushes_total endpoint":          found(all, `pushes\.WithLabelValues\("([a-z_]+)"`),
+		"pushes_total result":            pushes,
+		"replies_total outcome":          found(sourceOf(t, "message_reply"), `(?m)^\toutcome\w+ += "([a-z_]+)"`),
+		"late_replies_total result":      {resultOK, resultError},
+		"token_refreshes_total result":   {resultOK, resultError},
+		"mirrors_total result":           found(all, `(?m)^\tmirror[A-Z]\w+ += "([a-z_]+)"`),
+		"pushes_forgotten_total what":    {droppedAnswer, droppedIdentity},
+		"api_requests_total result":      found(sourceOf(t, "api_transport"), `(?m)^\toutcome\w+ += "([a-z_]+)"`),
+		"oauth_total step":               found(all, `oauthStep = "([a-z_]+)"`),
+		"oauth_total result":             oauth,
+		"oauth_forgotten_total what":     found(sourceOf(t, "oauth_metrics"), `"([a-z_]+)": +forgotten\.`),
+		"authorize_total step":           found(all, `authorizeStep = "([a-z_]+)"`),
+		"authorize_total result":         append(authorize, found(sourceOf(t, "authorize"), `return "([a-z_]+)", nil`)...),
+		"jssdk_total result":             append(set(sourceOf(t, "jssdk")), found(sourceOf(t, "jssdk"), `j\.count\("([a-z_]+)"`)...),
+		"tokens kind":                    kinds,
+		"push_duration_seconds endpoint": found(all, `pushDuration\.WithLabelValues\("([a-z_]+)"`),
+	} {
+		slices.Sort(want)
+		want = slices.Compact(want)
+		got := slices.Sorted(slices.Values(said[label]))
+		if !slices.Equal(got, want) || len(want) < 2 {
+			t.Errorf("%s: monitoring.md has the values %q, the source %q", label, got, want)
+		}
+	}
+}
+
+// TestSelectedLabelValues: the values that alert rules and the dashboard select are ones that the source has.
+func TestSelectedLabelValues(t *testing.T) {
+	t.Parallel()
+	text := sourceOf(t, "")
 	selector := regexp.MustCompile(`[a-z_]+(?:=~|!~|!=|=)"([a-z_|]+)"`)
-	found := 0
+	selected := 0
 	for _, file := range []string{"../docs/alerts.yml", "../docs/grafana-dashboard.json"} {
 		content, err := os.ReadFile(file)
 		if err != nil {
@@ -505,14 +588,14 @@ func TestSelectedLabelValues(t *testing.T) {
 		}
 		for _, m := range selector.FindAllStringSubmatch(strings.ReplaceAll(string(content), `\"`, `"`), -1) {
 			for value := range strings.SplitSeq(m[1], "|") {
-				found++
-				if !strings.Contains(text.String(), `"`+value+`"`) {
+				selected++
+				if !strings.Contains(text, `"`+value+`"`) {
 					t.Errorf("%s: nothing has the label value %s", file, value)
 				}
 			}
 		}
 	}
-	if found < 10 {
-		t.Errorf("only %d values are selected", found)
+	if selected < 10 {
+		t.Errorf("only %d values are selected", selected)
 	}
 }
