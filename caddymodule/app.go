@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -158,8 +159,23 @@ func (a *App) receives(appid string) bool {
 	})
 }
 
+// refuseNull refuses what only JSON can have: a place in a list with nothing there.
+func (a *App) refuseNull() error {
+	null := func(list string, i int) error {
+		if i < 0 {
+			return nil
+		}
+		return fmt.Errorf("%s: entry %d is null: take it out, or put what it is to be there", list, i+1)
+	}
+	return cmp.Or(null("platforms", slices.Index(a.Platforms, nil)), null("accounts", slices.Index(a.Accounts, nil)),
+		null("clients", slices.Index(a.Clients, nil)))
+}
+
 // provisionNames resolves platforms, accounts and clients and refuses what is named twice.
 func (a *App) provisionNames(r resolver) error {
+	if err := a.refuseNull(); err != nil {
+		return err
+	}
 	a.byAppID = make(map[string]any, len(a.Platforms)+len(a.Accounts))
 	for _, p := range a.Platforms {
 		if err := p.provision(r.of(zap.String("appid", p.AppID))); err != nil {

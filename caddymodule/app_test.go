@@ -104,6 +104,9 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 		{"spill placeholder", `{"spill": "{env.NO_SUCH_SPILL}"}`, []string{"spill", "resolves to nothing"}},
 		{"seal key", `{"seal_keys": ["short"]}`, []string{"seal_key 1"}},
 		{"store", `{"store": {"module": "nowhere"}}`, []string{"store", "nowhere"}},
+		{"null for a platform", `{"platforms": [null]}`, []string{"platforms: entry 1 is null"}},
+		{"null for an account", `{"accounts": [{"appid": "wx2222222222222222", "secret": "s"}, null]}`, []string{"accounts: entry 2 is null"}},
+		{"null for a client", `{"clients": [null]}`, []string{"clients: entry 1 is null"}},
 		{"unknown field", `{"platform": []}`, []string{"unknown field"}},
 	}
 	for _, tt := range tests {

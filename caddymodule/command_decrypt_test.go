@@ -343,10 +343,13 @@ func TestCommandCompletion(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	null := filepath.Join(folder, "null.json")
+	writeFile(t, null, `{"apps":{"wechat":{"platforms":[null]}}}`)
 	for _, tt := range []struct {
 		args []string
 		says []string
 	}{
+		{[]string{"--config", null, "--appid", "wx"}, []string{":4"}},
 		{[]string{"--config", config, "--appid", "wx"}, []string{platformID + "\tplatform", accountID + "\taccount"}},
 		{[]string{"--config", config, "--token", "@" + folder + "/tok"}, []string{"@" + folder + "/token\n", "@" + folder + "/tokens.d/\n"}},
 		{[]string{"--aes-key", "@" + folder + "/k"}, []string{"@" + folder + "/key\n"}},

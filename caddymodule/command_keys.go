@@ -157,6 +157,9 @@ func adaptedApp(config, adapter string) (app *App, adapted []byte, file string, 
 	if err := caddy.StrictUnmarshalJSON(parts.Apps["wechat"], app); err != nil {
 		return nil, adapted, file, fmt.Errorf("%s: wechat: %w", file, err)
 	}
+	if err := app.refuseNull(); err != nil {
+		return nil, adapted, file, fmt.Errorf("%s: wechat: %w", file, err)
+	}
 	return app, adapted, file, nil
 }
 
