@@ -385,6 +385,15 @@ func (a *App) claims() *claims { return a.shared.claims }
 // platform returns the configured platform of that appid, or nil.
 func (a *App) platform(appid string) *Platform { p, _ := a.byAppID[appid].(*Platform); return p }
 
+// listedPlatform is platform for an app that was not provisioned.
+func (a *App) listedPlatform(appid string) *Platform {
+	i := slices.IndexFunc(a.Platforms, func(p *Platform) bool { return p.AppID == appid })
+	if i < 0 {
+		return nil
+	}
+	return a.Platforms[i]
+}
+
 // account returns the configured plain account of that appid, or nil.
 func (a *App) account(appid string) *Account { acc, _ := a.byAppID[appid].(*Account); return acc }
 

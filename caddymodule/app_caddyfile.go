@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -19,6 +21,29 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		return nil, err
 	}
 	return httpcaddyfile.App{Name: "wechat", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// fitting is a handler that the app may not fit.
+type fitting interface {
+	// fits refuses what makes no sense with an app, by what its configuration says literally.
+	fits(app *App) error
+}
+
+// fitsOption is fits for the Caddyfile that is being adapted, so that a mistake is reported with its place. Without the
+// global option there is nothing to compare with.
+func fitsOption(h httpcaddyfile.Helper, handler fitting) error {
+	option, ok := h.Option("wechat").(httpcaddyfile.App)
+	if !ok {
+		return nil
+	}
+	app := new(App)
+	if err := json.Unmarshal(option.Value, app); err != nil {
+		return h.WrapErr(err)
+	}
+	if err := handler.fits(app); err != nil {
+		return h.WrapErr(err)
+	}
+	return nil
 }
 
 // UnmarshalCaddyfile sets up the app from the global option:
@@ -204,8 +229,18 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 	if err := c.complete(); err != nil {
 		return d.Errf("client %s: %v", name, err)
 	}
+	for _, other := range a.Clients {
+		if shareLiteral(c.Keys, other.Keys) || shareLiteral(c.KeySHA256, other.KeySHA256) {
+			return d.WrapErr(errSharedKey(name, other.Name))
+		}
+	}
 	a.Clients = append(a.Clients, c)
 	return nil
+}
+
+// shareLiteral reports whether a text is in both lists. A placeholder that is may resolve to nothing in both.
+func shareLiteral(list, other []string) bool {
+	return slices.ContainsFunc(list, func(s string) bool { return !hasPlaceholder(s) && slices.Contains(other, s) })
 }
 
 func (a *App) unmarshalStore(d *caddyfile.Dispenser) error {

@@ -97,20 +97,24 @@ func (a *Authorize) Provision(ctx caddy.Context) (err error) {
 			return err
 		}
 	}
-	return a.provisionPlatform()
+	if err := a.fits(a.app); err != nil {
+		return err
+	}
+	if a.platform = a.app.platform(a.Platform); a.Platform == "" {
+		a.platform = a.app.Platforms[0]
+	}
+	return nil
 }
 
-func (a *Authorize) provisionPlatform() error {
+// fits implements fitting.
+func (a *Authorize) fits(app *App) error {
 	switch {
+	case a.Platform != "" && app.listedPlatform(a.Platform) == nil:
+		return errNoSuchPlatform(a.Platform)
 	case a.Platform != "":
-		if a.platform = a.app.platform(a.Platform); a.platform == nil {
-			return fmt.Errorf("platform '%s' is not configured in the global option wechat", a.Platform)
-		}
-	case len(a.app.Platforms) == 1:
-		a.platform = a.app.Platforms[0]
-	case len(a.app.Platforms) == 0:
+	case len(app.Platforms) == 0:
 		return errors.New("there is no platform to authorise: add one to the global option wechat")
-	default:
+	case len(app.Platforms) > 1:
 		return errors.New("there are several platforms: say with the subdirective platform which one is meant where the path names none")
 	}
 	return nil

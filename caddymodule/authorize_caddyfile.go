@@ -74,6 +74,9 @@ func parseAuthorize(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err := a.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
 	}
+	if err := fitsOption(h, a); err != nil {
+		return nil, err
+	}
 	base := strings.TrimSuffix(a.Base, "/")
 	paths := caddyhttp.MatchPath{base + "/", base + "/wx*", base + "/go", base + "/callback/*"}
 	if base != "" {

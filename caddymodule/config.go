@@ -544,6 +544,10 @@ func (c *Client) provision(r resolver) error {
 	return nil
 }
 
+func errSharedKey(client, other string) error {
+	return fmt.Errorf("client %s: it has a key that client %s has too: give each client its own", client, other)
+}
+
 // refuseSharedKeys refuses a key that two clients have: which of them calls could not be told.
 func refuseSharedKeys(clients []*Client) error {
 	owners := make(map[[sha256.Size]byte]string)
@@ -554,7 +558,7 @@ func refuseSharedKeys(clients []*Client) error {
 		}
 		for _, sum := range sums {
 			if other, taken := owners[sum]; taken && other != c.Name {
-				return fmt.Errorf("client %s: it has a key that client %s has too: give each client its own", c.Name, other)
+				return errSharedKey(c.Name, other)
 			}
 			owners[sum] = c.Name
 		}

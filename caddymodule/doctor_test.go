@@ -563,7 +563,7 @@ func TestDoctorOnOrder(t *testing.T) {
 		{"route {\nrespond 200\nwechat_event\n}", "static_response, which " + nothing},
 	} {
 		file := filepath.Join(t.TempDir(), "Caddyfile")
-		writeFile(t, file, "{\nwechat\n}\nhttp://:8090 {\n"+tt.site+"\n}\n")
+		writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\nhttp://:8090 {\n"+tt.site+"\n}\n")
 		_, adapted, _, err := adaptedApp(file, "caddyfile")
 		if err != nil {
 			t.Fatalf("%s: %v", tt.site, err)

@@ -74,12 +74,20 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 	if e.app, err = loadApp(ctx); err != nil {
 		return err
 	}
-	if len(e.app.Platforms) == 0 {
-		return errors.New("needs a platform in the global option wechat: only platforms have an authorization-event URL")
+	if err := e.fits(e.app); err != nil {
+		return err
 	}
 	e.detours = make(map[*Platform]*damper, len(e.app.Platforms))
 	for _, platform := range e.app.Platforms {
 		e.detours[platform] = new(damper)
+	}
+	return nil
+}
+
+// fits implements fitting.
+func (*Event) fits(app *App) error {
+	if len(app.Platforms) == 0 {
+		return errors.New("needs a platform in the global option wechat: only platforms have an authorization-event URL")
 	}
 	return nil
 }
@@ -94,7 +102,10 @@ func (e *Event) Validate() error {
 
 func parseEvent(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	e := new(Event)
-	return e, e.UnmarshalCaddyfile(h.Dispenser)
+	if err := e.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return e, fitsOption(h, e)
 }
 
 // UnmarshalCaddyfile sets up the handler:

@@ -141,19 +141,19 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	if m.app, err = loadApp(ctx); err != nil {
 		return err
 	}
+	if m.AppID != "" {
+		if err := literalAppID(m.AppID); err != nil {
+			return err
+		}
+	}
+	if err := m.fits(m.app); err != nil {
+		return err
+	}
 	if err := m.provisionDeduplication(); err != nil {
 		return err
 	}
 	if err := m.provisionMirrors(ctx); err != nil {
 		return err
-	}
-	if m.AppID != "" {
-		if err := literalAppID(m.AppID); err != nil {
-			return err
-		}
-		if m.app.platform(m.AppID) != nil {
-			return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
-		}
 	}
 	if !m.app.receives(m.AppID) {
 		m.app.logger.Warn("wechat_message can take no push here: there is no platform, and no such account with a token; give the account its token and aes_key in the global option wechat",
@@ -162,20 +162,26 @@ func (m *Message) Provision(ctx caddy.Context) (err error) {
 	return nil
 }
 
+// fits implements fitting.
+func (m *Message) fits(app *App) error {
+	switch {
+	case m.AppID != "" && app.listedPlatform(m.AppID) != nil:
+		return fmt.Errorf("%s is a platform: messages are for the accounts that authorised it; leave the appid out and let the path say which", m.AppID)
+	case m.Deduplication == deduplicateCluster && app.storesAlone():
+		return errors.New("deduplication cluster: the store keeps nothing that other nodes see: configure store redis in the global option wechat, or leave deduplication out")
+	}
+	return nil
+}
+
 // provisionDeduplication decides where pushes of one message meet.
 func (m *Message) provisionDeduplication() error {
-	_, can := m.app.env.Store.(tokens.Claims)
 	switch m.Deduplication {
 	case "":
-		m.Deduplication = deduplicateLocal
-		if can {
-			m.Deduplication = deduplicateCluster
+		m.Deduplication = deduplicateCluster
+		if m.app.storesAlone() {
+			m.Deduplication = deduplicateLocal
 		}
-	case deduplicateLocal:
-	case deduplicateCluster:
-		if !can {
-			return errors.New("deduplication cluster: the store keeps nothing that other nodes see: configure store redis in the global option wechat, or leave deduplication out")
-		}
+	case deduplicateLocal, deduplicateCluster:
 	default:
 		return fmt.Errorf("deduplication: '%s' is none: want cluster or local", m.Deduplication)
 	}
@@ -197,8 +203,8 @@ func (m *Message) Validate() error {
 	if err := literalReplyTimeout(m.ReplyTimeout); err != nil {
 		return err
 	}
-	if m.BackendTimeout < m.ReplyTimeout || m.BackendTimeout > caddy.Duration(maxBackendTimeout) {
-		return fmt.Errorf("backend_timeout: want at least reply_timeout and at most %s", maxBackendTimeout)
+	if err := checkBackendTimeout(m.BackendTimeout, m.ReplyTimeout); err != nil {
+		return err
 	}
 	if m.MaxInFlight < 0 || m.MaxInFlight > maxMaxInFlight {
 		return fmt.Errorf("max_in_flight: want a number from 1 to %d", maxMaxInFlight)

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -37,7 +38,10 @@ const (
 
 func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	m := new(Message)
-	return m, m.UnmarshalCaddyfile(h.Dispenser)
+	if err := m.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return m, fitsOption(h, m)
 }
 
 // UnmarshalCaddyfile sets up the handler:
@@ -68,6 +72,11 @@ func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if err := m.unmarshalOption(d); err != nil {
 			return err
+		}
+	}
+	if m.BackendTimeout != 0 {
+		if err := checkBackendTimeout(m.BackendTimeout, cmp.Or(m.ReplyTimeout, caddy.Duration(defaultReplyTimeout))); err != nil {
+			return d.WrapErr(err)
 		}
 	}
 	return nil
@@ -162,6 +171,14 @@ func literalPushes(n int) error {
 func literalReplyTimeout(t caddy.Duration) error {
 	if t <= 0 || time.Duration(t) >= wechatWait {
 		return fmt.Errorf("reply_timeout: want less than the %s that WeChat waits, and some time for the way back", wechatWait)
+	}
+	return nil
+}
+
+// checkBackendTimeout refuses a time that ends the backend's work before the last push must be answered, or hardly ever.
+func checkBackendTimeout(t, reply caddy.Duration) error {
+	if t < reply || t > caddy.Duration(maxBackendTimeout) {
+		return fmt.Errorf("backend_timeout: want at least reply_timeout, which is %s, and at most %s", time.Duration(reply), maxBackendTimeout)
 	}
 	return nil
 }

@@ -114,9 +114,10 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 			return err
 		}
 	}
-	if err := o.provisionPlatform(); err != nil {
+	if err := o.fits(o.app); err != nil {
 		return err
 	}
+	o.choosePlatform()
 	if o.RequireStart && o.Callback != "" {
 		o.logger.Warn("callback serves logins that begin in a menu, and require_start refuses all of them: leave out one of the two", zap.String("callback", o.Callback))
 	}
@@ -136,20 +137,32 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 	return nil
 }
 
-func (o *OAuth) provisionPlatform() error {
+func (o *OAuth) choosePlatform() {
 	switch {
 	case o.Platform != "":
-		if o.platform = o.app.platform(o.Platform); o.platform == nil {
-			return fmt.Errorf("platform '%s' is not configured in the global option wechat", o.Platform)
-		}
+		o.platform = o.app.platform(o.Platform)
 	case len(o.app.Platforms) == 1:
 		o.platform = o.app.Platforms[0]
-	case o.Callback != "" && len(o.app.Platforms) == 0:
+	}
+}
+
+// fits implements fitting.
+func (o *OAuth) fits(app *App) error {
+	switch {
+	case o.Platform != "" && app.listedPlatform(o.Platform) == nil:
+		return errNoSuchPlatform(o.Platform)
+	case o.Platform != "" || o.Callback == "":
+	case len(app.Platforms) == 0:
 		return errors.New("callback needs a platform in the global option wechat: WeChat names only authorizers in such a callback")
-	case o.Callback != "":
+	case len(app.Platforms) > 1:
 		return errors.New("callback needs the subdirective platform, because there are several platforms")
 	}
 	return nil
+}
+
+// errNoSuchPlatform refuses a platform that a directive names.
+func errNoSuchPlatform(appid string) error {
+	return fmt.Errorf("platform '%s' is not configured in the global option wechat", appid)
 }
 
 // Validate refuses what makes no sense.

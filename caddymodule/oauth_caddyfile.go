@@ -202,6 +202,9 @@ func parseOAuth(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	if err := o.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
 	}
+	if err := fitsOption(h, o); err != nil {
+		return nil, err
+	}
 	base := strings.TrimSuffix(o.Base, "/")
 	paths := caddyhttp.MatchPath{base + "/authorize/*", base + "/authUserReceive/*"}
 	if o.Callback != "" {

@@ -130,8 +130,12 @@ func checkBase(base string) error {
 }
 
 func checkCallback(callback string) error {
-	if callback == "/" {
+	before, withKey := strings.CutSuffix(callback, "/{funcKey}")
+	switch {
+	case callback == "/" || withKey && before == "":
 		return errors.New("callback '/' would take every path of the site: give the path before the funcKey")
+	case withKey:
+		return fmt.Errorf("callback '%s': leave out /{funcKey}, and give the path before it: callback %s", callback, before)
 	}
 	return checkPath("callback", callback)
 }

@@ -61,6 +61,22 @@ func (s *CaddyStore) Identity() string {
 	return fmt.Sprintf("%T %s", s.storage, settings)
 }
 
+// storesAlone reports whether the store has nothing in which nodes meet. While there is only its name, that tells it of Caddy's
+// storage alone.
+func (a *App) storesAlone() bool {
+	switch {
+	case a.env != nil:
+		_, shared := a.env.Store.(tokens.Claims)
+		return !shared
+	case len(a.StoreRaw) == 0:
+		return true
+	}
+	var named struct {
+		Module string `json:"module"`
+	}
+	return json.Unmarshal(a.StoreRaw, &named) == nil && named.Module == "caddy"
+}
+
 // storeName is what a store's module is called in the configuration.
 func storeName(store StoreModule) string {
 	if m, ok := store.(caddy.Module); ok {

@@ -216,7 +216,11 @@ func (v *Verify) Validate() error {
 	if v.empty() && v.app == nil {
 		return errors.New(errNothingToServe)
 	}
-	if v.Auto && (v.app == nil || len(v.app.Platforms) == 0) {
+	if v.app != nil {
+		if err := v.fits(v.app); err != nil {
+			return err
+		}
+	} else if v.Auto {
 		return errors.New(errNoAuto)
 	}
 	for name, content := range v.Files {
@@ -225,6 +229,14 @@ func (v *Verify) Validate() error {
 		}
 	}
 	return checkVerifyPath(v.Path)
+}
+
+// fits implements fitting.
+func (v *Verify) fits(app *App) error {
+	if v.Auto && len(app.Platforms) == 0 {
+		return errors.New(errNoAuto)
+	}
+	return nil
 }
 
 func checkVerifyFile(name, content string) error {
@@ -472,6 +484,9 @@ func parseVerify(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 		case verify.Auto:
 			return nil, h.Err(errNoAuto)
 		}
+	}
+	if err := fitsOption(h, verify); err != nil {
+		return nil, err
 	}
 	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(verify, "handler", "wechat_verify", nil)}}
 	if matcher != nil {
