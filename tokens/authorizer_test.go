@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -651,6 +652,23 @@ func TestPlatformOf(t *testing.T) {
 		}
 		want(testPlatform)
 	})
+}
+
+// What holds no permission set is none: with the id 0 an account of which none is known would count as one that granted
+// nothing that is needed.
+func TestFuncInfo(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]funcInfo{
+		`[{"funcscope_category":{"id":1}},{"funcscope_category":{"id":"15"},"confirm_info":{"need_confirm":0}}]`: {1, 15},
+		`[{"funcscope_category":{"id":7}},{"funcscope_category":{}},{},null,{"funcscope_category":null}]`:        {7},
+		`[{"funcscope_category":{"id":0}},{"funcscope_category":{"id":-3}},{"funcscope_category":{"id":""}}]`:    nil,
+		`[]`: nil, `null`: nil, `""`: nil, `{"funcscope_category":{"id":1}}`: nil,
+	} {
+		var got funcInfo
+		if err := json.Unmarshal([]byte(text), &got); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, %v, want %v", text, got, err, want)
+		}
+	}
 }
 
 // A code is used up by the answer that brings its tokens: nothing beside them may make that unreadable.

@@ -120,7 +120,7 @@ func (f *funcInfo) UnmarshalJSON(data []byte) error {
 				ID wireInt `json:"id"`
 			} `json:"funcscope_category"`
 		}
-		if json.Unmarshal(raw, &set) == nil {
+		if json.Unmarshal(raw, &set) == nil && set.Category.ID > 0 { // 0: there is no id
 			*f = append(*f, int(set.Category.ID))
 		}
 	}

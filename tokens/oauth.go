@@ -136,15 +136,16 @@ func exchangeUserCode(ctx context.Context, api *Client, path string, query url.V
 	return UserGrant{}, fmt.Errorf("%w: %w", ErrCodeInDoubt, err)
 }
 
-// userAnswer is WeChat's answer to an exchange.
+// userAnswer is WeChat's answer to an exchange. The code is used up by it: what stands beside the openid and the token, and
+// cannot be read, must not cost the login.
 type userAnswer struct {
-	AccessToken  string  `json:"access_token"`
-	ExpiresIn    wireInt `json:"expires_in"`
-	RefreshToken string  `json:"refresh_token"`
-	OpenID       string  `json:"openid"`
-	Scope        string  `json:"scope"`
-	UnionID      string  `json:"unionid"`
-	Snapshot     wireInt `json:"is_snapshotuser"`
+	AccessToken  string      `json:"access_token"`
+	ExpiresIn    wireSeconds `json:"expires_in"`
+	RefreshToken string      `json:"refresh_token"`
+	OpenID       string      `json:"openid"`
+	Scope        string      `json:"scope"`
+	UnionID      string      `json:"unionid"`
+	Snapshot     wireFlag    `json:"is_snapshotuser"`
 }
 
 func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
@@ -152,7 +153,7 @@ func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
 		return UserGrant{}, fmt.Errorf("%w: %w: the answer has no openid or no access_token", ErrCodeInDoubt, ErrUnreachable)
 	}
 	return UserGrant{
-		OpenID: a.OpenID, UnionID: a.UnionID, Scope: a.Scope, Snapshot: a.Snapshot != 0,
+		OpenID: a.OpenID, UnionID: a.UnionID, Scope: a.Scope, Snapshot: bool(a.Snapshot),
 		AccessToken: secret.New(a.AccessToken), RefreshToken: secret.New(a.RefreshToken),
 		ExpiresAt: asked.Add(lifeOf(int64(a.ExpiresIn))),
 	}, nil

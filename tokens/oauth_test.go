@@ -189,6 +189,45 @@ func TestExchangeUserCodeErrors(t *testing.T) {
 	}
 }
 
+// A code is used up by the answer that brings the login: nothing beside the openid and the token may make that unreadable.
+func TestOddNumbersCostNoLogin(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		expires, snapshot string
+		life              time.Duration
+		virtual           bool
+	}{
+		{`7200`, `1`, 2 * time.Hour, true},
+		{`"7200"`, `"1"`, 2 * time.Hour, true},
+		{`7200.5`, `true`, 2 * time.Hour, true},
+		{`300`, `0`, 5 * time.Minute, false},
+		{`0`, `"0"`, shortestLife, false},
+		{`-1`, `false`, shortestLife, false},
+		{`""`, `""`, shortestLife, false},
+		{`"two hours"`, `null`, shortestLife, false},
+		{`{}`, `"yes"`, shortestLife, true},
+		{`1e30`, `1.0`, longestLife, true},
+		{`null`, `0.0`, shortestLife, false},
+	} {
+		t.Run(tt.expires+" "+tt.snapshot, func(t *testing.T) {
+			t.Parallel()
+			answer := `{"access_token":"user-token","expires_in":` + tt.expires + `,"openid":"o1","scope":"snsapi_base","is_snapshotuser":` + tt.snapshot + `}`
+			m := loginManager(t, ClientOptions{Transport: &loginWeChat{answers: map[string][]string{pathComponentUserCode: {answer}}}})
+			before := time.Now()
+			g, err := m.ExchangeUserCode(t.Context(), platformCode)
+			if err != nil {
+				t.Fatalf("the login is lost: %v", err)
+			}
+			if life := g.ExpiresAt.Sub(before); life < tt.life || life > tt.life+time.Minute {
+				t.Errorf("the token lives %v, want %v", life, tt.life)
+			}
+			if g.OpenID != "o1" || g.Snapshot != tt.virtual {
+				t.Errorf("openid %q, snapshot user %v, want %v", g.OpenID, g.Snapshot, tt.virtual)
+			}
+		})
+	}
+}
+
 // A code is never sent twice by ourselves, not even where WeChat refuses before it looks at it. The token is renewed for
 // the visitor who comes again.
 func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {

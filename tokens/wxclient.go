@@ -337,3 +337,13 @@ func (s *wireSeconds) UnmarshalJSON(data []byte) error {
 	}
 	return nil
 }
+
+// wireFlag is a flag that WeChat writes as 1 or leaves out.
+type wireFlag bool
+
+// UnmarshalJSON takes zero, false, null and an empty text for no, with or without quotes, and anything else for yes.
+func (f *wireFlag) UnmarshalJSON(data []byte) error {
+	text := strings.TrimSpace(strings.Trim(string(data), `"`))
+	*f = text != "false" && text != "null" && strings.Trim(text, "0.") != ""
+	return nil
+}
