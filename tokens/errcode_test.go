@@ -101,6 +101,17 @@ func TestErrcodeRows(t *testing.T) {
 	}
 }
 
+// What WeChat says of a secret is for who has it: the gateway sends no other one to WeChat than those of its configuration.
+func TestRemediesOfTheSecret(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int64{40001, 40125, 41004} {
+		e, _ := Explain(code)
+		if !strings.Contains(e.Remedy.EN, remedySecret.EN) || !strings.Contains(e.Remedy.ZH, remedySecret.ZH) {
+			t.Errorf("%d: the remedy does not name the secret: %+v", code, e.Remedy)
+		}
+	}
+}
+
 func TestEgressIP(t *testing.T) {
 	t.Parallel()
 	for msg, want := range map[string]string{
