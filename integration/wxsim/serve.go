@@ -248,6 +248,9 @@ func (c *call) handle() answer {
 	if code := c.authenticate(); code != 0 {
 		return c.fail(code)
 	}
+	if c.lacksSet() {
+		return c.fail(codeNotGranted)
+	}
 	if c.cred != nil && c.overQuota() {
 		return c.fail(45009)
 	}
