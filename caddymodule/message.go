@@ -80,9 +80,11 @@ type Message struct {
 	// SlowReplyText; or customer_service: success, and the answer is sent through the customer-service API when it comes,
 	// once. Default: success.
 	SlowReply string `json:"slow_reply,omitempty"`
-	// SlowReplyText is the text of the slow reply text, and Required for it.
+	// SlowReplyText is the text of the slow reply text, and Required for it. What is known to be a mini program's gets success: it has no
+	// text replies.
 	SlowReplyText string `json:"slow_reply_text,omitempty"`
-	// FallbackText is what the sender is answered when the backend's answer cannot be used. Default: nothing.
+	// FallbackText is what the sender is answered when the backend's answer cannot be used; in a mini program, nothing, as with
+	// SlowReplyText. Default: nothing.
 	FallbackText string `json:"fallback_text,omitempty"`
 	// BackendTimeout ends the backend's work on a message, answered or not. Default: 1m.
 	BackendTimeout caddy.Duration `json:"backend_timeout,omitempty"`

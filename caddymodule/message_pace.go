@@ -595,7 +595,7 @@ func (m *Message) writeAnswer(w http.ResponseWriter, p *push, a passiveReply) {
 	case a.outcome == outcomePlain:
 		writePlain(w, a.body)
 	case a.outcome == outcomeSealed && m.app.writeReply(w, p, a.body) == nil:
-	case a.outcome != outcomeSealed && m.FallbackText != "" && m.app.writeReply(w, p, textReply(p, m.FallbackText)) == nil:
+	case a.outcome != outcomeSealed && m.writeText(w, p, m.FallbackText):
 	default:
 		writePlain(w, success)
 	}
@@ -604,7 +604,21 @@ func (m *Message) writeAnswer(w http.ResponseWriter, p *push, a passiveReply) {
 // writeSlow answers the last push without the backend's answer.
 func (m *Message) writeSlow(w http.ResponseWriter, p *push) {
 	p.slow = true
-	if m.SlowReply != slowText || m.app.writeReply(w, p, textReply(p, m.SlowReplyText)) != nil {
+	if m.SlowReply != slowText || !m.writeText(w, p, m.SlowReplyText) {
 		writePlain(w, success)
 	}
+}
+
+// writeText answers a push with a text of the configuration, if there is one and it can be: a mini program has no text
+// replies, and WeChat shows its users the very error notice that the text is to spare them.
+func (m *Message) writeText(w http.ResponseWriter, p *push, text string) bool {
+	return text != "" && !m.isMiniProgram(p) && m.app.writeReply(w, p, textReply(p, text)) == nil
+}
+
+// isMiniProgram reports whether a push is known to be a mini program's: there is no other with such a page or session, and of
+// an authorizer it shows by what it granted.
+func (m *Message) isMiniProgram(p *push) bool {
+	f := &p.fields
+	return string(f.MsgType) == "miniprogrampage" || p.isEvent() && string(f.Event) == "user_enter_tempsession" ||
+		p.platform != nil && m.app.manager().IsMiniProgram(p.platform.AppID, p.entry.AppID)
 }

@@ -548,6 +548,37 @@ func TestMessageJSON(t *testing.T) {
 	}
 }
 
+// A mini program has no text replies: its users would read WeChat's error notice in the place of the text.
+func TestMessageNoTextForMiniPrograms(t *testing.T) {
+	t.Parallel()
+	typed := func(msgType, more string) string {
+		return fmt.Sprintf("<xml><ToUserName>%s</ToUserName><FromUserName>%s</FromUserName><CreateTime>%d</CreateTime><MsgType>%s</MsgType>%s</xml>",
+			ghID, openID, time.Now().Unix(), msgType, more)
+	}
+	for name, tt := range map[string]struct {
+		message string
+		text    bool
+	}{
+		"page":                     {typed("miniprogrampage", "<Title>t</Title><MsgId>1</MsgId>"), false},
+		"session":                  {typed("event", "<Event>user_enter_tempsession</Event><SessionFrom>x</SessionFrom>"), false},
+		"text that names an event": {typed("text", "<Content>c</Content><Event>user_enter_tempsession</Event><MsgId>2</MsgId>"), true},
+		"click":                    {typed("event", "<Event>CLICK</Event><EventKey>user_enter_tempsession</EventKey>"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, app := newMessage(t, func(m *Message) { m.FallbackText = "later" })
+			s := platformSender(t)
+			rec := serve(t, m, s.push("/wx/message/"+authorizerID, tt.message), &answering{text: "<html>oops</html>"})
+			if plain := rec.Code == http.StatusOK && rec.Body.String() == "success"; plain == tt.text {
+				t.Errorf("answer %d %q", rec.Code, rec.Body)
+			}
+			if n := counted(t, app.metrics().replies, outcomeUnusable); n != 1 {
+				t.Errorf("unusable counted %v times", n)
+			}
+		})
+	}
+}
+
 func TestMessageHandshake(t *testing.T) {
 	t.Parallel()
 	m, _ := newMessage(t, nil)

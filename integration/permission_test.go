@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/caddy-wechat/caddy-wechat/integration"
+	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
 )
 
 // TestPermissionSets: an account authorises the platform without the menu, and WeChat refuses that with a token which is good
@@ -59,5 +60,39 @@ func TestPermissionSets(t *testing.T) {
 		}
 		return nil
 	})
+	checkViolations(t, w)
+}
+
+// TestNoTextForMiniPrograms: the backend answers with an error page. An official account's user reads the fallback; a mini program's reads nothing,
+// and not the error notice that WeChat has for any text.
+func TestNoTextForMiniPrograms(t *testing.T) {
+	t.Parallel()
+	const program = "wx4444444444444444"
+	w := newWorld(t, func(w *integration.World) {
+		polite(w)
+		w.Config.Authorizers = []wxsim.Authorizer{{AppID: program, MiniProgram: true}}
+		w.Backend = &integration.Backend{Answer: func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "oops", http.StatusInternalServerError)
+		}}
+		configLines(t, w, "wechat_message #", "wechat_message {\n\t\t\tfallback text \"later\"\n\t\t} #")
+	})
+	authorize(t, w)
+	if a, err := w.WeChat.Authorize(t.Context(), integration.PlatformID, program); err != nil || !a.Push.OK() {
+		t.Fatalf("authorized: %s %v", a.Push.Wrong, err)
+	}
+	eventually(t, "the mini program's tokens", func() error {
+		if resp, body := fetch(t, plainClient, http.MethodGet, "http://"+w.Admin+"/wechat/authorizers/"+program, nil, ""); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"id":19`) {
+			return fmt.Errorf("%d %s", resp.StatusCode, body)
+		}
+		return nil
+	})
+	for appid, saw := range map[string]string{integration.AuthorizerID: "later", program: ""} {
+		result, err := w.WeChat.PushMessage(t.Context(), wxsim.Message{
+			Platform: integration.PlatformID, AppID: appid, Content: "words of a user",
+		})
+		if err != nil || !result.OK() || result.UserSaw != saw {
+			t.Errorf("%s: the user saw %q, want %q (%s, %v)", appid, result.UserSaw, saw, result.Wrong, err)
+		}
+	}
 	checkViolations(t, w)
 }

@@ -654,6 +654,39 @@ func TestPlatformOf(t *testing.T) {
 	})
 }
 
+// Which messages an account granted tells what it is.
+func TestIsMiniProgram(t *testing.T) {
+	t.Parallel()
+	for sets, want := range map[string]bool{"19": true, "17,19,20": true, "1,19": false, "1": false, "18": false, "": false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := started(t)
+			var list []string
+			for id := range strings.SplitSeq(sets, ",") {
+				list = append(list, `{"funcscope_category":{"id":"`+id+`"}}`)
+			}
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = func(path string, _ map[string]any) (string, error) {
+					if path != pathQueryAuth {
+						return "", nil
+					}
+					return fmt.Sprintf(`{"authorization_info":{"authorizer_appid":%q,"authorizer_access_token":"authorizer-token-x","expires_in":7200,"authorizer_refresh_token":"refreshtoken@@@x","func_info":[%s]}}`,
+						testAuthorizer, strings.Join(list, ",")), nil
+				}
+			})
+			if r.IsMiniProgram(testPlatform, testAuthorizer) {
+				t.Errorf("%q: before it authorised", sets)
+			}
+			r.authorize(t, testPlatform, testAuthorizer)
+			if got := r.IsMiniProgram(testPlatform, testAuthorizer); got != want {
+				t.Errorf("%q: %v", sets, got)
+			}
+			if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now().Add(time.Second)); err != nil || r.IsMiniProgram(testPlatform, testAuthorizer) {
+				t.Errorf("%q: after it revoked (%v)", sets, err)
+			}
+		})
+	}
+}
+
 // What holds no permission set is none: with the id 0 an account of which none is known would count as one that granted
 // nothing that is needed.
 func TestFuncInfo(t *testing.T) {

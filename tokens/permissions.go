@@ -88,9 +88,26 @@ func PermissionSet(id int) (name Text, ok bool) {
 // messages, no login and no replies through it.
 func PermissionSetsInUse(miniProgram bool) []int {
 	if miniProgram {
-		return []int{19, 20}
+		return []int{setMiniMessages, 20}
 	}
-	return []int{1, 4}
+	return []int{setMessages, 4}
+}
+
+// The permission sets that bring a platform the messages of an official account and of a mini program.
+const (
+	setMessages     = 1
+	setMiniMessages = 19
+)
+
+// IsMiniProgram reports whether an account that authorised a platform is a mini program, by the messages that it granted, as
+// far as this node has it in memory. It never waits.
+func (m *Manager) IsMiniProgram(platform, appid string) bool {
+	c := m.cache.Load()
+	if c == nil {
+		return false
+	}
+	e := c.get(AuthorizerKey(platform, appid))
+	return e != nil && e.authorized() && slices.Contains(e.rec.FuncInfo, setMiniMessages) && !slices.Contains(e.rec.FuncInfo, setMessages)
 }
 
 // DescribePermissionSets writes ids with their names, for a log.
@@ -112,7 +129,7 @@ func DescribePermissionSets(ids []int) string {
 // all below it.
 var pathPermissions = func() map[string][]int {
 	paths := map[string][]int{
-		"/cgi-bin/message/custom/":               {1, 19},
+		"/cgi-bin/message/custom/":               {setMessages, setMiniMessages},
 		"/cgi-bin/message/mass/":                 {7},
 		"/cgi-bin/message/template/":             {7},
 		"/cgi-bin/template/":                     {7},
