@@ -1,6 +1,7 @@
 package wxsim
 
 import (
+	"strings"
 	"time"
 )
 
@@ -173,12 +174,16 @@ func (c *call) clearQuota() answer {
 const (
 	quotaWithoutLimit  = 100_000
 	codeInvalidCGIPath = 76003
+	codeNoQuota        = 76022 // of sns/*
 )
 
 func (c *call) quota() answer {
 	path := c.text("cgi_path")
 	if path == "" || path[0] != '/' {
 		return c.fail(codeInvalidCGIPath)
+	}
+	if strings.HasPrefix(path, "/sns/") {
+		return c.fail(codeNoQuota)
 	}
 	limit := c.s.cfg.Quotas[path]
 	if limit == 0 {

@@ -144,6 +144,9 @@ func TestQuotas(t *testing.T) {
 	for _, want := range []int64{0, 0, 45009} {
 		wantCode(t, c.get("/cgi-bin/user/get", token), want)
 	}
+	for path, code := range map[string]int64{"": 76003, "cgi-bin/user/get": 76003, "/sns/userinfo": 76022, "/cgi-bin/menu/get": 0} {
+		wantCode(t, c.post("/cgi-bin/openapi/quota/get", token, map[string]string{"cgi_path": path}), code)
+	}
 	if r := c.post("/cgi-bin/openapi/quota/get", token, map[string]string{"cgi_path": "/cgi-bin/user/get"}); !bytes.Contains(r.body, []byte(`"remain":0`)) {
 		t.Errorf("quota: %s", r.body)
 	}

@@ -59,6 +59,7 @@ var errmsgs = map[int64]string{
 	61023: "refresh_token is invalid",
 	61024: "must use api_component_token to get token for component acct",
 	76003: "cgi_path not found",
+	76022: "could not use this cgi_path, no permission",
 	85013: "invalid ext_json",
 	85014: "template_id not found",
 	85064: "template not found",
