@@ -310,8 +310,12 @@ func TestSharedDeadline(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 	})
-	if text, err := os.ReadFile("../docs/pushes.md"); err != nil || !strings.Contains(string(text), "is taken for dead 4 to 5 seconds after its last sign of life") {
-		t.Errorf("the documentation says something else: %v", err)
+	for file, words := range map[string]string{
+		"../docs/pushes.md": "is taken for dead 4 to 5 seconds after its last sign of life", "../docs/pushes.zh-CN.md": "最后一次心跳之后 4 到 5 秒视为已死",
+	} {
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), words) {
+			t.Errorf("%s says something else: %v", file, err)
+		}
 	}
 }
 

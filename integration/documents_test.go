@@ -18,8 +18,11 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
 )
 
-// operatorDocs are the documents of docs/ that are there in English and in Chinese.
+// operatorDocs are the documents of docs/ whose lines are to be typed as they stand.
 var operatorDocs = []string{"quickstart", "operations", "troubleshooting", "security", "upgrade"}
+
+// pairedDocs are the documents of docs/ that are there in English and in Chinese.
+var pairedDocs = append(slices.Clone(operatorDocs), "pushes")
 
 // goSource is the text of the Go files below a folder that end with suffix and not with but.
 func goSource(t *testing.T, root, suffix, but string) string {
@@ -53,7 +56,7 @@ func document(t *testing.T, name string) string {
 func allDocs(t *testing.T) []string {
 	t.Helper()
 	names, err := filepath.Glob("../docs/*.md")
-	if err != nil || len(names) < 2*len(operatorDocs) {
+	if err != nil || len(names) < 2*len(pairedDocs) {
 		t.Fatalf("%q, %v", names, err)
 	}
 	for i := range names {
@@ -85,7 +88,7 @@ var (
 // TestDocumentsInTwoLanguages: both have the same headings, tables and code; comments in it may differ.
 func TestDocumentsInTwoLanguages(t *testing.T) {
 	t.Parallel()
-	for _, name := range append([]string{"README"}, operatorDocs...) {
+	for _, name := range append([]string{"README"}, pairedDocs...) {
 		folder := "docs/"
 		if name == "README" {
 			folder = ""
@@ -120,6 +123,88 @@ func TestDocumentsInTwoLanguages(t *testing.T) {
 		}
 		if a, b := metricName.FindAllString(en, -1), metricName.FindAllString(zh, -1); !slices.Equal(a, b) {
 			t.Errorf("%s: other metrics: %v, %v", name, a, b)
+		}
+	}
+}
+
+// TestDocumentPairs: every Chinese document has its English one and is held to it, each leads to the other in its first lines, and
+// the README of its language lists it; a Chinese document leads to Chinese ones where there are any, and calls none English.
+func TestDocumentPairs(t *testing.T) {
+	t.Parallel()
+	for _, doc := range allDocs(t) {
+		base, chinese := strings.CutSuffix(doc, ".zh-CN.md")
+		if !chinese {
+			continue
+		}
+		name := filepath.Base(base)
+		if name != "README" && !slices.Contains(pairedDocs, name) {
+			t.Errorf("%s is not in pairedDocs", doc)
+		}
+		for file, to := range map[string]string{base + ".md": "[中文](" + name + ".zh-CN.md)", doc: "[English](" + name + ".md)"} {
+			if before, _, _ := strings.Cut(document(t, file), "\n## "); strings.Count(before, to) != 1 {
+				t.Errorf("%s does not begin with %s", file, to)
+			}
+		}
+		for file, to := range map[string]string{"README.md": base + ".md", "README.zh-CN.md": doc} {
+			if name != "README" && !regexp.MustCompile(`(?m)^\| \[[^\]]+\]\(`+regexp.QuoteMeta(to)+`\) \|`).MatchString(document(t, file)) {
+				t.Errorf("%s does not list %s", file, to)
+			}
+		}
+		text := anyFence.ReplaceAllString(document(t, doc), "")
+		for _, m := range link.FindAllStringSubmatchIndex(text, -1) {
+			target, _, _ := strings.Cut(text[m[2]:m[3]], "#")
+			ours, english := strings.CutSuffix(target, ".md")
+			_, err := os.Stat("../" + filepath.Join(filepath.Dir(doc), ours+".zh-CN.md"))
+			switch twin := strings.HasSuffix(text[:m[0]], "[English"); {
+			case strings.Contains(target, "://"), twin:
+			case english && !strings.HasSuffix(ours, ".zh-CN") && err == nil:
+				t.Errorf("%s leads to the English %s", doc, target)
+			case strings.HasSuffix(ours, ".zh-CN") && strings.HasPrefix(text[m[1]:], "（英文）"):
+				t.Errorf("%s calls %s English", doc, target)
+			}
+		}
+	}
+}
+
+var (
+	linkTarget  = regexp.MustCompile(`\]\([^)\s]+\)`)
+	placeholder = regexp.MustCompile(`<[^<>]*>`)
+	figure      = regexp.MustCompile(`\d+(?:[.,]\d+)*`)
+)
+
+// TestDocumentFigures: section by section, and in each row of a table, both languages have the same code spans and the same figures;
+// what a placeholder is called may differ, and numbers that are spelled out are not compared.
+func TestDocumentFigures(t *testing.T) {
+	t.Parallel()
+	parts := func(name string) (all []string) {
+		text := anyFence.ReplaceAllString(document(t, "docs/"+name), "")
+		for section := range strings.SplitSeq("\n"+text, "\n#") {
+			all = append(all, tableRow.FindAllString(section, -1)...)
+			all = append(all, tableRow.ReplaceAllString(section, ""))
+		}
+		return all
+	}
+	named := func(text string) []string {
+		text = linkTarget.ReplaceAllString(text, "]")
+		var all []string
+		for _, m := range codeSpan.FindAllStringSubmatch(text, -1) {
+			all = append(all, "`"+placeholder.ReplaceAllString(m[1], "<>")+"`")
+		}
+		for _, n := range figure.FindAllString(codeSpan.ReplaceAllString(text, ""), -1) {
+			all = append(all, strings.ReplaceAll(n, ",", ""))
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	for _, name := range pairedDocs {
+		en, zh := parts(name+".md"), parts(name+".zh-CN.md")
+		if len(en) != len(zh) || len(en) < 7 {
+			t.Fatalf("%s: %d parts, %d in Chinese", name, len(en), len(zh))
+		}
+		for i := range en {
+			if a, b := named(en[i]), named(zh[i]); !slices.Equal(a, b) {
+				t.Errorf("%s: the names and figures differ:\n%q\n%q\n%s\n%s", name, a, b, en[i], zh[i])
+			}
 		}
 	}
 }
