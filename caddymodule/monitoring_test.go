@@ -282,31 +282,37 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// TestMonitoringNamesEverything: each metric with its labels, and each event, is in the documentation.
+// monitoringDocs are the documents of metrics and events.
+var monitoringDocs = []string{"monitoring.md", "monitoring.zh-CN.md"}
+
+// TestMonitoringNamesEverything: each metric with its labels, and each event, is in the documentation, in both languages.
 func TestMonitoringNamesEverything(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/monitoring.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	metrics := exposed(t)
-	for name, labels := range metrics {
-		row := "| `" + name + "` | "
-		if len(labels) > 0 {
-			row += "`" + strings.Join(labels, "`, `") + "`"
+	for _, file := range monitoringDocs {
+		content, err := os.ReadFile("../docs/" + file)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !strings.Contains(string(text), row+" | ") {
-			t.Errorf("not there: %s", row)
+		text := strings.ReplaceAll(string(content), "`、`", "`, `")
+		for name, labels := range metrics {
+			row := "| `" + name + "` | "
+			if len(labels) > 0 {
+				row += "`" + strings.Join(labels, "`, `") + "`"
+			}
+			if !strings.Contains(text, row+" | ") {
+				t.Errorf("%s: not there: %s", file, row)
+			}
 		}
-	}
-	for _, m := range regexp.MustCompile("\\| `(caddy_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
-		if _, ok := metrics[m[1]]; !ok {
-			t.Errorf("there is no metric %s", m[1])
+		for _, m := range regexp.MustCompile("\\| `(caddy_[a-z_]+)`").FindAllStringSubmatch(text, -1) {
+			if _, ok := metrics[m[1]]; !ok {
+				t.Errorf("%s: there is no metric %s", file, m[1])
+			}
 		}
-	}
-	for _, event := range append(slices.Collect(maps.Values(eventNames)), eventReleaseCheck) {
-		if !strings.Contains(string(text), "| `"+event+"` | ") {
-			t.Errorf("not there: %s", event)
+		for _, event := range append(slices.Collect(maps.Values(eventNames)), eventReleaseCheck) {
+			if !strings.Contains(text, "| `"+event+"` | ") {
+				t.Errorf("%s: not there: %s", file, event)
+			}
 		}
 	}
 }

@@ -518,17 +518,20 @@ func found(text, expression string) (all []string) {
 	return all
 }
 
-// TestLabelValuesAreDocumented: the values of labels in monitoring.md are those of the source, no more and no less.
+// TestLabelValuesAreDocumented: the values of labels in monitoring.md are those of the source, no more and no less, in both languages.
 func TestLabelValuesAreDocumented(t *testing.T) {
 	t.Parallel()
-	document, err := os.ReadFile("../docs/monitoring.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	said := make(map[string][]string)
-	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (.+?) \\| (.+) \\|$").FindAllStringSubmatch(string(document), -1) {
-		for metric := range strings.SplitSeq(strings.ReplaceAll(m[2], "`", ""), ", ") {
-			said[metric+" "+m[1]] = found(m[3], "`([a-z_]+)`")
+	said := make(map[string]map[string][]string) // by document, then by metric and label
+	for _, file := range monitoringDocs {
+		document, err := os.ReadFile("../docs/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said[file] = make(map[string][]string)
+		for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (.+?) \\| (.+) \\|$").FindAllStringSubmatch(string(document), -1) {
+			for metric := range strings.SplitSeq(strings.NewReplacer("`", "", "、", ", ", "令牌", "tokens").Replace(m[2]), ", ") {
+				said[file][metric+" "+m[1]] = found(m[3], "`([a-z_]+)`")
+			}
 		}
 	}
 	all := sourceOf(t, "")
@@ -568,9 +571,11 @@ func TestLabelValuesAreDocumented(t *testing.T) {
 	} {
 		slices.Sort(want)
 		want = slices.Compact(want)
-		got := slices.Sorted(slices.Values(said[label]))
-		if !slices.Equal(got, want) || len(want) < 2 {
-			t.Errorf("%s: monitoring.md has the values %q, the source %q", label, got, want)
+		for _, file := range monitoringDocs {
+			got := slices.Sorted(slices.Values(said[file][label]))
+			if !slices.Equal(got, want) || len(want) < 2 {
+				t.Errorf("%s: %s has the values %q, the source %q", label, file, got, want)
+			}
 		}
 	}
 }
