@@ -196,6 +196,9 @@ func trimmed(all map[string]string) map[string]string {
 	return out
 }
 
+// redisHeadings are the headings above the options of store redis, by document.
+var redisHeadings = map[string]string{"docs/clustering.md": "## What it takes", "docs/clustering.zh-CN.md": "## 需要什么"}
+
 // inDocument are the options that a document shows in the headings of directives, and in the tables of wechat and store redis; and
 // the defaults that tables of options below a directive's heading say, by directive and option.
 func inDocument(t *testing.T, file string) (options, defaults map[string]string) {
@@ -214,7 +217,7 @@ func inDocument(t *testing.T, file string) (options, defaults map[string]string)
 			if m := codeCell.FindStringSubmatch(line); m != nil && strings.HasPrefix(line, "### ") && strings.HasPrefix(m[1], "wechat") {
 				under = strings.Fields(m[1])[0]
 				readBlock(options, "", m[1])
-			} else if file == "docs/clustering.md" && strings.HasPrefix(line, "## What it takes") {
+			} else if redisHeadings[file] != "" && strings.HasPrefix(line, redisHeadings[file]) {
 				under = "store"
 			}
 		case under == "" || len(cells) < 4:
@@ -263,7 +266,7 @@ func TestOptionsAreDocumented(t *testing.T) {
 		}
 	}
 	documents := make(map[string]map[string]string)
-	for _, file := range []string{"README.md", "README.zh-CN.md", "docs/clustering.md"} {
+	for _, file := range []string{"README.md", "README.zh-CN.md", "docs/clustering.md", "docs/clustering.zh-CN.md"} {
 		documents[file], _ = inDocument(t, file)
 	}
 	for _, name := range slices.Sorted(maps.Keys(optionParsers)) {
@@ -281,7 +284,7 @@ func TestOptionsAreDocumented(t *testing.T) {
 		}
 		files := []string{"README.md", "README.zh-CN.md"}
 		if p.of == "RedisStore" {
-			files = []string{"docs/clustering.md"}
+			files = slices.Sorted(maps.Keys(redisHeadings))
 		}
 		for _, file := range files {
 			if got := below(documents[file], p.path); !slices.Equal(got, taken) {
@@ -402,6 +405,7 @@ func meant(text string) any {
 // agree reports whether what is said of a default is so. Words may say more than the value: "local" is in "cluster with …, else local".
 func agree(said string, actual any) bool {
 	first, _, _ := strings.Cut(said, " for each ") // of a number of something
+	first, _, _ = strings.Cut(first, "（每个")
 	first, _, _ = strings.Cut(first, ",")
 	if m := meant(first); reflect.TypeOf(m).Kind() != reflect.String {
 		return m == actual
@@ -452,7 +456,7 @@ func TestDefaultsAreAsDocumented(t *testing.T) {
 		owners[p.path], _, _ = strings.Cut(name, ".")
 	}
 	owners["wechat platform"], owners["wechat account"], owners["wechat client"] = "Platform", "Account", "Client"
-	for _, file := range []string{"README.md", "README.zh-CN.md", "docs/clustering.md"} {
+	for _, file := range []string{"README.md", "README.zh-CN.md", "docs/clustering.md", "docs/clustering.zh-CN.md"} {
 		options, tables := inDocument(t, file)
 		for option, said := range options {
 			path, name := option[:max(strings.LastIndex(option, " "), 0)], option[strings.LastIndex(option, " ")+1:]
