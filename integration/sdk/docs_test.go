@@ -18,10 +18,13 @@ var source = map[string]string{
 
 var fence = regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```")
 
-// document is docs/sdk.md by its headings.
-func document(t *testing.T) map[string]string {
+// documents are the titles of docs/sdk.md, by file.
+var documents = map[string]string{"sdk.md": "# Any WeChat SDK, without a token", "sdk.zh-CN.md": "# 任何微信 SDK，都不持有 token"}
+
+// document is docs/sdk.md, or its Chinese twin, by its headings.
+func document(t *testing.T, file string) map[string]string {
 	t.Helper()
-	content, err := os.ReadFile("../../docs/sdk.md")
+	content, err := os.ReadFile("../../docs/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,10 +37,20 @@ func document(t *testing.T) map[string]string {
 }
 
 // TestDocument: the lines that docs/sdk.md has users change are lines that the tests ran, and it names the versions that
-// they ran.
+// they ran; in both languages.
 func TestDocument(t *testing.T) {
 	t.Parallel()
-	sections := document(t)
+	for file, title := range documents {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			sections := document(t, file)
+			checkDocument(t, sections, sections[title])
+		})
+	}
+}
+
+func checkDocument(t *testing.T, sections map[string]string, beginning string) {
+	t.Helper()
 	for _, sdk := range sdks {
 		ran, err := os.ReadFile(source[sdk.name])
 		if err != nil {
@@ -72,7 +85,7 @@ func TestDocument(t *testing.T) {
 		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(content), -1) {
 			found++
 			row := regexp.MustCompile(`(?m)^\| \[(silenceper/)?` + m[1] + `\]\([^)]*\) ` + regexp.QuoteMeta(m[2]) + ` \|`)
-			if !row.MatchString(sections["# Any WeChat SDK, without a token"]) {
+			if !row.MatchString(beginning) {
 				t.Errorf("the document does not say that %s %s was run", m[1], m[2])
 			}
 		}

@@ -30,7 +30,7 @@ func newWorld(t *testing.T) *integration.World {
 	if err != nil {
 		t.Fatal(err)
 	}
-	site := fence.FindStringSubmatch(document(t)["In the place of WeChat's host"])
+	site := fence.FindStringSubmatch(document(t, "sdk.md")["In the place of WeChat's host"])
 	if site == nil {
 		t.Fatal("docs/sdk.md does not show the site that stands in for WeChat's host")
 	}
