@@ -28,12 +28,17 @@ func shellWords(line string) (words []string) {
 	return words
 }
 
-// TestCommandDocument: each command line of docs/commands.md does what it is there for.
+// TestCommandDocument: each command line of docs/commands.md does what it is there for, and it names all checks and verdicts; in
+// both languages.
 func TestCommandDocument(t *testing.T) {
 	t.Parallel()
-	document, err := os.ReadFile("../docs/commands.md")
-	if err != nil {
-		t.Fatal(err)
+	documents := make(map[string]string)
+	for _, file := range []string{"docs/commands.md", "docs/commands.zh-CN.md"} {
+		content, err := os.ReadFile("../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents[file] = string(content)
 	}
 	folder := t.TempDir()
 	write := func(name, text string) {
@@ -92,11 +97,13 @@ func TestCommandDocument(t *testing.T) {
 	}
 	file := regexp.MustCompile(`^@?(Caddyfile|request\.txt|body\.xml|token|key|message\.xml|gateway\.archive)$`)
 	ran := make(map[string]int)
-	for line := range strings.Lines(string(document)) {
+	seen := make(map[string]bool) // what both languages have is run once
+	for line := range strings.Lines(documents["docs/commands.md"] + documents["docs/commands.zh-CN.md"]) {
 		line, isCommand := strings.CutPrefix(line, "caddy wechat ")
-		if !isCommand {
+		if !isCommand || seen[line] {
 			continue
 		}
+		seen[line] = true
 		words := shellWords(line)
 		for i, word := range words {
 			if name := strings.TrimPrefix(word, "@"); file.MatchString(word) {
@@ -129,14 +136,16 @@ func TestCommandDocument(t *testing.T) {
 			t.Errorf("no example of %s", name)
 		}
 	}
-	for _, c := range doctorChecks {
-		if !strings.Contains(string(document), "`"+c.id+"`") {
-			t.Errorf("the check %s is not in docs/commands.md", c.id)
+	for file, document := range documents {
+		for _, c := range doctorChecks {
+			if !strings.Contains(document, "`"+c.id+"`") {
+				t.Errorf("the check %s is not in %s", c.id, file)
+			}
 		}
-	}
-	for _, verdict := range []string{verdictToken, verdictKey, verdictReceiveID, verdictQuery, verdictBody, verdictBase64, verdictStranger, verdictMixed} {
-		if !strings.Contains(string(document), "| `"+verdict+"` |") {
-			t.Errorf("the verdict %s is not in docs/commands.md", verdict)
+		for _, verdict := range []string{verdictToken, verdictKey, verdictReceiveID, verdictQuery, verdictBody, verdictBase64, verdictStranger, verdictMixed} {
+			if !strings.Contains(document, "| `"+verdict+"` |") {
+				t.Errorf("the verdict %s is not in %s", verdict, file)
+			}
 		}
 	}
 }

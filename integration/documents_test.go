@@ -22,7 +22,7 @@ import (
 var operatorDocs = []string{"quickstart", "operations", "troubleshooting", "security", "upgrade"}
 
 // pairedDocs are the documents of docs/ that are there in English and in Chinese.
-var pairedDocs = append(slices.Clone(operatorDocs), "pushes", "monitoring", "clustering", "sdk")
+var pairedDocs = append(slices.Clone(operatorDocs), "pushes", "monitoring", "clustering", "sdk", "commands")
 
 // goSource is the text of the Go files below a folder that end with suffix and not with but.
 func goSource(t *testing.T, root, suffix, but string) string {
@@ -421,7 +421,7 @@ func TestUnit(t *testing.T) {
 	if d, err := time.ParseDuration(one("Service.TimeoutStopSec")); err != nil || d < 10*time.Second+20*time.Second { // grace_period, then the gateway's own
 		t.Errorf("TimeoutStopSec: %v, %v", d, err)
 	}
-	for _, doc := range []string{"docs/commands.md", "docs/operations.md", "docs/operations.zh-CN.md"} { // the user cannot make a socket elsewhere below /run
+	for _, doc := range []string{"docs/commands.md", "docs/commands.zh-CN.md", "docs/operations.md", "docs/operations.zh-CN.md"} { // the user cannot make a socket elsewhere below /run
 		sockets := regexp.MustCompile(`unix/(/run/[^`+"`"+` ]*)`).FindAllStringSubmatch(document(t, doc), -1)
 		for _, m := range sockets {
 			if !strings.HasPrefix(m[1], "/run/"+one("Service.RuntimeDirectory")+"/") {
