@@ -1035,7 +1035,8 @@ func TestSharedLateReply(t *testing.T) {
 	}
 }
 
-// TestSharedAnswerIsSealed: another node gets the answer from the store, and who reads the store does not.
+// TestSharedAnswerIsSealed: another node gets the answer from the store, and who reads the store does not, if there is a
+// seal_key; without one who reads the store does, and the documents say so.
 func TestSharedAnswerIsSealed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -1053,7 +1054,23 @@ func TestSharedAnswerIsSealed(t *testing.T) {
 		if err != nil || !crypto.IsSealed(data) || strings.Contains(string(data), "Content") {
 			t.Errorf("in the store: %q, %v", data, err)
 		}
+
+		store := *f.claims(0).shared()
+		store.sealer = nil
+		if err := f.claims(0).keepAnswer(t.Context(), &store, id, 2, passiveReply{outcome: outcomeSealed, body: []byte(replyXML)}); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := f.store.Peek(t.Context(), answerName(id, 2)); err != nil || !strings.Contains(string(data), replyXML) {
+			t.Errorf("in the store without a seal_key: %q, %v", data, err)
+		}
 	})
+	for file, words := range map[string]string{
+		"../docs/pushes.md": "without one they are there in plaintext", "../docs/pushes.zh-CN.md": "没有配置 `seal_key` 则是明文",
+	} {
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), words) {
+			t.Errorf("%s says something else: %v", file, err)
+		}
+	}
 }
 
 // pushIDOf is the identity of a message to the plain account.
