@@ -1,7 +1,9 @@
 package redistest
 
 import (
+	"context"
 	"errors"
+	"net"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -23,6 +25,33 @@ func TestProbesAreAwaited(t *testing.T) {
 	if err := client.Close(); err != nil {
 		t.Fatal(err)
 	}
+	awaitProbes()
+	goleak.VerifyNone(t)
+}
+
+// TestDialsAreAwaited: one that nobody waits for any more may begin a probe.
+func TestDialsAreAwaited(t *testing.T) {
+	dialing, fail := make(chan struct{}), make(chan struct{})
+	client := redis.NewClient(&redis.Options{PoolSize: 1, MaxRetries: -1, DialerRetries: 1, Dialer: func(context.Context, string, string) (net.Conn, error) {
+		close(dialing)
+		<-fail
+		return nil, errors.New("no server")
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan error, 1)
+	go func() { asked <- client.Ping(ctx).Err() }()
+	<-dialing
+	cancel()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !probing() {
+		t.Error("the dial is not seen")
+	}
+	close(fail)
 	awaitProbes()
 	goleak.VerifyNone(t)
 }
