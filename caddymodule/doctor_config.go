@@ -32,6 +32,7 @@ type doctorConfig struct {
 	origins   []*url.URL
 	proxy     *url.URL
 	clients   []apiClient
+	unread    bool // named routes are invoked in more ways than are looked at
 }
 
 // doctorSite is a host of the config's with what of ours it serves.
@@ -199,7 +200,10 @@ func (c *doctorConfig) readHTTP() error {
 			if err != nil || addr.IsUnixNetwork() {
 				continue
 			}
-			r := siteReader{config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), named: s.Named, again: slices.Contains(ports, addr.StartPort)}
+			r := siteReader{
+				config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), again: slices.Contains(ports, addr.StartPort),
+				named: s.Named, invoked: make(map[string]bool),
+			}
 			ports = append(ports, addr.StartPort)
 			r.secure = func(host string) bool {
 				switch {
@@ -227,6 +231,8 @@ type siteReader struct {
 	again  bool   // its hosts are known: the server listens on this port of another address too
 	named  map[string]httpRoute
 	secure func(host string) bool
+
+	invoked map[string]bool // named routes, each with the spot that it was invoked from
 }
 
 // siteSpot is a place among the routes, by what comes to it.
@@ -363,7 +369,7 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		}
 	}
 	at.depth++
-	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" && !slices.Contains(at.invoked, h.Name) { // else it runs itself
+	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" && !slices.Contains(at.invoked, h.Name) && r.isNew(h.Name, at) { // else it runs itself
 		h.Routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
 	}
 	r.routes(h.Routes, at)
@@ -374,6 +380,21 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		return h.Handler
 	}
 	return ""
+}
+
+// isNew reports whether a named route is invoked here for the first time from such a spot. Routes that invoke each other many times lead to very
+// many spots that are alike.
+func (r *siteReader) isNew(name string, at siteSpot) bool {
+	as := fmt.Sprintf("%q %q %q %q %q %q", name, at.hosts, at.patterns[:min(1, len(at.patterns))], at.only, at.stripped, at.behind)
+	switch {
+	case r.invoked[as]:
+		return false
+	case len(r.invoked) == maxInvocations:
+		r.config.unread = true
+		return false
+	}
+	r.invoked[as] = true
+	return true
 }
 
 // site is that of a host and port. A site for any host is known by the address that it listens on.
@@ -457,6 +478,10 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 					texts("put it first: in a route directives run in the order in which they are written", "请写在前面：route 内的指令按书写顺序执行")))
 			}
 		}
+	}
+	if c.unread {
+		results = append(results, yellowOf("named_routes", texts(fmt.Sprintf("named routes invoke others in more than %d ways: doctor has not looked at all of them", maxInvocations), fmt.Sprintf("具名路由互相 invoke 的方式超过 %d 种：doctor 未逐一检查", maxInvocations)),
+			texts("let named routes invoke no others, and see whether one invokes itself", "具名路由内请勿再 invoke 其他具名路由，并检查是否有路由 invoke 自身")))
 	}
 	if len(c.app.SealKeys) == 0 {
 		results = append(results, yellowOf("seal_key", texts("there is none: tickets and refresh tokens are stored as Caddy stores private keys, readable by whoever reads its storage", "未配置：票据与 refresh token 以 Caddy 存储私钥的方式保存，能读取存储者即可读取"),

@@ -10,10 +10,11 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// Limits of the search for a site's message route.
+// Limits of walks over a configuration's routes.
 const (
-	maxRouteDepth   = 16 // subroutes in subroutes
-	maxMessagePaths = 16 // to try for one message
+	maxRouteDepth   = 16    // subroutes in subroutes
+	maxInvocations  = 10000 // of a server's named routes, each from elsewhere: what invokes itself could go on for ever
+	maxMessagePaths = 16    // to try for one message
 )
 
 // messageRoute finds the way to the site's wechat_message. The account is the one that is known to have the message's
@@ -30,8 +31,8 @@ func (e *Event) messageRoute(r *http.Request, p *push) (*detour, error) {
 	if unknown != nil {
 		account = ""
 	}
-	paths := messagePaths{app: e.app, server: server, request: r, account: account}
-	paths.collect(server.Routes, nil, 0)
+	paths := messagePaths{app: e.app, server: server, request: r, account: account, invoked: make(map[invocation]bool), inside: make(map[string][]*Message)}
+	paths.collect(server.Routes, nil)
 	var found *detour
 	for _, path := range paths.list {
 		d := &detour{server: server, path: path}
@@ -75,13 +76,18 @@ type messagePaths struct {
 	account string // empty: not known
 	list    []string
 	any     bool // there is a wechat_message
+	invoked map[invocation]bool
+	inside  map[string][]*Message // named routes
+}
+
+// invocation is what makes one walk through a named route find other paths than another. All others differ in the patterns around it alone.
+type invocation struct {
+	name string
+	bare bool // there is no pattern around it
 }
 
 // collect looks through routes; patterns are those of the routes around them, the innermost first.
-func (c *messagePaths) collect(routes caddyhttp.RouteList, patterns []string, depth int) {
-	if depth > maxRouteDepth {
-		return
-	}
+func (c *messagePaths) collect(routes caddyhttp.RouteList, patterns []string) {
 	for i := range routes {
 		own, possible := c.patterns(routes[i].MatcherSets)
 		if !possible {
@@ -89,12 +95,68 @@ func (c *messagePaths) collect(routes caddyhttp.RouteList, patterns []string, de
 		}
 		around := append(own, patterns...)
 		for _, h := range routes[i].Handlers {
-			if m, ok := h.(*Message); ok {
-				c.add(m, around)
+			if len(c.list) == maxMessagePaths {
+				return
 			}
-			c.collect(routesOf(c.server, h), around, depth+1)
+			switch h := h.(type) {
+			case *Message:
+				c.add(h, around)
+			case *caddyhttp.Subroute:
+				c.collect(h.Routes, around)
+			case *caddyhttp.Invoke:
+				c.invoke(h.Name, around)
+			}
 		}
 	}
+}
+
+// invoke looks through a named route the first time only: when it is invoked again, what is in it may have the patterns around it in addition.
+// That keeps the walk short where named routes invoke themselves, or each other many times.
+func (c *messagePaths) invoke(name string, around []string) {
+	route, as := c.server.NamedRoutes[name], invocation{name, len(around) == 0}
+	switch {
+	case route == nil:
+	case !c.invoked[as]:
+		c.invoked[as] = true
+		c.collect(caddyhttp.RouteList{*route}, around)
+	case !as.bare:
+		for _, m := range c.messages(name) {
+			c.add(m, around)
+		}
+	}
+}
+
+// messages are those that a named route may lead to.
+func (c *messagePaths) messages(name string) []*Message {
+	if list, known := c.inside[name]; known {
+		return list
+	}
+	var list []*Message
+	seen := make(map[string]bool)
+	var look func(routes caddyhttp.RouteList)
+	look = func(routes caddyhttp.RouteList) {
+		for i := range routes {
+			if _, possible := c.patterns(routes[i].MatcherSets); !possible {
+				continue
+			}
+			for _, h := range routes[i].Handlers {
+				switch h := h.(type) {
+				case *Message:
+					list = append(list, h)
+				case *caddyhttp.Subroute:
+					look(h.Routes)
+				case *caddyhttp.Invoke:
+					if route := c.server.NamedRoutes[h.Name]; route != nil && !seen[h.Name] {
+						seen[h.Name] = true
+						look(caddyhttp.RouteList{*route})
+					}
+				}
+			}
+		}
+	}
+	look(caddyhttp.RouteList{*c.server.NamedRoutes[name]})
+	c.inside[name] = list
+	return list
 }
 
 // patterns are the path patterns of a route, which is impossible if it is another host's.
@@ -152,24 +214,11 @@ func pathOf(pattern, appid string) (string, bool) {
 	return before + appid + after, strings.HasPrefix(before, "/")
 }
 
-// routesOf are the routes inside a handler.
-func routesOf(server *caddyhttp.Server, h caddyhttp.MiddlewareHandler) caddyhttp.RouteList {
-	switch h := h.(type) {
-	case *caddyhttp.Subroute:
-		return h.Routes
-	case *caddyhttp.Invoke:
-		if route := server.NamedRoutes[h.Name]; route != nil {
-			return caddyhttp.RouteList{*route}
-		}
-	}
-	return nil
-}
-
 // reached returns the wechat_message that a push on the path gets to first, or nil if there is none or another handler
 // would answer it.
 func (d *detour) reached(r *http.Request) *Message {
 	r = d.request(r, &ignoredAnswer{header: make(http.Header)}, r.Context())
-	m, _ := walk{d.server, r, make(map[string]bool)}.through(d.server.Routes, 0)
+	m, _ := walk{d.server, r, make(map[string]bool), make(map[string]passage)}.through(d.server.Routes)
 	return m
 }
 
@@ -177,14 +226,19 @@ func (d *detour) reached(r *http.Request) *Message {
 type walk struct {
 	server *caddyhttp.Server
 	r      *http.Request
-	groups map[string]bool // of which a route has matched
+	groups map[string]bool    // of which a route has matched
+	named  map[string]passage // routes that were invoked
+}
+
+// passage is how a named route was last walked through. A request that got past it once gets past it again. One that comes to it again while it is
+// inside is in a loop, unless a group has matched since and now keeps it out of a route.
+type passage struct {
+	past   bool
+	groups int // that had matched
 }
 
 // through returns the wechat_message that the request gets to, and whether it ends here.
-func (w walk) through(routes caddyhttp.RouteList, depth int) (found *Message, ends bool) {
-	if depth > maxRouteDepth {
-		return nil, true
-	}
+func (w walk) through(routes caddyhttp.RouteList) (found *Message, ends bool) {
 	for i := range routes {
 		route := &routes[i]
 		if route.Group != "" && w.groups[route.Group] {
@@ -204,8 +258,12 @@ func (w walk) through(routes caddyhttp.RouteList, depth int) (found *Message, en
 				return h, true
 			case *Event, *reverseproxy.Handler:
 				return nil, true
+			case *caddyhttp.Subroute:
+				found, ends = w.through(h.Routes)
+			case *caddyhttp.Invoke:
+				found, ends = w.invoke(h.Name)
 			}
-			if found, ends = w.through(routesOf(w.server, h), depth+1); ends {
+			if ends {
 				return found, true
 			}
 		}
@@ -213,5 +271,26 @@ func (w walk) through(routes caddyhttp.RouteList, depth int) (found *Message, en
 			return nil, true
 		}
 	}
+	return nil, false
+}
+
+// invoke is through a named route.
+func (w walk) invoke(name string) (found *Message, ends bool) {
+	route := w.server.NamedRoutes[name]
+	if route == nil {
+		return nil, false
+	}
+	last, again := w.named[name]
+	switch {
+	case last.past:
+		return nil, false
+	case again && last.groups == len(w.groups):
+		return nil, true
+	}
+	w.named[name] = passage{groups: len(w.groups)}
+	if found, ends = w.through(caddyhttp.RouteList{*route}); ends {
+		return found, true
+	}
+	w.named[name] = passage{past: true}
 	return nil, false
 }

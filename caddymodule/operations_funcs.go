@@ -121,7 +121,7 @@ func (a *App) searchSites() *siteSearch {
 		return s
 	}
 	for _, server := range sites.Servers {
-		s.server, s.origin = server, originOfServer(sites, server)
+		s.server, s.origin, s.invoked = server, originOfServer(sites, server), make(map[string]bool)
 		s.collect(server.Routes, site{}, 0)
 	}
 	return s
@@ -163,6 +163,8 @@ type siteSearch struct {
 	found  []any            // handlers, in the order of the configuration
 	places map[any][]string // their addresses
 	verify []*Verify
+
+	invoked map[string]bool // named routes of the server, each with the site that it was invoked from
 }
 
 func (s *siteSearch) collect(routes caddyhttp.RouteList, at site, depth int) {
@@ -186,12 +188,27 @@ func (s *siteSearch) collect(routes caddyhttp.RouteList, at site, depth int) {
 			case *Authorize:
 				s.add(h, h.app, h.origin, inside.stripped+h.base, inside.hosts)
 			case *Verify:
-				s.verify = append(s.verify, h)
-			default:
-				s.collect(routesOf(s.server, h), inside, depth+1)
+				if !slices.Contains(s.verify, h) {
+					s.verify = append(s.verify, h)
+				}
+			case *caddyhttp.Subroute:
+				s.collect(h.Routes, inside, depth+1)
+			case *caddyhttp.Invoke:
+				s.invoke(h.Name, inside, depth+1)
 			}
 		}
 	}
+}
+
+// invoke looks through a named route, once for each site: it may be invoked by itself, or in very many ways.
+func (s *siteSearch) invoke(name string, at site, depth int) {
+	route := s.server.NamedRoutes[name]
+	as := strings.Join(append([]string{name, at.stripped}, at.hosts...), "\n")
+	if route == nil || s.invoked[as] || len(s.invoked) == maxInvocations {
+		return
+	}
+	s.invoked[as] = true
+	s.collect(caddyhttp.RouteList{*route}, at, depth)
 }
 
 // add notes a handler's addresses: below its own origin if it has one, else on each host that can be named.
