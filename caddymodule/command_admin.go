@@ -58,7 +58,7 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 			return caddy.NetworkAddress{}, fmt.Errorf("%s: %w", file, err)
 		}
 		if admin.Disabled {
-			return caddy.NetworkAddress{}, fmt.Errorf("%s: admin is off, so that the gateway cannot be asked: it needs the global option admin", file)
+			return caddy.NetworkAddress{}, said(file+": admin is off, so that the gateway cannot be asked: it needs the global option admin", file+"：admin 为 off，无法询问网关：需要全局选项 admin")
 		}
 		listen = admin.Listen
 	}
@@ -71,7 +71,8 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 	}
 	at, err := caddy.ParseNetworkAddress(listen)
 	if err != nil || at.PortRangeSize() > 1 {
-		return caddy.NetworkAddress{}, fmt.Errorf("'%s' is not the address of an admin endpoint: write it like localhost:2019 or unix//run/caddy-admin.sock", listen)
+		return caddy.NetworkAddress{}, said(fmt.Sprintf("'%s' is not the address of an admin endpoint: write it like localhost:2019 or unix//run/caddy-admin.sock", listen),
+			fmt.Sprintf("“%s”不是管理端点的地址：请写作 localhost:2019 或 unix//run/caddy-admin.sock", listen))
 	}
 	if at.IsUnixNetwork() {
 		at.Host, _, _ = strings.Cut(at.Host, "|") // permissions may follow, as in listen
@@ -164,13 +165,13 @@ func askFailed(err error, at caddy.NetworkAddress) error {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 		return nobodyListensError{at}
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s cannot be opened: run this as the gateway's user", at)
+		return said(fmt.Sprintf("%s cannot be opened: run this as the gateway's user", at), fmt.Sprintf("无法打开 %s：请以网关的用户运行", at))
 	case errors.Is(err, context.Canceled):
-		return errors.New("interrupted")
+		return said("interrupted", "已中断")
 	case isTimeout(err):
-		return fmt.Errorf("no answer in time from the Caddy at %s", at)
+		return said(fmt.Sprintf("no answer in time from the Caddy at %s", at), fmt.Sprintf("%s 处的 Caddy 没有及时应答", at))
 	}
-	return fmt.Errorf("no answer from the Caddy at %s: %w", at, rootOf(err))
+	return said(fmt.Sprintf("no answer from the Caddy at %s: %s", at, rootOf(err)), fmt.Sprintf("%s 处的 Caddy 没有应答：%s", at, causeOf(rootOf(err)).ZH))
 }
 
 // askRefused is an answer that is an error.

@@ -118,16 +118,18 @@ func literalAppID(s string) error {
 	case isAppID(s):
 		return nil
 	case hasPlaceholder(s):
-		return fmt.Errorf("'%s': an appid cannot be a placeholder: write it out, or as {$NAME}, which Caddy fills in when it reads the file", s)
+		return said(fmt.Sprintf("'%s': an appid cannot be a placeholder: write it out, or as {$NAME}, which Caddy fills in when it reads the file", s),
+			fmt.Sprintf("“%s”：appid 不能用占位符：请直接写出，或写作 {$NAME}，由 Caddy 读取文件时替换", s))
 	}
-	return fmt.Errorf("'%s' is not an appid: want %s", s, appIDShape)
+	return said(fmt.Sprintf("'%s' is not an appid: want %s", s, appIDShape), fmt.Sprintf("“%s”不是 appid：应为 wx 加 16 位小写十六进制数字", s))
 }
 
 // unmeantLiteral is what was meant to name a variable or a file and would be taken for the secret itself, which could be guessed:
 // $NAME, ${...}, %NAME%, and env. or file. with no braces or the wrong ones.
 var unmeantLiteral = regexp.MustCompile(`(?is)^(?:\$[a-z_][a-z0-9_]*|\$\{.*|%[a-z_][a-z0-9_]*%|(?:[$<%][$<%{]*|\{[$<%{]+)?(?:env|file)\..+)$`)
 
-var errUnmeant = errors.New("it looks like the name of a variable or file, and would be taken as it stands: write {env.NAME} or {file./absolute/path}")
+var errUnmeant = said("it looks like the name of a variable or file, and would be taken as it stands: write {env.NAME} or {file./absolute/path}",
+	"看起来是变量名或文件名，会被原样使用：请写作 {env.NAME} 或 {file./absolute/path}")
 
 // literalSecret refuses a secret or push token of WeChat's that is wrong as it stands. The error never shows it.
 func literalSecret(s string) error {
@@ -158,11 +160,12 @@ var anyPlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
 func plainText(s string) error {
 	for _, c := range s {
 		if c <= ' ' || c > '~' {
-			return errors.New("it has a space, a line break, or a character such as Chinese punctuation in it: write it exactly as it was given, in ASCII")
+			return said("it has a space, a line break, or a character such as Chinese punctuation in it: write it exactly as it was given, in ASCII",
+				"含有空格、换行或中文标点等字符：请按给出的值原样填写，只用 ASCII")
 		}
 	}
 	if n := len(s); n > 1 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
-		return errors.New("it has quotation marks around it, which would be part of it: leave them out where it is set")
+		return said("it has quotation marks around it, which would be part of it: leave them out where it is set", "首尾带有引号，会被当作值的一部分：请在设置处去掉引号")
 	}
 	return nil
 }
@@ -176,10 +179,10 @@ func isShortKey(key string) bool { return utf8.RuneCountInString(key) < fairKey 
 // keyText refuses what no request carries: control characters, the mark that editors put before a text, and blanks at the ends.
 func keyText(s string) error {
 	if strings.ContainsFunc(s, func(c rune) bool { return unicode.IsControl(c) || c == '\uFEFF' }) {
-		return errors.New("it has a line break or another control character in it: set it without")
+		return said("it has a line break or another control character in it: set it without", "含有换行或其他控制字符：请去掉")
 	}
 	if strings.TrimSpace(s) != s {
-		return errors.New("it has blanks around it: set it without them")
+		return said("it has blanks around it: set it without them", "首尾有空白：请去掉")
 	}
 	return nil
 }
@@ -251,12 +254,15 @@ func literalFolder(s string) error {
 // namedPlaceholder is a placeholder that says by its form that it is one: a secret that merely has braces in it does not.
 var namedPlaceholder = regexp.MustCompile(`\{(?:env|file|system|time)\.[^{}]+\}`)
 
+// inBraces stands for what may be a secret that has braces in it.
+var inBraces = texts("what stands in braces", "花括号中的内容")
+
 // placeholderIn is what may be shown of a config string that does not resolve.
 func placeholderIn(s string) string {
 	if p := namedPlaceholder.FindString(s); p != "" {
 		return p
 	}
-	return "what stands in braces"
+	return inBraces.EN
 }
 
 // resolver turns config strings into values, once, when the config is loaded.
@@ -273,17 +279,25 @@ func (r resolver) of(name zap.Field) resolver {
 	return r
 }
 
+// Why a placeholder has no value.
+var (
+	errNoPlaceholder = said("resolves to nothing: write {env.NAME} or {file./absolute/path}, and set it before starting Caddy",
+		"解析为空：请写作 {env.NAME} 或 {file./absolute/path}，并在启动 Caddy 前设置")
+	errUnset              = said("resolves to nothing: set what it refers to before starting Caddy", "解析为空：请在启动 Caddy 前设置它所引用的值")
+	errUnknownPlaceholder = said("is not a placeholder that Caddy knows", "不是 Caddy 认识的占位符")
+)
+
 // required resolves a setting that must have a value.
 func (r resolver) required(field, s string) (string, error) {
 	if s == "" {
-		return "", fmt.Errorf("%s is missing", field)
+		return "", said(field+" is missing", "缺少 "+field)
 	}
 	v, err := r.repl.ReplaceOrErr(s, true, true)
 	switch {
 	case err != nil && !namedPlaceholder.MatchString(s):
-		return "", fmt.Errorf("%s: %s resolves to nothing: write {env.NAME} or {file./absolute/path}, and set it before starting Caddy", field, placeholderIn(s))
+		return "", fmt.Errorf("%s: %s %w", field, placeholderIn(s), errNoPlaceholder)
 	case err != nil:
-		return "", fmt.Errorf("%s: %s resolves to nothing: set what it refers to before starting Caddy", field, placeholderIn(s))
+		return "", fmt.Errorf("%s: %s %w", field, placeholderIn(s), errUnset)
 	}
 	return v, nil
 }
@@ -371,10 +385,12 @@ func (r resolver) nth(field string, i int, s string) (string, error) {
 	}
 	v, err := r.repl.ReplaceOrErr(s, false, true)
 	if err != nil {
-		return "", fmt.Errorf("%s: %s is not a placeholder that Caddy knows", field, placeholderIn(s))
+		return "", fmt.Errorf("%s: %s %w", field, placeholderIn(s), errUnknownPlaceholder)
 	}
 	return v, nil
 }
+
+var errNoToken = said("no token, want at least the token of the WeChat console", "没有 token，至少需要微信后台的那个")
 
 // codec builds the push credentials of a receive id.
 func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Codec, fingerprints, error) {
@@ -404,6 +420,9 @@ func (r resolver) codec(receiveID string, tokens, aesKeys []string) (*crypto.Cod
 		if !slices.ContainsFunc(keys[:i], keys[i].Same) {
 			prints.keys = append(prints.keys, ringPrint(receiveID, "key", k))
 		}
+	}
+	if len(secrets) == 0 {
+		return nil, prints, errNoToken
 	}
 	codec, err := crypto.NewCodec(receiveID, secrets, keys)
 	return codec, prints, err

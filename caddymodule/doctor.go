@@ -228,7 +228,7 @@ func (d *doctor) dialHost(ctx context.Context, network, address string) (net.Con
 		return nil, err
 	}
 	if len(addrs) == 0 {
-		return nil, fmt.Errorf("%s has no address", host)
+		return nil, said(host+" has no address", host+" 没有解析结果")
 	}
 	return d.dialAny(ctx, network, addrs, port)
 }
@@ -269,7 +269,7 @@ type doctorAnswer struct {
 func (d *doctor) ask(ctx context.Context, client *http.Client, method, target, body string, header http.Header) (*doctorAnswer, error) {
 	r, err := http.NewRequestWithContext(ctx, method, target, strings.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("not a URL that can be requested")
+		return nil, said("not a URL that can be requested", "不是可以请求的 URL")
 	}
 	for name, values := range header {
 		r.Header[name] = values

@@ -457,7 +457,7 @@ func siteNames(sites []*doctorSite) (list []string) {
 func (d *doctor) checkConfig(context.Context) []doctorResult {
 	c := &d.config
 	if c.loadError != nil {
-		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+c.loadError.Error()),
+		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+quotedZH(c.loadError.Error())),
 			texts("mend what it says, then try `caddy validate`; as the gateway's user and with its environment, as doctor too wants to be run", "按提示修正，然后用 `caddy validate` 验证；二者与 doctor 一样，须以网关的用户及其环境变量运行"))}
 	}
 	results := []doctorResult{greenOf(c.file, "loads: "+countOf(len(c.app.Platforms), "platform")+", "+countOf(len(c.app.Accounts), "account")+", "+countOf(len(c.app.Clients), "client"),
@@ -557,22 +557,23 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 			return
 		}
 		name := placeholderIn(text)
+		nameZH := strings.Replace(name, inBraces.EN, inBraces.ZH, 1)
 		v, err := repl.ReplaceOrErr(text, true, true)
 		judge, leftOut := mayBeLeftOut[field]
 		switch {
 		case err == nil && !needed && leftOut && judge(v) != nil:
-			results = append(results, yellowOf(subject, texts(fmt.Sprintf("%s: %s cannot be right and is left out: %v", field, name, judge(v)), fmt.Sprintf("%s：%s 不可能正确，已被忽略：%v", field, name, judge(v))),
+			results = append(results, yellowOf(subject, texts(fmt.Sprintf("%s: %s cannot be right and is left out: %v", field, name, judge(v)), fmt.Sprintf("%s：%s 不可能正确，已被忽略：%s", field, nameZH, textOf(judge(v)).ZH)),
 				texts("mend it, or take it out if the rotation is over", "请修正；轮换已结束则删掉")))
 		case err == nil && strings.TrimSpace(v) != v:
-			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, name)),
+			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, nameZH)),
 				texts("set it without them; one line break at the end of a file does not count", "去掉首尾空白；文件末尾的一个换行不算在内")))
 		case err == nil:
-			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, name)))
+			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, nameZH)))
 		case needed:
-			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s resolves to nothing", field, name), fmt.Sprintf("%s：%s 解析为空", field, name)),
+			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s resolves to nothing", field, name), fmt.Sprintf("%s：%s 解析为空", field, nameZH)),
 				texts("set what it refers to before starting Caddy, and run doctor with the gateway's environment", "启动 Caddy 前设置它所引用的值；并在网关的环境变量下运行 doctor")))
 		default:
-			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s is not set, as after a rotation", field, name), fmt.Sprintf("%s：%s 未设置（轮换已结束）", field, name)))
+			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s is not set, as after a rotation", field, name), fmt.Sprintf("%s：%s 未设置（轮换已结束）", field, nameZH)))
 		}
 	}
 	list := func(subject, field string, texts []string) {
@@ -611,7 +612,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	_, problems := d.config.app.pushKeys()
 	for _, p := range problems {
 		if !strings.Contains(p.err.Error(), "resolves to nothing") {
-			results = append(results, redOf(p.what+" "+p.appid, texts(p.err.Error(), p.err.Error()), texts("compare with WeChat's console", "与微信控制台核对")))
+			results = append(results, redOf(p.what+" "+p.appid, textOf(p.err), texts("compare with WeChat's console", "与微信控制台核对")))
 		}
 	}
 	if len(results) == 0 {
@@ -646,7 +647,7 @@ func oauthResult(s *doctorSite, name, base, origin string, hosts []string) docto
 	if origin != "" {
 		var err error
 		if origin, err = (resolver{repl: caddy.NewReplacer()}).required("origin", origin); err != nil {
-			return skippedOf(subject, err.Error(), "origin 在此无法解析："+err.Error())
+			return skippedOf(subject, err.Error(), "在此无法解析："+textOf(err).ZH)
 		}
 	} else if s.any {
 		return skippedOf(subject, "redirects come back to the host that the visitor came to, which the config does not name; origin would", "回调域名即访客所用的域名，配置中未指明；可用 origin 指定")

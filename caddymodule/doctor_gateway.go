@@ -41,7 +41,8 @@ func (d *doctor) askAdmin(ctx context.Context, path string, into any) *notAskedE
 	p := &askParams{address: d.admin, dial: d.dial}
 	at, err := p.endpoint()
 	if err != nil {
-		return &notAskedError{texts(err.Error(), "管理端点的地址有误："+err.Error()), true}
+		why := textOf(err)
+		return &notAskedError{texts(why.EN, "管理端点的地址有误："+why.ZH), true}
 	}
 	ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
 	defer cancel()
@@ -51,7 +52,8 @@ func (d *doctor) askAdmin(ctx context.Context, path string, into any) *notAskedE
 	case nobody:
 		return &notAskedError{why: texts("no gateway is running with this admin endpoint", "该管理端点上没有运行中的网关")}
 	case err != nil:
-		return &notAskedError{texts(err.Error(), "无法询问管理端点："+err.Error()), true}
+		why := textOf(err)
+		return &notAskedError{texts(why.EN, "无法询问管理端点："+why.ZH), true}
 	case status == http.StatusNotFound:
 		name, _, _ := strings.Cut(path, "?")
 		return &notAskedError{why: texts("the running gateway has no "+name, "运行中的网关没有 "+name)}
@@ -197,12 +199,12 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 		case len(detail.PermissionSets) == 0:
 			return skippedOf(subject, "its permission sets are not known yet", "尚不知道其权限集")
 		case len(missing) > 0:
-			var names []string
+			var en, zh []string
 			for _, id := range missing {
-				names = append(names, tokens.DescribePermissionSets([]int{id}))
+				name := tokens.PermissionSetNames([]int{id})
+				en, zh = append(en, name.EN), append(zh, name.ZH)
 			}
-			text := strings.Join(names, ", ")
-			return yellowOf(subject, texts("it did not grant "+text, "未授予权限集："+text), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"))
+			return yellowOf(subject, texts("it did not grant "+strings.Join(en, ", "), "未授予权限集："+strings.Join(zh, "、")), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"))
 		}
 		return greenOf(subject, countOf(len(detail.PermissionSets), "permission set")+", and no trouble with its token", fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
 	})
@@ -224,17 +226,20 @@ func (e *refusedCallError) Error() string {
 
 // notCalled is why a call through the running gateway came to nothing.
 func notCalled(appid string, err error) doctorResult {
-	zh := "无法通过网关调用：" + err.Error()
 	refused, ok := errors.AsType[*refusedCallError](err)
 	switch {
 	case ok && refused.status == http.StatusUnauthorized:
-		return yellowOf(appid, texts("the running gateway does not take the key of the config: "+refused.msg, "运行中的网关不接受配置中的 key："+refused.msg),
+		return yellowOf(appid, texts("the running gateway does not take the key of the config: "+refused.msg, "运行中的网关不接受配置中的 key："+quotedZH(refused.msg)),
 			texts("reload the gateway with this config and the same environment", "请用此配置与相同的环境变量重新加载网关"))
 	case ok && refused.status >= http.StatusInternalServerError:
-		return redOf(appid, texts("the gateway has no answer of WeChat's: "+refused.msg, "网关没有得到微信的应答："+refused.msg),
+		return redOf(appid, texts("the gateway has no answer of WeChat's: "+refused.msg, "网关没有得到微信的应答："+quotedZH(refused.msg)),
 			texts("see the checks gateway and wechat_hosts, and the gateway's log", "参见 gateway 与 wechat_hosts 检查，以及网关日志"))
 	}
-	return skippedOf(appid, err.Error(), zh)
+	why := textOf(err)
+	if ok {
+		why.ZH = fmt.Sprintf("wechat_api 返回 HTTP %d：%s", refused.status, quotedZH(refused.msg))
+	}
+	return skippedOf(appid, why.EN, "无法通过网关调用："+why.ZH)
 }
 
 // callThrough makes a call of an account's through the running gateway's wechat_api, with a key of the config, so that no
@@ -250,18 +255,18 @@ func (d *doctor) callThrough(ctx context.Context, appid, method, path, body stri
 		}
 	}
 	if listener == nil {
-		return errors.New("the config has no wechat_api on plain http to call through")
+		return said("the config has no wechat_api on plain http to call through", "配置中没有可供调用的 http（非 https）wechat_api")
 	}
 	to := *listener
 	if to.host == "" || to.host == "0.0.0.0" || to.host == "::" {
 		to.host = "127.0.0.1"
 	}
 	if !tokens.IsLoopbackHost(to.host) {
-		return errors.New("wechat_api is not on this machine, and a key is not sent elsewhere in the clear")
+		return said("wechat_api is not on this machine, and a key is not sent elsewhere in the clear", "wechat_api 不在本机，而 key 不会以明文发往别处")
 	}
 	client := &http.Client{Transport: &http.Transport{DialContext: d.dial, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	err := fmt.Errorf("no client of the config with a key may call for %s", appid)
+	err := said("no client of the config with a key may call for "+appid, "配置中没有带 key 且可为 "+appid+" 调用的 client")
 	for _, c := range d.config.clients {
 		if !c.may(appid) {
 			continue
@@ -281,11 +286,11 @@ func (d *doctor) callAs(ctx context.Context, client *http.Client, method, target
 	var own wechatSaid
 	switch {
 	case err != nil:
-		return errors.New("wechat_api of the running gateway does not answer")
+		return said("wechat_api of the running gateway does not answer", "运行中的网关的 wechat_api 没有应答")
 	case a.status != http.StatusOK && json.Unmarshal(a.body, &own) == nil && own.Msg != "":
 		return &refusedCallError{a.status, shown(own.Msg)}
 	case json.Unmarshal(a.body, into) != nil:
-		return fmt.Errorf("wechat_api answers HTTP %d and no JSON", a.status)
+		return said(fmt.Sprintf("wechat_api answers HTTP %d and no JSON", a.status), fmt.Sprintf("wechat_api 返回 HTTP %d，且不是 JSON", a.status))
 	}
 	return nil
 }

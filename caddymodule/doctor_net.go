@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -45,10 +47,10 @@ func (d *doctor) checkDNS(ctx context.Context) []doctorResult {
 	return doctorEach(d, ctx, hosts, func(ctx context.Context, host string) doctorResult {
 		addrs, err := d.resolve(ctx, host)
 		if e, ok := errors.AsType[*net.DNSError](err); err != nil && (!ok || !e.IsNotFound) {
-			return redOf(host, texts("cannot be looked up here: "+causeOf(err), "本机无法查询其解析："+causeOf(err)), remedyResolver)
+			return redOf(host, following("cannot be looked up here: ", "本机无法查询其解析：", causeOf(err)), remedyResolver)
 		}
 		if err != nil || len(addrs) == 0 {
-			return redOf(host, texts("has no address: "+causeOf(err), "没有解析结果："+causeOf(err)), texts("add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"))
+			return redOf(host, following("has no address: ", "没有解析结果：", causeOf(err)), texts("add an A record with the gateway's public address", "请添加指向网关公网地址的 A 记录"))
 		}
 		var found []string
 		ipv4, private := false, false
@@ -70,16 +72,33 @@ func (d *doctor) checkDNS(ctx context.Context) []doctorResult {
 	})
 }
 
-// causeOf is an error's text where there is one.
-func causeOf(err error) string {
+// causeOf is why a connection, an answer or an address could not be had, where there is an error.
+func causeOf(err error) tokens.Text {
 	if err == nil {
-		return "no records"
+		return texts("no records", "没有记录")
 	}
+	en := plainCause(err).Error()
 	if e, ok := errors.AsType[*net.DNSError](err); ok {
-		return e.Err
+		if en = e.Err; e.IsNotFound {
+			return texts(en, "域名不存在")
+		}
 	}
-	return plainCause(err).Error()
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return texts(en, "连接被拒绝")
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return texts(en, "连接被对方断开")
+	case isTimeout(err):
+		return texts(en, "超时")
+	}
+	if own := textOf(plainCause(err)); own.EN == en {
+		return own
+	}
+	return texts(en, quotedZH(en))
 }
+
+// following is a text behind another.
+func following(en, zh string, t tokens.Text) tokens.Text { return texts(en+t.EN, zh+t.ZH) }
 
 // checkTLS: each HTTPS site shows a certificate for its name that WeChat accepts.
 func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
@@ -100,14 +119,14 @@ func (d *doctor) checkTLS(ctx context.Context) []doctorResult {
 func (d *doctor) certificate(ctx context.Context, host string, port uint) doctorResult {
 	conn, err := d.dialHost(ctx, "tcp", net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)))
 	if err != nil {
-		return redOf(host, texts(fmt.Sprintf("no connection to port %d: %s", port, causeOf(err)), fmt.Sprintf("无法连接端口 %d：%s", port, causeOf(err))),
+		return redOf(host, following(fmt.Sprintf("no connection to port %d: ", port), fmt.Sprintf("无法连接端口 %d：", port), causeOf(err)),
 			texts("is the gateway running, and does the firewall let the port in? From inside your own network the public address may not be reachable", "网关是否在运行、防火墙是否放行？内网可能无法访问自己的公网地址"))
 	}
 	defer func() { _ = conn.Close() }()
 	roots, _ := d.roots()
 	secured := tls.Client(conn, &tls.Config{ServerName: host, RootCAs: roots, Time: d.now, MinVersion: tls.VersionTLS12})
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return redOf(host, texts("WeChat would not accept it: "+tlsCause(err), "微信不会接受其证书："+tlsCause(err)),
+		return redOf(host, following("WeChat would not accept it: ", "微信不会接受其证书：", tlsCause(err)),
 			texts("let Caddy get a certificate: ports 80 and 443 open, the name pointing here; its log says what failed", "让 Caddy 获取证书：开放 80 与 443 端口、域名指向本机；失败原因见日志"))
 	}
 	ends := secured.ConnectionState().PeerCertificates[0].NotAfter
@@ -118,15 +137,15 @@ func (d *doctor) certificate(ctx context.Context, host string, port uint) doctor
 }
 
 // tlsCause puts the usual errors into plainer words.
-func tlsCause(err error) string {
+func tlsCause(err error) tokens.Text {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "its certificate is signed by an authority that is not known"
+		return texts("its certificate is signed by an authority that is not known", "证书由未知的机构签发")
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
-		return "its certificate has expired, or is not valid yet by the clock here"
+		return texts("its certificate has expired, or is not valid yet by the clock here", "证书已过期，或按本机时钟尚未生效")
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "its certificate is for another name"
+		return texts("its certificate is for another name", "证书属于其他域名")
 	}
 	return causeOf(err)
 }
@@ -138,7 +157,7 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 	}
 	own, err := d.ownAddresses(ctx)
 	if err != nil {
-		return []doctorResult{skippedOf("", "the addresses of this machine are not known: "+err.Error(), "无法获知本机地址："+err.Error())}
+		return []doctorResult{skippedOf("", "the addresses of this machine are not known: "+err.Error(), "无法获知本机地址："+quotedZH(err.Error()))}
 	}
 	return doctorEach(d, ctx, d.config.upstreams, func(ctx context.Context, upstream string) doctorResult {
 		host, port, err := net.SplitHostPort(upstream)
@@ -147,7 +166,7 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 		}
 		addrs, err := d.addressesOf(ctx, host)
 		if err != nil || len(addrs) == 0 {
-			return redOf(upstream, texts("has no address: "+causeOf(err), "没有解析结果："+causeOf(err)), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
+			return redOf(upstream, following("has no address: ", "没有解析结果：", causeOf(err)), texts("mend the name, or the DNS of this machine", "请修正名称或本机 DNS"))
 		}
 		number, _ := strconv.ParseUint(port, 10, 16)
 		for _, a := range addrs {
@@ -159,7 +178,7 @@ func (d *doctor) checkUpstreams(ctx context.Context) []doctorResult {
 		}
 		conn, err := d.dialAny(ctx, "tcp", addrs, port) // as Caddy does
 		if err != nil {
-			return yellowOf(upstream, texts("takes no connection: "+causeOf(err), "无法连接："+causeOf(err)), texts("start the backend, or mend its address", "请启动后端或修正地址"))
+			return yellowOf(upstream, following("takes no connection: ", "无法连接：", causeOf(err)), texts("start the backend, or mend its address", "请启动后端或修正地址"))
 		}
 		_ = conn.Close()
 		return greenOf(upstream, "takes connections, and is not the gateway", "可以连接，且不是网关自身")
@@ -272,7 +291,7 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 		switch {
 		case a.err != nil:
 			f := hostFails(a.origin.Host, classOf(a.err), "", way != "")
-			r = redOf(subject, texts("cannot be reached"+way+": "+tlsCause(a.err), "无法访问"+wayZH+"："+tlsCause(a.err)), f.Remedy)
+			r = redOf(subject, following("cannot be reached"+way+": ", "无法访问"+wayZH+"：", tlsCause(a.err)), f.Remedy)
 		case a.doctorAnswer == nil:
 			r = skippedOf(subject, "there was no time left for it", "没有时间进行此项检查")
 		case !a.speaks():

@@ -94,7 +94,7 @@ func (d *doctor) handshake(ctx context.Context, client *http.Client, p pushURL) 
 	query := url.Values{"signature": {p.keys.codec.Signature(stamp, nonce)}, "timestamp": {stamp}, "nonce": {nonce}, "echostr": {echo}}
 	a, err := d.ask(ctx, client, http.MethodGet, p.url+"?"+query.Encode(), "", nil)
 	if err != nil {
-		return redOf(subject, texts("cannot be reached: "+tlsCause(err), "无法访问："+tlsCause(err)),
+		return redOf(subject, following("cannot be reached: ", "无法访问：", tlsCause(err)),
 			texts("see the checks dns and tls; from inside your own network the public address may not be reachable", "参见 dns 与 tls 检查；内网可能无法访问自己的公网地址"))
 	}
 	switch {
@@ -127,7 +127,7 @@ func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) do
 	if err == nil && a.status == http.StatusForbidden {
 		return greenOf(subject, "refuses a forgery", "拒绝伪造的推送")
 	}
-	what := texts("a POST gets no answer: "+causeOf(err), "POST 没有回复："+causeOf(err))
+	what := following("a POST gets no answer: ", "POST 没有回复：", causeOf(err))
 	if err == nil {
 		what = texts(fmt.Sprintf("a POST with a wrong signature gets HTTP %d, want 403: it does not go to the gateway as a GET does", a.status), fmt.Sprintf("签名错误的 POST 返回 HTTP %d，应为 403：POST 没有像 GET 一样到达网关", a.status))
 	}
@@ -158,7 +158,7 @@ func (d *doctor) signed(ctx context.Context, client *http.Client, p pushURL) doc
 	a, err := d.ask(ctx, client, http.MethodPost, p.url+"?"+query.Encode(), string(body), http.Header{"Content-Type": {"text/xml"}})
 	switch {
 	case err != nil:
-		return redOf(subject, texts("a push gets no answer: "+causeOf(err), "推送没有得到回复："+causeOf(err)), texts("see what cuts off a POST with a body: a firewall (WAF), a limit", "请检查是否有 WAF 或限制截断带正文的 POST"))
+		return redOf(subject, following("a push gets no answer: ", "推送没有得到回复：", causeOf(err)), texts("see what cuts off a POST with a body: a firewall (WAF), a limit", "请检查是否有 WAF 或限制截断带正文的 POST"))
 	case a.status == http.StatusOK && string(a.body) == string(success):
 		return greenOf(subject, "answers a push", "推送正常")
 	case a.status == http.StatusForbidden:
@@ -210,7 +210,7 @@ func (d *doctor) checkVerifyFiles(ctx context.Context) []doctorResult {
 	return doctorEach(d, ctx, list, func(ctx context.Context, w wanted) doctorResult {
 		a, err := d.ask(ctx, client, http.MethodGet, w.url, "", nil)
 		if err != nil {
-			return redOf(w.url, texts("cannot be fetched: "+tlsCause(err), "无法获取："+tlsCause(err)), texts("see the checks dns and tls", "参见 dns 与 tls 检查"))
+			return redOf(w.url, following("cannot be fetched: ", "无法获取：", tlsCause(err)), texts("see the checks dns and tls", "参见 dns 与 tls 检查"))
 		}
 		return judgeVerifyFile(w.url, a, w.content)
 	})
@@ -222,7 +222,7 @@ func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResu
 	case a.status >= 300 && a.status < 400:
 		return redOf(subject, texts(fmt.Sprintf("is redirected (HTTP %d): WeChat may not follow", a.status), fmt.Sprintf("被重定向（HTTP %d）：微信可能不跟随", a.status)), serve)
 	case a.status != http.StatusOK:
-		return redOf(subject, texts(fmt.Sprintf("HTTP %d", a.status), fmt.Sprintf("HTTP %d", a.status)), serve)
+		return redOf(subject, texts(fmt.Sprintf("HTTP %d", a.status), fmt.Sprintf("返回 HTTP %d", a.status)), serve)
 	case isPage(a.body):
 		return redOf(subject, texts("is a web page", "返回的是网页"), texts("download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信控制台重新下载；若文件无误，则有其他服务先行回复"))
 	case bytes.HasPrefix(a.body, byteOrderMark):

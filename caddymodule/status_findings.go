@@ -144,7 +144,7 @@ func olderUnused(subject, appid, what string) Finding {
 func storeDown(s StoreStatus) Finding {
 	return Finding{
 		Level: Red, Code: "store_down", Subject: "store " + s.Module, about: aboutStore, unready: true,
-		Text:   texts("the store does not answer: "+s.Error, "存储没有响应："+s.Error),
+		Text:   texts("the store does not answer: "+s.Error, "存储没有响应："+quotedZH(s.Error)),
 		Remedy: remedyStore,
 	}
 }
@@ -152,7 +152,7 @@ func storeDown(s StoreStatus) Finding {
 func storeWriteFails(s StoreStatus) Finding {
 	return Finding{
 		Level: Red, Code: "store_not_writing", Subject: "store " + s.Module, about: aboutStore,
-		Text:   texts("the store can be read but did not take what was last written: "+s.Error, "存储可读，但最近一次写入失败："+s.Error),
+		Text:   texts("the store can be read but did not take what was last written: "+s.Error, "存储可读，但最近一次写入失败："+quotedZH(s.Error)),
 		Remedy: texts("look for a full disk, a folder that is not the gateway's, or a Redis that is read-only or out of memory", "检查磁盘是否已满、目录权限，或 Redis 是否只读、内存不足"),
 	}
 }
@@ -161,7 +161,7 @@ func storeUnfit(module string, err error) Finding {
 	reason := safeReason(err)
 	return Finding{
 		Level: Red, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
-		Text:   texts("the store is not fit for what it is to keep: "+reason, "存储的设置不满足要求："+reason),
+		Text:   texts("the store is not fit for what it is to keep: "+reason, "存储的设置不满足要求："+quotedZH(reason)),
 		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, and let the user's access list allow what docs/clustering.md names", "将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，访问权限见 docs/clustering.zh-CN.md"),
 	}
 }
@@ -192,7 +192,7 @@ func deduplicationDegraded() Finding {
 
 func hostFails(host, class, reason string, proxied bool) Finding {
 	f := Finding{Level: Red, Code: "host_" + class, Subject: "host " + host, about: host}
-	f.Text = texts("the last call did not reach it ("+class+"): "+reason, "最近一次调用未能到达（"+class+"）："+reason)
+	f.Text = texts("the last call did not reach it ("+class+"): "+reason, "最近一次调用未能到达（"+class+"）："+quotedZH(reason))
 	switch class {
 	case classDNS:
 		f.Remedy = remedyResolver

@@ -135,7 +135,7 @@ func (a *App) sawAnswered(appid, outcome string, why error) {
 		if why != nil {
 			reason = safeReason(rootOf(why))
 		}
-		s.saw(code, appid, texts(reason, reason))
+		s.saw(code, appid, texts(reason, quotedZH(reason)))
 	default:
 		s.mended(appid, codeRepliesLost, codeRepliesUnusable)
 	}
@@ -159,8 +159,8 @@ func (t *Transport) sawRefusal(call *apiCall, key tokens.Key, known tokens.Errco
 		detail = addressText(ip)
 	case known.MissesPermission():
 		code = codePermission
-		if sets := tokens.DescribePermissionSets(tokens.PermissionSetsFor(call.path)); sets != "" {
-			detail = texts(detail.EN+"; it needs "+sets, detail.ZH+"；需要 "+sets)
+		if sets := tokens.PermissionSetNames(tokens.PermissionSetsFor(call.path)); sets.EN != "" {
+			detail = texts(detail.EN+"; it needs "+sets.EN, detail.ZH+"；需要 "+sets.ZH)
 		}
 	case known.Class == tokens.ClassBackoff:
 		code = codeQuota
@@ -185,7 +185,7 @@ func reasonOf(err error) tokens.Text {
 			rid = " (rid " + api.RID + ")"
 		}
 		if !listed {
-			return texts(fmt.Sprintf("%d %s%s", api.Code, api.Msg, rid), fmt.Sprintf("%d %s%s", api.Code, api.Msg, rid))
+			return texts(fmt.Sprintf("%d %s%s", api.Code, api.Msg, rid), fmt.Sprintf("%d %s%s", api.Code, quotedZH(api.Msg), rid))
 		}
 		return texts(fmt.Sprintf("%d %s%s", api.Code, known.Meaning.EN, rid), fmt.Sprintf("%d %s%s", api.Code, known.Meaning.ZH, rid))
 	}
@@ -194,12 +194,12 @@ func reasonOf(err error) tokens.Text {
 		return texts("there is no ticket", "没有 component_verify_ticket")
 	case errors.Is(err, tokens.ErrUnreachable):
 		reason := safeReason(err)
-		return texts(reason, "未能连接微信："+reason)
+		return texts(reason, "未能连接微信："+quotedZH(reason))
 	case errors.Is(err, tokens.ErrStore):
 		return texts("the store does not answer", "存储没有响应")
 	case isTimeout(err):
 		return texts("WeChat has not answered yet", "微信尚未应答")
 	}
 	reason := safeReason(err)
-	return texts(reason, reason)
+	return texts(reason, quotedZH(reason))
 }

@@ -70,8 +70,20 @@ func lookAll(t *testing.T, app *App) Status {
 		if f.Text.EN == "" || f.Text.ZH == "" || f.Remedy.EN == "" || f.Remedy.ZH == "" || f.Subject == "" || strings.Contains(f.Text.EN+f.Text.ZH, "%!") {
 			t.Errorf("a finding is not complete: %+v", f)
 		}
+		speaksBoth(t, f.Code, f.Text)
+		speaksBoth(t, "the remedy of "+f.Code, f.Remedy)
 		if i > 0 && f.Level.rank() > s.Findings[i-1].Level.rank() {
 			t.Errorf("%s comes after what is less bad", f.Code)
+		}
+	}
+	for _, p := range s.Platforms {
+		if p.Token.Error != nil {
+			speaksBoth(t, "the token of "+p.AppID, *p.Token.Error)
+		}
+	}
+	for _, a := range s.Accounts {
+		if a.Token.Error != nil {
+			speaksBoth(t, "the token of "+a.AppID, *a.Token.Error)
 		}
 	}
 	if s.Level != level {

@@ -35,12 +35,13 @@ type cbcMode interface {
 // "+" and "/", the rest of the base64 alphabet, are accepted too. 43 characters carry two bits more than the
 // key and WeChat leaves them set, so four spellings are one key; compare keys with [Key.Same].
 func ParseKey(encodingAESKey string) (Key, error) {
-	if n := len(encodingAESKey); n != encodedKeyLength {
-		return Key{}, fmt.Errorf("aes key has %d characters, want the %d that the WeChat console shows", n, encodedKeyLength)
+	n := len(encodingAESKey)
+	if n != encodedKeyLength {
+		return Key{}, &KeyError{Length: n}
 	}
 	for i := range encodedKeyLength {
 		if !isBase64(encodingAESKey[i]) {
-			return Key{}, fmt.Errorf("aes key has a wrong character at position %d, want only A-Z, a-z and 0-9", i+1)
+			return Key{}, &KeyError{Length: n, Position: i + 1}
 		}
 	}
 	s := new(keyState)
@@ -54,6 +55,19 @@ func ParseKey(encodingAESKey string) (Key, error) {
 	}
 	s.block = block
 	return Key{s}, nil
+}
+
+// KeyError says what is wrong with an EncodingAESKey, and not what it is.
+type KeyError struct {
+	Length   int
+	Position int // of the first wrong character, from 1; 0: the length is wrong
+}
+
+func (e *KeyError) Error() string {
+	if e.Position == 0 {
+		return fmt.Sprintf("aes key has %d characters, want the %d that the WeChat console shows", e.Length, encodedKeyLength)
+	}
+	return fmt.Sprintf("aes key has a wrong character at position %d, want only A-Z, a-z and 0-9", e.Position)
 }
 
 func isBase64(c byte) bool {

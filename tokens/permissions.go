@@ -111,18 +111,20 @@ func (m *Manager) IsMiniProgram(platform, appid string) bool {
 }
 
 // DescribePermissionSets writes ids with their names, for a log.
-func DescribePermissionSets(ids []int) string {
-	var b strings.Builder
+func DescribePermissionSets(ids []int) string { return PermissionSetNames(ids).EN }
+
+// PermissionSetNames are ids with their names; the console knows them by the Chinese ones alone.
+func PermissionSetNames(ids []int) Text {
+	en, zh := make([]string, len(ids)), make([]string, len(ids))
 	for i, id := range ids {
-		if i > 0 {
-			b.WriteString(" or ")
-		}
-		b.WriteString(strconv.Itoa(id))
+		en[i] = strconv.Itoa(id)
+		zh[i] = en[i]
 		if name, ok := PermissionSet(id); ok {
-			b.WriteString(" (" + name.EN + ", " + name.ZH + ")")
+			en[i] += " (" + name.EN + ", " + name.ZH + ")"
+			zh[i] += "（" + name.ZH + "）"
 		}
 	}
-	return b.String()
+	return Text{strings.Join(en, " or "), strings.Join(zh, " 或 ")}
 }
 
 // pathPermissions say which permission sets open a path, in lower case: any of them does. A name that ends in / covers
