@@ -52,15 +52,28 @@ func wechatCommand() caddycmd.Command {
 
 // explainCommand is `caddy wechat explain`.
 func explainCommand() *cobra.Command {
-	asJSON := false
+	asJSON, busy := false, false
 	cmd := &cobra.Command{
-		Use: "explain <errcode>...", Short: "Says what errcodes of WeChat's mean and what to do about them", Args: cobra.MinimumNArgs(1),
+		Use: "explain <errcode>...", Short: "Says what errcodes of WeChat's mean and what to do about them",
 		Long:    "Says, in English and Chinese, what errcodes of WeChat's mean and what to do about them. The exit code is 1 if one is not known.",
 		Example: "caddy wechat explain 61004 40164",
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each code, one a line")
+	// The commonest of all is -1, which would be taken for a flag.
+	cmd.Flags().BoolVarP(&busy, "busy", "1", false, "")
+	_ = cmd.Flags().MarkHidden("busy")
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if busy {
+			return nil
+		}
+		return cobra.MinimumNArgs(1)(cmd, args)
+	}
 	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
-		if err := explain(cmd.OutOrStdout(), fl.Args(), asJSON); err != nil {
+		codes := fl.Args()
+		if busy {
+			codes = append([]string{"-1"}, codes...)
+		}
+		if err := explain(cmd.OutOrStdout(), codes, asJSON); err != nil {
 			return caddy.ExitCodeFailedStartup, err
 		}
 		return caddy.ExitCodeSuccess, nil

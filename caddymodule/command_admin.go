@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 		return caddy.NetworkAddress{}, fmt.Errorf("admin address: %w", err)
 	}
 	at, err := caddy.ParseNetworkAddress(listen)
-	if err != nil || at.PortRangeSize() > 1 {
+	if err != nil || !isAdminAddress(at) {
 		return caddy.NetworkAddress{}, said(fmt.Sprintf("'%s' is not the address of an admin endpoint: write it like localhost:2019 or unix//run/caddy-admin.sock", listen),
 			fmt.Sprintf("“%s”不是管理端点的地址：请写作 localhost:2019 或 unix//run/caddy-admin.sock", listen))
 	}
@@ -78,6 +79,15 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 		at.Host, _, _ = strings.Cut(at.Host, "|") // permissions may follow, as in listen
 	}
 	return at, nil
+}
+
+// isAdminAddress reports whether one endpoint can be asked at an address: a name or an address with a port, no URL.
+func isAdminAddress(at caddy.NetworkAddress) bool {
+	if at.IsUnixNetwork() {
+		return true
+	}
+	u, err := url.Parse("http://" + at.JoinHostPort(0))
+	return err == nil && strings.HasPrefix(at.Network, "tcp") && at.PortRangeSize() == 1 && at.StartPort != 0 && u.Host == at.JoinHostPort(0)
 }
 
 // adminOf is what a config, as JSON, says of the admin endpoint.
@@ -122,7 +132,8 @@ func (p *askParams) exchange(ctx context.Context, at caddy.NetworkAddress, metho
 			return dial(ctx, to.Network, to.JoinHostPort(0))
 		},
 	}
-	res, err := (&http.Client{Transport: transport}).Do(req)
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, err := client.Do(req)
 	if err != nil {
 		return 0, nil, askFailed(err, at)
 	}
@@ -185,7 +196,7 @@ func askRefused(status int, body []byte, at caddy.NetworkAddress) error {
 	case status == http.StatusNotFound:
 		return fmt.Errorf("the Caddy at %s has no such WeChat gateway: it was built without this plugin, or with an older one", at)
 	}
-	return fmt.Errorf("the Caddy at %s answered HTTP %d", at, status)
+	return fmt.Errorf("what answers at %s is not Caddy's admin endpoint: HTTP %d", at, status)
 }
 
 // complete asks for words that may follow. What fails completes nothing.

@@ -87,7 +87,11 @@ func (p *moveParams) export(ctx context.Context, args []string, out, talk io.Wri
 	}
 	p.report(talk, moved, "exported")
 	if n := moved.Total().Refused; n > 0 {
-		return fmt.Errorf("%d records could not be read and are not in the archive", n)
+		what := "could not be read and are not in the archive"
+		if n == 1 {
+			what = "could not be read and is not in the archive"
+		}
+		return fmt.Errorf("%s %s", countOf(n, "record"), what)
 	}
 	return nil
 }

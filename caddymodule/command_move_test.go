@@ -343,3 +343,24 @@ func TestMoveRefusals(t *testing.T) {
 		t.Errorf("%s %v", out, err)
 	}
 }
+
+// TestExportWithoutADamagedRecord: what cannot be read is said, and all else is in the archive.
+func TestExportWithoutADamagedRecord(t *testing.T) {
+	t.Parallel()
+	s := newMoveStore(t, "", moveSealKey).fill(t, 2)
+	damaged := 0
+	err := filepath.WalkDir(s.folder, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.Contains(path, "wx0000000000000001") && !strings.Contains(path, "lock") {
+			damaged++
+			return os.WriteFile(path, []byte("damaged"), 0o600)
+		}
+		return err
+	})
+	if err != nil || damaged != 1 {
+		t.Fatalf("%v, %d records", err, damaged)
+	}
+	_, talk, err := moveRun(t, exportCommand(), nil, "--config", s.config, filepath.Join(t.TempDir(), "gateway.archive"))
+	if err == nil || err.Error() != "1 record could not be read and is not in the archive" || !strings.Contains(talk, "authorizers: 1 exported, 1 refused") {
+		t.Errorf("%v\n%s", err, talk)
+	}
+}

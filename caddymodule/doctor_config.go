@@ -98,8 +98,10 @@ func (d *doctor) read(config, adapter, address string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	d.adminOff = admin.Disabled && address == ""
-	if d.admin, err = caddycmd.DetermineAdminAPIAddress(address, adapted, "config", ""); err != nil {
+	if d.adminOff = admin.Disabled && address == ""; !d.adminOff {
+		d.admin, err = caddycmd.DetermineAdminAPIAddress(address, adapted, "config", "")
+	}
+	if err != nil {
 		return err
 	}
 	c := &d.config

@@ -333,7 +333,7 @@ func (x *examination) sighted(s sighting) Finding {
 	if strings.Contains(known.text.EN, "%s") {
 		f.Text = texts(fmt.Sprintf(known.text.EN, s.detail.EN), fmt.Sprintf(known.text.ZH, s.detail.ZH))
 	}
-	times, ago := fmt.Sprintf(" (%d times, last at %s)", s.count, s.last.UTC().Format(time.TimeOnly)), fmt.Sprintf("（%d 次，最近 %s UTC）", s.count, s.last.UTC().Format(time.TimeOnly))
+	times, ago := fmt.Sprintf(" (%s, last at %s)", countOf(s.count, "time"), s.last.UTC().Format(time.TimeOnly)), fmt.Sprintf("（%d 次，最近 %s UTC）", s.count, s.last.UTC().Format(time.TimeOnly))
 	f.Text = texts(f.Text.EN+times, f.Text.ZH+ago)
 	return f
 }

@@ -831,6 +831,17 @@ func TestStatusOfTheConfiguration(t *testing.T) {
 	look(t, empty).has(t, Yellow, "nothing_configured", thisMachine, "neither")
 }
 
+func TestSightedCounts(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	x := &examination{app: app}
+	for n, want := range map[int]string{1: "(1 time, last at", 2: "(2 times, last at"} {
+		if got := x.sighted(sighting{sightingKey: sightingKey{codePushKey, platformID}, count: n}); !strings.Contains(got.Text.EN, want) {
+			t.Errorf("%s, want %s", got.Text.EN, want)
+		}
+	}
+}
+
 // Caddy counts failures of upstreams where passive health checks are on. Not parallel: it provisions a reverse_proxy.
 func TestStatusOfBackends(t *testing.T) {
 	app, ctx := newTestApp(t, testConfig(""))
