@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,27 +19,53 @@ const markFile = ".caddy-wechat-demo"
 const markTimeout = 2 * time.Second
 
 // takeRunFolder empties a folder of what an earlier show left, whose secrets were other ones, and keeps it for this demo until
-// release. It refuses a folder that is not ours, and one whose demo still runs.
+// release. It refuses a folder that is not ours, and one whose demo runs, or starts at this moment.
 func takeRunFolder(dir string) (release func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	unlock, free, err := lockFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !free {
+		return nil, errTaken(dir)
+	}
+	unmark, err := emptyRunFolder(dir)
+	if err != nil {
+		unlock()
+		return nil, err
+	}
+	return func() { unmark(); unlock() }, nil
+}
+
+func errTaken(dir string) error {
+	return fmt.Errorf("another demonstration runs in %s: end it first, or start this one with bin/demo -dir FOLDER", dir)
+}
+
+// emptyRunFolder takes a folder that is locked. The folder itself stays, for so does the lock.
+func emptyRunFolder(dir string) (release func(), err error) {
 	mark := filepath.Join(dir, markFile)
 	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist) || (err == nil && len(entries) == 0):
-	case err != nil:
+	if err != nil {
 		return nil, err
-	default:
+	}
+	if len(entries) > 0 {
 		if _, err := os.Stat(mark); err != nil {
 			return nil, fmt.Errorf("%s holds something else: name an empty folder with bin/demo -dir FOLDER", dir)
 		}
 		if runs(mark) {
-			return nil, fmt.Errorf("another demonstration runs in %s: end it first, or start this one with bin/demo -dir FOLDER", dir)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, err
+			return nil, errTaken(dir)
 		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	// The mark goes last: a demo that ends in between leaves a folder that is still known as ours.
+	for _, e := range entries {
+		if e.Name() == markFile {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return nil, err
+		}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0") // ends with the process, however that ends
 	if err != nil {
