@@ -12,8 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// walkTime is far more than a walk over a configuration takes, and far less than one in which each level multiplies the ways.
-const walkTime = 5 * time.Second
+// walkTime is far more than a walk over a configuration takes, even watched for races, and less than one in which each level multiplies the ways.
+const walkTime = 30 * time.Second
 
 // inTime runs f, and fails if it takes long.
 func inTime(t *testing.T, what string, f func()) {
@@ -35,10 +35,10 @@ func inTime(t *testing.T, what string, f func()) {
 // Named routes in which a walk could go in very many ways. Each is called a, and inner is what the innermost has.
 var manifoldRoutes = map[string]func(inner string) string{
 	"itself": func(inner string) string {
-		return "&(a) {\n\troute {\n" + each(40, "\t\troute /p%d/* {\n\t\t\tinvoke a\n\t\t}\n") + inner + "\t}\n}\n"
+		return "&(a) {\n\troute {\n" + each(120, "\t\troute /p%d/* {\n\t\t\tinvoke a\n\t\t}\n") + inner + "\t}\n}\n"
 	},
 	"itself after a prefix is taken": func(inner string) string {
-		return "&(a) {\n\troute {\n" + each(40, "\t\thandle_path /p%d/* {\n\t\t\tinvoke a\n\t\t}\n") + inner + "\t}\n}\n"
+		return "&(a) {\n\troute {\n" + each(120, "\t\thandle_path /p%d/* {\n\t\t\tinvoke a\n\t\t}\n") + inner + "\t}\n}\n"
 	},
 	"each other": func(inner string) string {
 		return "&(a) {\n\troute {\n" + each(40, "\t\troute /p%d/* {\n\t\t\tinvoke b\n\t\t}\n") + inner + "\t}\n}\n" +
@@ -58,7 +58,7 @@ var manifoldRoutes = map[string]func(inner string) string{
 	"the next after a prefix is taken": func(inner string) string {
 		var s strings.Builder
 		for name := 'a'; name < 'd'; name++ {
-			s.WriteString("&(" + string(name) + ") {\n\troute {\n" + each(40, "\t\thandle_path /p%d/* {\n\t\t\tinvoke "+string(name+1)+"\n\t\t}\n") + inner + "\t}\n}\n")
+			s.WriteString("&(" + string(name) + ") {\n\troute {\n" + each(22, "\t\thandle_path /p%d/* {\n\t\t\tinvoke "+string(name+1)+"\n\t\t}\n") + inner + "\t}\n}\n")
 		}
 		return s.String() + "&(d) {\n\troute {\n\t\theader X-Last yes\n" + inner + "\t}\n}\n"
 	},
