@@ -32,7 +32,8 @@ type doctorConfig struct {
 	origins   []*url.URL
 	proxy     *url.URL
 	clients   []apiClient
-	unread    bool // named routes are invoked in more ways than are looked at
+	unread    bool     // named routes are invoked in more ways than are looked at
+	alone     []string // sites with a wechat_message behind which nothing could answer
 }
 
 // doctorSite is a host of the config's with what of ours it serves.
@@ -178,6 +179,17 @@ func (r *httpRoute) only() (paths []string) {
 	return paths
 }
 
+// within are the patterns of the paths that a route takes; nil if it takes any.
+func (r *httpRoute) within() (patterns []string) {
+	for _, set := range r.Match {
+		if len(set.Path) == 0 {
+			return nil
+		}
+		patterns = append(patterns, set.Path...)
+	}
+	return patterns
+}
+
 func (c *doctorConfig) readHTTP() error {
 	var parts struct {
 		Apps struct {
@@ -217,6 +229,7 @@ func (c *doctorConfig) readHTTP() error {
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
 			r.routes(s.Routes, siteSpot{hosts: []string{""}})
+			c.alone = append(c.alone, r.alone()...)
 			if addr.StartPort == h.HTTPPort || addr.StartPort == h.HTTPSPort || c.isVisitedOn(addr.StartPort) {
 				c.entrances = append(c.entrances, addr.StartPort)
 			}
@@ -235,6 +248,57 @@ type siteReader struct {
 	secure func(host string) bool
 
 	invoked map[string]bool // named routes, each with the spot that it was invoked from
+
+	messages []messageSpot
+	answers  []siteSpot // of the handlers that could answer, in the order in which they run
+}
+
+// messageSpot is a wechat_message, and how many handlers that could answer stand before it.
+type messageSpot struct {
+	siteSpot
+	before int
+}
+
+// passing are Caddy's handlers that answer no push: they leave it to the next.
+var passing = []string{
+	"authentication", "encode", "headers", "intercept", "invoke", "log_append", "map", "push", "request_body", "rewrite", "subroute", "templates", "tracing", "vars",
+}
+
+// alone are the sites with a wechat_message behind which nothing could answer what comes to it.
+func (r *siteReader) alone() (origins []string) {
+	for _, m := range r.messages {
+		for _, host := range m.hosts {
+			if r.again && host != "" || slices.ContainsFunc(r.answers[m.before:], func(at siteSpot) bool { return mayMeet(host, at.hosts) && mayOverlap(m.within, at.within) }) {
+				continue
+			}
+			if origin := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound).origin(); !slices.Contains(origins, origin) {
+				origins = append(origins, origin)
+			}
+		}
+	}
+	return origins
+}
+
+// mayMeet reports whether requests for a host could come to a place for some hosts; the empty one is any.
+func mayMeet(host string, hosts []string) bool {
+	return host == "" || strings.ContainsAny(host, "*{") || slices.ContainsFunc(hosts, func(other string) bool {
+		return other == "" || strings.ContainsAny(other, "*{") || strings.EqualFold(host, other)
+	})
+}
+
+// mayOverlap reports whether a path could have a pattern of each; nil is any.
+func mayOverlap(a, b []string) bool {
+	fixed := func(pattern string) string {
+		if i := strings.IndexAny(pattern, "*{%"); i >= 0 {
+			pattern = pattern[:i]
+		}
+		return strings.ToLower(pattern)
+	}
+	return a == nil || b == nil || slices.ContainsFunc(a, func(one string) bool {
+		return slices.ContainsFunc(b, func(other string) bool {
+			return strings.HasPrefix(fixed(one), fixed(other)) || strings.HasPrefix(fixed(other), fixed(one))
+		})
+	})
 }
 
 // siteSpot is a place among the routes, by what comes to it.
@@ -242,6 +306,8 @@ type siteSpot struct {
 	hosts    []string
 	patterns []string // of the path matchers around it, the innermost first
 	only     []string // the paths of all that comes here; nil: cannot be told
+	within   []string // patterns, one of which each path has that comes here; nil: cannot be told
+	moved    bool     // paths may have been rewritten: patterns say no more what was asked for
 	stripped string   // what was taken from the paths: the patterns have it, for they are what is asked for
 	behind   string   // the handler that answers before it is reached; empty: none
 	invoked  []string // the named routes that it is in
@@ -258,6 +324,9 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 		if own := route.only(); own != nil {
 			inside.only = putBack(at.stripped, own)
 		}
+		if own := route.within(); own != nil && !at.moved {
+			inside.within = putBack(at.stripped, own)
+		}
 		var hosts, patterns []string
 		for _, set := range route.Match {
 			hosts, patterns = append(hosts, set.Host...), append(patterns, set.Path...)
@@ -272,6 +341,7 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			}
 			if !keepsPath(raw, 0) {
 				inside.only, at.only = nil, nil // of the routes after this one too
+				inside.within, at.within, inside.moved, at.moved = nil, nil, true, true
 			}
 			prefix := prefixTaken(raw)
 			if inside.stripped += prefix; len(route.Match) == 0 { // as handle_path has it
@@ -357,7 +427,14 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		Status    json.RawMessage `json:"status_code"`     // a number or a string
 	}
 	if json.Unmarshal(raw, &h) != nil {
+		r.answers = append(r.answers, at)
 		return ""
+	}
+	switch {
+	case h.Handler == "wechat_message" && at.behind == "":
+		r.messages = append(r.messages, messageSpot{at, len(r.answers)})
+	case !strings.HasPrefix(h.Handler, "wechat_") && !slices.Contains(passing, h.Handler):
+		r.answers = append(r.answers, at)
 	}
 	for _, host := range at.hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
@@ -371,8 +448,12 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		}
 	}
 	at.depth++
-	if route, ok := r.named[h.Name]; ok && h.Handler == "invoke" && !slices.Contains(at.invoked, h.Name) && r.isNew(h.Name, at) { // else it runs itself
-		h.Routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
+	if h.Handler == "invoke" {
+		if route, ok := r.named[h.Name]; ok && !slices.Contains(at.invoked, h.Name) && r.isNew(h.Name, at) { // else it runs itself
+			h.Routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
+		} else { // what it has is not looked at again
+			r.answers = append(r.answers, at)
+		}
 	}
 	r.routes(h.Routes, at)
 	switch {
@@ -480,6 +561,11 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 					texts("put it first: in a route directives run in the order in which they are written", "请写在前面：route 内的指令按书写顺序执行")))
 			}
 		}
+	}
+	for _, origin := range c.alone {
+		results = append(results, redOf("wechat_message of "+origin, texts("nothing that could answer stands behind it: messages get to no backend", "后面没有能应答的处理器：消息到不了任何后端"),
+			texts("write reverse_proxy behind it, in the same route; in a named route put both into route { … }, for of &(name) { … } without that Caddy keeps the first directive alone",
+				"在同一个 route 内把 reverse_proxy 写在它后面；具名路由里请用 route { … } 包住这两条，否则 Caddy 只保留 &(name) { … } 的第一条指令")))
 	}
 	if c.unread {
 		results = append(results, yellowOf("named_routes", texts(fmt.Sprintf("named routes invoke others in more than %d ways: doctor has not looked at all of them", maxInvocations), fmt.Sprintf("具名路由互相 invoke 的方式超过 %d 种：doctor 未逐一检查", maxInvocations)),

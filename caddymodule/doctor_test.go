@@ -597,6 +597,54 @@ func TestDoctorOnOrder(t *testing.T) {
 	}
 }
 
+// TestDoctorOnNothingBehind: a wechat_message behind which nothing could answer is found, wherever it stands, and one that may have a
+// backend is let be.
+func TestDoctorOnNothingBehind(t *testing.T) {
+	t.Parallel()
+	const proxy = "reverse_proxy 127.0.0.1:9092"
+	for _, tt := range []struct {
+		named, site string
+		alone       bool
+	}{
+		{"", "route {\nwechat_message\n}", true},
+		{"", "route /wx/message/* {\nencode\nwechat_message\nheader -Server\n}", true},
+		{"", "route /wx/message/* {\nwechat_message\n}\nroute /app/* {\n" + proxy + "\n}", true},
+		{"", "route {\nwechat_event\nwechat_message\n}", true},
+		{"&(m) {\nwechat_message\n" + proxy + "\n}", "route /wx/message/* {\ninvoke m\n}", true}, // Caddy drops the proxy
+		{"&(m) {\nwechat_message\n" + proxy + "\n}", "route /wx/message/* {\ninvoke m\n" + proxy + "\n}", false},
+		{"&(m) {\nroute {\nwechat_message\n" + proxy + "\n}\n}", "route /wx/message/* {\ninvoke m\n}", false},
+		{"&(b) {\n" + proxy + "\n}", "route {\nwechat_message\ninvoke b\n}\nroute {\nwechat_message\ninvoke b\n}", false},
+		{"", "wechat_message\n" + proxy, false},
+		{"", "route {\nwechat_message\nphp_fastcgi 127.0.0.1:9000\n}", false},
+		{"", "route {\nwechat_message\nrespond success\n}", false},
+		{"", "handle_path /wx/* {\nroute /message/* {\nwechat_message\n}\n}\nroute /wx/message* {\n" + proxy + "\n}", false},
+		{"", "route /wx/message/* {\nwechat_message\n}\n" + proxy, false},
+		{"", "route /WX/message/* {\nwechat_message\n}\n@m path /wx/*\n" + proxy + " @m", false},
+		{"", "route /wx/* {\nroute /wx/message/* {\nwechat_message\nrewrite * /in{uri}\n}\nroute /in/* {\n" + proxy + "\n}\n}", false},
+	} {
+		file := filepath.Join(t.TempDir(), "Caddyfile")
+		writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\n"+tt.named+"\nhttp://gw.example.com:8090 {\n"+tt.site+"\n}\nhttp://app.example.com:8090 {\n"+proxy+"\n}\n")
+		_, adapted, _, err := adaptedApp(file, "caddyfile")
+		if err != nil {
+			t.Fatalf("%s: %v", tt.site, err)
+		}
+		d := newDoctor()
+		d.config = doctorConfig{file: file, adapted: adapted, app: new(App)}
+		if err := d.config.readHTTP(); err != nil {
+			t.Fatal(err)
+		}
+		alone := 0
+		for _, r := range d.checkConfig(t.Context()) {
+			if r.Level == doctorRed && r.Subject == "wechat_message of http://gw.example.com:8090" && strings.Contains(r.Text.EN, "get to no backend") {
+				alone++
+			}
+		}
+		if alone != map[bool]int{true: 1}[tt.alone] {
+			t.Errorf("%s %s: said %d times", tt.named, tt.site, alone)
+		}
+	}
+}
+
 // TestDoctorOnPaths: a matcher that lets no appid through is found, and nothing is said of one that cannot be judged.
 func TestDoctorOnPaths(t *testing.T) {
 	t.Parallel()
