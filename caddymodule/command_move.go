@@ -122,6 +122,9 @@ func (p *moveParams) open() (*openedStore, error) {
 	if err := caddy.StrictUnmarshalJSON(parts.Apps["wechat"], app); err != nil {
 		return nil, fmt.Errorf("%s: wechat: %w", file, err)
 	}
+	if err := app.refuseNull(); err != nil {
+		return nil, fmt.Errorf("%s: wechat: %w", file, err)
+	}
 	// Neither the log nor the admin endpoint of the config: a gateway may be using both.
 	base, err := caddy.ProvisionContext(&caddy.Config{
 		StorageRaw: parts.Storage,

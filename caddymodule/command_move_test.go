@@ -311,6 +311,8 @@ func TestMoveRefusals(t *testing.T) {
 	if err := os.WriteFile(plain, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	null := filepath.Join(t.TempDir(), "null.json")
+	writeFile(t, null, `{"apps":{"wechat":{"platforms":[null]}}}`)
 	down := newMoveStore(t, redistest.FreeAddr(t), moveSealKey)
 	for _, tt := range []struct {
 		cmd  *cobra.Command
@@ -321,6 +323,8 @@ func TestMoveRefusals(t *testing.T) {
 		{exportCommand(), []string{"--config", down.config, kept}, "redis"},
 		{exportCommand(), []string{"--config", "/nonexistent/Caddyfile", kept}, "/nonexistent/Caddyfile"},
 		{exportCommand(), []string{"--config", plain, kept}, "plain.json: it has no global option wechat { … }"},
+		{exportCommand(), []string{"--config", null, kept}, "null.json: wechat: platforms: entry 1 is null"},
+		{importCommand(), []string{"--config", null, kept}, "null.json: wechat: platforms: entry 1 is null"},
 		{exportCommand(), []string{"--config", s.config, "/nonexistent/a"}, "/nonexistent"},
 		{exportCommand(), []string{"a", "b"}, "at most 1 arg"},
 		{importCommand(), []string{"--config", s.config, "/nonexistent/a"}, "/nonexistent/a"},
