@@ -615,10 +615,14 @@ func (m *Message) writeText(w http.ResponseWriter, p *push, text string) bool {
 	return text != "" && !m.isMiniProgram(p) && m.app.writeReply(w, p, textReply(p, text)) == nil
 }
 
-// isMiniProgram reports whether a push is known to be a mini program's: there is no other with such a page or session, and of
-// an authorizer it shows by what it granted.
+// isMiniProgram reports whether a push is known to be a mini program's. Of an authorizer it shows by what it granted; where that
+// says nothing, by a page or session that WeChat documents of mini programs alone.
 func (m *Message) isMiniProgram(p *push) bool {
+	if p.platform != nil {
+		if mini, known := m.app.manager().IsMiniProgram(p.platform.AppID, p.entry.AppID); known {
+			return mini
+		}
+	}
 	f := &p.fields
-	return string(f.MsgType) == "miniprogrampage" || p.isEvent() && string(f.Event) == "user_enter_tempsession" ||
-		p.platform != nil && m.app.manager().IsMiniProgram(p.platform.AppID, p.entry.AppID)
+	return string(f.MsgType) == "miniprogrampage" || p.isEvent() && string(f.Event) == "user_enter_tempsession"
 }

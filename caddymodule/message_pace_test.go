@@ -201,6 +201,22 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestSlowReplyToAMiniProgram: its users would read WeChat's error notice in the place of a text.
+func TestSlowReplyToAMiniProgram(t *testing.T) {
+	t.Parallel()
+	for msgType, want := range map[string]string{"miniprogrampage": "success", "text": "请稍候"} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &slowBackend{after: 30 * time.Second, text: replyXML}
+			p := newPacer(t, func(m *Message) { m.SlowReply, m.SlowReplyText = slowText, "请稍候" }, b.ServeHTTP)
+			got := p.send(strings.Replace(paceMessage(1), "<MsgType>text<", "<MsgType>"+msgType+"<", 1))
+			if !strings.Contains(got.answer, want) || got.attempt != 3 {
+				t.Errorf("%s: saw %q at push %d, want %q", msgType, got.answer, got.attempt, want)
+			}
+			time.Sleep(time.Minute) // until the backend is done
+		})
+	}
+}
+
 // TestBackendTimeout: what a backend's handler sees of the end of its work, in its own context and in those below it, whether that
 // comes before the push ends or long after.
 func TestBackendTimeout(t *testing.T) {

@@ -24,6 +24,8 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 func newMessage(t *testing.T, configure func(*Message)) (*Message, *App) {
@@ -579,6 +581,47 @@ func TestMessageNoTextForMiniPrograms(t *testing.T) {
 	}
 }
 
+// What an account granted says better what it is than a message does, as far as it says anything.
+func TestMessageTextByWhatWasGranted(t *testing.T) {
+	t.Parallel()
+	const page = "<xml><ToUserName>gh_x</ToUserName><FromUserName>o</FromUserName><MsgType>miniprogrampage</MsgType><MsgId>1</MsgId></xml>"
+	const words = "<xml><ToUserName>gh_x</ToUserName><FromUserName>o</FromUserName><MsgType>text</MsgType><Content>c</Content><MsgId>2</MsgId></xml>"
+	for name, tt := range map[string]struct {
+		sets    []int
+		message string
+		text    bool
+	}{
+		"words to an official account": {[]int{1, 2, 15}, words, true},
+		"page to an official account":  {[]int{1, 2, 15}, page, true},
+		"words to a mini program":      {[]int{18, 19}, words, false},
+		"page to a mini program":       {[]int{18, 19}, page, false},
+		"words, nothing known":         {nil, words, true},
+		"page, nothing known":          {nil, page, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wechat := newPlatformWeChat(t)
+			wechat.set(func() { wechat.sets, wechat.failures[infoPath] = tt.sets, `{"errcode":-1}` })
+			app, ctx := newTestApp(t, testConfig(wechat.URL))
+			m := &Message{FallbackText: "later"}
+			if err := m.Provision(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := app.manager().PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket"), CreatedAt: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := app.manager().ExchangeAuthCode(t.Context(), platformID, authorizerID, secret.New("queryauthcode@@@1")); err != nil {
+				t.Fatal(err)
+			}
+			s := platformSender(t)
+			rec := serve(t, m, s.push("/wx/message/"+authorizerID, tt.message), &answering{text: "<html>oops</html>"})
+			if plain := rec.Code == http.StatusOK && rec.Body.String() == "success"; plain == tt.text {
+				t.Errorf("answer %d %q", rec.Code, rec.Body)
+			}
+		})
+	}
+}
+
 func TestMessageHandshake(t *testing.T) {
 	t.Parallel()
 	m, _ := newMessage(t, nil)
@@ -738,6 +781,17 @@ func TestMessageConfig(t *testing.T) {
 	for _, m := range []*Message{{MaxBody: -1}, {MaxBody: math.MaxInt64}, {TimestampWindow: -1}} {
 		if err := m.Validate(); err == nil {
 			t.Errorf("%+v is accepted", m)
+		}
+	}
+	for limit, good := range map[time.Duration]bool{
+		defaultReplyTimeout - 1: false, defaultReplyTimeout: true, maxBackendTimeout: true, maxBackendTimeout + 1: false,
+	} {
+		m := &Message{BackendTimeout: caddy.Duration(limit)}
+		if err := m.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Validate(); good != (err == nil) || err != nil && !strings.Contains(err.Error(), "backend_timeout: want at least reply_timeout") {
+			t.Errorf("backend_timeout %s: %v", limit, err)
 		}
 	}
 }

@@ -657,7 +657,16 @@ func TestPlatformOf(t *testing.T) {
 // Which messages an account granted tells what it is.
 func TestIsMiniProgram(t *testing.T) {
 	t.Parallel()
-	for sets, want := range map[string]bool{"19": true, "17,19,20": true, "1,19": false, "1": false, "18": false, "": false} {
+	type kind struct{ mini, known bool }
+	unknown, mini, official := kind{}, kind{true, true}, kind{false, true}
+	of := func(m *Manager) kind {
+		is, known := m.IsMiniProgram(testPlatform, testAuthorizer)
+		return kind{is && known, known}
+	}
+	if got := of(NewManager()); got != unknown {
+		t.Errorf("before there is a configuration: %+v", got)
+	}
+	for sets, want := range map[string]kind{"19": mini, "17,19,20": mini, "1,19": unknown, "1": official, "7,1": official, "18": unknown, "": unknown} {
 		synctest.Test(t, func(t *testing.T) {
 			r := started(t)
 			var list []string
@@ -673,14 +682,17 @@ func TestIsMiniProgram(t *testing.T) {
 						testAuthorizer, strings.Join(list, ",")), nil
 				}
 			})
-			if r.IsMiniProgram(testPlatform, testAuthorizer) {
-				t.Errorf("%q: before it authorised", sets)
+			if got := of(r.Manager); got != unknown {
+				t.Errorf("%q: before it authorised: %+v", sets, got)
+			}
+			if _, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrNotAuthorized) || of(r.Manager) != unknown {
+				t.Errorf("%q: when it is known that it did not: %v", sets, err)
 			}
 			r.authorize(t, testPlatform, testAuthorizer)
-			if got := r.IsMiniProgram(testPlatform, testAuthorizer); got != want {
-				t.Errorf("%q: %v", sets, got)
+			if got := of(r.Manager); got != want {
+				t.Errorf("%q: got %+v, want %+v", sets, got, want)
 			}
-			if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now().Add(time.Second)); err != nil || r.IsMiniProgram(testPlatform, testAuthorizer) {
+			if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now().Add(time.Second)); err != nil || of(r.Manager) != unknown {
 				t.Errorf("%q: after it revoked (%v)", sets, err)
 			}
 		})

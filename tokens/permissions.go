@@ -99,15 +99,20 @@ const (
 	setMiniMessages = 19
 )
 
-// IsMiniProgram reports whether an account that authorised a platform is a mini program, by the messages that it granted, as
-// far as this node has it in memory. It never waits.
-func (m *Manager) IsMiniProgram(platform, appid string) bool {
+// IsMiniProgram reports whether an account that authorised a platform is a mini program or, if not, an official account, by the
+// messages that it granted. It is not known of one that granted neither or both, or that this node does not have in memory: it
+// never waits.
+func (m *Manager) IsMiniProgram(platform, appid string) (mini, known bool) {
 	c := m.cache.Load()
 	if c == nil {
-		return false
+		return false, false
 	}
 	e := c.get(AuthorizerKey(platform, appid))
-	return e != nil && e.authorized() && slices.Contains(e.rec.FuncInfo, setMiniMessages) && !slices.Contains(e.rec.FuncInfo, setMessages)
+	if e == nil || !e.authorized() {
+		return false, false
+	}
+	mini = slices.Contains(e.rec.FuncInfo, setMiniMessages)
+	return mini, mini != slices.Contains(e.rec.FuncInfo, setMessages)
 }
 
 // DescribePermissionSets writes ids with their names, for a log.
