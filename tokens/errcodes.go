@@ -43,6 +43,7 @@ var (
 	remedyRight = Text{"look up 接口权限 in mp.weixin.qq.com: the account may lack the right (kind, verification); with a platform the permission set (权限集) must be granted too",
 		"在公众平台查看接口权限：账号类型或认证状态可能不满足；第三方平台还须获得对应权限集"}
 	remedyOtherToken = Text{"call the path for the right kind of appid: a platform's for component calls, an account's for all others", "为该路径使用正确的 appid：component 接口用第三方平台的，其余接口用账号的"}
+	remedyPath       = Text{"write cgi_path with a / first and without the host, as in /cgi-bin/user/info", "cgi_path 须以 / 开头且不含域名，如 /cgi-bin/user/info"}
 	remedyBug        = Text{"report it to who maintains the gateway, unless the caller made the request by itself", "若不是调用方自行拼的请求，请向网关维护者反馈"}
 	remedySecurity   = Text{"the account has API security on (服务端API签名加密): have the app sign and encrypt, with keys as in mp.weixin.qq.com > API安全",
 		"账号启用了服务端API签名加密：业务方须按公众平台 > API安全 中的密钥签名并加密"}
@@ -169,9 +170,11 @@ var errcodes = []errcodeRow{
 	{61039, 61039, ClassPass, Text{"privacy check of the code unfinished", "代码隐私接口检测未完成"}, Text{"wait a minute, then submit; do not commit again meanwhile", "等一分钟再提交审核，期间不要重新上传代码"}},
 	{61040, 61040, ClassPass, Text{"a privacy API is not configured", "隐私接口未配置"}, remedyCaller},
 
-	{76003, 76003, ClassPass, Text{"cgi_path is no API path", "cgi_path 不是接口路径"},
-		Text{"write cgi_path with a / first and without the host, as in /cgi-bin/user/info", "cgi_path 须以 / 开头且不含域名，如 /cgi-bin/user/info"}},
-	{76022, 76022, ClassPass, Text{"WeChat keeps no quota of that path", "微信不提供该接口的额度"}, Text{"none needed: there is none to ask for, as of sns/*", "无需处理：sns/* 等接口不支持查询额度"}},
+	{76003, 76003, ClassPass, Text{"cgi_path is no API path", "cgi_path 不是接口路径"}, remedyPath},
+	{76021, 76021, ClassPass, Text{"there is no such cgi_path", "cgi_path 不存在"}, remedyPath},
+	{76022, 76022, ClassPass, Text{"no quota of that cgi_path for the token's account", "令牌所属账号查不到该 cgi_path 的额度"},
+		Text{"ask with the token of the kind of account that may call that path, a platform for component calls; of sns/* WeChat keeps no quota",
+			"用有权调用该接口的那类账号的令牌查询，component 接口用第三方平台的；sns/* 不支持查询额度"}},
 
 	{85004, 85004, ClassPass, Text{"tester bound already", "体验者已绑定"}, remedyNone},
 	{85009, 85009, ClassPass, Text{"an audit is running", "已有版本在审核中"}, Text{"wait for its end or withdraw it", "等待审核结束或撤回"}},
