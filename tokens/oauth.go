@@ -141,10 +141,10 @@ func exchangeUserCode(ctx context.Context, api *Client, path string, query url.V
 type userAnswer struct {
 	AccessToken  string      `json:"access_token"`
 	ExpiresIn    wireSeconds `json:"expires_in"`
-	RefreshToken string      `json:"refresh_token"`
+	RefreshToken wireText    `json:"refresh_token"`
 	OpenID       string      `json:"openid"`
-	Scope        string      `json:"scope"`
-	UnionID      string      `json:"unionid"`
+	Scope        wireText    `json:"scope"`
+	UnionID      wireText    `json:"unionid"`
 	Snapshot     wireFlag    `json:"is_snapshotuser"`
 }
 
@@ -153,8 +153,8 @@ func (a *userAnswer) grant(asked time.Time) (UserGrant, error) {
 		return UserGrant{}, fmt.Errorf("%w: %w: the answer has no openid or no access_token", ErrCodeInDoubt, ErrUnreachable)
 	}
 	return UserGrant{
-		OpenID: a.OpenID, UnionID: a.UnionID, Scope: a.Scope, Snapshot: bool(a.Snapshot),
-		AccessToken: secret.New(a.AccessToken), RefreshToken: secret.New(a.RefreshToken),
+		OpenID: a.OpenID, UnionID: string(a.UnionID), Scope: string(a.Scope), Snapshot: bool(a.Snapshot),
+		AccessToken: secret.New(a.AccessToken), RefreshToken: secret.New(string(a.RefreshToken)),
 		ExpiresAt: asked.Add(lifeOf(int64(a.ExpiresIn))),
 	}, nil
 }
@@ -278,7 +278,7 @@ func refreshUser(ctx context.Context, api *Client, path string, query url.Values
 	renewed := old
 	renewed.AccessToken, renewed.ExpiresAt = secret.New(answer.AccessToken), asked.Add(lifeOf(int64(answer.ExpiresIn)))
 	if answer.RefreshToken != "" {
-		renewed.RefreshToken = secret.New(answer.RefreshToken)
+		renewed.RefreshToken = secret.New(string(answer.RefreshToken))
 	}
 	return renewed, nil
 }

@@ -190,7 +190,7 @@ func TestExchangeUserCodeErrors(t *testing.T) {
 }
 
 // A code is used up by the answer that brings the login: nothing beside the openid and the token may make that unreadable.
-func TestOddNumbersCostNoLogin(t *testing.T) {
+func TestOddValuesCostNoLogin(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		expires, snapshot string
@@ -225,6 +225,14 @@ func TestOddNumbersCostNoLogin(t *testing.T) {
 				t.Errorf("openid %q, snapshot user %v, want %v", g.OpenID, g.Snapshot, tt.virtual)
 			}
 		})
+	}
+	for _, odd := range []string{`7`, `false`, `{}`, `["snsapi_base"]`, `null`} {
+		answer := `{"access_token":"user-token","openid":"o1","scope":` + odd + `,"unionid":` + odd + `,"refresh_token":` + odd + `}`
+		m := loginManager(t, ClientOptions{Transport: &loginWeChat{answers: map[string][]string{pathComponentUserCode: {answer}}}})
+		g, err := m.ExchangeUserCode(t.Context(), platformCode)
+		if err != nil || g.OpenID != "o1" || g.Scope != "" || g.UnionID != "" || !g.RefreshToken.IsZero() {
+			t.Errorf("texts that are %s: %+v, %v", odd, g, err)
+		}
 	}
 }
 

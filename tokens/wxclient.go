@@ -338,6 +338,17 @@ func (s *wireSeconds) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// wireText is a text beside something that is good whatever it holds: what is no text counts as none.
+type wireText string
+
+// UnmarshalJSON accepts a text, and anything else as none.
+func (s *wireText) UnmarshalJSON(data []byte) error {
+	var text string
+	_ = json.Unmarshal(data, &text) // leaves it empty
+	*s = wireText(text)
+	return nil
+}
+
 // wireFlag is a flag that WeChat writes as 1 or leaves out.
 type wireFlag bool
 
