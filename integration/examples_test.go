@@ -395,7 +395,7 @@ func demoEnds(t *testing.T, demo, dir string) {
 
 	running, lines, _ := start()
 	quoted := regexp.MustCompile(`'[^']*'`)
-	commands := 0
+	commands, forged := 0, false
 	for lines.Scan() {
 		if strings.HasPrefix(lines.Text(), "The gateway's log is ") {
 			break
@@ -406,12 +406,13 @@ func demoEnds(t *testing.T, demo, dir string) {
 				t.Errorf("not for every shell: %s", command)
 			}
 			if strings.Contains(lines.Text(), "a forged push: ") {
+				forged = true
 				checkForged(t, quoted.FindAllString(command, -1))
 			}
 		}
 	}
-	if commands < 7 {
-		t.Errorf("the demo shows %d commands to try", commands)
+	if commands < 7 || !forged {
+		t.Errorf("the demo shows %d commands to try, a forged push among them: %v", commands, forged)
 	}
 	leaveUnanswered(t, filepath.Join(dir, "control"))
 	out, err := exec.CommandContext(ctx, demo, "-caddy", binary, "-config", "../Caddyfile.example", "-dir", dir, "-once").CombinedOutput()

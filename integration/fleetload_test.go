@@ -344,12 +344,41 @@ func (l *fleetLoad) push(ctx context.Context) {
 			}
 		})
 		switch {
-		case lost && again > 0: // the second run began late for the same reason that there is one
+		case lost && again > 0 && tooLate(result, err): // the second run began late for the same reason that there is one
 			l.f.t.Logf("under a fault: the user of %q saw %q: %s, %v; %s", s.name, result.UserSaw, result.Wrong, err, describe(begun, runs, result))
 		case lost:
 			l.complain(begun, 0, "the user of %q saw %q: %s, %v; %s", s.name, result.UserSaw, result.Wrong, err, describe(begun, runs, result))
 		}
 	})
+}
+
+// tooLate reports whether all that is wrong with a message is that its answer did not come in time: WeChat dropped the last push, or got
+// success for it.
+func tooLate(result wxsim.PushResult, err error) bool {
+	return err == nil && (result.Last().TimedOut || result.OK() && result.UserSaw == "")
+}
+
+// TestTooLate: a wrong answer or a refusal is not a late one.
+func TestTooLate(t *testing.T) {
+	t.Parallel()
+	dropped := []wxsim.Attempt{{TimedOut: true}}
+	answered := []wxsim.Attempt{{TimedOut: true}, {Status: http.StatusOK}}
+	for name, tt := range map[string]struct {
+		result wxsim.PushResult
+		err    error
+		want   bool
+	}{
+		"dropped":          {wxsim.PushResult{Attempts: dropped, UserSaw: wxsim.FaultText, Wrong: "no answer"}, nil, true},
+		"success":          {wxsim.PushResult{Attempts: answered}, nil, true},
+		"answer of others": {wxsim.PushResult{Attempts: answered, UserSaw: "another's"}, nil, false},
+		"not sealed":       {wxsim.PushResult{Attempts: answered, UserSaw: wxsim.FaultText, Wrong: "unencrypted"}, nil, false},
+		"refused":          {wxsim.PushResult{Attempts: []wxsim.Attempt{{Status: http.StatusForbidden}}, UserSaw: wxsim.FaultText, Wrong: "status 403"}, nil, false},
+		"not pushed":       {wxsim.PushResult{}, errors.New("no such account"), false},
+	} {
+		if got := tooLate(tt.result, tt.err); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }
 
 // excusesRuns: a backend gets a message once more, and no more than that, only if between its first push and its second run one

@@ -478,7 +478,7 @@ func (r *leanRun) ask(q leanAsk, transport string) (got leanGot) {
 		got.outcome = cameLeft // net/http's client: the one before on its connection hung up when all had been said
 		return got
 	}
-	if err != nil && reused && q.client == 0 && !r.backend.saw(got.nonce) {
+	if err != nil && ctx.Err() == nil && reused && q.client == 0 && !r.backend.saw(got.nonce) {
 		// Go's server has closed the connection after the exchange before, whose request it would not read to its end, and unsaid if its
 		// answer was on its way already, over either transport.
 		got.outcome = cameLeft
