@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -165,7 +166,9 @@ type httpRoute struct {
 		Host []string `json:"host"`
 		Path []string `json:"path"`
 	} `json:"match"`
-	Handle []json.RawMessage `json:"handle"`
+	Handle   []json.RawMessage `json:"handle"`
+	Group    string            `json:"group"`
+	Terminal bool              `json:"terminal"`
 }
 
 // only are the paths that a route takes, if its matchers take those and no others; nil if that cannot be told.
@@ -179,15 +182,20 @@ func (r *httpRoute) only() (paths []string) {
 	return paths
 }
 
-// within are the patterns of the paths that a route takes; nil if it takes any.
-func (r *httpRoute) within() (patterns []string) {
-	for _, set := range r.Match {
-		if len(set.Path) == 0 {
-			return nil
-		}
-		patterns = append(patterns, set.Path...)
+// within are the patterns of the paths, and the hosts, that a route takes; nil if it takes any.
+func (r *httpRoute) within() (patterns, hosts []string) {
+	anyPath, anyHost := false, false
+	for _, set := range r.Match { // of which one is enough
+		anyPath, anyHost = anyPath || len(set.Path) == 0, anyHost || len(set.Host) == 0
+		patterns, hosts = append(patterns, set.Path...), append(hosts, set.Host...)
 	}
-	return patterns
+	if anyPath {
+		patterns = nil
+	}
+	if anyHost {
+		hosts = nil
+	}
+	return patterns, hosts
 }
 
 func (c *doctorConfig) readHTTP() error {
@@ -228,8 +236,12 @@ func (c *doctorConfig) readHTTP() error {
 				}
 				return len(s.Policies) > 0 || host != "" && !s.Automatic.Disable && !slices.Contains(s.Automatic.Skip, host)
 			}
-			r.routes(s.Routes, siteSpot{hosts: []string{""}})
-			c.alone = append(c.alone, r.alone()...)
+			r.routes(s.Routes, siteSpot{hosts: []string{""}, reach: []string{""}, moved: []string{}})
+			for _, origin := range r.alone() {
+				if !slices.Contains(c.alone, origin) {
+					c.alone = append(c.alone, origin)
+				}
+			}
 			if addr.StartPort == h.HTTPPort || addr.StartPort == h.HTTPSPort || c.isVisitedOn(addr.StartPort) {
 				c.entrances = append(c.entrances, addr.StartPort)
 			}
@@ -251,6 +263,7 @@ type siteReader struct {
 
 	messages []messageSpot
 	answers  []siteSpot // of the handlers that could answer, in the order in which they run
+	turns    int        // routes that end others, so far
 }
 
 // messageSpot is a wechat_message, and how many handlers that could answer stand before it.
@@ -261,14 +274,15 @@ type messageSpot struct {
 
 // passing are Caddy's handlers that answer no push: they leave it to the next.
 var passing = []string{
-	"authentication", "encode", "headers", "intercept", "invoke", "log_append", "map", "push", "request_body", "rewrite", "subroute", "templates", "tracing", "vars",
+	"authentication", "encode", "headers", "intercept", "invoke", "log_append", "map", "push", "request_body", "rewrite", "subroute", "templates", "timeouts", "tracing",
+	"vars",
 }
 
 // alone are the sites with a wechat_message behind which nothing could answer what comes to it.
 func (r *siteReader) alone() (origins []string) {
 	for _, m := range r.messages {
 		for _, host := range m.hosts {
-			if r.again && host != "" || slices.ContainsFunc(r.answers[m.before:], func(at siteSpot) bool { return mayMeet(host, at.hosts) && mayOverlap(m.within, at.within) }) {
+			if r.again && host != "" || slices.ContainsFunc(r.answers[m.before:], func(at siteSpot) bool { return m.mayGoOn(host, at) }) {
 				continue
 			}
 			if origin := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound).origin(); !slices.Contains(origins, origin) {
@@ -279,26 +293,53 @@ func (r *siteReader) alone() (origins []string) {
 	return origins
 }
 
-// mayMeet reports whether requests for a host could come to a place for some hosts; the empty one is any.
-func mayMeet(host string, hosts []string) bool {
-	return host == "" || strings.ContainsAny(host, "*{") || slices.ContainsFunc(hosts, func(other string) bool {
-		return other == "" || strings.ContainsAny(other, "*{") || strings.EqualFold(host, other)
+// mayGoOn reports whether what comes to one place for a host could get to another that stands behind it.
+func (s *siteSpot) mayGoOn(host string, to siteSpot) bool {
+	if !mayMeet(host, to.reach) || !mayOverlap(s.within, to.within) && !mayOverlap(s.within, to.moved) {
+		return false
+	}
+	return !slices.ContainsFunc(s.turns, func(own routeTurn) bool {
+		if own.group == "" {
+			return !slices.Contains(to.turns, own)
+		}
+		return slices.ContainsFunc(to.turns, func(other routeTurn) bool { return other.group == own.group && other.route != own.route })
 	})
 }
 
-// mayOverlap reports whether a path could have a pattern of each; nil is any.
-func mayOverlap(a, b []string) bool {
-	fixed := func(pattern string) string {
-		if i := strings.IndexAny(pattern, "*{%"); i >= 0 {
-			pattern = pattern[:i]
-		}
-		return strings.ToLower(pattern)
+// mayMeet reports whether requests for a host could come to a place for some hosts; the empty one is any.
+func mayMeet(host string, hosts []string) bool {
+	// Caddy compares the ASCII forms of names.
+	vague := func(host string) bool {
+		return host == "" || strings.ContainsFunc(host, func(c rune) bool { return c == '*' || c == '{' || c > unicode.MaxASCII })
 	}
+	return vague(host) || slices.ContainsFunc(hosts, func(other string) bool { return vague(other) || strings.EqualFold(host, other) })
+}
+
+// mayOverlap reports whether a path could have a pattern of each; nil is any, and without a pattern there is no path.
+func mayOverlap(a, b []string) bool {
 	return a == nil || b == nil || slices.ContainsFunc(a, func(one string) bool {
 		return slices.ContainsFunc(b, func(other string) bool {
-			return strings.HasPrefix(fixed(one), fixed(other)) || strings.HasPrefix(fixed(other), fixed(one))
+			one, other := fixedPart(one), fixedPart(other)
+			return strings.HasPrefix(one, other) || strings.HasPrefix(other, one)
 		})
 	})
+}
+
+// fixedPart is what all paths begin with that have a pattern. Caddy tells no case, and no slash from several unless a pattern has several.
+func fixedPart(pattern string) string {
+	if i := strings.IndexAny(pattern, `*{%?[\`); i >= 0 {
+		pattern = pattern[:i]
+	}
+	for strings.Contains(pattern, "//") {
+		pattern = strings.ReplaceAll(pattern, "//", "/")
+	}
+	return strings.ToLower(pattern)
+}
+
+// routeTurn is a route behind which others have no turn: those of its group, or, if it is terminal, all.
+type routeTurn struct {
+	group string // empty: terminal
+	route int
 }
 
 // siteSpot is a place among the routes, by what comes to it.
@@ -306,8 +347,11 @@ type siteSpot struct {
 	hosts    []string
 	patterns []string // of the path matchers around it, the innermost first
 	only     []string // the paths of all that comes here; nil: cannot be told
-	within   []string // patterns, one of which each path has that comes here; nil: cannot be told
-	moved    bool     // paths may have been rewritten: patterns say no more what was asked for
+	reach    []string // hosts, one of which all is for that comes here: hosts may lack some
+	within   []string // patterns, one of which each path has that comes here as it was asked for; nil: cannot be told
+	moved    []string // patterns of the paths asked for that may have been rewritten before; never nil
+	lost     bool     // all paths may have been rewritten: patterns say no more what was asked for
+	turns    []routeTurn
 	stripped string   // what was taken from the paths: the patterns have it, for they are what is asked for
 	behind   string   // the handler that answers before it is reached; empty: none
 	invoked  []string // the named routes that it is in
@@ -317,15 +361,29 @@ type siteSpot struct {
 // routes reads a list of routes.
 func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 	if at.depth > maxRouteDepth {
+		r.answers = append(r.answers, at) // perhaps
 		return
 	}
+	at.moved = slices.Clip(at.moved)
 	for _, route := range routes {
 		inside := at
+		inside.moved, inside.turns = slices.Clip(at.moved), slices.Clip(at.turns)
 		if own := route.only(); own != nil {
 			inside.only = putBack(at.stripped, own)
 		}
-		if own := route.within(); own != nil && !at.moved {
-			inside.within = putBack(at.stripped, own)
+		within, reach := route.within()
+		if within != nil && !at.lost && mayOverlap(within, at.within) {
+			inside.within = within
+		}
+		if reach != nil {
+			inside.reach = reach
+		}
+		r.turns++
+		if route.Group != "" {
+			inside.turns = append(inside.turns, routeTurn{route.Group, r.turns})
+		}
+		if route.Terminal {
+			inside.turns = append(inside.turns, routeTurn{"", r.turns})
 		}
 		var hosts, patterns []string
 		for _, set := range route.Match {
@@ -341,7 +399,14 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			}
 			if !keepsPath(raw, 0) {
 				inside.only, at.only = nil, nil // of the routes after this one too
-				inside.within, at.within, inside.moved, at.moved = nil, nil, true, true
+			}
+			if !leavesPath(raw) {
+				moved := inside.within
+				if moved == nil {
+					moved = []string{"*"}
+				}
+				inside.moved, at.moved = withOthers(inside.moved, moved), withOthers(at.moved, moved)
+				inside.lost, at.lost = true, at.lost || len(route.Match) == 0
 			}
 			prefix := prefixTaken(raw)
 			if inside.stripped += prefix; len(route.Match) == 0 { // as handle_path has it
@@ -352,6 +417,16 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			at.behind = inside.behind
 		}
 	}
+}
+
+// withOthers are patterns with others, each of them once.
+func withOthers(patterns, others []string) []string {
+	for _, other := range others {
+		if !slices.Contains(patterns, other) {
+			patterns = append(patterns, other)
+		}
+	}
+	return patterns
 }
 
 // putBack puts what was taken from paths before the patterns that what was left is matched with. One that can begin anywhere stays.
@@ -381,7 +456,7 @@ func prefixTaken(raw json.RawMessage) string {
 // pathKeepers are the handlers that leave a request's path alone, unless there is a rewrite in them.
 var pathKeepers = []string{
 	"acme_server", "authentication", "copy_response", "copy_response_headers", "encode", "error", "file_server", "headers", "intercept", "log_append", "map",
-	"metrics", "push", "request_body", "reverse_proxy", "static_response", "templates", "tracing", "vars",
+	"metrics", "push", "request_body", "reverse_proxy", "static_response", "templates", "timeouts", "tracing", "vars",
 }
 
 // keepsPath reports whether requests that get past a handler certainly have the path that they had, or the end of it.
@@ -407,6 +482,11 @@ func keepsPath(raw json.RawMessage, depth int) bool {
 	return slices.Contains(pathKeepers, h.Handler) && !strings.Contains(string(raw), `"rewrite"`)
 }
 
+// leavesPath reports whether requests that get past a handler certainly have the whole path that they had.
+func leavesPath(raw json.RawMessage) bool {
+	return keepsPath(raw, 0) && !strings.Contains(string(raw), `"strip_path_prefix"`)
+}
+
 // isEmptyJSON reports whether a list is missing or has nothing in it.
 func isEmptyJSON(list json.RawMessage) bool {
 	var items []json.RawMessage
@@ -424,14 +504,15 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 			Dial string `json:"dial"`
 		} `json:"upstreams"`
 		Responses json.RawMessage `json:"handle_response"` // of whatever shape another handler has
-		Status    json.RawMessage `json:"status_code"`     // a number or a string
+		Mirrors   json.RawMessage `json:"mirrors"`
+		Status    json.RawMessage `json:"status_code"` // a number or a string
 	}
 	if json.Unmarshal(raw, &h) != nil {
 		r.answers = append(r.answers, at)
 		return ""
 	}
 	switch {
-	case h.Handler == "wechat_message" && at.behind == "":
+	case h.Handler == "wechat_message" && at.behind == "" && isEmptyJSON(h.Mirrors): // to read copies of messages may be all that is wanted
 		r.messages = append(r.messages, messageSpot{at, len(r.answers)})
 	case !strings.HasPrefix(h.Handler, "wechat_") && !slices.Contains(passing, h.Handler):
 		r.answers = append(r.answers, at)

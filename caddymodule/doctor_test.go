@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -621,6 +622,30 @@ func TestDoctorOnNothingBehind(t *testing.T) {
 		{"", "route /wx/message/* {\nwechat_message\n}\n" + proxy, false},
 		{"", "route /WX/message/* {\nwechat_message\n}\n@m path /wx/*\n" + proxy + " @m", false},
 		{"", "route /wx/* {\nroute /wx/message/* {\nwechat_message\nrewrite * /in{uri}\n}\nroute /in/* {\n" + proxy + "\n}\n}", false},
+
+		// A prefix that is taken is taken for what comes after too, and from those paths alone that have it.
+		{"", "handle_path /wx/* {\nwechat_message\n}\nreverse_proxy /message/* 127.0.0.1:9092", false},
+		{"", "route {\nroute /message/* {\nwechat_message\n}\nuri strip_prefix /api\nreverse_proxy /message/* 127.0.0.1:9092\n}", false},
+		{"", "route {\nroute /wx/* {\nwechat_message\n}\nuri /wx/* strip_prefix /wx\nreverse_proxy /message/* 127.0.0.1:9092\n}", false},
+		{"", "route /wx/* {\nuri /wx/* strip_prefix /wx\nroute /message/* {\nwechat_message\n}\n" + proxy + "\n}", false},
+		{"", "rewrite /wx/* /message{uri}\nroute /message/* {\nwechat_message\nrewrite * /in\n}\nreverse_proxy /in 127.0.0.1:9092", false},
+		{"", "handle_path /static/* {\nfile_server\n}\nroute /wx/message/* {\nwechat_message\n}\nreverse_proxy /shop/* 127.0.0.1:9092", true},
+		{"", "handle_path /wx/* {\nroute /message/* {\nwechat_message\n}\n}\nhandle_path /app/* {\n" + proxy + "\n}", true},
+
+		{"", "route /wx/message/* {\nwechat_message\n}\nreverse_proxy /wx/[lm]essage/* 127.0.0.1:9092", false},
+		{"", "route /wx/message/* {\nwechat_message\n}\nreverse_proxy /wx/?essage/* 127.0.0.1:9092", false},
+		{"", "route /wx//message/* {\nwechat_message\n}\nreverse_proxy /wx/message/* 127.0.0.1:9092", false},
+		{"", "route /wx/message/* {\nwechat_message {\nmirror 127.0.0.1:9092\n}\n}", false}, // it reads along
+		{"", "route {\nwechat_message\n" + strings.Repeat("route {\n", 20) + proxy + strings.Repeat("\n}", 20) + "\n}", false},
+		{"", "route {\nforward_auth 127.0.0.1:9091 {\nuri /auth\n}\nroute /wx/message/* {\nwechat_message\n}\nreverse_proxy /wx/* 127.0.0.1:9092\n}", false},
+		{"", "@m not path /app/*\nroute @m {\nwechat_message\n}\nreverse_proxy /wx/* 127.0.0.1:9092", false},
+		{"", "@h host GW.example.com other.example.com\nroute {\nwechat_message\nreverse_proxy @h 127.0.0.1:9092\n}", false},
+		{"", "route {\nwechat_message\ntimeouts {\nread_timeout 1m\n}\n}", true},
+
+		// Of handles one alone has its turn.
+		{"", "handle /wx/message/* {\nwechat_message\n}\nhandle {\n" + proxy + "\n}", true},
+		{"", "handle /wx/message/* {\nwechat_message\n}\n" + proxy, false},
+		{"", "handle /wx/* {\nhandle /wx/message/* {\nwechat_message\n}\nroute {\n" + proxy + "\n}\n}\nhandle {\nrespond 404\n}", false},
 	} {
 		file := filepath.Join(t.TempDir(), "Caddyfile")
 		writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\n"+tt.named+"\nhttp://gw.example.com:8090 {\n"+tt.site+"\n}\nhttp://app.example.com:8090 {\n"+proxy+"\n}\n")
@@ -645,6 +670,45 @@ func TestDoctorOnNothingBehind(t *testing.T) {
 	}
 }
 
+// TestDoctorOnNothingBehindInJSON: of what a Caddyfile cannot have, or only with several sites.
+func TestDoctorOnNothingBehindInJSON(t *testing.T) {
+	t.Parallel()
+	const message, proxy = `{"handler":"wechat_message"}`, `{"handler":"reverse_proxy","upstreams":[{"dial":"127.0.0.1:9092"}]}`
+	for _, tt := range []struct {
+		routes string
+		alone  []string
+	}{
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `]},{"handle":[` + proxy + `]}`, nil},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `],"terminal":true},{"handle":[` + proxy + `]}`, []string{"http://a.example.com:8090"}},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[{"handler":"subroute","routes":[{"handle":[` + message + `]},{"handle":[` + proxy + `]}]}],"terminal":true}`, nil},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `],"group":"g"},{"handle":[` + proxy + `],"group":"g"}`, []string{"http://a.example.com:8090"}},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `],"group":"g"},{"handle":[` + proxy + `],"group":"h"}`, nil},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `]},{"match":[{"host":["b.example.com"]}],"handle":[` + proxy + `]}`, []string{"http://a.example.com:8090"}},
+		{`{"match":[{"host":["a.example.com"]}],"handle":[` + message + `]},{"match":[{"host":["b.example.com"]},{"path":["/wx/*"]}],"handle":[` + proxy + `]}`, nil}, // of any host
+		{`{"match":[{"host":["bücher.example.com"]}],"handle":[` + message + `]},{"match":[{"host":["xn--bcher-kva.example.com"]}],"handle":[` + proxy + `]}`, nil},
+		{`{"handle":[{"handler":"wechat_message","mirrors":[]}]}`, []string{"http://:8090"}},
+		{`{"handle":[{"handler":"wechat_message","mirrors":[` + proxy + `]}]}`, nil},
+	} {
+		var c doctorConfig
+		c.adapted = []byte(`{"apps":{"http":{"servers":{"s":{"listen":[":8090"],"automatic_https":{"disable":true},"routes":[` + tt.routes + `]}}}}}`)
+		if err := c.readHTTP(); err != nil || !slices.Equal(c.alone, tt.alone) {
+			t.Errorf("%s: %v, %q, want %q", tt.routes, err, c.alone, tt.alone)
+		}
+	}
+}
+
+// TestDoctorKnowsHandlers: each handler of Caddy's is known to answer pushes, or to leave them to the next.
+func TestDoctorKnowsHandlers(t *testing.T) {
+	t.Parallel()
+	answering := []string{"acme_server", "copy_response", "copy_response_headers", "error", "file_server", "metrics", "reverse_proxy", "static_response"}
+	for _, m := range caddy.GetModules("http.handlers") {
+		own := strings.HasPrefix(reflect.TypeOf(m.New()).Elem().PkgPath(), "github.com/caddyserver/caddy/")
+		if name := m.ID.Name(); own && slices.Contains(passing, name) == slices.Contains(answering, name) {
+			t.Errorf("%s: does it answer?", name)
+		}
+	}
+}
+
 // TestDoctorOnPaths: a matcher that lets no appid through is found, and nothing is said of one that cannot be judged.
 func TestDoctorOnPaths(t *testing.T) {
 	t.Parallel()
@@ -660,6 +724,7 @@ func TestDoctorOnPaths(t *testing.T) {
 		{platform, "@m {\nmethod POST\npath /a\n}\nroute @m {\nwechat_message\n}", yellow, "/a"},
 		{platform, "route /wx/* {\nroute /wx/message {\nwechat_message\n}\n}", yellow, "/wx/message"},
 		{platform, "route /wx/message/" + platformID + " {\nwechat_message\n}", yellow, "/wx/message/" + platformID},
+		{platform, "timeouts {\nread_timeout 1m\n}\nroute /wx/message {\nwechat_message\n}", yellow, "/wx/message"},
 		{platform, "rewrite /a /b\nroute /wx/message {\nencode\nheader -Server\nwechat_message\n}", yellow, "/wx/message"},
 		{platform, "wechat_message /wx/message\nwechat_message /shop " + accountID, yellow, "/wx/message"},
 		{"", "route /wx/message {\nwechat_message\n}", red, "/wx/message"},
