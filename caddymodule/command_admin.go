@@ -86,8 +86,10 @@ func isAdminAddress(at caddy.NetworkAddress) bool {
 	if at.IsUnixNetwork() {
 		return true
 	}
-	u, err := url.Parse("http://" + at.JoinHostPort(0))
-	return err == nil && strings.HasPrefix(at.Network, "tcp") && at.PortRangeSize() == 1 && at.StartPort != 0 && u.Host == at.JoinHostPort(0)
+	host := at.JoinHostPort(0)
+	u, err := url.Parse("http://" + host)
+	return err == nil && strings.HasPrefix(at.Network, "tcp") && at.PortRangeSize() == 1 && at.StartPort != 0 &&
+		u.Host == strings.Replace(host, "%25", "%", 1) // an IPv6 zone, written as in URLs
 }
 
 // adminOf is what a config, as JSON, says of the admin endpoint.
@@ -120,7 +122,12 @@ func (p *askParams) exchange(ctx context.Context, at caddy.NetworkAddress, metho
 	}
 	to := at                                                      // the name stays as the config has it: Caddy takes no other
 	if to.Host == "" || to.Host == "0.0.0.0" || to.Host == "::" { // every interface: this machine's too
-		to.Host = "localhost"
+		switch to.Host = "localhost"; to.Network { // which need not have an address of each kind
+		case "tcp4":
+			to.Host = "127.0.0.1"
+		case "tcp6":
+			to.Host = "::1"
+		}
 	}
 	dial := p.dial
 	if dial == nil {

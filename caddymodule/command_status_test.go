@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -22,6 +24,24 @@ func adminServer(t *testing.T, answers map[string]string) (address string, asked
 	s := httptest.NewServer(adminHandler(answers, asked))
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://"), asked
+}
+
+// TestAskingEveryInterface: an endpoint that listens on all of one kind is asked at an address of that kind, whatever localhost is.
+func TestAskingEveryInterface(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		":2019": "tcp localhost:2019", "0.0.0.0:2019": "tcp localhost:2019", "[::]:2019": "tcp localhost:2019", "tcp4/:2019": "tcp4 127.0.0.1:2019", "tcp6/:2019": "tcp6 [::1]:2019",
+		"tcp6/[::]:2019": "tcp6 [::1]:2019", "tcp6/[fd00::1]:2019": "tcp6 [fd00::1]:2019", "[fd00::1%25eth0]:2019": "tcp [fd00::1%25eth0]:2019", "unix//run/admin.sock|0600": "unix /run/admin.sock",
+	} {
+		asked := ""
+		p := &askParams{address: address, dial: func(_ context.Context, network, to string) (net.Conn, error) {
+			asked = network + " " + to
+			return nil, syscall.ECONNREFUSED
+		}}
+		if _, err := p.ask(t.Context(), http.MethodGet, "/wechat/status"); asked != want {
+			t.Errorf("%s: asked %q, want %q: %v", address, asked, want, err)
+		}
+	}
 }
 
 func adminHandler(answers map[string]string, asked *[]string) http.Handler {
