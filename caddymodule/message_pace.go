@@ -205,10 +205,10 @@ func (m *Message) takePlace(c *call) (passiveReply, error) {
 }
 
 var (
-	errBusy      = errors.New("max_in_flight messages are at the backend already")
-	errCrowded   = errors.New("max_in_flight messages are at the backend already, and as many wait")
-	errTooSlow   = errors.New("the backend took longer than backend_timeout")
-	errBrokenOff = errors.New("the backend broke off in the middle of its answer")
+	errBusy      = said("max_in_flight messages are at the backend already", "后端正在处理的消息已达 max_in_flight 条")
+	errCrowded   = said("max_in_flight messages are at the backend already, and as many wait", "后端正在处理的消息已达 max_in_flight 条，等待的也有同样多")
+	errTooSlow   = said("the backend took longer than backend_timeout", "后端用时超过 backend_timeout")
+	errBrokenOff = said("the backend broke off in the middle of its answer", "后端在应答途中断开")
 )
 
 // ask runs the next handler, again and again while no backend can be reached, and judges its answer.

@@ -176,7 +176,7 @@ func TestPace(t *testing.T) {
 		{7 * time.Second, "success", "success", 2, 7 * time.Second},
 		{12 * time.Second, "<html>", "稍后回复您", 3, 12 * time.Second},
 	} {
-		t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply))), func(t *testing.T) {
+		t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply)).EN), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b := &slowBackend{after: tt.after, text: tt.reply}

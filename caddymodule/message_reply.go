@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // What can become of an answer; also the metric's label.
@@ -110,7 +110,7 @@ func (w *replyWriter) WriteHeader(status int) {
 	}
 }
 
-var errReplyTooLong = errors.New("answer is larger than max_body")
+var errReplyTooLong = said("answer is larger than max_body", "应答超过 max_body")
 
 // Write implements http.ResponseWriter.
 func (w *replyWriter) Write(b []byte) (int, error) {
@@ -134,7 +134,7 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	case err != nil:
 		return nil, outcomeUnusable, err
 	case w.status >= 300:
-		return nil, outcomeUnusable, fmt.Errorf("status %d", w.status)
+		return nil, outcomeUnusable, said(fmt.Sprintf("status %d", w.status), fmt.Sprintf("状态码 %d", w.status))
 	}
 	body = w.body.Bytes()
 	if len(body) == 0 {
@@ -149,7 +149,9 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	case format == crypto.FormatXML && isXMLReply(text):
 		return text, outcomeSealed, nil
 	}
-	return nil, outcomeUnusable, fmt.Errorf("it is neither empty, nor success, nor %s: it begins with %s", format, kindOfText(text))
+	kind := kindOfText(text)
+	return nil, outcomeUnusable, said(fmt.Sprintf("it is neither empty, nor success, nor %s: it begins with %s", format, kind.EN),
+		fmt.Sprintf("既不为空，也不是 success 或 %s：开头是%s", format, kind.ZH))
 }
 
 var utf8BOM = []byte("\xef\xbb\xbf")
@@ -168,17 +170,17 @@ func isXMLReply(text []byte) bool {
 }
 
 // kindOfText tells the operator what a backend sent instead, without showing it.
-func kindOfText(text []byte) string {
+func kindOfText(text []byte) tokens.Text {
 	lower := bytes.ToLower(text[:min(len(text), 16)])
 	switch {
 	case bytes.HasPrefix(lower, []byte("<!doctype html")), bytes.HasPrefix(lower, []byte("<html")):
-		return "an HTML page"
+		return texts("an HTML page", " HTML 页面")
 	case text[0] == '<':
-		return "another element than <xml>"
+		return texts("another element than <xml>", " <xml> 以外的元素")
 	case text[0] == '{':
-		return "JSON"
+		return texts("JSON", " JSON")
 	}
-	return "other text"
+	return texts("other text", "其他文本")
 }
 
 var sealedPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}

@@ -124,7 +124,7 @@ func TestSharedPace(t *testing.T) {
 		{12 * time.Second, "<html>", "稍后回复您", 3, 12 * time.Second},
 	} {
 		for _, nodes := range [][]int{{0, 1, 2}, {0, 0, 1}, {0, 1, 1}, {0, 1, 0}} {
-			t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply)), nodes), func(t *testing.T) {
+			t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply)).EN, nodes), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					f := newFleet(t, 3, func(m *Message) {

@@ -128,14 +128,18 @@ func (a *App) sawAnswered(appid, outcome string, why error) {
 		if outcome == outcomeUnusable {
 			code = codeRepliesUnusable
 		}
-		reason := "?"
+		reason := texts("?", "?")
 		if he, ok := errors.AsType[caddyhttp.HandlerError](why); ok && he.Err != nil {
 			why = he.Err
 		}
 		if why != nil {
-			reason = safeReason(rootOf(why))
+			why = rootOf(why)
+			safe := safeReason(why)
+			if reason = textOf(why); reason.EN != safe {
+				reason = texts(safe, quotedZH(safe))
+			}
 		}
-		s.saw(code, appid, texts(reason, quotedZH(reason)))
+		s.saw(code, appid, reason)
 	default:
 		s.mended(appid, codeRepliesLost, codeRepliesUnusable)
 	}

@@ -796,6 +796,9 @@ func TestStatusOfReplies(t *testing.T) {
 		return nil
 	}))
 	look(t, app).has(t, Yellow, codeRepliesUnusable, accountID, "")
+	if f := look(t, app).finding(codeRepliesUnusable, accountID); f == nil || !strings.Contains(f.Text.EN, "it begins with an HTML page") || !strings.Contains(f.Text.ZH, "开头是 HTML 页面") || strings.Contains(f.Text.ZH, "begins") {
+		t.Errorf("%+v", f)
+	}
 	serve(t, m, accountSender(t).push(path, textMessage("hello")), quiet)
 	look(t, app).hasNot(t, codeRepliesLost, codeRepliesUnusable)
 }
