@@ -15,7 +15,7 @@ import (
 const (
 	maxPushAllocs      = 23 // of wechat_message, beside those of Caddy and of the backend: 18, and what growing tables and emptied pools add
 	maxPushAgainAllocs = 13 // of a push whose message was answered: 8, and what emptied pools add
-	maxCallAllocs      = 0  // of a whole call, above what the proxy takes for one that it only passes on: 2 fewer, and what emptied pools add
+	maxCallAllocs      = -6 // of a whole call, above what the proxy takes for one that it only passes on: 9 fewer, and what emptied pools add
 	maxBearerAllocs    = 3
 	maxOpaqueAllocs    = 10
 	maxTransportAllocs = 2

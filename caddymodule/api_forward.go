@@ -32,7 +32,7 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	r := req.WithContext(&req.passing)
 	call.shown.Path = call.path
 	r.URL, r.RequestURI, r.Header = &call.shown, call.path, call.header
-	if !a.proxyLog.Core().Enabled(zapcore.DebugLevel) {
+	if call.unshown = !a.proxyLog.Core().Enabled(zapcore.DebugLevel); call.unshown {
 		r.Header = unshownHeader
 	}
 	r.Body, r.ContentLength, r.TransferEncoding, r.Trailer = nil, 0, nil, nil

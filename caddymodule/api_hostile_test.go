@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -284,6 +285,39 @@ func TestProxySeesHeaderForItsLog(t *testing.T) {
 			t.Errorf("at level %s the proxy sees %v", level, seen)
 		}
 	}
+}
+
+// TestProxyEncodesNoUnshownHeader: after each exchange the proxy encodes the header for its log, whether it is shown or not.
+func TestProxyEncodesNoUnshownHeader(t *testing.T) {
+	g := newGateway(t, newFakeWeChat(t), "", "")
+	proxy, ok := g.api.proxy.(*reverseproxy.Handler)
+	if !ok {
+		t.Fatalf("the proxy is a %T", g.api.proxy)
+	}
+	spy := &headerSpy{RoundTripper: proxy.Transport}
+	proxy.Transport = spy
+	for level, shown := range map[zapcore.Level]bool{zapcore.InfoLevel: false, zapcore.DebugLevel: true} {
+		core, _ := observer.New(level)
+		g.api.proxyLog = zap.New(core)
+		if answer := g.get("/"+accountID+"/cgi-bin/user/info", bearer(crmKey), "X-Of-The-App: 1"); answer.Status != http.StatusOK {
+			t.Fatalf("got %d %s", answer.Status, answer.Body)
+		}
+		if got := spy.left.Get("X-Of-The-App") == "1"; got != shown || !shown && spy.left != nil {
+			t.Errorf("at level %s the proxy encodes %v", level, spy.left)
+		}
+	}
+}
+
+// headerSpy keeps what header a transport leaves in the proxy's request.
+type headerSpy struct {
+	http.RoundTripper
+	left http.Header
+}
+
+func (s *headerSpy) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := s.RoundTripper.RoundTrip(req)
+	s.left = req.Header
+	return res, err
 }
 
 // What all calls have in common for the proxy's log, the proxy leaves as it is.

@@ -125,6 +125,8 @@ type apiCall struct {
 	sdk    bool
 	client string
 	appid  string
+	// unshown: no log shows the header that the proxy has of the call.
+	unshown bool
 
 	outcome string     // for the metric
 	span    trace.Span // of the caller's request; nil: it is not traced
@@ -205,6 +207,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			"the transport wechat serves wechat_api alone: use the directive wechat_api in place of this reverse_proxy")), nil
 	}
 	dropInterim(req.Context())
+	if call.unshown {
+		req.Header = nil // the proxy would encode it for its log after the exchange; req is its own, made for this exchange
+	}
 	call.outcome = outcomeOK
 	res, refused, err := t.attempt(req, call, origin, call.token.Value)
 	if err != nil {
