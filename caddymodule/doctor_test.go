@@ -552,6 +552,23 @@ func TestDoctorOfTheSick(t *testing.T) {
 	}
 }
 
+// siteDoctor is a doctor that has read a Caddyfile with a platform and the sites, and nothing else.
+func siteDoctor(t *testing.T, sites string) *doctor {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "Caddyfile")
+	writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\n"+sites)
+	_, adapted, _, err := adaptedApp(file, "caddyfile")
+	if err != nil {
+		t.Fatalf("%s: %v", sites, err)
+	}
+	d := newDoctor()
+	d.config = doctorConfig{file: file, adapted: adapted, app: new(App)}
+	if err := d.config.readHTTP(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // TestDoctorOnOrder: what is behind a handler that goes on with the next is reached, and of what is not no more is said than is true.
 func TestDoctorOnOrder(t *testing.T) {
 	t.Parallel()
@@ -572,17 +589,7 @@ func TestDoctorOnOrder(t *testing.T) {
 		{"redir https://example.com\nwechat_message", "static_response, which " + nothing},
 		{"route {\nrespond 200\nwechat_event\n}", "static_response, which " + nothing},
 	} {
-		file := filepath.Join(t.TempDir(), "Caddyfile")
-		writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\nhttp://:8090 {\n"+tt.site+"\n}\n")
-		_, adapted, _, err := adaptedApp(file, "caddyfile")
-		if err != nil {
-			t.Fatalf("%s: %v", tt.site, err)
-		}
-		d := newDoctor()
-		d.config = doctorConfig{file: file, adapted: adapted, app: new(App)}
-		if err := d.config.readHTTP(); err != nil {
-			t.Fatal(err)
-		}
+		d := siteDoctor(t, "http://:8090 {\n"+tt.site+"\n}\n")
 		said := ""
 		for _, r := range d.checkConfig(t.Context()) {
 			if what, ok := strings.CutPrefix(r.Text.EN, "stands behind "); ok {
@@ -647,17 +654,7 @@ func TestDoctorOnNothingBehind(t *testing.T) {
 		{"", "handle /wx/message/* {\nwechat_message\n}\n" + proxy, false},
 		{"", "handle /wx/* {\nhandle /wx/message/* {\nwechat_message\n}\nroute {\n" + proxy + "\n}\n}\nhandle {\nrespond 404\n}", false},
 	} {
-		file := filepath.Join(t.TempDir(), "Caddyfile")
-		writeFile(t, file, "{\nwechat {\nplatform "+platformID+" {\nsecret s\ntoken t\naes_key "+platformKey+"\n}\n}\n}\n"+tt.named+"\nhttp://gw.example.com:8090 {\n"+tt.site+"\n}\nhttp://app.example.com:8090 {\n"+proxy+"\n}\n")
-		_, adapted, _, err := adaptedApp(file, "caddyfile")
-		if err != nil {
-			t.Fatalf("%s: %v", tt.site, err)
-		}
-		d := newDoctor()
-		d.config = doctorConfig{file: file, adapted: adapted, app: new(App)}
-		if err := d.config.readHTTP(); err != nil {
-			t.Fatal(err)
-		}
+		d := siteDoctor(t, tt.named+"\nhttp://gw.example.com:8090 {\n"+tt.site+"\n}\nhttp://app.example.com:8090 {\n"+proxy+"\n}\n")
 		alone := 0
 		for _, r := range d.checkConfig(t.Context()) {
 			if r.Level == doctorRed && r.Subject == "wechat_message of http://gw.example.com:8090" && strings.Contains(r.Text.EN, "get to no backend") {
