@@ -154,7 +154,7 @@ func TestLandingPlacesAreFoundSoon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			app := provisionAll(t, config)
+			app, _ := provisionAll(t, config)
 			inTime(t, "the search", func() {
 				funcs, _ := app.servedFuncs()
 				link := "http://a.example.com/wx/login/authorize/" + accountID + "/shop"
@@ -167,7 +167,7 @@ func TestLandingPlacesAreFoundSoon(t *testing.T) {
 }
 
 // provisionAll provisions all of a JSON configuration, with its storage in a folder.
-func provisionAll(t *testing.T, config string) *App {
+func provisionAll(t *testing.T, config string) (*App, caddy.Context) {
 	t.Helper()
 	var loaded caddy.Config
 	if err := json.Unmarshal([]byte(config), &loaded); err != nil {
@@ -194,7 +194,7 @@ func provisionAll(t *testing.T, config string) *App {
 			}
 		}
 	})
-	return app
+	return app, ctx
 }
 
 // TestDoctorReadsSoon: so does doctor.

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -644,34 +643,11 @@ func TestJSSDKInCaddy(t *testing.T) {
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, warnings)
 	}
-	var loaded caddy.Config
-	if err := json.Unmarshal([]byte(config), &loaded); err != nil {
-		t.Fatal(err)
-	}
-	loaded.StorageRaw, _ = json.Marshal(map[string]string{"module": "file_system", "root": t.TempDir()})
-	provisioning.Lock()
-	ctx, err := caddy.ProvisionContext(&loaded)
-	provisioning.Unlock()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, ctx := provisionAll(t, config)
 	module, err := ctx.App("http")
 	if err != nil {
 		t.Fatal(err)
 	}
-	app, err := loadApp(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificates, err := ctx.App("tls") // which every http app brings along
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(app.Cleanup(), certificates.(caddy.CleanerUpper).Cleanup()); err != nil {
-			t.Errorf("cleanup: %v", err)
-		}
-	})
 	server := module.(*caddyhttp.App).Servers["srv0"]
 	ask := func(method, target string) *httptest.ResponseRecorder {
 		rec := httptest.NewRecorder()
