@@ -89,8 +89,12 @@ type opaqueKeys struct {
 
 	mu      sync.Mutex
 	kept    []opaqueKeyRecord // what known was made of
-	news    chan struct{}     // closed when another node has changed the record; nil: nobody waits
-	loaded  time.Time         // when the store was last asked, and answered
+	taken   uint64            // the look that kept is of
+	news    chan struct{}     // closed when there is a new key, or another node has changed the record; nil: nobody waits
+	looks   uint64            // into the store that have begun; each has its number
+	changed uint64            // the last look that had begun when another node's change was heard
+	looked  uint64            // the last look that was answered
+	loaded  time.Time         // when that began
 	failed  time.Time         // when it last failed to give a key, or to keep one
 	failure error             // of that time; nil: it has not failed since
 }
@@ -229,18 +233,24 @@ func (k *opaqueKeys) failedLately() error {
 func (k *opaqueKeys) heard() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.loaded = time.Time{}
+	k.changed = k.looks
+	k.tell()
+}
+
+// tell wakes all who wait. The caller holds mu.
+func (k *opaqueKeys) tell() {
 	if k.news != nil {
 		close(k.news)
 		k.news = nil
 	}
 }
 
-// awaitReload waits until the store may be read again. The error is ctx's.
-func (k *opaqueKeys) awaitReload(ctx context.Context) error {
+// awaitReload waits until the store may be read again, or there is a new key: at once if it is that one. The error is
+// ctx's.
+func (k *opaqueKeys) awaitReload(ctx context.Context, id [opaqueKeyID]byte) error {
 	k.mu.Lock()
 	wait := opaqueReload - time.Since(k.loaded)
-	if k.loaded.IsZero() {
+	if _, known := k.find(id); known || k.looked <= k.changed { // it was changed since, be it while it was being read
 		wait = 0
 	}
 	if k.news == nil {
@@ -263,21 +273,41 @@ func (k *opaqueKeys) awaitReload(ctx context.Context) error {
 	}
 }
 
-// loadedSince reports whether the store has been read since then, from the beginning.
-func (k *opaqueKeys) loadedSince(then time.Time) bool {
+// look is the number of a look into the store that begins.
+func (k *opaqueKeys) look() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.loaded.After(then)
+	k.looks++
+	return k.looks
 }
 
-// note remembers how the store answered. Loaded is when it was asked for the keys; zero: it was not.
-func (k *opaqueKeys) note(loaded time.Time, err error) {
+// lastLook is the number of the last look that has begun.
+func (k *opaqueKeys) lastLook() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if loaded.After(k.loaded) {
-		k.loaded = loaded
-	}
+	return k.looks
+}
+
+// lookedSince reports whether a look has been answered that began after that one.
+func (k *opaqueKeys) lookedSince(look uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.looked > look
+}
+
+// note remembers how the store answered a look that began then; 0: it was not asked for the keys.
+func (k *opaqueKeys) note(look uint64, began time.Time, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.answered(look, began)
 	k.failed, k.failure = time.Now(), err
+}
+
+// answered notes that a look that began then is over. The caller holds mu.
+func (k *opaqueKeys) answered(look uint64, began time.Time) {
+	if look > k.looked {
+		k.looked, k.loaded = look, began
+	}
 }
 
 // fresh reports whether the newest key may make tokens.
@@ -297,7 +327,7 @@ func (k *opaqueKeys) newest() (opaqueKey, bool) {
 // time.
 func (m *Manager) renewOpaqueKeys(ctx context.Context, env *Environment) (opaqueKey, error) {
 	err := m.makeOpaqueKey(ctx, env)
-	m.opaque.note(time.Time{}, err)
+	m.opaque.note(0, time.Time{}, err)
 	key, ok := m.opaque.newest()
 	if ok && err != nil {
 		env.Log.Warn("a new key for opaque tokens cannot be kept, the old one stays in use", "error", err)
@@ -336,7 +366,7 @@ func (m *Manager) makeOpaqueKey(ctx context.Context, env *Environment) error {
 	if err := m.storeRecord(ctx, env, opaqueName, kept); err != nil {
 		return err
 	}
-	return m.opaque.take(kept)
+	return m.opaque.take(kept, m.opaque.look(), time.Now())
 }
 
 // openingKey is the key of that id.
@@ -345,21 +375,25 @@ func (m *Manager) openingKey(ctx context.Context, id [opaqueKeyID]byte) (opaqueK
 	if err != nil {
 		return opaqueKey{}, err
 	}
-	asked := time.Now()
+	if key, ok := m.opaque.find(id); ok {
+		return key, nil
+	}
+	last := m.opaque.lastLook()
 	for {
+		over := m.opaque.lookedSince(last) // before find: a look may end in between
 		if key, ok := m.opaque.find(id); ok {
 			return key, nil
 		}
 		if failure := m.opaque.failedLately(); failure != nil { // be it of somebody's look meanwhile
 			return opaqueKey{}, failure
 		}
-		if m.opaque.loadedSince(asked) {
+		if over {
 			return opaqueKey{}, ErrOpaqueUnknown
 		}
-		if err := m.opaque.awaitReload(ctx); err != nil {
+		if err := m.opaque.awaitReload(ctx, id); err != nil {
 			return opaqueKey{}, err
 		}
-		if m.opaque.loadedSince(asked) {
+		if _, ok := m.opaque.find(id); ok || m.opaque.lookedSince(last) {
 			continue
 		}
 		// A look that is under way may have begun before the key was made: then there is another one.
@@ -391,7 +425,7 @@ func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
 // loadOpaqueKeys reads the keys from the store; none is no error. Keys that are not sealed although there is a seal key
 // count as none: whoever can write to the store could have put them there, to make tokens of their own.
 func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
-	asked := time.Now()
+	look, began := m.opaque.look(), time.Now()
 	err = m.loadRecord(ctx, env, opaqueName, &kept)
 	switch {
 	case errors.Is(err, errUnsealed):
@@ -401,14 +435,14 @@ func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept op
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil
 	case err == nil:
-		err = m.opaque.take(kept)
+		err = m.opaque.take(kept, look, began)
 	}
-	m.opaque.note(asked, err)
+	m.opaque.note(look, began, err)
 	return kept, err
 }
 
-// take puts stored keys in force.
-func (k *opaqueKeys) take(kept opaqueRecord) error {
+// take puts keys in force that a look found which began then, unless a later one has found some.
+func (k *opaqueKeys) take(kept opaqueRecord, look uint64, began time.Time) error {
 	known := make([]opaqueKey, 0, len(kept.Keys))
 	for _, r := range kept.Keys {
 		key, err := newOpaqueKey(r)
@@ -419,8 +453,16 @@ func (k *opaqueKeys) take(kept opaqueRecord) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.kept = kept.Keys
+	if look < k.taken {
+		return nil
+	}
+	// Only a new key is news: who waits for one that is not there must not make the store be read at once.
+	if slices.ContainsFunc(known, func(key opaqueKey) bool { _, ok := k.find(key.id); return !ok }) {
+		k.tell()
+	}
+	k.kept, k.taken = kept.Keys, look
 	k.known.Store(&known)
+	k.answered(look, began) // as one with the news: whoever that wakes need not look again
 	return nil
 }
 
@@ -461,7 +503,7 @@ func (m *Manager) keepOpaqueKeys(ctx context.Context) error {
 	if err := m.storeRecord(ctx, env, opaqueName, kept); err != nil {
 		return err
 	}
-	return m.opaque.take(kept)
+	return m.opaque.take(kept, m.opaque.look(), time.Now())
 }
 
 // unlessUnreadable is err unless it says that the record is there: then there is nothing to write again.

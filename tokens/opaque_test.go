@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -329,6 +330,92 @@ func TestOpaqueLookBegunBeforeTheKey(t *testing.T) {
 	time.Sleep(50 * time.Millisecond) // it waits for that look
 	close(store.release)
 	wg.Wait()
+}
+
+// Word of a new key comes while the store is read that did not have it yet: its tokens need not wait for the next look.
+func TestOpaqueHeardWhileReading(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &heldLoads{MemStore: NewMemStore(), began: make(chan struct{}), release: make(chan struct{})}
+		elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims())
+		node := opaqueNode(t, store, nil)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+				t.Errorf("got %v, want ErrOpaqueUnknown", err)
+			}
+		})
+		<-store.began
+		token := mustIssue(t, opaqueNode(t, store.MemStore, nil), opaqueClaims())
+		node.opaque.heard()
+		close(store.release)
+		synctest.Wait()
+		start := time.Now()
+		if _, err := node.OpenOpaque(t.Context(), token); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it waited for %v", took)
+		}
+	})
+}
+
+// Who waits for a key need not wait any more when somebody else finds it.
+func TestOpaqueFoundByAnother(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := NewMemStore()
+		elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims())
+		node := opaqueNode(t, store, nil)
+		if _, err := node.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+			t.Fatalf("got %v, want ErrOpaqueUnknown", err)
+		}
+		token := mustIssue(t, opaqueNode(t, store, nil), opaqueClaims())
+		start := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := node.OpenOpaque(t.Context(), token); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(start); took != 0 {
+				t.Errorf("it waited for %v", took)
+			}
+		})
+		synctest.Wait()
+		mustIssue(t, node, opaqueClaims()) // reads the store for its own sake
+		wg.Wait()
+	})
+}
+
+// The answer to an older look must not take away a key that was made meanwhile.
+func TestOpaqueOlderLook(t *testing.T) {
+	t.Parallel()
+	store := &heldLoads{MemStore: NewMemStore(), began: make(chan struct{}), release: make(chan struct{})}
+	node := opaqueNode(t, store.MemStore, nil)
+	oldKeys(t, node, opaqueKeyLife+time.Hour)
+	env, err := node.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := *env
+	slow.Store = store
+	looked := make(chan error)
+	go func() {
+		_, err := node.loadOpaqueKeys(t.Context(), &slow)
+		looked <- err
+	}()
+	<-store.began
+	if err := node.makeOpaqueKey(t.Context(), env); err != nil {
+		t.Fatal(err)
+	}
+	close(store.release)
+	if err := <-looked; err != nil {
+		t.Fatal(err)
+	}
+	if !node.opaque.fresh() {
+		t.Error("the new key is gone")
+	}
 }
 
 // heldLoads holds the answer to the first read back.
