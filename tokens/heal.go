@@ -67,6 +67,7 @@ func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*ent
 	info, err := m.authorizerInfo(ctx, env, k)
 	if err == nil && info.refresh.IsZero() {
 		m.rosters.orphan(k)
+		m.settleOrphan(ctx, env, k) // its code may have been exchanged meanwhile
 		err = errNoRefreshToken
 	}
 	switch {

@@ -110,7 +110,7 @@ func (h *hearing) Changed(name string) {
 	m := h.m
 	if name == opaqueName {
 		m.opaque.heard()
-		m.queue.addLight("opaque", func(ctx context.Context) {
+		m.queue.addNews("opaque", func(ctx context.Context) {
 			if env, err := m.current(); err == nil {
 				_, _ = m.loadOpaqueKeys(ctx, env) // the next token with a key that is not known has it read otherwise
 			}
@@ -131,7 +131,7 @@ func (h *hearing) Changed(name string) {
 	}
 	if platform, ok := ticketPlatform(name); ok {
 		m.tickets.arrived(platform)
-		m.queue.addLight("ticket of "+platform, func(ctx context.Context) { // or its age here would be that of the one before
+		m.queue.addNews("ticket of "+platform, func(ctx context.Context) { // or its age here would be that of the one before
 			if env, err := m.current(); err == nil {
 				if _, ours := env.platform(platform); ours {
 					_, _ = m.ticket(ctx, env, platform) // whoever needs it reads it otherwise
@@ -158,7 +158,7 @@ func (h *hearing) Changed(name string) {
 	}
 	if c.get(k) != nil {
 		// So that no use has to wait for it. If there is no room for it, the next use does.
-		m.queue.addLight("check "+name, func(ctx context.Context) {
+		m.queue.addNews("check "+name, func(ctx context.Context) {
 			if env, err := m.current(); err == nil {
 				_, _ = m.reread(ctx, env, k) // the next use reads it otherwise
 			}

@@ -260,7 +260,7 @@ func (m *Manager) hearName(k Key) {
 	if s := x.shardOf(k); s == nil || s.has(recordID(k.AppID)) {
 		return
 	}
-	m.queue.addLight("name "+k.recordName(), func(ctx context.Context) {
+	m.queue.addNews("name "+k.recordName(), func(ctx context.Context) {
 		if env, err := m.current(); err == nil {
 			if rec, err := m.look(ctx, env, k); err == nil {
 				m.learnName(k, rec)

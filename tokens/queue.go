@@ -19,9 +19,10 @@ const (
 type job struct {
 	run     func(context.Context) error
 	due     time.Time
-	failed  int  // attempts in a row
-	running bool // at most once at a time
-	again   bool // added again while running
+	failed  int       // attempts in a row
+	running bool      // at most once at a time
+	again   bool      // added again while running
+	sooner  time.Time // when it is to run again, as it was hastened while running
 	light   bool
 	awaited []chan error // get what the attempt that is under way, or else the next, comes to
 }
@@ -71,9 +72,18 @@ func (q *retryQueue) add(id string, delay time.Duration, run func(context.Contex
 }
 
 // addLight queues a job that is done once, unless it is queued already or too many are.
-func (q *retryQueue) addLight(id string, run func(context.Context)) {
+func (q *retryQueue) addLight(id string, run func(context.Context)) { q.addOnce(id, run, false) }
+
+// addNews is addLight of a job that reads what has just changed: one that is running, and may have read it as it was before, runs
+// once more.
+func (q *retryQueue) addNews(id string, run func(context.Context)) { q.addOnce(id, run, true) }
+
+func (q *retryQueue) addOnce(id string, run func(context.Context), news bool) {
 	q.mu.Lock()
-	if q.jobs[id] == nil && q.light < maxLight {
+	switch j := q.jobs[id]; {
+	case j != nil:
+		j.again = j.again || news && j.running
+	case q.light < maxLight:
 		q.light++
 		q.jobs[id] = &job{light: true, due: time.Now(), run: func(ctx context.Context) error { run(ctx); return nil }}
 	}
@@ -84,11 +94,18 @@ func (q *retryQueue) addLight(id string, run func(context.Context)) {
 	}
 }
 
-// hasten makes a waiting job due now, unless it waits because it failed.
-func (q *retryQueue) hasten(id string) {
+// hasten makes a waiting job due now, unless it waits because it failed, and one that is running once it is to wait.
+func (q *retryQueue) hasten(id string) { q.hastenTo(id, time.Now()) }
+
+// hastenTo is hasten to a time.
+func (q *retryQueue) hastenTo(id string, due time.Time) {
 	q.mu.Lock()
-	if j := q.jobs[id]; j != nil && !j.running && j.failed == 0 {
-		j.due = time.Now()
+	switch j := q.jobs[id]; {
+	case j == nil:
+	case j.running:
+		j.sooner = due // it may have looked before there was what it is hastened for
+	case j.failed == 0 && due.Before(j.due):
+		j.due = due
 	}
 	q.mu.Unlock()
 	select {
@@ -159,13 +176,16 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	j.awaited = nil
 	retry, chosen := err.(retryError)
 	if j.light {
-		err, j.again = nil, false // also after a panic
+		err = nil // also after a panic
 	}
 	switch {
 	case err != nil && j.again: // there may be news; but no faster than after a first failure
 		j.failed, j.due = 1, time.Now().Add(backoff(1))
 	case chosen:
 		j.failed, j.due = 0, time.Now().Add(retry.after)
+		if !j.sooner.IsZero() && j.sooner.Before(j.due) {
+			j.due = j.sooner
+		}
 	case err != nil:
 		j.failed++
 		j.due = time.Now().Add(backoff(j.failed))
@@ -177,7 +197,7 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 			q.light--
 		}
 	}
-	j.again = false
+	j.again, j.sooner = false, time.Time{}
 }
 
 // runQueue is the manager's background loop. It owns the timer, and starts at most queueWorkers jobs at a time.

@@ -83,7 +83,7 @@ type roster struct {
 	complete bool // the list was read to its end for this store
 	checked  time.Time
 	walked   time.Time // when this node last began
-	wanted   bool      // somebody doubts what is held
+	wanted   time.Time // when somebody last came to doubt what is held; zero: nobody does
 	said     time.Time // when the log last heard that it cannot be read
 	suspects map[string]*suspicion
 	orphans  map[string]bool // accounts of which WeChat has no refresh token
@@ -140,7 +140,7 @@ func (t *rosterTable) miss(k Key) {
 	if len(t.missing) < maxSuspects {
 		t.missing[k] = true
 	}
-	t.at(k.Platform).wanted = true
+	t.at(k.Platform).wanted = time.Now()
 }
 
 // found is the end of miss.
@@ -150,13 +150,14 @@ func (t *rosterTable) found(k Key) {
 	delete(t.missing, k)
 }
 
-// orphan notes an account of which WeChat has no refresh token.
-func (t *rosterTable) orphan(k Key) {
+// orphan notes an account of which WeChat has no refresh token; it is false if that was noted before.
+func (t *rosterTable) orphan(k Key) (noted bool) {
 	t.change(k.Platform, func(r *roster) {
-		if len(r.orphans) < maxOrphans {
-			r.orphans[k.AppID] = true
+		if !r.orphans[k.AppID] && len(r.orphans) < maxOrphans {
+			r.orphans[k.AppID], noted = true, true
 		}
 	})
+	return noted
 }
 
 // settled is the end of every doubt about an account: it has authorised, or has taken that back.
@@ -173,7 +174,7 @@ func (t *rosterTable) suspect(k Key) (noted bool) {
 	t.change(k.Platform, func(r *roster) {
 		if r.suspects[k.AppID] == nil && len(r.suspects) < maxSuspects {
 			r.suspects[k.AppID] = &suspicion{since: time.Now()}
-			r.wanted, noted = true, true
+			r.wanted, noted = time.Now(), true
 		}
 	})
 	return noted
@@ -196,17 +197,19 @@ func rosterJob(platform string) string { return "roster " + platform }
 
 // wantRoster has the list read soon.
 func (m *Manager) wantRoster(platform string) {
-	m.rosters.change(platform, func(r *roster) { r.wanted = true })
+	m.rosters.change(platform, func(r *roster) { r.wanted = time.Now() })
 	m.hastenRoster(platform)
 }
 
 // hastenRoster has it checked soon whether the list has to be read.
 func (m *Manager) hastenRoster(platform string) {
-	soon := false
-	m.rosters.change(platform, func(r *roster) { soon = time.Since(r.checked) >= rosterHasten })
-	if soon {
-		m.queue.hasten(rosterJob(platform))
-	}
+	due := time.Now()
+	m.rosters.change(platform, func(r *roster) {
+		if again := r.checked.Add(rosterHasten); again.After(due) {
+			due = again
+		}
+	})
+	m.queue.hastenTo(rosterJob(platform), due)
 }
 
 // watchRoster is the job that reads a platform's list, one page at a time.
@@ -283,7 +286,7 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 		return rosterSettle - since, false
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
-	if r.wanted {
+	if !r.wanted.IsZero() {
 		again := r.walked.Add(rosterAgain)
 		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) {
 			again = rested
@@ -366,7 +369,16 @@ func (m *Manager) readPage(ctx context.Context, env *Environment, platform strin
 	if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
 		return false, err
 	}
-	m.rosters.change(platform, func(r *roster) { r.complete, r.wanted = true, len(r.suspects) > 0 })
+	m.rosters.change(platform, func(r *roster) {
+		r.complete = true
+		from := r.walked
+		if began := fromUnix(walk.StartedAt); from.After(began.Add(time.Second)) {
+			from = began // by the node that died over it
+		}
+		if len(r.suspects) == 0 && !r.wanted.After(from) { // else the doubt may be about an account of a page before
+			r.wanted = time.Time{}
+		}
+	})
 	env.Log.Info("WeChat's list of authorizers was compared with the store", "platform", platform, "accounts", walk.Total)
 	return false, nil
 }
@@ -417,8 +429,8 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 	info, at := accountInfo{refresh: secret.New(a.Refresh)}, fromUnix(int64(a.AuthTime))
 	switch {
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
-		if !exchanging {
-			m.rosters.orphan(k)
+		if !exchanging && m.rosters.orphan(k) {
+			m.settleOrphan(ctx, env, k) // what it is noted for was read before
 		}
 	case cur == nil && !info.refresh.IsZero():
 		if _, err := m.adopt(ctx, env, k, info, at, false); err != nil {
@@ -501,16 +513,19 @@ func (m *Manager) heardOrphan(k Key) {
 	if !orphan {
 		return
 	}
-	m.queue.addLight("orphan "+k.recordName(), func(ctx context.Context) {
-		env, err := m.current()
-		if err != nil {
-			return
-		}
-		// If the refresh token is the void one still, the next renewal notes it again. A change that is not heard, the next list tells.
-		if rec, err := m.look(ctx, env, k); err == nil && rec != nil && (!rec.RefreshToken.IsZero() || rec.revoked()) {
-			m.rosters.settled(k)
+	m.queue.addNews("orphan "+k.recordName(), func(ctx context.Context) {
+		if env, err := m.current(); err == nil {
+			// If the refresh token is the void one still, the next renewal notes it again. A change that is not heard, the next list tells.
+			m.settleOrphan(ctx, env, k)
 		}
 	})
+}
+
+// settleOrphan looks whether an account that is noted as an orphan has authorised again meanwhile, or revoked.
+func (m *Manager) settleOrphan(ctx context.Context, env *Environment, k Key) {
+	if rec, err := m.look(ctx, env, k); err == nil && rec != nil && (!rec.RefreshToken.IsZero() || rec.revoked()) {
+		m.rosters.settled(k)
+	}
 }
 
 // endWalk settles the doubts that a list which was read to its end can settle, and reports the accounts that nothing can

@@ -1,0 +1,189 @@
+package tokens
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// What changes while it is being read: news that comes meanwhile is no older than the answer.
+
+// slowReads is a node's way to the store on which the answers to reads of one record can be held back.
+type slowReads struct {
+	*busStore
+	mu      sync.Mutex
+	name    string        // "": none is
+	began   chan struct{} // closed when the first is
+	release chan error    // lets it have its answer, which is the error in it if there is one
+}
+
+// hold holds the next read of a record back. Its answer is what the store has when it begins.
+func (s *slowReads) hold(name string) (began <-chan struct{}, release chan<- error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.name, s.began, s.release = name, make(chan struct{}), make(chan error, 1)
+	return s.began, s.release
+}
+
+func (s *slowReads) Load(ctx context.Context, name string) ([]byte, error) {
+	value, err := s.busStore.Load(ctx, name)
+	s.mu.Lock()
+	began, release := s.began, s.release
+	held := s.name == name
+	if held {
+		s.name = ""
+	}
+	s.mu.Unlock()
+	if held {
+		close(began)
+		if failure := <-release; failure != nil {
+			return nil, failure
+		}
+	}
+	return value, err
+}
+
+// inSlowCluster is inCluster with a node b whose reads can be held back.
+func inSlowCluster(t *testing.T, test func(t *testing.T, a, b *rig, h *hub, s *slowReads)) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		s := &slowReads{busStore: &busStore{b.store, h}}
+		env := *b.env
+		env.Store = s
+		b.Use(&env)
+		synctest.Wait()
+		test(t, a, b, h, s)
+	})
+}
+
+const testAuthorizer9 = "wx9999999999999999"
+
+// News of a record comes while a job reads it for the news before.
+func TestNewsDuringAJob(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		k := AuthorizerKey(testPlatform, testAuthorizer9)
+		if !b.rosters.orphan(k) {
+			t.Fatal("it is noted already")
+		}
+		began, release := s.hold(k.recordName())
+		a.seed(t, k, &record{AuthorizedAt: time.Now().Truncate(time.Second)})
+		b.hearing.Load().Changed(k.recordName())
+		<-began
+		a.authorize(t, testPlatform, testAuthorizer9)
+		synctest.Wait()
+		close(release)
+		synctest.Wait()
+		if b.OrphanCount(testPlatform) != 0 {
+			t.Error("it is said to have to authorise again although it has")
+		}
+	})
+}
+
+// A job that is hastened while it runs, and has chosen to wait, does not: what it is hastened for may be what it did not see.
+func TestHastenedWhileRunning(t *testing.T) {
+	t.Parallel()
+	var q retryQueue
+	q.init()
+	q.add("job", 0, nil)
+	id, j, _ := q.take()
+	q.hasten("job")
+	q.finish(id, j, retryError{after: time.Hour})
+	if _, again, wait := q.take(); again != j {
+		t.Errorf("it waits for %v", wait)
+	}
+	q.finish(id, j, retryError{after: time.Hour})
+	if _, again, _ := q.take(); again != nil {
+		t.Error("it runs a third time")
+	}
+}
+
+// A doubt that comes up while the list is read is not settled by it: the account may be on a page before.
+func TestDoubtWhileTheListIsRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		var doubt atomic.Bool
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathAuthorizerList && doubt.CompareAndSwap(true, false) {
+					time.Sleep(time.Second)
+					r.wantRoster(testPlatform)
+				}
+				return "", nil
+			}
+		})
+		time.Sleep(rosterAgain)
+		lists := r.wx.count(pathAuthorizerList)
+		doubt.Store(true)
+		r.wantRoster(testPlatform)
+		r.ticket(t, testPlatform)
+		time.Sleep(rosterHasten)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 1 {
+			t.Fatalf("the list was read %d times", n)
+		}
+		time.Sleep(rosterAgain + rosterCheck)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 2 {
+			t.Errorf("the list was read %d times, want 2", n)
+		}
+		time.Sleep(2 * rosterAgain)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 2 {
+			t.Errorf("the list was read %d times, want 2: there is no doubt any more", n)
+		}
+	})
+}
+
+// A doubt that comes up a moment after it was checked whether the list is to be read waits a moment, not for the next check.
+func TestDoubtAfterACheck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		time.Sleep(rosterAgain)
+		checked := make(chan struct{}, 1)
+		r.store.hold(func(op, name string) {
+			if op == "load" && name == rosterName(testPlatform) {
+				select {
+				case checked <- struct{}{}:
+				default:
+				}
+			}
+		})
+		r.ticket(t, testPlatform)
+		<-checked
+		synctest.Wait()
+		lists := r.wx.count(pathAuthorizerList)
+		r.Suspect(testAuthKey)
+		time.Sleep(rosterHasten + time.Second)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 1 {
+			t.Errorf("the list was read %d times", n)
+		}
+	})
+}
+
+// An account authorises while the list, which says that WeChat has no refresh token of it, is compared with the store.
+func TestOrphanThatAuthorisesMeanwhile(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		k := AuthorizerKey(testPlatform, testAuthorizer9)
+		env, err := b.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began, release := s.hold(k.recordName())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := b.compare(t.Context(), env, testPlatform, listed{AppID: testAuthorizer9}, new(othersIntents)); err != nil {
+				t.Error(err)
+			}
+		})
+		<-began
+		a.authorize(t, testPlatform, testAuthorizer9)
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if orphans := b.Orphans(testPlatform); slices.Contains(orphans, testAuthorizer9) {
+			t.Error("it is said to have to authorise again although it has")
+		}
+	})
+}
