@@ -56,6 +56,7 @@ type confirmFiles struct {
 
 	mu        sync.Mutex
 	platforms map[string]confirmState
+	looking   map[Key]bool         // records that are looked at now: whether there was news of them since
 	said      map[string]time.Time // by platform: when the log last heard of a failure
 }
 
@@ -82,8 +83,34 @@ func (c *confirmFiles) put(k Key, state confirmState) {
 	c.platforms[k.Platform] = state
 }
 
-// news notes that another node has changed the record of a file that this node has in memory.
+// begin notes that the record of a file is looked at.
+func (c *confirmFiles) begin(k Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.looking == nil {
+		c.looking = make(map[Key]bool)
+	}
+	c.looking[k] = c.looking[k] // an older configuration may be at it too
+}
+
+// end keeps what came of that. It may be looked at again at once if there was news meanwhile.
+func (c *confirmFiles) end(k Key, state confirmState) {
+	c.mu.Lock()
+	if c.looking[k] {
+		state.until = time.Time{}
+	}
+	delete(c.looking, k)
+	c.mu.Unlock()
+	c.put(k, state)
+}
+
+// news notes that another node has changed the record of a file that this node has in memory, or is looking at.
 func (c *confirmFiles) news(k Key) {
+	c.mu.Lock()
+	if _, looking := c.looking[k]; looking {
+		c.looking[k] = true
+	}
+	c.mu.Unlock()
 	if state := c.get(k); !state.until.IsZero() {
 		state.until = time.Time{}
 		c.put(k, state)
@@ -161,10 +188,28 @@ func (m *Manager) ConfirmFile(ctx context.Context, name, appid string) (content 
 }
 
 // confirmFile returns a confirm file as it is known, and asks WeChat if it was last asked longer ago than that.
-func (m *Manager) confirmFile(ctx context.Context, env *Environment, k Key, every time.Duration) (VerifyFile, error) {
-	if state := m.confirm.get(k); time.Now().Before(state.until) {
-		return state.file, nil
+func (m *Manager) confirmFile(ctx context.Context, env *Environment, k Key, every time.Duration) (file VerifyFile, err error) {
+	for range 2 { // a look that was under way may be of before a change
+		state := m.confirm.get(k)
+		if time.Now().Before(state.until) {
+			return state.file, nil
+		}
+		file, err = m.lookAtConfirmFile(ctx, env, k, every)
+		if ctx.Err() != nil {
+			break
+		}
+		if state = m.confirm.get(k); !state.until.IsZero() {
+			if err == nil {
+				file = state.file // another look may have brought it since
+			}
+			break
+		}
 	}
+	return file, err
+}
+
+// lookAtConfirmFile is confirmFile of one that may be looked at again.
+func (m *Manager) lookAtConfirmFile(ctx context.Context, env *Environment, k Key, every time.Duration) (VerifyFile, error) {
 	return share(ctx, m, env.flight("confirm", k), confirmTimeout, func(ctx context.Context) (VerifyFile, error) {
 		state := m.confirm.get(k)
 		if time.Now().Before(state.until) {
@@ -173,6 +218,7 @@ func (m *Manager) confirmFile(ctx context.Context, env *Environment, k Key, ever
 		if k.Kind == KindAuthorizer && !m.confirm.budget.spend(confirmAccounts, confirmAccountsPerSecond) {
 			return state.file, nil
 		}
+		m.confirm.begin(k)
 		file, pause, err := m.fetchConfirmFile(ctx, env, k, every)
 		if file.Name == "" {
 			file = state.file // what is known serves on
@@ -180,7 +226,7 @@ func (m *Manager) confirmFile(ctx context.Context, env *Environment, k Key, ever
 		if k.Kind == KindAuthorizer {
 			pause = max(pause, confirmRetry) // or one account's visitors would use up the budget of all
 		}
-		m.confirm.put(k, confirmState{file: file, until: time.Now().Add(pause)})
+		m.confirm.end(k, confirmState{file: file, until: time.Now().Add(pause)})
 		if err != nil && !errors.Is(err, ErrNoTicket) && m.confirm.say(k.Platform) {
 			args := []any{"platform", k.Platform, "appid", k.owner(), "error", err}
 			if api, ok := errors.AsType[*APIError](err); ok {

@@ -100,6 +100,10 @@ func (h *hearing) Listening(on bool) {
 		m.tickets.arrived(platform) // maybe; the next look tells
 	}
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
+	m.opaque.heard() // maybe as well
+	for i := range m.verify {
+		m.verify[i].news()
+	}
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
 	m.lookForIntents()

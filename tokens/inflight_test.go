@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,83 @@ func inSlowCluster(t *testing.T, test func(t *testing.T, a, b *rig, h *hub, s *s
 
 const testAuthorizer9 = "wx9999999999999999"
 
+// A file that was added on another node is there for who asks for it then, also where a read is under way or fails.
+func TestVerifyFileDuringARead(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		for content, failure := range map[string]error{"read": nil, "failed": errors.New("connection reset")} {
+			began, release := s.hold(verifyShardName(verifyShardOf(testFile)))
+			var wg sync.WaitGroup
+			wg.Go(func() { _, _, _ = b.VerifyFile(t.Context(), testFile) })
+			<-began
+			a.put(t, testFile, content)
+			if failure == nil {
+				wg.Go(func() {
+					if got := served(t, b.Manager, testFile); got != content {
+						t.Errorf("served %q to who asked while it was being read, want %q", got, content)
+					}
+				})
+			}
+			time.Sleep(time.Millisecond) // of the bubble's: the answer is later than the news
+			release <- failure
+			wg.Wait()
+			if got := served(t, b.Manager, testFile); got != content {
+				t.Errorf("served %q, want %q", got, content)
+			}
+			time.Sleep(2 * verifyFresh)
+		}
+	})
+}
+
+// What was changed while a node did not hear is read again once it does.
+func TestVerifyFileNotHeardOf(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		h.set(true)
+		if got := served(t, b.Manager, testFile); got != "" {
+			t.Fatalf("served %q", got)
+		}
+		a.put(t, testFile, testContent)
+		h.set(false)
+		atOnce(t, func() {
+			if got := served(t, b.Manager, testFile); got != testContent {
+				t.Errorf("served %q", got)
+			}
+		})
+	})
+}
+
+// A confirm file that another node was given while this one read that there is none, and that it could not ask for it.
+func TestConfirmFileDuringARead(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		_, err := a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+			next := *cur
+			next.FuncInfo = []int{confirmSet}
+			return &next
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		a.giveConfirmFiles("", confirmAnswer(accountTestFile, confirmTestContent))
+		for range 2 {
+			b.troubles.failed(testAuthKey, ErrUnreachable)
+		}
+		began, release := s.hold(confirmName(testAuthKey))
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _, _ = b.ConfirmFile(t.Context(), accountTestFile, testAuthorizer) })
+		<-began
+		if got := confirmed(t, a.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+			t.Fatalf("served %q", got)
+		}
+		close(release)
+		wg.Wait()
+		atOnce(t, func() {
+			if got := confirmed(t, b.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+				t.Errorf("the other node served %q", got)
+			}
+		})
+	})
+}
+
 // News of a record comes while a job reads it for the news before.
 func TestNewsDuringAJob(t *testing.T) {
 	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
@@ -78,6 +156,51 @@ func TestNewsDuringAJob(t *testing.T) {
 		synctest.Wait()
 		if b.OrphanCount(testPlatform) != 0 {
 			t.Error("it is said to have to authorise again although it has")
+		}
+	})
+}
+
+// A key of opaque tokens is made while a node does not hear, and waited for there.
+func TestOpaqueNotHeardOf(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		elsewhere := mustIssue(t, opaqueNode(t, NewMemStore(), nil), opaqueClaims())
+		if _, err := b.OpenOpaque(t.Context(), elsewhere); !errors.Is(err, ErrOpaqueUnknown) {
+			t.Fatalf("got %v, want ErrOpaqueUnknown", err)
+		}
+		h.set(true)
+		token := mustIssue(t, a.Manager, opaqueClaims())
+		var wg sync.WaitGroup
+		atOnce(t, func() {
+			wg.Go(func() {
+				if _, err := b.OpenOpaque(t.Context(), token); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+			h.set(false)
+			wg.Wait()
+		})
+	})
+}
+
+// An older look that fails at last says nothing about the store once a later one was answered.
+func TestOpaqueOlderLookFails(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		slow, err := b.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began, release := s.hold(opaqueName)
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = b.loadOpaqueKeys(t.Context(), slow) })
+		<-began
+		if _, err := b.loadOpaqueKeys(t.Context(), slow); err != nil {
+			t.Fatal(err)
+		}
+		release <- errors.New("connection reset")
+		wg.Wait()
+		if err := b.opaque.failedLately(); err != nil {
+			t.Errorf("the store is not asked: %v", err)
 		}
 	})
 }

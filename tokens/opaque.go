@@ -295,10 +295,14 @@ func (k *opaqueKeys) lookedSince(look uint64) bool {
 	return k.looked > look
 }
 
-// note remembers how the store answered a look that began then; 0: it was not asked for the keys.
+// note remembers how the store answered a look that began then; 0: it was not asked for the keys. That an older look failed says
+// nothing once a later one was answered.
 func (k *opaqueKeys) note(look uint64, began time.Time, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err != nil && look != 0 && look < k.looked {
+		return
+	}
 	k.answered(look, began)
 	k.failed, k.failure = time.Now(), err
 }
@@ -457,12 +461,13 @@ func (k *opaqueKeys) take(kept opaqueRecord, look uint64, began time.Time) error
 		return nil
 	}
 	// Only a new key is news: who waits for one that is not there must not make the store be read at once.
-	if slices.ContainsFunc(known, func(key opaqueKey) bool { _, ok := k.find(key.id); return !ok }) {
-		k.tell()
-	}
+	news := slices.ContainsFunc(known, func(key opaqueKey) bool { _, ok := k.find(key.id); return !ok })
 	k.kept, k.taken = kept.Keys, look
 	k.known.Store(&known)
-	k.answered(look, began) // as one with the news: whoever that wakes need not look again
+	k.answered(look, began)
+	if news { // at last: whoever that wakes finds the key, and need not look again
+		k.tell()
+	}
 	return nil
 }
 

@@ -73,10 +73,16 @@ type verifyShard struct {
 	heard time.Time             // when another node last said that it changed the record
 }
 
-func (s *verifyShard) get() (files map[string]VerifyFile, fresh bool) {
+func (s *verifyShard) get() (known verifyRead, fresh bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.files, s.asked.After(s.heard) && time.Since(s.asked) < verifyFresh
+	return verifyRead{s.files, s.asked}, s.asked.After(s.heard) && time.Since(s.asked) < verifyFresh
+}
+
+// verifyRead is what the store had when it was asked.
+type verifyRead struct {
+	files map[string]VerifyFile
+	asked time.Time
 }
 
 // news notes that another node has changed the record.
@@ -87,19 +93,29 @@ func (s *verifyShard) news() {
 }
 
 // read takes what the store had when it was asked, unless a change of this node's own came in between.
-func (s *verifyShard) read(files map[string]VerifyFile, asked time.Time) {
+func (s *verifyShard) read(r verifyRead) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if asked.After(s.asked) {
-		s.files, s.asked = files, asked
+	if r.asked.After(s.asked) {
+		s.files, s.asked = r.files, r.asked
 	}
 }
 
-// failed notes that the store did not answer: it is not asked again at once, and what is known stays.
-func (s *verifyShard) failed() {
+// failed notes that the store did not answer what it was asked then: it is not asked again at once, unless there was news since,
+// and what is known stays.
+func (s *verifyShard) failed(asked time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = time.Now()
+	if asked.After(s.heard) {
+		s.asked = time.Now()
+	}
+}
+
+// overtaken reports whether there was news since the store was asked.
+func (s *verifyShard) overtaken(asked time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !asked.After(s.heard)
 }
 
 // changed takes what this node has just written.
@@ -167,21 +183,26 @@ func (m *Manager) VerifyFile(ctx context.Context, name string) (content []byte, 
 		return nil, false, err
 	}
 	shard := verifyShardOf(name)
-	files, fresh := m.verify[shard].get()
+	known, fresh := m.verify[shard].get()
 	if !fresh {
 		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 		defer cancel()
-		read, failed := share(ctx, m, env.flightName("verify", verifyShardName(shard)), verifyTimeout, func(ctx context.Context) (map[string]VerifyFile, error) {
-			if files, fresh := m.verify[shard].get(); fresh {
-				return files, nil // read between the look and the turn
+		for range 2 { // a read that was under way may be of before a change
+			read, failed := share(ctx, m, env.flightName("verify", verifyShardName(shard)), verifyTimeout, func(ctx context.Context) (verifyRead, error) {
+				if known, fresh := m.verify[shard].get(); fresh {
+					return known, nil // read between the look and the turn
+				}
+				return m.readVerify(ctx, env, shard)
+			})
+			if err = failed; err != nil {
+				break
 			}
-			return m.readVerify(ctx, env, shard)
-		})
-		if err = failed; err == nil {
-			files = read
+			if known = read; !m.verify[shard].overtaken(known.asked) {
+				break
+			}
 		}
 	}
-	f, found := files[name]
+	f, found := known.files[name]
 	return f.Content, found, err
 }
 
@@ -193,26 +214,25 @@ func (m *Manager) VerifyFiles(ctx context.Context) ([]VerifyFile, error) {
 	}
 	var all []VerifyFile
 	for shard := range verifyShards {
-		files, err := m.readVerify(ctx, env, shard)
+		read, err := m.readVerify(ctx, env, shard)
 		if err != nil {
 			return nil, err
 		}
-		all = slices.AppendSeq(all, maps.Values(files))
+		all = slices.AppendSeq(all, maps.Values(read.files))
 	}
 	slices.SortFunc(all, func(a, b VerifyFile) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
 }
 
 // readVerify reads one of the records.
-func (m *Manager) readVerify(ctx context.Context, env *Environment, shard int) (map[string]VerifyFile, error) {
-	asked := time.Now()
-	files, err := m.loadVerify(ctx, env, shard)
-	if err != nil {
-		m.verify[shard].failed()
-		return nil, err
+func (m *Manager) readVerify(ctx context.Context, env *Environment, shard int) (read verifyRead, err error) {
+	read.asked = time.Now()
+	if read.files, err = m.loadVerify(ctx, env, shard); err != nil {
+		m.verify[shard].failed(read.asked)
+		return verifyRead{}, err
 	}
-	m.verify[shard].read(files, asked)
-	return files, nil
+	m.verify[shard].read(read)
+	return read, nil
 }
 
 func (m *Manager) loadVerify(ctx context.Context, env *Environment, shard int) (map[string]VerifyFile, error) {
