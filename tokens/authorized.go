@@ -82,27 +82,64 @@ func (m *Manager) holder(ctx context.Context, env *Environment, appid string) (*
 	if !cold {
 		return nil, nil
 	}
-	absent := absentAccount{env.serial, m.hearingSince(), appid}
-	if _, known := m.strangers.absent.Get(absent); known {
-		return nil, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, authorizedTimeout)
 	defer cancel()
-	return share(ctx, m, env.flightName("holder", appid), authorizedTimeout, func(ctx context.Context) (*entry, error) {
+	for range 2 { // a read that was under way may be of before a change
+		absent := absentAccount{env.serial, m.hearingSince(), appid}
 		if _, known := m.strangers.absent.Get(absent); known {
-			return nil, nil // found out between the look and the turn
+			return nil, nil
 		}
-		beat := m.beat.Load()
-		e, err := m.findHolder(ctx, env, appid)
-		if e == nil && err == nil {
-			ttl := absentRecheck
-			if absent.since == deaf || m.beat.Load() != beat { // another node may have been told about it meanwhile
-				ttl = checkEvery
+		found, err := share(ctx, m, env.flightName("holder", appid), authorizedTimeout, func(ctx context.Context) (holding, error) {
+			beat := m.beat.Load()
+			if _, known := m.strangers.absent.Get(absent); known {
+				return holding{beat: beat}, nil // found out between the look and the turn
 			}
-			m.strangers.absent.Set(absent, struct{}{}, ttl)
+			e, err := m.findHolder(ctx, env, appid)
+			if e == nil && err == nil {
+				m.rememberAbsent(env, absent, beat)
+			}
+			return holding{e, beat}, err
+		})
+		if err != nil || found.entry != nil || !m.heardOf(env, appid, found.beat) {
+			return found.entry, err
 		}
-		return e, err
-	})
+	}
+	return nil, nil
+}
+
+// holding is what was found of an account, if anything, and the manager's beat when it was looked for.
+type holding struct {
+	entry *entry
+	beat  uint64
+}
+
+// rememberAbsent notes that an account was looked for in vain as of that beat, unless another node has been told about it since.
+func (m *Manager) rememberAbsent(env *Environment, absent absentAccount, beat uint64) {
+	ttl := absentRecheck
+	if absent.since == deaf {
+		ttl = checkEvery
+	}
+	m.strangers.absent.Set(absent, struct{}{}, ttl)
+	if m.heardOf(env, absent.appid, beat) { // looked at last: what is heard from now on deletes it
+		m.strangers.absent.Delete(absent)
+	}
+}
+
+// heardOf reports whether another node may have changed what is known of an account since that beat, as far as such is heard.
+func (m *Manager) heardOf(env *Environment, appid string, beat uint64) bool {
+	h := m.hearing.Load()
+	if h == nil {
+		return false
+	}
+	since := h.since.Load()
+	if since == deaf {
+		return false
+	}
+	c := m.cache.Load()
+	for i := range env.Platforms {
+		since = max(since, h.marks[c.place(AuthorizerKey(env.Platforms[i].AppID, appid))].Load())
+	}
+	return beat < since
 }
 
 // findHolder is holder by the store.

@@ -62,6 +62,44 @@ func inSlowCluster(t *testing.T, test func(t *testing.T, a, b *rig, h *hub, s *s
 
 const testAuthorizer9 = "wx9999999999999999"
 
+// Somebody joins a read of an account that began before the account authorised on another node.
+func TestAuthorizationDuringARead(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		k := AuthorizerKey(testPlatform, testAuthorizer9)
+		began, release := s.hold(k.recordName())
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = b.Get(t.Context(), k) })
+		<-began
+		a.authorize(t, testPlatform, testAuthorizer9)
+		wg.Go(func() { b.get(t, k) })
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+	})
+}
+
+// The same, by a stranger.
+func TestAuthorizedDuringARead(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		began, release := s.hold(AuthorizerKey(testPlatform, testAuthorizer9).recordName())
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = b.Authorized(t.Context(), testAuthorizer9) })
+		<-began
+		a.authorize(t, testPlatform, testAuthorizer9)
+		wg.Go(func() {
+			if !b.authorized(t, testAuthorizer9) {
+				t.Error("not known to who asked after it authorised")
+			}
+		})
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if !b.authorized(t, testAuthorizer9) {
+			t.Error("not known afterwards")
+		}
+	})
+}
+
 // A file that was added on another node is there for who asks for it then, also where a read is under way or fails.
 func TestVerifyFileDuringARead(t *testing.T) {
 	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {

@@ -470,6 +470,9 @@ func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, 
 	if replaceable(k, err) {
 		return newEntry(k, nil, time.Now()), nil
 	}
+	if err == nil && m.hearingSince() != deaf {
+		e = m.upToDate(ctx, env, e) // a read that was under way may be of before a change
+	}
 	return e, err
 }
 
