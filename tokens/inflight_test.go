@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
 // What changes while it is being read: news that comes meanwhile is no older than the answer.
@@ -345,6 +347,42 @@ func TestOrphanThatAuthorisesMeanwhile(t *testing.T) {
 		wg.Wait()
 		if orphans := b.Orphans(testPlatform); slices.Contains(orphans, testAuthorizer9) {
 			t.Error("it is said to have to authorise again although it has")
+		}
+	})
+}
+
+// Another node has renewed a token and gives the lock of that back late, as one that dies over it does: who waits here for the
+// renewal has the token as soon as it is heard of.
+func TestRenewedElsewhereAndStillLocked(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		old := b.get(t, testAuthKey)
+		a.wx.kill(old)
+		unlock, err := a.store.Lock(t.Context(), testAuthKey.recordName()+renewalLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				got, err := b.Renew(t.Context(), testAuthKey, old.Value)
+				if err != nil || got.Value.Same(old.Value) {
+					t.Errorf("Renew: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		_, err = a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+			next := *cur
+			next.AccessToken, next.ObtainedAt, next.ExpiresAt = secret.New("token@@@renewed"), time.Now(), time.Now().Add(2*time.Hour)
+			return &next
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		atOnce(t, wg.Wait)
+		if n := len(b.arrivals.waiting); n != 0 {
+			t.Errorf("%d keys are still waited for", n)
 		}
 	})
 }

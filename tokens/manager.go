@@ -35,6 +35,7 @@ type Manager struct {
 	closed atomic.Bool
 
 	flights  singleflight.Group
+	arrivals arrivals
 	locks    keyLocks // by record name: around each read or write of a record that ends in the cache
 	pending  pendingRecords
 	unsealed unsealedNames

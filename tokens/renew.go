@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -64,9 +65,7 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 		if err := m.barred(k); err != nil {
 			return Token{}, err
 		}
-		e, err := share(ctx, m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
-			return m.renew(ctx, env, k, refused, ordered)
-		})
+		e, err := m.renewed(ctx, env, k, refused, ordered)
 		switch {
 		case err != nil:
 			return Token{}, err
@@ -77,6 +76,84 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 		}
 	}
 	return Token{}, fmt.Errorf("%w: WeChat gave no new %s token for %s", ErrBackoff, k.Kind, k.owner())
+}
+
+// renewed is the entry that the renewal comes to which all callers share, or that another node has brought before: where it is
+// heard, nobody waits for the lock in which that node may have died, or for a store that does not give it.
+func (m *Manager) renewed(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (*entry, error) {
+	renewal := launch(m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
+		return m.renew(ctx, env, k, refused, ordered)
+	})
+	for {
+		arrived, leave := m.arrivals.await(k)
+		if e := m.cache.Load().get(k); e != nil && !m.outOfDate(e) && e.needless(refused, time.Now().UnixNano()) {
+			leave()
+			return e, nil
+		}
+		select {
+		case <-arrived:
+			leave()
+			continue
+		case r := <-renewal:
+			leave()
+			e, _ := r.Val.(*entry)
+			return e, r.Err
+		case <-ctx.Done():
+			leave()
+			return nil, fmt.Errorf("wait for a token: %w", ctx.Err())
+		}
+	}
+}
+
+// needless reports whether the entry's token needs no renewal, or at least is another one than the refused and works.
+func (e *entry) needless(refused secret.String, now int64) bool {
+	if refused.IsZero() {
+		return e.fresh(now)
+	}
+	return e.live(now) && !e.token.Value.Same(refused)
+}
+
+// arrivals are those who wait for the next record of a key that this node takes note of.
+type arrivals struct {
+	mu      sync.Mutex
+	waiting map[Key]*arrival
+}
+
+type arrival struct {
+	come  chan struct{} // closed when the record has
+	users int           // who wait; guarded by arrivals.mu
+}
+
+// await returns what is closed when the next record comes. Leave ends the waiting.
+func (a *arrivals) await(k Key) (come <-chan struct{}, leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.waiting == nil {
+		a.waiting = make(map[Key]*arrival)
+	}
+	next := a.waiting[k]
+	if next == nil {
+		next = &arrival{come: make(chan struct{})}
+		a.waiting[k] = next
+	}
+	next.users++
+	return next.come, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if next.users--; next.users == 0 && a.waiting[k] == next {
+			delete(a.waiting, k)
+		}
+	}
+}
+
+// tell wakes who waits for a record of the key.
+func (a *arrivals) tell(k Key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if next := a.waiting[k]; next != nil {
+		close(next.come)
+		delete(a.waiting, k)
+	}
 }
 
 // barred returns the error that a renewal would end with, as far as is known without the store and without WeChat.
@@ -449,6 +526,7 @@ func (m *Manager) publish(k Key, rec *record, beat uint64) *entry {
 	e.readAt.Store(beat)
 	m.troubles.adopt(e)
 	c.put(e)
+	m.arrivals.tell(k)
 	m.learnName(k, rec)
 	return e
 }
