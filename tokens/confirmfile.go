@@ -90,7 +90,9 @@ func (c *confirmFiles) begin(k Key) {
 	if c.looking == nil {
 		c.looking = make(map[Key]bool)
 	}
-	c.looking[k] = c.looking[k] // an older configuration may be at it too
+	if _, too := c.looking[k]; !too { // else an older configuration is at it
+		c.looking[k] = false
+	}
 }
 
 // end keeps what came of that. It may be looked at again at once if there was news meanwhile.
