@@ -589,12 +589,12 @@ func (m *Message) delivered(c *call) bool {
 	}
 }
 
-// writeAnswer answers a push.
+// writeAnswer answers a push. An answer in the other format, to a push before the account's was changed in WeChat's console, is none to this one.
 func (m *Message) writeAnswer(w http.ResponseWriter, p *push, a passiveReply) {
 	switch {
 	case a.outcome == outcomePlain:
 		writePlain(w, a.body)
-	case a.outcome == outcomeSealed && m.app.writeReply(w, p, a.body) == nil:
+	case a.outcome == outcomeSealed && isReply(p.fields.Format, a.body) && m.app.writeReply(w, p, a.body) == nil:
 	case a.outcome != outcomeSealed && m.writeText(w, p, m.FallbackText):
 	default:
 		writePlain(w, success)

@@ -140,13 +140,14 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	if len(body) == 0 {
 		return nil, outcomePlain, nil
 	}
-	text := bytes.TrimSpace(bytes.TrimPrefix(body, utf8BOM))
+	text := trimReply(body)
 	switch {
 	case len(text) == 0 || bytes.Equal(text, success):
 		return text, outcomePlain, nil
-	case format == crypto.FormatJSON && text[0] == '{':
-		return text, outcomeSealed, nil
-	case format == crypto.FormatXML && isXMLReply(text):
+	case !isReply(format, text):
+	case !isEnded(format, text):
+		return nil, outcomeUnusable, errBrokenOff
+	default:
 		return text, outcomeSealed, nil
 	}
 	kind := kindOfText(text)
@@ -156,9 +157,40 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 
 var utf8BOM = []byte("\xef\xbb\xbf")
 
+// trimReply takes away the spaces around an answer, and the byte order marks before it: each file that a script includes may bring one.
+func trimReply(body []byte) []byte {
+	for {
+		text := bytes.TrimSpace(body)
+		if body = bytes.TrimPrefix(text, utf8BOM); len(body) == len(text) {
+			return text
+		}
+	}
+}
+
+// isReply reports whether an answer begins like one of a format.
+func isReply(format crypto.Format, text []byte) bool {
+	if format == crypto.FormatJSON {
+		return text[0] == '{'
+	}
+	return isXMLReply(text)
+}
+
+var (
+	endOfXML  = []byte("</xml")
+	endOfJSON = []byte("}")
+)
+
+// isEnded reports whether an answer has an end: HTTP does not tell of one without a length that it was broken off.
+func isEnded(format crypto.Format, text []byte) bool {
+	if format == crypto.FormatJSON {
+		return bytes.LastIndex(text, endOfJSON) > 0
+	}
+	return bytes.LastIndex(text, endOfXML) > 0
+}
+
 // isXMLReply reports whether an answer begins like a message: <xml, after a declaration perhaps.
 func isXMLReply(text []byte) bool {
-	if bytes.HasPrefix(text, []byte("<?xml ")) {
+	if rest, ok := bytes.CutPrefix(text, []byte("<?xml")); ok && len(rest) > 0 && isXMLSpace(rest[0]) {
 		end := bytes.Index(text, []byte("?>"))
 		if end < 0 {
 			return false
@@ -166,8 +198,10 @@ func isXMLReply(text []byte) bool {
 		text = bytes.TrimLeft(text[end+2:], " \t\r\n")
 	}
 	rest, ok := bytes.CutPrefix(text, []byte("<xml"))
-	return ok && len(rest) > 0 && (rest[0] == '>' || rest[0] == ' ' || rest[0] == '\t' || rest[0] == '\r' || rest[0] == '\n')
+	return ok && len(rest) > 0 && (rest[0] == '>' || isXMLSpace(rest[0]))
 }
+
+func isXMLSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 // kindOfText tells the operator what a backend sent instead, without showing it.
 func kindOfText(text []byte) tokens.Text {

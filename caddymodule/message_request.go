@@ -373,7 +373,8 @@ func isPassedOn(name string) bool {
 }
 
 // plaintextURI is a push's URI, and the query in it, as it would be in 明文模式: a plaintext SDK behind us checks signature, timestamp and
-// nonce, and must not think that the body is encrypted. The openid, which no signature covers, becomes the sender's.
+// nonce, and must not think that the body is encrypted. The openid, which no signature covers, becomes the sender's. Nor does a backend get
+// what it could read as one of these by another spelling.
 func plaintextURI(u *url.URL, openID string) (uri, query string) {
 	bare := *u
 	bare.RawQuery, bare.ForceQuery = "", false
@@ -396,6 +397,8 @@ func plaintextURI(u *url.URL, openID string) (uri, query string) {
 			b.WriteByte(separator)
 			b.WriteString("openid=")
 			b.WriteString(url.QueryEscape(openID))
+		case isMisspelt(name):
+			continue
 		default:
 			b.WriteByte(separator)
 			b.WriteString(pair)
@@ -403,6 +406,21 @@ func plaintextURI(u *url.URL, openID string) (uri, query string) {
 	}
 	uri = b.String()
 	return uri, strings.TrimPrefix(uri[len(path):], "?")
+}
+
+// pushParameters are those of WeChat's that say something to a backend.
+var pushParameters = [...]string{"signature", "timestamp", "nonce", "openid", "encrypt_type", "msg_signature", "echostr"}
+
+// isMisspelt reports whether a backend could take a parameter for one of WeChat's whose name it has not: PHP reads openid[] as openid and
+// encrypt.type as encrypt_type, ASP.NET does not tell OpenID from openid.
+func isMisspelt(name string) bool {
+	base, _, _ := strings.Cut(name, "[")
+	for _, known := range pushParameters {
+		if len(base) == len(known) && name != known && isOneVariable(base, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // contentType is the media type of a message format. A header's value is always a slice of its own: header rules of

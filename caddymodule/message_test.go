@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -429,12 +430,17 @@ func TestMessageReplies(t *testing.T) {
 		{name: "xml", b: answering{text: replyXML}, sealed: replyXML},
 		{name: "BOM, spaces and a declaration", b: answering{text: "\xef\xbb\xbf \r\n<?xml version=\"1.0\"?>\n" + replyXML},
 			sealed: "<?xml version=\"1.0\"?>\n" + replyXML},
+		{name: "a BOM of each included file", b: answering{text: "\n\xef\xbb\xbf\xef\xbb\xbf\r\n\xef\xbb\xbf" + replyXML}, sealed: replyXML},
+		{name: "declaration with another space", b: answering{text: "<?xml\tversion=\"1.0\"?>\n" + replyXML}, sealed: "<?xml\tversion=\"1.0\"?>\n" + replyXML},
 		{name: "created", b: answering{status: 201, text: replyXML}, sealed: replyXML},
 		{name: "empty", b: answering{}, plain: ""},
 		{name: "no content", b: answering{status: 204}, plain: ""},
 		{name: "success", b: answering{text: "success"}, plain: "success"},
 		{name: "success with spaces", b: answering{text: " success\r\n"}, plain: "success"},
 		{name: "only spaces", b: answering{text: "\n\n"}, plain: ""},
+		{name: "success after BOMs", b: answering{text: "\xef\xbb\xbf\xef\xbb\xbf success"}, plain: "success"},
+		{name: "only BOMs", b: answering{text: "\xef\xbb\xbf\n\xef\xbb\xbf"}, plain: ""},
+		{name: "broken off, and HTTP does not tell", b: answering{text: replyXML[:40]}, plain: "success", bad: true},
 		{name: "html", b: answering{text: "<html>oops</html>"}, plain: "success", bad: true},
 		{name: "doctype", b: answering{text: "<!DOCTYPE html><html></html>"}, plain: "success", bad: true},
 		{name: "json to an xml push", b: answering{text: `{"MsgType":"text"}`}, plain: "success", bad: true},
@@ -547,6 +553,55 @@ func TestMessageJSON(t *testing.T) {
 		if reply[0] == '<' && !strings.Contains(string(got), `"Content":"later"`) {
 			t.Errorf("fallback %q", got)
 		}
+	}
+}
+
+// The account's format was changed in WeChat's console between two pushes of a message: the answer is of no use to the second.
+func TestMessageFormatIsChanged(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, func(m *Message) { m.FallbackText = "later" })
+	s, b := accountSender(t), &answering{text: replyXML}
+	message := textMessage("x")
+	var f crypto.Fields
+	if err := crypto.ScanFields([]byte(message), &f); err != nil {
+		t.Fatal(err)
+	}
+	if reply, err := s.codec.OpenReply(serve(t, m, s.push("/"+accountID, message), b).Body.Bytes()); err != nil || string(reply) != replyXML {
+		t.Fatalf("%q, %v", reply, err)
+	}
+	s.format = crypto.FormatJSON
+	again := fmt.Sprintf(`{"ToUserName":%q,"FromUserName":%q,"CreateTime":%s,"MsgType":"text","Content":"x","MsgId":%s}`, ghID, openID, createTime, []byte(f.MsgID))
+	b.got = nil
+	if rec := serve(t, m, s.push("/"+accountID, again), b); rec.Body.String() != "success" || b.got != nil {
+		t.Errorf("%d %q, the backend got it again: %v", rec.Code, rec.Body, b.got != nil)
+	}
+	if rec := serve(t, m, s.push("/"+accountID, `{"ToUserName":"gh_1","MsgType":"text","MsgId":1}`), &answering{text: `{"MsgType":"te`}); rec.Body.String() == "success" {
+		t.Errorf("%q: half an answer", rec.Body)
+	} else if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || !strings.Contains(string(reply), "later") {
+		t.Errorf("%q, %v: half an answer", reply, err)
+	}
+}
+
+// What no signature covers cannot be put past a backend under another spelling of its name: PHP has openid[] overwrite openid.
+func TestMessageMisspeltParameters(t *testing.T) {
+	t.Parallel()
+	m, _ := newMessage(t, nil)
+	r := platformSender(t).push("/"+authorizerID, textMessage("x"))
+	r.URL.RawQuery += "&openid[]=oVICTIM&openid[a]=oVICTIM&OpenID=oVICTIM&encrypt.type=aes&MSG.signature=x&Echostr=x&open.id=1&route[]=2&nonce2=3"
+	b := new(answering)
+	serve(t, m, r, b)
+	q := b.got.URL.Query()
+	for _, known := range []string{"signature", "timestamp", "nonce", "openid"} {
+		if len(q[known]) != 1 {
+			t.Errorf("%s: %q", known, q[known])
+		}
+		delete(q, known)
+	}
+	if want := (url.Values{"open.id": {"1"}, "route[]": {"2"}, "nonce2": {"3"}}); !reflect.DeepEqual(q, want) {
+		t.Errorf("beside WeChat's: %v, want %v", q, want)
+	}
+	if strings.Contains(b.got.RequestURI, "VICTIM") {
+		t.Error(b.got.RequestURI)
 	}
 }
 
