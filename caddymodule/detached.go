@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2"
@@ -30,6 +31,33 @@ func detach(r *http.Request, format crypto.Format, f *facts, message []byte) *de
 	return &detached{
 		request: r.Clone(context.WithoutCancel(r.Context())), server: server, facts: f, format: format, message: message,
 	}
+}
+
+// apart is a request for whoever goes on with it after its handler has returned, as if its client had hung up. Caddy's variables and
+// placeholders have the values that they have now, and what becomes of them is not seen by the access log, which is being written meanwhile.
+func apart(r *http.Request) *http.Request {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	cancel()
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		server = new(caddyhttp.Server)
+	}
+	repl := caddy.NewReplacer()
+	c := caddyhttp.PrepareRequest(r.Clone(ctx), repl, &ignoredAnswer{header: make(http.Header)}, server)
+	if before, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		before.Delete(roundTripPlaceholder) // see work.begin
+		repl.Map(before.Get)
+	}
+	// All else is as the routes before have left it.
+	vars := make(map[string]any)
+	if before, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		maps.Copy(vars, before)
+	}
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, repl)
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, vars)
+	ctx = context.WithValue(ctx, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields))
+	*c = *c.WithContext(ctx) // the placeholders are of c
+	return c
 }
 
 // serve gives a handler the push in plaintext and returns what went wrong: its error, a panic, or a status other than

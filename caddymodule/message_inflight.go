@@ -206,6 +206,13 @@ func (t *callTable) find(id pushID) *call {
 	return c
 }
 
+// hold says that a call has one more who is to leave it.
+func (t *callTable) hold(c *call) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.holders++
+}
+
 // leave says that a push is over. Of a call that is done and that nobody holds any more only what is needed is kept.
 func (t *callTable) leave(c *call, now time.Time) {
 	t.mu.Lock()

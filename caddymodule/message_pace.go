@@ -115,6 +115,13 @@ func (m *Message) give(w http.ResponseWriter, r *http.Request, p *push, answer p
 // lead has the next handler answer a message that came for the first time. It ends when that is done, however long
 // WeChat has hung up by then: others wait for the answer.
 func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
+	if a.last && r.ProtoMajor > 1 {
+		return m.leadApart(w, r, next, p, f, a)
+	}
+	return m.leadHere(w, r, next, p, f, a)
+}
+
+func (m *Message) leadHere(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
 	calls, c := m.app.calls(), a.call
 	own := m.endBy(w, r.ProtoMajor, p, a)
 	defer own.release()
@@ -161,6 +168,33 @@ func (m *Message) lead(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	err := m.give(w, r, p, answer, a)
 	m.settle(p, f, c, answer, late)
 	return err
+}
+
+// leadApart is lead of a push that comes first and last, over HTTP/2 or later: an answer ends there only when its handler returns, and this one
+// may have to be given while the backend is still at work. So the message is answered as if WeChat had hung up, and the push waits for that as
+// one that came again does.
+func (m *Message) leadApart(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, a arrival) error {
+	calls, work, copied, facts := m.app.calls(), apart(r), p.apart(), *f
+	f.announce(r)
+	first := a
+	first.last, first.by = false, a.at.Add(maxHold)
+	calls.hold(a.call)
+	m.app.shared.background(func(context.Context) { // backend_timeout ends it
+		defer copied.release()
+		defer calls.leaveNow(a.call)
+		_ = m.leadHere(&ignoredAnswer{header: make(http.Header)}, work, next, copied, &facts, first)
+	})
+	switch err := m.join(w, r, p, f, a); {
+	case err == errMoved: //nolint:errorlint // our own, never wrapped
+		m.writeSlow(w, p)
+	case err != nil:
+		return err
+	case !p.slow && p.entry.Outcome == "":
+		if answer, _, _ := calls.outcome(a.call); answer.outcome == outcomeLost || answer.outcome == outcomeUnusable {
+			p.entry.Outcome, p.entry.Reason = outcomeFailed, answer.outcome
+		}
+	}
+	return nil
 }
 
 // hold waits until WeChat drops a push for which there is no room, unless too many are held already.

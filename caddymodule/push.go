@@ -59,6 +59,16 @@ func (p *push) release() {
 	pushPool.Put(p)
 }
 
+// apart is a copy of an opened push, for somebody who may have it longer.
+func (p *push) apart() *push {
+	c := newPush()
+	c.query, c.format, c.opened, c.codec, c.platform, c.account, c.plain, c.entry = p.query, p.format, p.opened, p.codec, p.platform, p.account, p.plain, p.entry
+	c.body = append(c.body[:0], p.opened.Message...)
+	c.opened.Message = c.body
+	_ = crypto.ScanFields(c.body, &c.fields) // it could be read before
+	return c
+}
+
 // answeredAt is when the push was answered, or now if it was not, so that an answer looks at the clock once.
 func (p *push) answeredAt() time.Time {
 	if p.answered.IsZero() {
