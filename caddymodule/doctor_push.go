@@ -218,6 +218,7 @@ func (d *doctor) checkVerifyFiles(ctx context.Context) []doctorResult {
 
 func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResult {
 	serve := texts("serve it with wechat_verify, before any login, redirect or rewrite, on the http:// site too", "请在登录、重定向、改写之前用 wechat_verify 提供，http:// 站点也需要")
+	again := texts("download the file again and do not open it", "请重新下载，不要打开")
 	switch {
 	case a.status >= 300 && a.status < 400:
 		return redOf(subject, texts(fmt.Sprintf("is redirected (HTTP %d): WeChat may not follow", a.status), fmt.Sprintf("被重定向（HTTP %d）：微信可能不跟随", a.status)), serve)
@@ -227,6 +228,10 @@ func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResu
 		return redOf(subject, texts("is a web page", "返回的是网页"), texts("download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信控制台重新下载；若文件无误，则有其他服务先行回复"))
 	case bytes.HasPrefix(a.body, byteOrderMark):
 		return redOf(subject, texts("begins with a byte order mark: WeChat says 86103", "以 BOM 开头：微信会报 86103"), texts("save the file without a BOM, or download it again", "请以无 BOM 方式保存，或重新下载"))
+	case isUTF16(a.body):
+		return redOf(subject, texts("is in UTF-16: WeChat says 86103", "是 UTF-16 编码：微信会报 86103"), again)
+	case len(a.body) == 0:
+		return redOf(subject, texts("is empty: WeChat says 86103", "内容为空：微信会报 86103"), again)
 	case content != nil && !bytes.Equal(a.body, content):
 		return redOf(subject, texts("is not what the config has: another file is served", "与配置中的内容不同：提供的是另一个文件"), texts("reload the gateway, or see what else serves this host", "请重新加载网关，或检查该域名由谁提供服务"))
 	}

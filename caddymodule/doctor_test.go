@@ -426,6 +426,17 @@ func TestDoctorOfTheSick(t *testing.T) {
 				return file(r)
 			})
 		}, ""},
+		{"file in UTF-16", "verify_files", doctorRed, "is in UTF-16", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
+				if file(r) {
+					_, _ = io.WriteString(w, "\xff\xfea\x00")
+				}
+				return file(r)
+			})
+		}, ""},
+		{"file is empty", "verify_files", doctorRed, "is empty", func(p *patient) {
+			p.own = inPlaceOf(p.own, func(_ http.ResponseWriter, r *http.Request) bool { return file(r) })
+		}, ""},
 		{"file is a page", "verify_files", doctorRed, "is a web page", func(p *patient) {
 			p.own = inPlaceOf(p.own, func(w http.ResponseWriter, r *http.Request) bool {
 				if file(r) {

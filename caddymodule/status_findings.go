@@ -249,7 +249,7 @@ func plainMode(appid string) Finding {
 func verifyFileDoubtful(name, doubt string) Finding {
 	return Finding{
 		Level: Yellow, Code: "verify_file", Subject: "file " + name,
-		Text:   texts("WeChat will not accept it: it "+doubt, "微信不会接受该校验文件：内容是网页或带有 BOM"),
+		Text:   texts("WeChat will not accept it: it "+doubt, "微信不会接受该校验文件：内容是网页、带有 BOM、存成了 UTF-16 或为空"),
 		Remedy: texts("put the file as WeChat gave it into the folder of wechat_verify, or PUT it to /wechat/verify/"+name, "将微信给出的文件原样放入 wechat_verify 的文件夹，或 PUT 到 /wechat/verify/"+name),
 	}
 }

@@ -57,7 +57,7 @@ var verifyName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}\.txt$`)
 //     for each platform and account, whatever is requested, and the request waits for at most 2 s.
 //
 // A byte order mark is part of a file like all else, and WeChat then takes it for another one (86103): the log warns of
-// such a file, and of a web page under a file's name.
+// such a file, and of a web page under a file's name, an empty file, and one in UTF-16.
 //
 // WeChat fetches these files over plain HTTP as well, so an HTTPS site needs an http:// site beside it that has this
 // handler too.
@@ -192,6 +192,11 @@ func isPage(content []byte) bool {
 	return bytes.HasPrefix(bytes.TrimSpace(bytes.TrimPrefix(content, byteOrderMark)), []byte("<"))
 }
 
+// isUTF16 tells what an editor has saved in UTF-16.
+func isUTF16(content []byte) bool {
+	return bytes.HasPrefix(content, []byte("\xff\xfe")) || bytes.HasPrefix(content, []byte("\xfe\xff"))
+}
+
 // doubtOf says what is wrong with the content of a verification file; "": nothing.
 func doubtOf(content []byte) string {
 	switch {
@@ -199,6 +204,10 @@ func doubtOf(content []byte) string {
 		return "is a web page, such as the login page of WeChat's console: log in there and download the file again"
 	case bytes.HasPrefix(content, byteOrderMark):
 		return "begins with a byte order mark, which an editor put there: save it without one"
+	case isUTF16(content):
+		return "is in UTF-16, in which an editor saved it: download it again"
+	case len(content) == 0:
+		return "is empty: download it again"
 	}
 	return ""
 }

@@ -315,6 +315,8 @@ func TestVerifyDoubts(t *testing.T) {
 	folder := t.TempDir()
 	writeFile(t, filepath.Join(folder, "marked.txt"), "\ufeffa1B2c3D4e5F6g7H8")
 	writeFile(t, filepath.Join(folder, "page.txt"), " <!DOCTYPE html>")
+	writeFile(t, filepath.Join(folder, "none.txt"), "")
+	writeFile(t, filepath.Join(folder, "wide.txt"), "\xff\xfea\x00")
 	writeFile(t, filepath.Join(folder, "good.txt"), "a1B2c3D4e5F6g7H8\n")
 	writeFile(t, filepath.Join(folder, "other.html"), "<html>")
 	v := &Verify{Folder: folder, Files: map[string]string{"inline.txt": "\ufeffx", "fine.txt": "x"}}
@@ -331,7 +333,7 @@ func TestVerifyDoubts(t *testing.T) {
 		v.warn(name, []byte(content))
 	}
 	v.warnOfFolder()
-	if got := doubted(); got != "inline.txt marked.txt page.txt" {
+	if got := doubted(); got != "inline.txt marked.txt none.txt page.txt wide.txt" {
 		t.Errorf("when loaded: %s", got)
 	}
 	synctest.Test(t, func(t *testing.T) {
