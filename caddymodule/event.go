@@ -249,7 +249,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	switch infoType {
 	case "component_verify_ticket":
 		if len(f.ComponentVerifyTicket) == 0 {
-			return errPlaintext
+			return errLacking
 		}
 		err = a.manager().PutTicket(ctx, platform, tokens.Ticket{
 			Value: secret.New(string(f.ComponentVerifyTicket)), CreatedAt: created,
@@ -262,7 +262,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 		}
 	case "unauthorized":
 		if !isAppID(string(f.AuthorizerAppID)) {
-			return errPlaintext
+			return errLacking
 		}
 		err = a.manager().Revoke(ctx, platform, string(f.AuthorizerAppID), created)
 	}
@@ -279,7 +279,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 
 func (a *App) acceptCode(ctx context.Context, p *push, infoType string, appid, code []byte) error {
 	if len(code) == 0 || !isAppID(string(appid)) {
-		return errPlaintext
+		return errLacking
 	}
 	created := unixTime(p.fields.CreateTime)
 	expires := created.Add(authCodeLife)

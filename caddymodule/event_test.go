@@ -150,6 +150,25 @@ func TestEventRefusals(t *testing.T) {
 	}
 }
 
+// An event that lacks what it is about says so: it has been decrypted, and nothing is wrong with the keys.
+func TestEventLacks(t *testing.T) {
+	t.Parallel()
+	for infoType, more := range map[string]string{
+		"component_verify_ticket":    "<ComponentVerifyTicket></ComponentVerifyTicket>",
+		"authorized":                 "<AuthorizerAppid>" + authorizerID + "</AuthorizerAppid>",
+		"updateauthorized":           "<AuthorizationCode>c</AuthorizationCode>",
+		"notify_third_fasteregister": "<auth_code>c</auth_code>",
+		"unauthorized":               "",
+	} {
+		e, app := newEvent(t)
+		logs := watchLog(app)
+		rec := serve(t, e, eventSender(t).push("/wx/event", eventXML(infoType, more)), nil)
+		if refused := logs.FilterMessage("push refused").All(); rec.Code != http.StatusBadRequest || len(refused) != 1 || refused[0].ContextMap()["reason"] != errLacking.reason {
+			t.Errorf("%s: %d, %v", infoType, rec.Code, refused)
+		}
+	}
+}
+
 // TestEventStoreFails: what arrived could not be made durable, so it is not acknowledged; the ticket serves anyway.
 func TestEventStoreFails(t *testing.T) {
 	t.Parallel()

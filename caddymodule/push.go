@@ -98,6 +98,7 @@ var (
 	errBody      = &refusal{http.StatusBadRequest, "malformed", "body could not be read"}
 	errEnvelope  = &refusal{http.StatusBadRequest, "malformed", "body is not an envelope with one Encrypt element"}
 	errPlaintext = &refusal{http.StatusBadRequest, "malformed", "decrypted text is neither a message nor an event"}
+	errLacking   = &refusal{http.StatusBadRequest, "malformed", "event lacks its ComponentVerifyTicket, the account's appid, or the code"}
 	errTooLarge  = &refusal{http.StatusRequestEntityTooLarge, "too_large", "body is larger than max_body"}
 	errMethod    = &refusal{http.StatusMethodNotAllowed, "method", "method is neither GET nor POST"}
 	errSignature = &refusal{http.StatusForbidden, "signature", "signature fits no configured token: compare the token with WeChat's console, and the path with the account"}
