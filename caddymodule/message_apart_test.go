@@ -168,3 +168,44 @@ func TestPaceApartAgain(t *testing.T) {
 		}
 	})
 }
+
+// TestSharedApart: a push that comes first and last over HTTP/2 is answered in time where nodes share a store, and what comes to another node gets the same.
+func TestSharedApart(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		after time.Duration
+		reply string
+		want  string
+		by    time.Duration
+	}{
+		{0, replyXML, replyXML, 0},
+		{4 * time.Second, replyXML, replyXML, 4 * time.Second},
+		{10 * time.Second, replyXML, "请稍候", defaultReplyTimeout},
+		{time.Second, "<html>", "稍后回复您", time.Second},
+	} {
+		t.Run(fmt.Sprint(tt.after, " ", kindOfText([]byte(tt.reply)).EN), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 2, func(m *Message) {
+					m.Pushes, m.SlowReply, m.SlowReplyText, m.FallbackText = 1, slowText, "请稍候", "稍后回复您"
+				}, after(tt.after, tt.reply))
+				for _, p := range f.nodes {
+					p.proto = 2
+				}
+				message := paceMessage(1)
+				if got := f.send(message, 0); !strings.Contains(got.answer, tt.want) || got.after != tt.by {
+					t.Errorf("saw %q after %s, want %q after %s", got.answer, got.after, tt.want, tt.by)
+				}
+				time.Sleep(20 * time.Second)
+				for node := range f.nodes {
+					if got := f.send(message, node); !strings.Contains(got.answer, tt.want) {
+						t.Errorf("again, at node %d: %q, want %q", node, got.answer, tt.want)
+					}
+				}
+				if n := f.runs.Load(); n != 1 {
+					t.Errorf("the backend ran %d times", n)
+				}
+			})
+		})
+	}
+}

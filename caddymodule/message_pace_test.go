@@ -30,6 +30,8 @@ type pacer struct {
 	m    *Message
 	next caddyhttp.Handler
 	path string
+	// proto is the major version of HTTP; 0: 1.
+	proto int
 	// lose says which of a message's pushes never arrive.
 	lose func(attempt int) bool
 }
@@ -62,6 +64,7 @@ func paceMessage(id int) string {
 func (p *pacer) push(message string) (answer string, answered bool) {
 	s := accountSender(p.t)
 	r := s.push(p.path, message)
+	r.ProtoMajor = max(r.ProtoMajor, p.proto)
 	ctx, cancel := context.WithTimeout(r.Context(), wechatWait)
 	defer cancel()
 	rec := httptest.NewRecorder()
