@@ -170,7 +170,7 @@ func trimReply(body []byte) []byte {
 // isReply reports whether an answer begins like one of a format.
 func isReply(format crypto.Format, text []byte) bool {
 	if format == crypto.FormatJSON {
-		return text[0] == '{'
+		return bytes.HasPrefix(text, []byte("{"))
 	}
 	return isXMLReply(text)
 }
