@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -52,33 +53,82 @@ func wechatCommand() caddycmd.Command {
 
 // explainCommand is `caddy wechat explain`.
 func explainCommand() *cobra.Command {
-	asJSON, busy := false, false
+	asJSON := false
 	cmd := &cobra.Command{
 		Use: "explain <errcode>...", Short: "Says what errcodes of WeChat's mean and what to do about them",
-		Long:    "Says, in English and Chinese, what errcodes of WeChat's mean and what to do about them. The exit code is 1 if one is not known.",
-		Example: "caddy wechat explain 61004 40164",
+		Long: `Says, in English and Chinese, what errcodes of WeChat's mean and what to do about them. An answer of WeChat's, or a log line with an
+errcode in it, will do in place of the number. The exit code is 1 if one is not known.`,
+		Example: "caddy wechat explain 61004 40164\ncaddy wechat explain '{\"errcode\":40001,\"errmsg\":\"invalid credential\"}'",
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object for each code, one a line")
-	// The commonest of all is -1, which would be taken for a flag.
-	cmd.Flags().BoolVarP(&busy, "busy", "1", false, "")
-	_ = cmd.Flags().MarkHidden("busy")
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if busy {
-			return nil
+	cmd.DisableFlagParsing = true // of cobra's, which takes -1, the commonest code of all, for a flag
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		flags, texts := splitErrcodes(args)
+		cmd.DisableFlagParsing = false
+		if err := cmd.ParseFlags(flags); err != nil {
+			return cmd.FlagErrorFunc()(cmd, err)
 		}
-		return cobra.MinimumNArgs(1)(cmd, args)
+		if help, err := cmd.Flags().GetBool("help"); err == nil && help {
+			return cmd.Help()
+		}
+		if err := cobra.MinimumNArgs(1)(cmd, texts); err != nil {
+			return err
+		}
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			codes, err := errcodesIn(texts)
+			if err == nil {
+				err = explain(cmd.OutOrStdout(), codes, asJSON)
+			}
+			if err != nil {
+				return caddy.ExitCodeFailedStartup, err
+			}
+			return caddy.ExitCodeSuccess, nil
+		})(cmd, texts)
 	}
-	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
-		codes := fl.Args()
-		if busy {
-			codes = append([]string{"-1"}, codes...)
-		}
-		if err := explain(cmd.OutOrStdout(), codes, asJSON); err != nil {
-			return caddy.ExitCodeFailedStartup, err
-		}
-		return caddy.ExitCodeSuccess, nil
-	})
 	return cmd
+}
+
+var (
+	bareErrcode = regexp.MustCompile(`^([-+]?[0-9]+)[,.;:，。；：]?$`)
+	// namedErrcode is an errcode in an answer of WeChat's, in a log line or in a metric's labels.
+	namedErrcode = regexp.MustCompile(`(?i)errcode["'\\]*\s*[:=：]?\s*["'\\]*([-+]?[0-9]+)`)
+	errcodeName  = regexp.MustCompile(`(?i)^["'{]*errcode["']?\s*[:=：]?$`)
+)
+
+// splitErrcodes tells flags from what is to be explained, which may begin with a minus.
+func splitErrcodes(args []string) (flags, texts []string) {
+	for i, arg := range args {
+		switch {
+		case arg == "--":
+			return flags, append(texts, args[i+1:]...)
+		case strings.HasPrefix(arg, "-") && !bareErrcode.MatchString(arg):
+			flags = append(flags, arg)
+		default:
+			texts = append(texts, arg)
+		}
+	}
+	return flags, texts
+}
+
+// errcodesIn finds the errcodes in what somebody has typed or pasted.
+func errcodesIn(texts []string) (codes []string, err error) {
+	for i, text := range texts {
+		trimmed := strings.TrimSpace(text)
+		found := namedErrcode.FindAllStringSubmatch(trimmed, -1)
+		if m := bareErrcode.FindStringSubmatch(trimmed); m != nil {
+			found = [][]string{m}
+		}
+		if errcodeName.MatchString(trimmed) && i < len(texts)-1 {
+			continue // the number follows, after a blank
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("'%s' is not an errcode: write a number such as 61004, or a text with errcode and a number in it", shown(text))
+		}
+		for _, m := range found {
+			codes = append(codes, strings.TrimPrefix(m[1], "+"))
+		}
+	}
+	return codes, nil
 }
 
 // explain prints what is known of each code.
@@ -91,6 +141,9 @@ func explain(w io.Writer, codes []string, asJSON bool) error {
 		}
 		e, known := tokens.Explain(code)
 		if !known {
+			if _, without := tokens.Explain(-code); without {
+				text += fmt.Sprintf(" (%d is)", -code)
+			}
 			unknown = append(unknown, text)
 		}
 		if !asJSON {
