@@ -299,6 +299,11 @@ func TestAccessLogFilter(t *testing.T) {
 	call(t, w, "GET", "/cgi-bin/user/info?access_token="+opaque+"&openid="+user.OpenID, nil, "")
 	call(t, w, "GET", "/sns/jscode2session?appid="+integration.AccountID+"&secret="+w.ClientKey+"&js_code=js-code-secret&grant_type=authorization_code", nil, "")
 	call(t, w, "GET", "/wechat/users/tracking-id-12345678901", bearer(w), "")
+	for _, name := range []string{"ACCESS_TOKEN", "%61ccess_token", "+access_token", "access%5ftoken", "x=1;access_token"} { // the gateway finds it by each
+		call(t, w, "GET", "/cgi-bin/user/info?openid=x&"+name+"="+opaque, nil, "")
+	}
+	call(t, w, "GET", "/cgi-bin/user/info?appsecret="+w.ClientKey+"&Component_AppSecret="+w.ClientKey, nil, "")
+	fetch(t, httpsClient(t, w), "GET", w.URL("/a/landing/place?from=wechat&wxTkId=tracking-id-of-a-visitor"), nil, "")
 	const page = "https://shop.example.com/cart"
 	fetch(t, httpsClient(t, w), "GET", w.URL("/wx/jssdk/"+integration.AccountID+"?url="+url.QueryEscape(page+"?code=login-code-of-a-page")), nil, "")
 	log := w.Gateway.Log()
@@ -306,7 +311,7 @@ func TestAccessLogFilter(t *testing.T) {
 		t.Fatalf("%d lines of access log", n)
 	}
 	checkNoSecrets(t, w, "access log", log)
-	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret", "tracking-id-12345678901", "login-code-of-a-page", url.QueryEscape(page)} {
+	for _, hidden := range []string{opaque, user.OpenID, "js-code-secret", "tracking-id-12345678901", "tracking-id-of-a-visitor", "login-code-of-a-page", url.QueryEscape(page)} {
 		if strings.Contains(log, hidden) {
 			t.Errorf("the access log shows %.8s…", hidden)
 		}
