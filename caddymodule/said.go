@@ -9,12 +9,8 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
-// saidError is an error that is shown in both languages.
-type saidError struct{ text tokens.Text }
-
-func (e *saidError) Error() string { return e.text.EN }
-
-func said(en, zh string) error { return &saidError{texts(en, zh)} }
+// said makes an error that is shown in both languages.
+func said(en, zh string) error { return &tokens.SaidError{Text: texts(en, zh)} }
 
 // textOf is what an error says, in both languages. Around the innermost of the gateway's own there are but names: of fields, and of placeholders.
 // What is not the gateway's own stays as it is, and is quoted.
@@ -22,8 +18,8 @@ func textOf(err error) tokens.Text {
 	en := err.Error()
 	var inner error
 	var zh string
-	if own, ok := errors.AsType[*saidError](err); ok {
-		inner, zh = own, own.text.ZH
+	if own, ok := errors.AsType[*tokens.SaidError](err); ok {
+		inner, zh = own, own.Text.ZH
 	} else if key, ok := errors.AsType[*crypto.KeyError](err); ok {
 		inner, zh = key, fmt.Sprintf("第 %d 个字符有误，只能是 A-Z、a-z 和 0-9", key.Position)
 		if key.Position == 0 {

@@ -113,15 +113,21 @@ func (x *examination) examineStore(ctx context.Context) {
 func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) PlatformStatus {
 	m := x.app.manager()
 	s := PlatformStatus{AppID: p.AppID, Keys: keyStatus(p.ring), LastPush: timeOf(when(p.ring.last))}
-	received := m.TicketReceived(p.AppID)
+	received, sealed := m.TicketReceived(p.AppID), false
 	if x.storeErr == nil && x.now.Sub(received) > ticketReread {
 		// Another node may have been told since.
 		storeCtx, cancel := context.WithTimeout(ctx, storeCheckWait)
 		at, err := m.LastTicket(storeCtx, p.AppID)
 		cancel()
-		if err == nil {
+		why, unopened := tokens.LacksSealKey(err)
+		switch {
+		case err == nil:
 			received = at
-		} else {
+		case unopened:
+			if sealed = true; !slices.ContainsFunc(x.findings, func(f Finding) bool { return f.Code == codeSealKey }) {
+				x.found(recordsSealed(x.store.Module, why))
+			}
+		default:
 			x.storeErr = err
 			x.store.LastError, x.store.Error = timeOf(x.now), safeReason(err)
 			x.found(storeDown(x.store))
@@ -130,7 +136,7 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 	if !received.IsZero() {
 		s.Ticket = &TicketStatus{Received: *timeOf(received), Age: max(0, int64(x.now.Sub(received)/time.Second))}
 	}
-	hasTicket := x.ticket(p, received)
+	hasTicket := x.ticket(p, received, sealed)
 	state := m.HeldToken(tokens.ComponentKey(p.AppID))
 	if !state.Live && hasTicket && x.storeErr == nil {
 		_, err := m.Get(tokenCtx, tokens.ComponentKey(p.AppID)) // which is held back if it failed a moment ago
@@ -157,13 +163,16 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 	return s
 }
 
-// ticket looks at a platform's ticket and reports whether there is one that can be exchanged.
-func (x *examination) ticket(p *Platform, received time.Time) bool {
+// ticket looks at a platform's ticket and reports whether there is one that can be exchanged. Sealed says that the store has one which
+// no seal_key opens.
+func (x *examination) ticket(p *Platform, received time.Time, sealed bool) bool {
 	m := x.app.manager()
 	asking := m.PushRefusal(p.AppID)
 	refused := m.TicketRefusal(p.AppID)
 	age := x.now.Sub(received)
 	switch {
+	case received.IsZero() && sealed:
+		x.found(ticketSealed(p.AppID))
 	case received.IsZero():
 		x.found(noTicket(p.AppID, asking))
 	case refused != nil:

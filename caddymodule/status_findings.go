@@ -16,7 +16,10 @@ var (
 		"compare 授权事件接收URL in open.weixin.qq.com > 管理中心 > 第三方平台 with where wechat_event is served, and look into the access log for pushes to it; the platform must be 已全网发布 or in test, and the URL reachable from the internet",
 		"核对微信开放平台 > 管理中心 > 第三方平台 的授权事件接收URL 与 wechat_event 的地址，并查看访问日志中是否有推送；该地址须能从公网访问")
 	remedyResolver = texts("look at this machine's resolver (/etc/resolv.conf): the name must resolve here", "检查本机的域名解析（/etc/resolv.conf）")
-	remedyStore    = texts(
+	remedySealKey  = texts(
+		"write the seal_key that the records were sealed with behind the new one, in the same line, on all nodes; until then nothing is written over",
+		"把加密这些记录时的 seal_key 写在新密钥之后（同一行，所有节点）；在此之前不会覆盖任何记录")
+	remedyStore = texts(
 		"bring the store back: for redis look at the server, its address and password; for Caddy's own storage at the disk and who owns the folder; live tokens serve on meanwhile, and WeChat pushes events again",
 		"恢复存储：redis 请检查服务器、地址与密码；Caddy 存储请检查磁盘与目录权限；期间仍有效的令牌继续使用，微信会重推事件")
 )
@@ -157,12 +160,44 @@ func storeWriteFails(s StoreStatus) Finding {
 	}
 }
 
+// eachOf takes apart what errors.Join has put together, in lines that no finding has room for.
+func eachOf(err error) []error {
+	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the outermost alone
+		return several.Unwrap()
+	}
+	return []error{err}
+}
+
 func storeUnfit(module string, err error) Finding {
-	reason := safeReason(err)
+	var en, zh []string
+	for _, one := range eachOf(err) {
+		reason := textOf(one)
+		en, zh = append(en, reason.EN), append(zh, reason.ZH)
+	}
 	return Finding{
 		Level: Red, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
-		Text:   texts("the store is not fit for what it is to keep: "+reason, "存储的设置不满足要求："+quotedZH(reason)),
+		Text:   texts("the store is not fit for what it is to keep: "+strings.Join(en, "; "), "存储的设置不满足要求："+strings.Join(zh, "；")),
 		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, and let the user's access list allow what docs/clustering.md names", "将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，访问权限见 docs/clustering.zh-CN.md"),
+	}
+}
+
+// codeSealKey is of records that wait for a seal_key.
+const codeSealKey = "seal_key_missing"
+
+// recordsSealed is said of records that are sealed with a key that is not configured. The store is well.
+func recordsSealed(module string, why tokens.Text) Finding {
+	return Finding{
+		Level: Red, Code: codeSealKey, Subject: "store " + module, about: aboutStore, unready: true,
+		Text: texts("records are sealed with a seal_key that is not in the configuration: "+why.EN, "加密记录所用的 seal_key 不在配置中："+why.ZH), Remedy: remedySealKey,
+	}
+}
+
+// ticketSealed is said of a platform whose ticket is one of those.
+func ticketSealed(platform string) Finding {
+	return Finding{
+		Level: Red, Code: "no_ticket", Subject: subjectPlatform(platform), about: platform, unready: true,
+		Text:   texts("its component_verify_ticket in the store cannot be opened, and no other has come since the start", "存储中的 component_verify_ticket 打不开，启动后也没有收到新的"),
+		Remedy: remedySealKey,
 	}
 }
 

@@ -193,12 +193,18 @@ func reasonOf(err error) tokens.Text {
 		}
 		return texts(fmt.Sprintf("%d %s%s", api.Code, known.Meaning.EN, rid), fmt.Sprintf("%d %s%s", api.Code, known.Meaning.ZH, rid))
 	}
+	own, isOwn := errors.AsType[*tokens.SaidError](err)
 	switch {
 	case errors.Is(err, tokens.ErrNoTicket):
 		return texts("there is no ticket", "没有 component_verify_ticket")
+	case errors.Is(err, tokens.ErrUnreachable) && isOwn:
+		return texts(safeReason(err), "微信的应答不可用："+own.Text.ZH)
 	case errors.Is(err, tokens.ErrUnreachable):
-		reason := safeReason(err)
-		return texts(reason, "未能连接微信："+quotedZH(reason))
+		return texts(safeReason(err), "未能连接微信："+causeOf(rootOf(err)).ZH)
+	case isOwn:
+		return texts(own.Error(), own.Text.ZH)
+	case errors.Is(err, tokens.ErrNotAuthorized):
+		return texts(safeReason(err), "该账号未授权第三方平台")
 	case errors.Is(err, tokens.ErrStore):
 		return texts("the store does not answer", "存储没有响应")
 	case isTimeout(err):

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
+	"github.com/caddy-wechat/caddy-wechat/tokens/redisstore"
 )
 
 // statusSecrets are what no status may show.
@@ -940,5 +942,76 @@ func TestSightingsAreBounded(t *testing.T) {
 	}
 	if s.held.Load() != 0 {
 		t.Errorf("%d are left", s.held.Load())
+	}
+}
+
+// TestStatusOfAWrongSealKey: records that no seal_key opens are no store that does not answer, nor a ticket that has not come.
+func TestStatusOfAWrongSealKey(t *testing.T) {
+	t.Parallel()
+	wechat := newFakeWeChat(t)
+	storage := filepath.Join(t.TempDir(), "storage")
+	config := statusConfig(wechat.URL, "")
+	start := func(config string) (*App, caddy.Context) {
+		t.Helper()
+		app, ctx, err := provisionAt(storage, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return app, ctx
+	}
+	before, ctx := start(config)
+	pushTicket(t, eventHandler(t, ctx))
+	look(t, before).hasNot(t, codeSealKey, "no_ticket")
+	if err := before.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	keys := fmt.Sprintf(`"seal_keys": [%q],`, strings.Repeat("ab", 32))
+	for name, seal := range map[string]string{"another": fmt.Sprintf(`"seal_keys": [%q],`, strings.Repeat("cd", 32)), "none": ""} {
+		app, _ := start(strings.Replace(config, keys, seal, 1))
+		s := look(t, app)
+		s.has(t, Red, codeSealKey, "store caddy", "v1/ticket/"+platformID)
+		s.has(t, Red, "no_ticket", "platform "+platformID, "cannot be opened")
+		s.hasNot(t, "store_down")
+		for _, f := range s.Findings {
+			if (f.Code == codeSealKey || f.Code == "no_ticket") && (!strings.Contains(f.Remedy.EN, "seal_key") || !strings.Contains(f.Remedy.ZH, "seal_key")) {
+				t.Errorf("%s: %s: %+v", name, f.Code, f.Remedy)
+			}
+		}
+		if isReady(app) {
+			t.Errorf("%s: ready", name)
+		}
+		if err := app.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestReasonsInBothLanguages: what the gateway itself says of why a token cannot be renewed is no name of a Go type, and is said in Chinese.
+func TestReasonsInBothLanguages(t *testing.T) {
+	t.Parallel()
+	long := &tokens.SaidError{Kind: tokens.ErrBackoff, Text: texts("account wx2222222222222222: WeChat refused the token that stable_token still gives, "+
+		"and a new one was forced 20 times today; is another system forcing them too?", "是否有其他系统也在强制刷新？")}
+	for _, tt := range []struct {
+		err    error
+		en, zh string
+	}{
+		{long, "is another system forcing them too?", "是否有其他系统也在强制刷新？"},
+		{fmt.Errorf("%w: %w", tokens.ErrBackoff, long), "is another system forcing them too?", "是否有其他系统也在强制刷新？"},
+		{fmt.Errorf("wx3333333333333333: %w", tokens.ErrNotAuthorized), "has not authorised", "该账号未授权第三方平台"},
+		{fmt.Errorf("/cgi-bin/stable_token: %w", &tokens.SaidError{Kind: tokens.ErrUnreachable, Text: texts("answered HTTP 502", "应答 HTTP 502")}), "answered HTTP 502", "微信的应答不可用：应答 HTTP 502"},
+		{fmt.Errorf("/cgi-bin/stable_token: %w: %w", tokens.ErrUnreachable, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}), "connection refused", "未能连接微信：连接被拒绝"},
+		{fmt.Errorf("%w: read of x: %w", tokens.ErrStore, errors.New("disk")), "the store does not answer", "存储没有响应"},
+	} {
+		reason := reasonOf(tt.err)
+		speaksBoth(t, tt.err.Error(), reason)
+		if !strings.Contains(reason.EN, tt.en) || !strings.Contains(reason.ZH, tt.zh) {
+			t.Errorf("%v: %+v", tt.err, reason)
+		}
+	}
+	unfit := errors.Join(&tokens.SaidError{Kind: redisstore.ErrTooOld, Text: texts("it is 6.0", "Redis 是 6.0")}, errors.New("whatever\"a plugin says"))
+	f := storeUnfit("redis", unfit)
+	speaksBoth(t, f.Code, f.Text)
+	if strings.Contains(f.Text.EN, "\n") || !strings.Contains(f.Text.EN, "it is 6.0; whatever") || !strings.Contains(f.Text.ZH, "：Redis 是 6.0；“whatever") {
+		t.Errorf("%+v", f.Text)
 	}
 }

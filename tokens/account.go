@@ -50,11 +50,11 @@ func (f *forcedRefreshes) allow(appid string, rec *record) error {
 	used := max(f.last[appid].forcedOn(now), rec.forcedOn(now))
 	switch {
 	case !last.IsZero() && now.Sub(last) < forceInterval:
-		return fmt.Errorf("%w: account %s: WeChat refused the token that stable_token still gives, and a new one was forced less than %v ago",
-			ErrBackoff, appid, forceInterval)
+		return said(ErrBackoff, fmt.Sprintf("account %s: WeChat refused the token that stable_token still gives, and a new one was forced less than %v ago", appid, forceInterval),
+			fmt.Sprintf("账号 %s：微信拒绝了 stable_token 仍在返回的令牌，而 %v 内已强制换过新令牌", appid, forceInterval))
 	case used >= forceDaily:
-		return fmt.Errorf("%w: account %s: WeChat refused the token that stable_token still gives, and a new one was forced %d times today; is another system forcing them too?",
-			ErrBackoff, appid, used)
+		return said(ErrBackoff, fmt.Sprintf("account %s: WeChat refused the token that stable_token still gives, and a new one was forced %d times today; is another system forcing them too?", appid, used),
+			fmt.Sprintf("账号 %s：微信拒绝了 stable_token 仍在返回的令牌，而今天已强制换过 %d 次；是否有其他系统也在强制刷新？", appid, used))
 	}
 	if f.last == nil {
 		f.last = make(map[string]*record)

@@ -65,8 +65,8 @@ func (e *entry) unrenewable() error {
 	case !e.authorized():
 		return fmt.Errorf("%s: %w", e.key.AppID, ErrNotAuthorized)
 	default:
-		return fmt.Errorf("%s: %w: its authorization brought no refresh token; it has to authorise again, with API permissions",
-			e.key.AppID, ErrNotAuthorized)
+		return fmt.Errorf("%s: %w", e.key.AppID, said(ErrNotAuthorized,
+			"its authorization brought no refresh token; it has to authorise again, with API permissions", "授权没有带来 refresh_token；需要重新授权并勾选接口权限"))
 	}
 }
 

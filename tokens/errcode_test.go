@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+	"unicode"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/errors.md")
@@ -251,4 +254,34 @@ The ids in func_info. Paths are those of which the gateway knows the need.
 		}
 	}
 	return b.String()
+}
+
+// TestSaidInBothLanguages: why a renewal is held back is said in both languages, as is what is wrong with an answer or a seal_key.
+func TestSaidInBothLanguages(t *testing.T) {
+	t.Parallel()
+	var forced forcedRefreshes
+	var spent troubles
+	k := AccountKey("wx2222222222222222")
+	errs := map[error]error{
+		forced.allow(k.AppID, &record{ForcedAt: time.Now()}):                                             ErrBackoff,
+		forced.allow(k.AppID, &record{ForcedAt: time.Now().Add(-2 * forceInterval), Forced: forceDaily}): ErrBackoff,
+		decodeAnswer("/cgi-bin/token", []byte("<html>"), nil, nil):                                       ErrUnreachable,
+		decodeAnswer("/cgi-bin/token", []byte(`{"errcode":[]}`), nil, nil):                               ErrUnreachable,
+		decodeRecord("ticket", []byte{1}, new(ticketWire)):                                               errUnreadable,
+	}
+	for range refusalBurst {
+		if err := spent.spend(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	errs[spent.spend(k)] = ErrBackoff
+	for err, kind := range errs {
+		own, ok := errors.AsType[*SaidError](err)
+		if !ok || !errors.Is(err, kind) || own.Text.EN == "" || !strings.Contains(err.Error(), own.Text.EN) || !strings.ContainsFunc(own.Text.ZH, func(c rune) bool { return unicode.Is(unicode.Han, c) }) {
+			t.Errorf("%v: %+v, want one of %v", err, own, kind)
+		}
+		if _, lacks := LacksSealKey(err); lacks != (kind == errUnreadable) {
+			t.Errorf("%v: lacks a seal_key: %t", err, lacks)
+		}
+	}
 }

@@ -2,7 +2,6 @@ package tokens
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 
 // errNoRefreshToken: WeChat itself has no refresh token of the account, because no authorization code of it was ever
 // exchanged.
-var errNoRefreshToken = errors.New("WeChat has no refresh token of the account either: it has to authorise again")
+var errNoRefreshToken = said(nil, "WeChat has no refresh token of the account either: it has to authorise again", "微信也没有该账号的 refresh_token：需要重新授权")
 
 // currentRefreshToken asks WeChat for the refresh token of an account in the place of one that is void.
 func (m *Manager) currentRefreshToken(ctx context.Context, env *Environment, k Key, void secret.String) (secret.String, error) {
@@ -26,7 +25,7 @@ func (m *Manager) currentRefreshToken(ctx context.Context, env *Environment, k K
 		m.rosters.orphan(k)
 		return secret.String{}, errNoRefreshToken
 	case info.refresh.Same(void):
-		return secret.String{}, errors.New("WeChat names the one that it calls invalid")
+		return secret.String{}, said(nil, "WeChat names the one that it calls invalid", "微信给出的仍是它称为无效的那个")
 	}
 	return info.refresh, nil
 }

@@ -27,6 +27,14 @@ const storeTimeout = 3 * time.Second
 // configured, or of another version. Nothing may write over it.
 var errUnreadable = fmt.Errorf("%w: record cannot be read", ErrStore)
 
+// LacksSealKey reports whether an error says that a record waits for a seal_key that is not configured, and puts that into words.
+func LacksSealKey(err error) (Text, bool) {
+	if own, ok := errors.AsType[*SaidError](err); ok && own.Kind == errUnreadable { //nolint:errorlint // the kind itself, and not a damaged record
+		return own.Text, true
+	}
+	return Text{}, false
+}
+
 // errDamaged is one of those that nothing will ever read again: torn, tampered with, or of another version. It is set
 // aside, and what it stood for is had from WeChat again.
 var errDamaged = fmt.Errorf("%w: it is damaged", errUnreadable)
@@ -226,7 +234,8 @@ func (m *Manager) decode(env *Environment, name string, data []byte, out any) (r
 		case errors.Is(err, crypto.ErrSealKey) && (!env.opens.Load() || !hadFromWeChat(name)):
 			// As long as nothing opened, it is more likely that the configuration has the wrong key. And what nobody
 			// else knows waits for it in any case.
-			return false, fmt.Errorf("%w: %s does not open with any seal_key: add the one that was removed, or mend the one that is wrong", errUnreadable, name)
+			return false, said(errUnreadable, name+" does not open with any seal_key: add the one that was removed, or mend the one that is wrong",
+				name+" 用任何 seal_key 都打不开：请补上被去掉的密钥，或改正写错的密钥")
 		default:
 			return false, fmt.Errorf("%w: %s does not open with any seal_key, and others do", errDamaged, name)
 		}
@@ -249,7 +258,7 @@ func decodeRecord(name string, data []byte, out any) error {
 	}
 	if err := json.Unmarshal(data, &version); err != nil {
 		if crypto.IsSealed(data) {
-			return fmt.Errorf("%w: %s is sealed, and no seal_key is configured", errUnreadable, name)
+			return said(errUnreadable, name+" is sealed, and no seal_key is configured", name+" 是加密的，而没有配置 seal_key")
 		}
 		return fmt.Errorf("%w: %s is torn", errDamaged, name)
 	}

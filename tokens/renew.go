@@ -75,7 +75,7 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 			return e.token, nil
 		}
 	}
-	return Token{}, fmt.Errorf("%w: WeChat gave no new %s token for %s", ErrBackoff, k.Kind, k.owner())
+	return Token{}, said(ErrBackoff, fmt.Sprintf("WeChat gave no new %s token for %s", k.Kind, k.owner()), fmt.Sprintf("微信没有为 %s 给出新的 %s 令牌", k.owner(), k.Kind))
 }
 
 // renewed is the entry that the renewal comes to which all callers share, or that another node has brought before: where it is
@@ -302,7 +302,7 @@ func (m *Manager) fetch(ctx context.Context, env *Environment, k Key, e *entry, 
 		g, err = m.fetchAuthorizer(ctx, env, k, e.rec)
 	}
 	if err == nil && g.access.IsZero() {
-		err = fmt.Errorf("%w: the answer has no token", ErrUnreachable)
+		err = said(ErrUnreachable, "the answer has no token", "应答中没有令牌")
 	}
 	if err == nil || counts(err) {
 		env.Observer.TokenRefreshed(k.Kind, k.owner(), time.Since(start), err)

@@ -129,7 +129,8 @@ func (t *troubles) spend(k Key) error {
 	x.budget = min(refusalBurst, x.budget+now.Sub(x.budgetAt).Seconds()/refusalEvery.Seconds())
 	x.budgetAt = now
 	if x.budget < 1 {
-		return fmt.Errorf("%w: WeChat refuses each new %s token of %s; is another system refreshing it?", ErrBackoff, k.Kind, k.owner())
+		return said(ErrBackoff, fmt.Sprintf("WeChat refuses each new %s token of %s; is another system refreshing it?", k.Kind, k.owner()),
+			fmt.Sprintf("微信拒绝了 %s 的每个新 %s 令牌；是否有其他系统也在刷新？", k.owner(), k.Kind))
 	}
 	x.budget--
 	return nil

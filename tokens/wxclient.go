@@ -171,14 +171,14 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 	}
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
-		return nil, true, fmt.Errorf("answered HTTP %d", res.StatusCode)
+		return nil, true, said(nil, fmt.Sprintf("answered HTTP %d", res.StatusCode), fmt.Sprintf("应答 HTTP %d", res.StatusCode))
 	}
 	answer, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	switch {
 	case err != nil:
 		return nil, true, fmt.Errorf("answer broke off: %w", safeCause(err, query, payload))
 	case len(answer) > maxAnswer:
-		return nil, true, fmt.Errorf("answer exceeds %d bytes", maxAnswer)
+		return nil, true, said(nil, fmt.Sprintf("answer exceeds %d bytes", maxAnswer), fmt.Sprintf("应答超过 %d 字节", maxAnswer))
 	}
 	return answer, true, nil
 }
@@ -188,14 +188,14 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 func decodeAnswer(path string, answer []byte, out any, secrets func() []string) error {
 	answer = bytes.TrimSpace(bytes.TrimPrefix(answer, []byte("\xef\xbb\xbf")))
 	if len(answer) == 0 || answer[0] != '{' || !json.Valid(answer) {
-		return fmt.Errorf("%s: %w: the answer is not a JSON object (%d bytes)", path, ErrUnreachable, len(answer))
+		return fmt.Errorf("%s: %w", path, said(ErrUnreachable, fmt.Sprintf("the answer is not a JSON object (%d bytes)", len(answer)), fmt.Sprintf("应答不是 JSON 对象（%d 字节）", len(answer))))
 	}
 	var status struct {
 		Code wireInt `json:"errcode"`
 		Msg  any     `json:"errmsg"`
 	}
 	if err := json.Unmarshal(answer, &status); err != nil {
-		return fmt.Errorf("%s: %w: the errcode of the answer is no number", path, ErrUnreachable)
+		return fmt.Errorf("%s: %w", path, said(ErrUnreachable, "the errcode of the answer is no number", "应答中的 errcode 不是数字"))
 	}
 	if status.Code != 0 {
 		msg, _ := status.Msg.(string)
@@ -205,7 +205,7 @@ func decodeAnswer(path string, answer []byte, out any, secrets func() []string) 
 		return nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("%s: %w: the answer is not of the documented form", path, ErrUnreachable)
+		return fmt.Errorf("%s: %w", path, said(ErrUnreachable, "the answer is not of the documented form", "应答不是文档所述的格式"))
 	}
 	return nil
 }

@@ -33,6 +33,25 @@ var (
 	ErrClosed = errors.New("token manager closed")
 )
 
+// SaidError is an error in the gateway's own words, for people of both languages.
+type SaidError struct {
+	Text Text
+	Kind error // one of those above, if that is what callers branch on
+}
+
+func said(kind error, en, zh string) error { return &SaidError{Text{en, zh}, kind} }
+
+// Error gives the English text.
+func (e *SaidError) Error() string {
+	if e.Kind == nil {
+		return e.Text.EN
+	}
+	return e.Kind.Error() + ": " + e.Text.EN
+}
+
+// Unwrap returns the kind.
+func (e *SaidError) Unwrap() error { return e.Kind }
+
 // Codes of WeChat that this package acts on one by one; errcodes has them all.
 const (
 	codeNotAuthorized       = 61003

@@ -323,6 +323,12 @@ func (s *Store) unfit(ctx context.Context) (errs []error) {
 	return errs
 }
 
+// saidOf puts what a server says of itself into both languages.
+func saidOf(value, en, zh string) tokens.Text {
+	value = strings.ToValidUTF8(value[:min(len(value), 32)], "?")
+	return tokens.Text{EN: fmt.Sprintf(en, value), ZH: fmt.Sprintf(zh, value)}
+}
+
 // unfit is what is wrong with a server by what it says of itself.
 func unfit(info string) error {
 	for line := range strings.Lines(info) {
@@ -330,11 +336,11 @@ func unfit(info string) error {
 		case "redis_version":
 			major, _, _ := strings.Cut(value, ".")
 			if n, err := strconv.Atoi(major); err == nil && n < leastVersion {
-				return fmt.Errorf("%w; it is %.32s", ErrTooOld, value)
+				return &tokens.SaidError{Text: saidOf(value, "it is %s", "Redis 是 %s，需要 7.0 或更高版本"), Kind: ErrTooOld}
 			}
 		case "maxmemory_policy":
 			if value != "noeviction" {
-				return fmt.Errorf("%w; it is %.32s", ErrEvicts, value)
+				return &tokens.SaidError{Text: saidOf(value, "it is %s", "Redis 的 maxmemory-policy 是 %s，内存满时可能丢弃 refresh_token：请设为 noeviction"), Kind: ErrEvicts}
 			}
 		}
 	}

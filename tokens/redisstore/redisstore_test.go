@@ -123,5 +123,8 @@ func TestUnfit(t *testing.T) {
 		if err := unfit(tt.info); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
 			t.Errorf("%q: %v, want %v", tt.info, err, tt.want)
 		}
+		if own, ok := errors.AsType[*tokens.SaidError](unfit(tt.info)); ok != (tt.want != nil) || ok && (own.Text.EN == "" || !strings.Contains(own.Text.ZH, "Redis")) {
+			t.Errorf("%q: not in both languages: %+v", tt.info, own)
+		}
 	}
 }
