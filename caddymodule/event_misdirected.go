@@ -93,7 +93,7 @@ func (m *Message) admit(r *http.Request) bool {
 	if d == nil || d.taken.Load() {
 		return true
 	}
-	appid, _ := m.candidates(r.URL.Path)
+	appid, _ := m.whose(r)
 	return appid == d.appid && d.taken.CompareAndSwap(false, true)
 }
 

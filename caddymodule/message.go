@@ -277,7 +277,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return err
 	}
 	window := time.Duration(m.TimestampWindow)
-	appid, candidates := m.candidates(r.URL.Path)
+	appid, candidates := m.whose(r)
 	p.entry.AppID = appid
 	switch r.Method {
 	case http.MethodGet:
@@ -335,6 +335,14 @@ func (a *App) isForAnother(p *push, appid string) bool {
 	}
 	known, ok := a.manager().UserName(p.platform.AppID, appid)
 	return ok && string(p.fields.ToUserName) != known
+}
+
+// whose is candidates for a request. Where handlers such as handle_path have taken the appid from its path, the path as it came counts.
+func (m *Message) whose(r *http.Request) (appid string, list []candidate) {
+	if appid, list = m.candidates(r.URL.Path); appid != "" {
+		return appid, list
+	}
+	return m.candidates(originalPath(r))
 }
 
 // candidates reads from the path which account a push is for, and which credentials may open it.

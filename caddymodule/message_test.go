@@ -401,6 +401,47 @@ type brokenReader struct{}
 
 func (brokenReader) Read([]byte) (int, error) { return 0, errors.New("connection reset") }
 
+// TestMessageBelowHandlePath: the appid that handle_path takes from the path is read from the path as it came; what a rewrite puts there
+// goes first.
+func TestMessageBelowHandlePath(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		sender       *sender
+		path, left   string
+		appid, owner string // as the backend gets them; empty: the push is refused
+	}{
+		{accountSender(t), "/wx/message/" + accountID, "/", accountID, ""},
+		{accountSender(t), "/wx/message/" + accountID, "", accountID, ""},
+		{platformSender(t), "/wx/" + authorizerID, "/", authorizerID, platformID},
+		{platformSender(t), "/wx/" + authorizerID, "/" + strangerID, strangerID, platformID},
+		{platformSender(t), "/wx/" + authorizerID + "/" + platformID, "/" + platformID, authorizerID, platformID},
+		{accountSender(t), "/wx/message", "/", "", ""},
+	} {
+		wechat := newFakeWeChat(t)
+		_, ctx := newTestApp(t, testConfig(wechat.URL))
+		m := messageHandler(t, ctx)
+		var got http.Header
+		backend := caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+			got = r.Header.Clone()
+			return nil
+		})
+		below := middleware(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+			r.URL.Path = tt.left
+			return m.ServeHTTP(w, r, next)
+		})
+		rec := serve(t, below, tt.sender.push(tt.path, textMessage("hello")), backend)
+		if tt.appid == "" {
+			if rec.Code != http.StatusForbidden || got != nil {
+				t.Errorf("%s: %d", tt.path, rec.Code)
+			}
+			continue
+		}
+		if rec.Code != http.StatusOK || got.Get(headerAppID) != tt.appid || got.Get(headerPlatform) != tt.owner {
+			t.Errorf("%s, of which %q is left: %d, %v", tt.path, tt.left, rec.Code, got)
+		}
+	}
+}
+
 func TestMessageUnknownAccountWithoutPlatform(t *testing.T) {
 	t.Parallel()
 	app, ctx := newTestApp(t, `{"accounts": [{"appid": "`+accountID+`", "secret": "s"}]}`)
