@@ -174,6 +174,9 @@ func (o *OAuth) Validate() error {
 		if err := checkCallback(o.Callback); err != nil {
 			return err
 		}
+		if err := checkCallbackBeside(o.Base, o.Callback); err != nil {
+			return err
+		}
 	}
 	if o.BadCodes < anyBadCodes || o.BadCodes > maxBadCodes {
 		return fmt.Errorf("bad_codes: want a number from 1 to %d, or -1 for any number", maxBadCodes)

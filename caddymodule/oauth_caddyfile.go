@@ -68,6 +68,12 @@ func (o *OAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if len(o.Funcs) == 0 {
 		return d.WrapErr(errNoFunc)
 	}
+	if o.Callback == "" {
+		return nil
+	}
+	if err := checkCallbackBeside(o.Base, o.Callback); err != nil {
+		return d.WrapErr(err)
+	}
 	return nil
 }
 

@@ -140,6 +140,17 @@ func checkCallback(callback string) error {
 	return checkPath("callback", callback)
 }
 
+// checkCallbackBeside refuses a callback whose addresses are taken for others of the base.
+func checkCallbackBeside(base, callback string) error {
+	base, callback = strings.TrimSuffix(base, "/"), strings.TrimSuffix(callback, "/")
+	for _, taken := range []string{base + "/authorize", base + "/authUserReceive"} {
+		if callback == taken || strings.HasPrefix(callback, taken+"/") {
+			return fmt.Errorf("callback '%s' is among the addresses below %s, which are not called back like that: give a path of its own", callback, taken)
+		}
+	}
+	return nil
+}
+
 // checkRedirectOrigin judges the origin of callback addresses.
 func checkRedirectOrigin(s string) error {
 	u, err := url.Parse(s)
