@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -717,10 +718,33 @@ func (c *doctorConfig) nobodyResult(s *doctorSite, path string) doctorResult {
 // mayBeLeftOut judges the later values that a config loads without.
 var mayBeLeftOut = map[string]func(string) error{"token": ofWeChat.text, "key": ofClient.text}
 
+// appSecretShape is that of the AppSecrets that WeChat gives out. A Token, which people choose, may have it too.
+var appSecretShape = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// lookSwapped reports whether a secret looks like no AppSecret and the newest token like one.
+func lookSwapped(secret string, tokens []string) bool {
+	r := resolver{repl: caddy.NewReplacer()}
+	if len(tokens) == 0 {
+		return false
+	}
+	s, err := r.required("secret", secret)
+	if err != nil || appSecretShape.MatchString(s) {
+		return false
+	}
+	t, err := r.required("token", tokens[0])
+	return err == nil && appSecretShape.MatchString(t)
+}
+
 // checkPlaceholders says of each secret whether it resolves, here and as this user.
 func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	var results []doctorResult
 	repl := caddy.NewReplacer()
+	exchanged := func(subject, secret string, tokens []string) {
+		if lookSwapped(secret, tokens) {
+			results = append(results, yellowOf(subject, texts("secret is no AppSecret of WeChat's, and token looks like one: do they stand in each other's place?", "secret 不像微信的 AppSecret，而 token 像：两者是否填反了？"),
+				texts("secret is the AppSecret, of 32 hexadecimal digits; token is what somebody has typed in beside the URL", "secret 填 AppSecret（32 位十六进制），token 填在 URL 旁自行填写的 Token")))
+		}
+	}
 	look := func(subject, field, text string, needed bool) {
 		if !hasPlaceholder(text) {
 			return
@@ -755,6 +779,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 			continue
 		}
 		subject := "platform " + p.AppID
+		exchanged(subject, p.Secret, p.Tokens)
 		look(subject, "secret", p.Secret, true)
 		list(subject, "token", p.Tokens)
 		list(subject, "aes_key", p.AESKeys)
@@ -764,6 +789,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 			continue
 		}
 		subject := "account " + a.AppID
+		exchanged(subject, a.Secret, a.Tokens)
 		look(subject, "secret", a.Secret, true)
 		list(subject, "token", a.Tokens)
 		list(subject, "aes_key", a.AESKeys)

@@ -781,6 +781,35 @@ func TestDoctorOnPaths(t *testing.T) {
 	}
 }
 
+// TestDoctorOnSwappedSecrets: an AppSecret in the place of the token, and the token in its, is worth a word; two values of either form are not.
+func TestDoctorOnSwappedSecrets(t *testing.T) {
+	t.Setenv("SWAPPED_SECRET", "0123456789abcdef0123456789abcdef")
+	for _, tt := range []struct {
+		secret, token string
+		want          bool
+	}{
+		{"mytoken", "0123456789abcdef0123456789abcdef", true},
+		{"mytoken", "{env.SWAPPED_SECRET}", true},
+		{"{env.SWAPPED_SECRET}", "mytoken", false},
+		{"fedcba9876543210fedcba9876543210", "{env.SWAPPED_SECRET}", false},
+		{"secret-of-a-test", "mytoken", false},
+		{"{env.SWAPPED_NOTHING}", "{env.SWAPPED_SECRET}", false},
+	} {
+		for _, part := range []string{"apps/wechat/platforms/0", "apps/wechat/accounts/0"} {
+			p := newPatient(t)
+			p.part(part)["secret"], p.part(part)["tokens"] = tt.secret, []any{tt.token}
+			p.offline = true
+			found := slices.ContainsFunc(p.examine(t).of("placeholders"), func(r doctorResult) bool {
+				speaksBoth(t, r.Subject, r.Text)
+				return r.Level == doctorYellow && strings.Contains(r.Text.EN, "each other's place") && r.Subject != "" && !strings.Contains(r.Text.EN+r.Text.ZH, "0123456789")
+			})
+			if found != tt.want {
+				t.Errorf("%s: %+v: found: %t", part, tt, found)
+			}
+		}
+	}
+}
+
 // TestDoctorOnOldSecrets: one that is left out is worth a word, and is no reason for anything to be red.
 func TestDoctorOnOldSecrets(t *testing.T) {
 	t.Setenv("OLD_TOKEN", "old \n")
