@@ -28,8 +28,10 @@ func awaitProbes() {
 	}
 }
 
+// probing reports whether any goroutine is in a pool of go-redis's: one that waits there for a connection may dial yet, and one that dials
+// may begin a probe.
 func probing() bool {
 	stacks := make([]byte, 4<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
-	return bytes.Contains(stacks, []byte("pool.(*ConnPool).tryDial(")) || bytes.Contains(stacks, []byte("pool.(*ConnPool).dialConn("))
+	return bytes.Contains(stacks, []byte("pool.(*ConnPool)."))
 }
