@@ -386,3 +386,65 @@ func TestRenewedElsewhereAndStillLocked(t *testing.T) {
 		}
 	})
 }
+
+// News of a token that another node has renewed, and news of its record once more, which says the same: whoever waits takes the
+// token when the record was read for the last of it.
+func TestRenewedElsewhereHeardTwice(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		old := b.get(t, testAuthKey)
+		a.wx.kill(old)
+		unlock, err := a.store.Lock(t.Context(), testAuthKey.recordName()+renewalLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			got, err := b.Renew(t.Context(), testAuthKey, old.Value)
+			if err != nil || got.Value.Same(old.Value) {
+				t.Errorf("Renew: %v", err)
+			}
+		})
+		synctest.Wait()
+		began, release := s.hold(testAuthKey.recordName())
+		_, err = a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+			next := *cur
+			next.AccessToken, next.ObtainedAt, next.ExpiresAt = secret.New("token@@@renewed"), time.Now(), time.Now().Add(2*time.Hour)
+			return &next
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-began
+		b.hearing.Load().Changed(testAuthKey.recordName())
+		_, again := s.hold(testAuthKey.recordName())
+		close(release)
+		synctest.Wait() // whoever waits has seen the token, and that it may be out of date
+		close(again)
+		atOnce(t, wg.Wait)
+	})
+}
+
+// No renewal begins for a token that is there by the time somebody would wait for it.
+func TestNoRenewalOfWhatIsThere(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, _ string) {
+		token := r.get(t, k)
+		env, err := r.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var asked atomic.Int32
+		r.store.hold(func(string, string) { asked.Add(1) })
+		for _, refused := range []secret.String{{}, secret.New("token@@@before")} {
+			got, err := r.awaitRenewal(t.Context(), env, k, refused)
+			if err != nil || !got.Value.Same(token.Value) {
+				t.Errorf("got another token, or %v", err)
+			}
+		}
+		synctest.Wait()
+		if n := asked.Load(); n != 0 {
+			t.Errorf("the store was asked %d times", n)
+		}
+	})
+}

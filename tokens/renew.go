@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
@@ -79,16 +81,20 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 }
 
 // renewed is the entry that the renewal comes to which all callers share, or that another node has brought before: where it is
-// heard, nobody waits for the lock in which that node may have died, or for a store that does not give it.
+// heard, nobody waits for the lock in which that node may have died, or for a store that does not give it. Who finds it there
+// already begins no renewal.
 func (m *Manager) renewed(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (*entry, error) {
-	renewal := launch(m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
-		return m.renew(ctx, env, k, refused, ordered)
-	})
+	var renewal <-chan singleflight.Result
 	for {
 		arrived, leave := m.arrivals.await(k)
 		if e := m.cache.Load().get(k); e != nil && !m.outOfDate(e) && e.needless(refused, time.Now().UnixNano()) {
 			leave()
 			return e, nil
+		}
+		if renewal == nil {
+			renewal = launch(m, env.flight("renew", k), renewTimeout, func(ctx context.Context) (*entry, error) {
+				return m.renew(ctx, env, k, refused, ordered)
+			})
 		}
 		select {
 		case <-arrived:
@@ -511,6 +517,7 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 // publish puts a record, which was read at that beat, into the cache, unless the one there supersedes it: the store was
 // put back to an older state then. The caller holds the key's lock.
 func (m *Manager) publish(k Key, rec *record, beat uint64) *entry {
+	defer m.arrivals.tell(k) // also of a record that is known, which counts as of now
 	c := m.cache.Load()
 	held := c.get(k)
 	if held != nil && held.rec.supersedes(rec) {
@@ -526,7 +533,6 @@ func (m *Manager) publish(k Key, rec *record, beat uint64) *entry {
 	e.readAt.Store(beat)
 	m.troubles.adopt(e)
 	c.put(e)
-	m.arrivals.tell(k)
 	m.learnName(k, rec)
 	return e
 }
