@@ -448,3 +448,38 @@ func TestNoRenewalOfWhatIsThere(t *testing.T) {
 		}
 	})
 }
+
+// Whoever looks for a record a moment before somebody else's read of it is over does not read it again.
+func TestColdLookupsShareOneRead(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Use(r.env)
+	env, err := r.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const accounts = 100
+	var reads atomic.Int32
+	r.store.hold(func(op, name string) {
+		if _, ok := keyOf(name); ok && op == "load" {
+			reads.Add(1)
+		}
+	})
+	for i := range accounts {
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for range 100 {
+			wg.Go(func() {
+				<-begin
+				if _, err := r.lookup(t.Context(), env, AuthorizerKey(testPlatform, appidOf(i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+	}
+	if n := reads.Load(); n != accounts {
+		t.Errorf("%d reads for %d accounts", n, accounts)
+	}
+}

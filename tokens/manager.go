@@ -466,6 +466,9 @@ func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, 
 		return m.upToDate(ctx, env, e), nil
 	}
 	e, err := share(ctx, m, env.flight("load", k), loadTimeout, func(ctx context.Context) (*entry, error) {
+		if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) && !m.outOfDate(e) {
+			return e, nil // read between the look and the turn
+		}
 		return m.reload(ctx, env, k)
 	})
 	if replaceable(k, err) {
