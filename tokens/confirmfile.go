@@ -56,66 +56,94 @@ type confirmFiles struct {
 
 	mu        sync.Mutex
 	platforms map[string]confirmState
-	looking   map[Key]bool         // records that are looked at now: whether there was news of them since
+	looking   map[Key]*confirmLook // records that are looked at now
 	said      map[string]time.Time // by platform: when the log last heard of a failure
 }
 
+// confirmLook is a look at a record, or several where an older configuration is at it as well.
+type confirmLook struct {
+	users int
+	news  bool // there was some since it began
+}
+
 func (c *confirmFiles) get(k Key) confirmState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at(k)
+}
+
+// at is get; mu is held.
+func (c *confirmFiles) at(k Key) confirmState {
 	if k.Kind == KindAuthorizer {
 		state, _ := c.accounts.Get(k)
 		return state
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	return c.platforms[k.Platform]
 }
 
 func (c *confirmFiles) put(k Key, state confirmState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.set(k, state)
+}
+
+// set is put; mu is held.
+func (c *confirmFiles) set(k Key, state confirmState) {
 	if k.Kind == KindAuthorizer {
 		c.accounts.Set(k, state, 0)
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.platforms == nil {
 		c.platforms = make(map[string]confirmState)
 	}
 	c.platforms[k.Platform] = state
 }
 
-// begin notes that the record of a file is looked at.
-func (c *confirmFiles) begin(k Key) {
+// begin notes that the record of a file is looked at, until leave.
+func (c *confirmFiles) begin(k Key) *confirmLook {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.looking == nil {
-		c.looking = make(map[Key]bool)
+		c.looking = make(map[Key]*confirmLook)
 	}
-	if _, too := c.looking[k]; !too { // else an older configuration is at it
-		c.looking[k] = false
+	look := c.looking[k]
+	if look == nil {
+		look = new(confirmLook)
+		c.looking[k] = look
 	}
+	look.users++
+	return look
 }
 
-// end keeps what came of that. It may be looked at again at once if there was news meanwhile.
-func (c *confirmFiles) end(k Key, state confirmState) {
+// end keeps what came of a look. The record may be looked at again at once if there was news meanwhile.
+func (c *confirmFiles) end(k Key, look *confirmLook, state confirmState) {
 	c.mu.Lock()
-	if c.looking[k] {
+	defer c.mu.Unlock()
+	if look.news {
 		state.until = time.Time{}
 	}
-	delete(c.looking, k)
-	c.mu.Unlock()
-	c.put(k, state)
+	c.set(k, state)
+}
+
+// leave is the end of begin, whatever came of the look.
+func (c *confirmFiles) leave(k Key, look *confirmLook) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if look.users--; look.users == 0 {
+		delete(c.looking, k)
+	}
 }
 
 // news notes that another node has changed the record of a file that this node has in memory, or is looking at.
 func (c *confirmFiles) news(k Key) {
 	c.mu.Lock()
-	if _, looking := c.looking[k]; looking {
-		c.looking[k] = true
+	defer c.mu.Unlock()
+	if look := c.looking[k]; look != nil {
+		look.news = true
 	}
-	c.mu.Unlock()
-	if state := c.get(k); !state.until.IsZero() {
+	if state := c.at(k); !state.until.IsZero() {
 		state.until = time.Time{}
-		c.put(k, state)
+		c.set(k, state)
 	}
 }
 
@@ -220,15 +248,16 @@ func (m *Manager) lookAtConfirmFile(ctx context.Context, env *Environment, k Key
 		if k.Kind == KindAuthorizer && !m.confirm.budget.spend(confirmAccounts, confirmAccountsPerSecond) {
 			return state.file, nil
 		}
-		m.confirm.begin(k)
+		look := m.confirm.begin(k)
+		defer m.confirm.leave(k, look)
 		file, pause, err := m.fetchConfirmFile(ctx, env, k, every)
 		if file.Name == "" {
-			file = state.file // what is known serves on
+			file = m.confirm.get(k).file // what is known serves on
 		}
 		if k.Kind == KindAuthorizer {
 			pause = max(pause, confirmRetry) // or one account's visitors would use up the budget of all
 		}
-		m.confirm.end(k, confirmState{file: file, until: time.Now().Add(pause)})
+		m.confirm.end(k, look, confirmState{file: file, until: time.Now().Add(pause)})
 		if err != nil && !errors.Is(err, ErrNoTicket) && m.confirm.say(k.Platform) {
 			args := []any{"platform", k.Platform, "appid", k.owner(), "error", err}
 			if api, ok := errors.AsType[*APIError](err); ok {

@@ -483,3 +483,62 @@ func TestColdLookupsShareOneRead(t *testing.T) {
 		t.Errorf("%d reads for %d accounts", n, accounts)
 	}
 }
+
+// Two configurations look at a confirm file at the same time, and both reads are of before another node's change.
+func TestConfirmFileDuringTwoReads(t *testing.T) {
+	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
+		k := ComponentKey(testPlatform)
+		a.giveConfirmFiles(confirmAnswer(testFile, confirmTestContent), "")
+		b.confirm.put(ComponentKey(testPlatform2), confirmState{until: time.Now().Add(time.Hour)})
+		for range 2 {
+			b.troubles.failed(k, ErrUnreachable)
+		}
+		var wg sync.WaitGroup
+		look := func() chan<- error {
+			began, release := s.hold(confirmName(k))
+			wg.Go(func() { _, _, _ = b.ConfirmFile(t.Context(), testFile, "") })
+			<-began
+			return release
+		}
+		first := look()
+		again := *b.Manager.env.Load()
+		b.Use(&again)
+		synctest.Wait()
+		for range 2 {
+			b.troubles.failed(k, ErrUnreachable) // the new configuration forgave it
+		}
+		second := look()
+		if got := confirmed(t, a.Manager, testFile, ""); got != confirmTestContent {
+			t.Fatalf("served %q", got)
+		}
+		close(first)
+		synctest.Wait()
+		close(second)
+		wg.Wait()
+		atOnce(t, func() {
+			if got := confirmed(t, b.Manager, testFile, ""); got != confirmTestContent {
+				t.Errorf("the other node served %q", got)
+			}
+		})
+		if n := len(b.confirm.looking); n != 0 {
+			t.Errorf("%d records are still looked at", n)
+		}
+	})
+}
+
+// News of a confirm file that comes while what a look brought is being kept makes it be looked at again.
+func TestConfirmNewsAtTheEndOfALook(t *testing.T) {
+	t.Parallel()
+	files := &NewManager().confirm
+	for range 20_000 {
+		look := files.begin(testAuthKey)
+		var wg sync.WaitGroup
+		wg.Go(func() { files.news(testAuthKey) })
+		files.end(testAuthKey, look, confirmState{until: time.Now().Add(time.Hour)})
+		files.leave(testAuthKey, look)
+		wg.Wait()
+		if until := files.get(testAuthKey).until; !until.IsZero() {
+			t.Fatal("it is not looked at for an hour")
+		}
+	}
+}
