@@ -542,3 +542,18 @@ func TestConfirmNewsAtTheEndOfALook(t *testing.T) {
 		}
 	}
 }
+
+// A job that is hastened twice while it runs is run at the earlier time.
+func TestHastenedTwiceWhileRunning(t *testing.T) {
+	t.Parallel()
+	var q retryQueue
+	q.init()
+	q.add("job", 0, nil)
+	id, j, _ := q.take()
+	q.hasten("job")
+	q.hastenTo("job", time.Now().Add(time.Minute))
+	q.finish(id, j, retryError{after: time.Hour})
+	if _, again, wait := q.take(); again != j {
+		t.Errorf("it waits for %v", wait)
+	}
+}

@@ -103,7 +103,9 @@ func (q *retryQueue) hastenTo(id string, due time.Time) {
 	switch j := q.jobs[id]; {
 	case j == nil:
 	case j.running:
-		j.sooner = due // it may have looked before there was what it is hastened for
+		if j.sooner.IsZero() || due.Before(j.sooner) { // it may have looked before there was what it is hastened for
+			j.sooner = due
+		}
 	case j.failed == 0 && due.Before(j.due):
 		j.due = due
 	}
