@@ -23,6 +23,7 @@ func (m *Manager) currentRefreshToken(ctx context.Context, env *Environment, k K
 		return secret.String{}, err
 	case info.refresh.IsZero():
 		m.rosters.orphan(k)
+		m.settleOrphan(ctx, env, k, void) // as in restore
 		return secret.String{}, errNoRefreshToken
 	case info.refresh.Same(void):
 		return secret.String{}, said(nil, "WeChat names the one that it calls invalid", "微信给出的仍是它称为无效的那个")
@@ -66,7 +67,7 @@ func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*ent
 	info, err := m.authorizerInfo(ctx, env, k)
 	if err == nil && info.refresh.IsZero() {
 		m.rosters.orphan(k)
-		m.settleOrphan(ctx, env, k) // its code may have been exchanged meanwhile
+		m.settleOrphan(ctx, env, k, secret.String{}) // its code may have been exchanged meanwhile
 		err = errNoRefreshToken
 	}
 	switch {

@@ -557,3 +557,70 @@ func TestHastenedTwiceWhileRunning(t *testing.T) {
 		t.Errorf("it waits for %v", wait)
 	}
 }
+
+// An account authorises on another node while WeChat is asked for the refresh token in the place of a void one.
+func TestOrphanOfARenewalThatAuthorisesMeanwhile(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		env, err := b.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		void := b.stored(t, testAuthKey).RefreshToken
+		var elsewhere atomic.Bool
+		a.wx.set(func(f *fakeWeChat) {
+			f.listing = map[string]string{testAuthorizer: ""}
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathAuthorizerInfo && elsewhere.CompareAndSwap(true, false) {
+					a.wx.set(func(f *fakeWeChat) { f.refresh[testAuthorizer] = "refreshtoken@@@anew" })
+					a.authorize(t, testPlatform, testAuthorizer)
+					time.Sleep(time.Second) // it is heard of before the answer comes
+				}
+				return "", nil
+			}
+		})
+		for _, authorises := range []bool{false, true} {
+			elsewhere.Store(authorises)
+			if _, err := b.currentRefreshToken(t.Context(), env, testAuthKey, void); !errors.Is(err, errNoRefreshToken) {
+				t.Fatalf("got %v, want errNoRefreshToken", err)
+			}
+			if n := b.OrphanCount(testPlatform); (n == 0) != authorises {
+				t.Errorf("%d accounts have to authorise again; another node's did: %v", n, authorises)
+			}
+		}
+	})
+}
+
+// Whoever asks for accounts that are not known cannot have it looked at will whether the list can be read, as long as it cannot
+// for want of a ticket.
+func TestUnknownAccountsWithoutATicket(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.env.RosterEvery = rosterEvery
+		r.Use(r.env)
+		synctest.Wait()
+		var looks atomic.Int32
+		r.store.hold(func(op, name string) {
+			if op == "load" && name == ticketName(testPlatform) {
+				looks.Add(1)
+			}
+		})
+		begin := time.Now()
+		for time.Since(begin) < rosterHasten-time.Second {
+			if _, err := r.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrUnsure) {
+				t.Fatalf("got %v, want ErrUnsure", err)
+			}
+			synctest.Wait()
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := looks.Load(); n > 2 {
+			t.Errorf("the ticket was read %d times", n)
+		}
+		r.ticket(t, testPlatform)
+		synctest.Wait()
+		if r.wx.count(pathAuthorizerList) == 0 {
+			t.Error("the list is not read although there is a ticket")
+		}
+	})
+}

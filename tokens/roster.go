@@ -222,6 +222,7 @@ func (m *Manager) watchRoster(platform string) func(context.Context) error {
 		if _, ok := env.platform(platform); !ok || env.RosterEvery <= 0 {
 			return nil // no longer configured
 		}
+		m.rosters.change(platform, func(r *roster) { r.checked = time.Now() }) // whatever comes of it
 		if _, err := m.ticket(ctx, env, platform); err != nil {
 			return retryError{after: rosterHasten} // nothing can be asked; whoever keeps a ticket hastens this job
 		}
@@ -430,7 +431,7 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 	switch {
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
 		if !exchanging && m.rosters.orphan(k) {
-			m.settleOrphan(ctx, env, k) // what it is noted for was read before
+			m.settleOrphan(ctx, env, k, secret.String{}) // what it is noted for was read before
 		}
 	case cur == nil && !info.refresh.IsZero():
 		if _, err := m.adopt(ctx, env, k, info, at, false); err != nil {
@@ -516,14 +517,16 @@ func (m *Manager) heardOrphan(k Key) {
 	m.queue.addNews("orphan "+k.recordName(), func(ctx context.Context) {
 		if env, err := m.current(); err == nil {
 			// If the refresh token is the void one still, the next renewal notes it again. A change that is not heard, the next list tells.
-			m.settleOrphan(ctx, env, k)
+			m.settleOrphan(ctx, env, k, secret.String{})
 		}
 	})
 }
 
-// settleOrphan looks whether an account that is noted as an orphan has authorised again meanwhile, or revoked.
-func (m *Manager) settleOrphan(ctx context.Context, env *Environment, k Key) {
-	if rec, err := m.look(ctx, env, k); err == nil && rec != nil && (!rec.RefreshToken.IsZero() || rec.revoked()) {
+// settleOrphan looks whether an account that is noted as an orphan has authorised again meanwhile, or revoked. Void is the
+// refresh token, if any, that it is noted for.
+func (m *Manager) settleOrphan(ctx context.Context, env *Environment, k Key, void secret.String) {
+	rec, err := m.look(ctx, env, k)
+	if err == nil && rec != nil && (rec.revoked() || !rec.RefreshToken.IsZero() && !rec.RefreshToken.Same(void)) {
 		m.rosters.settled(k)
 	}
 }
