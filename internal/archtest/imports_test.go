@@ -88,7 +88,7 @@ var testOnly = []string{
 // tooling are our own programs that build and test.
 var tooling = []string{
 	module + "/internal/archtest", module + "/internal/covercheck",
-	module + "/internal/testrun", module + "/internal/xcaddybuild", module + "/internal/redistest",
+	module + "/internal/testrun", module + "/internal/xcaddybuild", module + "/internal/redistest", module + "/internal/stall",
 }
 
 func TestImports(t *testing.T) {

@@ -145,6 +145,13 @@ func (s *Server) Do(args ...any) any {
 	return answer
 }
 
+// Turn returns once the server has had its turn, which package stall wants to know of.
+func (s *Server) Turn() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_ = s.Client().Ping(ctx).Err()
+}
+
 // Kill ends the process as kill -9 does.
 func (s *Server) Kill() { s.signal(os.Kill) }
 
@@ -196,13 +203,13 @@ func awaitStep(t testing.TB, r *Server) {
 }
 
 // Sentinels starts three Sentinels that watch over a master by a name, and waits until they know each other and its
-// replicas.
+// replicas. An election that comes to nothing, as on a busy machine, is followed by another after twice the time of a failover.
 func Sentinels(t testing.TB, name string, master *Server, replicas int) (addrs []string) {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(master.Addr)
 	for range 3 {
 		conf := filepath.Join(t.TempDir(), "sentinel.conf")
-		text := fmt.Sprintf("sentinel monitor %s %s %s 2\nsentinel down-after-milliseconds %s 1000\nsentinel failover-timeout %s 10000\n", name, host, port, name, name)
+		text := fmt.Sprintf("sentinel monitor %s %s %s 2\nsentinel down-after-milliseconds %s 1000\nsentinel failover-timeout %s 4000\n", name, host, port, name, name)
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
