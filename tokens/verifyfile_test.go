@@ -108,6 +108,28 @@ func TestVerifyFileOnAnotherNode(t *testing.T) {
 	})
 }
 
+// Who listens again has missed what another node did meanwhile, and does not go on believing what it read a moment before.
+func TestVerifyFileChangedUnheard(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		for _, want := range []string{"first", "second", ""} {
+			_ = served(t, b.Manager, testFile)
+			h.set(true)
+			if want != "" {
+				a.put(t, testFile, want)
+			} else if _, err := a.DeleteVerifyFile(t.Context(), testFile); err != nil {
+				t.Fatal(err)
+			}
+			h.set(false)
+			atOnce(t, func() {
+				if got := served(t, b.Manager, testFile); got != want {
+					t.Errorf("serves %q, want %q", got, want)
+				}
+			})
+			time.Sleep(verifyFresh)
+		}
+	})
+}
+
 // Two nodes that add files at the same time lose none.
 func TestVerifyFilesAddedAtOnce(t *testing.T) {
 	t.Parallel()
