@@ -104,7 +104,7 @@ func answering(t *testing.T, answer string) string {
 // TestErrorsKeepTheirCause: callers tell a context that ended from a server that is not there.
 func TestErrorsKeepTheirCause(t *testing.T) {
 	t.Parallel()
-	s := open(t, Options{Addresses: []string{redistest.FreeAddr(t)}})
+	s := open(t, Options{Addresses: []string{"127.0.0.1:1"}})
 	err := s.Store(t.Context(), "a", nil)
 	if _, ok := errors.AsType[*net.OpError](err); !ok || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error %v", err)
