@@ -70,9 +70,7 @@ func TestAPISlow(t *testing.T) {
 // over for a while.
 func TestAPIBackupOrigin(t *testing.T) {
 	wechat := newFakeWeChat(t)
-	dead := httptest.NewServer(http.NotFoundHandler())
-	dead.Close()
-	g := newGateway(t, wechat, gatewayConfig(dead.URL, wechat.URL), "")
+	g := newGateway(t, wechat, gatewayConfig("http://"+deadAddress(t), wechat.URL), "")
 	upstreams := g.api.proxy.(*reverseproxy.Handler).Upstreams
 	if !upstreams[0].Healthy() || !upstreams[1].Healthy() {
 		t.Error("an origin is passed over before the first call")

@@ -313,7 +313,7 @@ func TestMoveRefusals(t *testing.T) {
 	}
 	null := filepath.Join(t.TempDir(), "null.json")
 	writeFile(t, null, `{"apps":{"wechat":{"platforms":[null]}}}`)
-	down := newMoveStore(t, redistest.FreeAddr(t), moveSealKey)
+	down := newMoveStore(t, deadAddress(t), moveSealKey)
 	for _, tt := range []struct {
 		cmd  *cobra.Command
 		args []string

@@ -248,8 +248,6 @@ func TestSendAgain(t *testing.T) {
 func TestSendRefusals(t *testing.T) {
 	t.Parallel()
 	config := commandConfig(t)
-	closed := httptest.NewServer(http.NotFoundHandler())
-	closed.Close()
 	for _, tt := range []struct {
 		args []string
 		code int
@@ -269,7 +267,7 @@ func TestSendRefusals(t *testing.T) {
 		{[]string{"http://127.0.0.1/", "--plain", "--xml", "@/nonexistent/x"}, 1, "/nonexistent/x"},
 		{[]string{"http://127.0.0.1/", "--plain", "--xml", secretFile(t, "<xml>")}, 1, "--xml: not a WeChat envelope or message"},
 		{[]string{"http://127.0.0.1/", "--plain", "--content", "\x01"}, 1, "a value that xml cannot carry"},
-		{[]string{closed.URL, "--plain"}, 2, "it was not answered"},
+		{[]string{"http://" + deadAddress(t), "--plain"}, 2, "it was not answered"},
 		{[]string{"http://backend.invalid/", "--plain"}, 2, "it was not answered"},
 		{nil, 1, "accepts 1 arg"},
 	} {

@@ -122,12 +122,7 @@ func TestStatusCommandReadsTheStatus(t *testing.T) {
 
 func TestAskingWhoIsNotThere(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := listener.Addr().String()
-	_ = listener.Close()
+	closed := deadAddress(t)
 	empty, _ := adminServer(t, nil)
 	noApp, _ := adminServer(t, map[string]string{"GET /wechat/status": `{"error":"the configuration has no global option wechat"}`})
 	page, _ := adminServer(t, map[string]string{"GET /wechat/status": `<html>`})

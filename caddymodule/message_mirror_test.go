@@ -215,10 +215,8 @@ func TestMirrorsChangeNothing(t *testing.T) {
 	defer breaksOff.Close()
 	login := httptest.NewServer(http.RedirectHandler("/login", http.StatusFound))
 	defer login.Close()
-	gone := httptest.NewServer(nil)
-	gone.Close()
 	address := func(s *httptest.Server) string { return s.Listener.Addr().String() }
-	m, app := newMirrored(t, address(hangs), address(refuses), address(breaksOff), address(login), address(gone))
+	m, app := newMirrored(t, address(hangs), address(refuses), address(breaksOff), address(login), deadAddress(t))
 	mirrorTo(m, 1, func(http.ResponseWriter, *http.Request) error { panic("secret content") })
 	mirrorTo(m, 1, func(http.ResponseWriter, *http.Request) error { return errors.New("an error") })
 	logs := watchLog(app)

@@ -283,7 +283,7 @@ func TestPushThatArrivedIsNotSentAgain(t *testing.T) {
 func TestUnreachedBackendIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	eachTransport(t, func(t *testing.T, transport object) {
-		address := deadAddress(t)
+		address, free := heldAddress(t)
 		var arrived atomic.Int64
 		backend := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if b, _ := io.ReadAll(r.Body); len(b) > 0 {
@@ -300,6 +300,7 @@ func TestUnreachedBackendIsTriedAgain(t *testing.T) {
 		r := caddyhttp.PrepareRequest(s.push("/"+authorizerID, textMessage("x")), repl, rec, &caddyhttp.Server{})
 		err := b.ServeHTTP(rec, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 			if chains++; chains == 2 {
+				free()
 				l, err := net.Listen("tcp", address)
 				if err != nil {
 					return err
@@ -328,7 +329,7 @@ func TestUnreachedBackendBehindAQuestion(t *testing.T) {
 			"handle_response": []object{{"match": object{"status_code": []int{2}}, "routes": []object{{"handle": []object{}}}}},
 		})
 		var arrived atomic.Int64
-		address := deadAddress(t)
+		address, free := heldAddress(t)
 		backend := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			arrived.Add(1)
 			_, _ = io.WriteString(w, replyXML)
@@ -339,6 +340,7 @@ func TestUnreachedBackendBehindAQuestion(t *testing.T) {
 		s := platformSender(t)
 		rec := serve(t, b, s.push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 			if chains++; chains == 2 {
+				free()
 				l, err := net.Listen("tcp", address)
 				if err != nil {
 					return err

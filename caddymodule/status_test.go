@@ -622,12 +622,7 @@ func TestStatusOfAnEventThatIsNotKept(t *testing.T) {
 
 func TestStatusOfHosts(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := listener.Addr().String()
-	_ = listener.Close()
+	host, free := heldAddress(t)
 	app, ctx := newTestApp(t, statusConfig("http://"+host, ""))
 	pushTicket(t, eventHandler(t, ctx))
 	s := look(t, app)
@@ -635,7 +630,9 @@ func TestStatusOfHosts(t *testing.T) {
 	if h := s.Hosts[0]; h.Level != Red || h.LastError == nil || !strings.HasPrefix(h.Error, "connect: ") {
 		t.Errorf("%+v", h)
 	}
-	if listener, err = net.Listen("tcp", host); err != nil {
+	free()
+	listener, err := net.Listen("tcp", host)
+	if err != nil {
 		t.Fatal(err)
 	}
 	wechat := &fakeWeChat{issued: map[string]int{}, current: map[string]string{}, refuseBy: 40001}
@@ -850,12 +847,7 @@ func TestSightedCounts(t *testing.T) {
 // Caddy counts failures of upstreams where passive health checks are on. Not parallel: it provisions a reverse_proxy.
 func TestStatusOfBackends(t *testing.T) {
 	app, ctx := newTestApp(t, testConfig(""))
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	_ = listener.Close()
+	address := deadAddress(t)
 	module, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", json.RawMessage(fmt.Sprintf(
 		`{"upstreams": [{"dial": %q}], "health_checks": {"passive": {"fail_duration": "2s", "max_fails": 1}}}`, address)))
 	if err != nil {

@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(Tests{M: m}) }
 
 // TestProbesAreAwaited says, too, if go-redis calls its probe by another name.
 func TestProbesAreAwaited(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: FreeAddr(t), PoolSize: 1, MaxRetries: -1})
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", PoolSize: 1, MaxRetries: -1})
 	Eventually(t, "the pool looks for its server", func() error {
 		client.Ping(t.Context())
 		if !probing() {
