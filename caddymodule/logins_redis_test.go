@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/internal/stall"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -195,23 +196,27 @@ func TestAuthorizeMeetsThePush(t *testing.T) {
 // TestVerifyFileAddedOnAnotherNode: by the admin endpoint.
 func TestVerifyFileAddedOnAnotherNode(t *testing.T) {
 	t.Parallel()
-	nodes, _ := newGateways(t, "", 2)
+	nodes, server := newGateways(t, "", 2)
 	v := verifyOf(t, nodes[1].ctx, &Verify{})
-	const name = "/MP_verify_a1B2c3D4e5F6g7H8.txt"
-	if got := file(t, v, http.MethodGet, name); got != "" {
-		t.Fatalf("serves %q", got)
-	}
-	if rec := adminCall(adminMux(t, nodes[0].App), http.MethodPut, "/wechat/verify"+name, "content"); rec.Code != http.StatusCreated {
-		t.Fatalf("%d %s", rec.Code, rec.Body)
-	}
-	start := time.Now()
-	redistest.Eventually(t, "the other node serves it", func() error {
-		if got := file(t, v, http.MethodGet, name); got != "content" {
-			return fmt.Errorf("serves %q", got)
+	files := 0
+	for try := range stall.Tries(t, 200*time.Millisecond, server.Turn) { // a read that had no answer in time is repeated a second later
+		name := fmt.Sprintf("/MP_verify_a1B2c3D4e5F6g7%02d.txt", files)
+		files++
+		if got := file(t, v, http.MethodGet, name); got != "" {
+			t.Fatalf("serves %q", got)
 		}
-		return nil
-	})
-	if took := time.Since(start); took > 1300*time.Millisecond {
-		t.Errorf("after %v", took)
+		if rec := adminCall(adminMux(t, nodes[0].App), http.MethodPut, "/wechat/verify"+name, "content"); rec.Code != http.StatusCreated {
+			t.Fatalf("%d %s", rec.Code, rec.Body)
+		}
+		start := time.Now()
+		redistest.Eventually(t, "the other node serves it", func() error {
+			if got := file(t, v, http.MethodGet, name); got != "content" {
+				return fmt.Errorf("serves %q", got)
+			}
+			return nil
+		})
+		if took := try.Since(start); took > 1300*time.Millisecond {
+			try.Errorf("after %v", took)
+		}
 	}
 }

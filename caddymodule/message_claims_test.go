@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
+	"github.com/caddy-wechat/caddy-wechat/internal/stall"
 )
 
 // redisNode is one of several gateways on one Redis, each by a relay of its own.
@@ -61,7 +62,7 @@ func newRedisNode(t *testing.T, server *redistest.Server) *redisNode {
 	return n
 }
 
-// answer pushes a message and returns the answer, decrypted, and how long it took.
+// answer pushes a message and returns the answer, decrypted, and how long it took by the clock.
 func (n *redisNode) answer(t *testing.T, message string, next caddyhttp.Handler) (string, time.Duration) {
 	t.Helper()
 	began := time.Now()
@@ -148,46 +149,58 @@ func TestClaimsWithoutRedis(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := redistest.Start(t)
-			a, b := newRedisNode(t, server), newRedisNode(t, server)
-			degraded := a.app.metrics().degraded
-			backend := new(counting)
-			a.answer(t, textMessage("x"), backend)
-			b.answer(t, textMessage("x"), backend)
-			tt.away(a.relay, server)
-			if got, took := a.answer(t, textMessage("x"), backend); !strings.Contains(got, "secret run") || took > claimWait+soon {
-				t.Errorf("at first: %s after %v", got, took)
-			}
-			redistest.Eventually(t, "it is known", func() error {
-				if testutil.ToFloat64(degraded) != 1 {
-					return errStoreAway
-				}
-				return nil
-			})
-			message := textMessage("x")
-			for range 5 {
-				if got, took := a.answer(t, message, backend); !strings.Contains(got, "secret run 4") || took > soon {
-					t.Errorf("then: %s after %v", got, took)
-				}
-			}
-			tt.back(a.relay, server)
-			redistest.Eventually(t, "Redis is back", func() error {
-				if testutil.ToFloat64(degraded) != 0 || testutil.ToFloat64(b.app.metrics().degraded) != 0 {
-					return errStoreAway
-				}
-				return nil
-			})
-			message = textMessage("x")
-			first, _ := a.answer(t, message, backend)
-			if again, _ := b.answer(t, message, backend); again != first {
-				t.Errorf("on another node: %s, first it was %s", again, first)
-			}
-			// Once for each time, which a busy machine may add one to, and not for each push.
-			away, back := a.log.count("the store does not answer for pushes"), a.log.count("are known on all nodes again")
-			if away < 1 || away > 2 || back != away {
-				t.Errorf("the log says %d times that the store is away, and %d times that it is back", away, back)
+			for try := range stall.Tries(t, claimWait/4) { // a node takes Redis for being away when the machine stands still for longer
+				claimsWithoutRedis(t, try, tt.away, tt.back)
 			}
 		})
+	}
+}
+
+func claimsWithoutRedis(t *testing.T, try *stall.Try, takeAway, bringBack func(*redistest.Relay, *redistest.Server)) {
+	t.Helper()
+	server := redistest.Start(t)
+	a, b := newRedisNode(t, server), newRedisNode(t, server)
+	answer := func(n *redisNode, message string, next caddyhttp.Handler) (string, time.Duration) {
+		start := time.Now()
+		got, _ := n.answer(t, message, next)
+		return got, try.Since(start)
+	}
+	degraded := a.app.metrics().degraded
+	backend := new(counting)
+	a.answer(t, textMessage("x"), backend)
+	b.answer(t, textMessage("x"), backend)
+	takeAway(a.relay, server)
+	if got, took := answer(a, textMessage("x"), backend); !strings.Contains(got, "secret run") || took > claimWait+soon {
+		try.Errorf("at first: %s after %v", got, took)
+	}
+	redistest.Eventually(t, "it is known", func() error {
+		if testutil.ToFloat64(degraded) != 1 {
+			return errStoreAway
+		}
+		return nil
+	})
+	message := textMessage("x")
+	for range 5 {
+		if got, took := answer(a, message, backend); !strings.Contains(got, "secret run 4") || took > soon {
+			try.Errorf("then: %s after %v", got, took)
+		}
+	}
+	bringBack(a.relay, server)
+	redistest.Eventually(t, "Redis is back", func() error {
+		if testutil.ToFloat64(degraded) != 0 || testutil.ToFloat64(b.app.metrics().degraded) != 0 {
+			return errStoreAway
+		}
+		return nil
+	})
+	message = textMessage("x")
+	first, _ := a.answer(t, message, backend)
+	if again, _ := b.answer(t, message, backend); again != first {
+		try.Errorf("on another node: %s, first it was %s", again, first)
+	}
+	// Once for each time, which a busy machine may add one to, and not for each push.
+	away, back := a.log.count("the store does not answer for pushes"), a.log.count("are known on all nodes again")
+	if away < 1 || away > 2 || back != away {
+		try.Errorf("the log says %d times that the store is away, and %d times that it is back", away, back)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/internal/stall"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -400,9 +401,9 @@ func TestReleaseCheckWithoutWeChat(t *testing.T) {
 	logs := watchLog(app)
 	s := platformSender(t)
 	r := s.push("/", queryAuthCode(testedOriginal, "c"))
-	began := time.Now()
+	w, began := stall.New(t), time.Now()
 	rec := serve(t, m, r, nil)
-	if took := time.Since(began); rec.Code != 200 || rec.Body.Len() != 0 || took > time.Second {
+	if took := w.Since(began); rec.Code != 200 || rec.Body.Len() != 0 || took > time.Second {
 		t.Errorf("%d %q after %v", rec.Code, rec.Body, took)
 	}
 	app.shared.cancel() // as after backgroundTimeout
