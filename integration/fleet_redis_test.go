@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/integration"
 	"github.com/caddy-wechat/caddy-wechat/integration/wxsim"
+	"github.com/caddy-wechat/caddy-wechat/internal/stall"
 )
 
 // promptly is a call that waits for nothing but WeChat, on a machine with other work.
@@ -28,7 +29,7 @@ func TestFleetInForce(t *testing.T) {
 	// quietly calls on the other nodes once what node A was told must count there.
 	quietly := func(what string, check func(*fleetNode, fleetAnswer)) {
 		t.Helper()
-		time.Sleep(fleetInForce) // the promise itself, not a wait for something
+		f.awaitPromise()
 		for _, n := range others {
 			check(n, f.user(t.Context(), n, u))
 		}
@@ -242,7 +243,7 @@ func (f *fleet) writtenBy(n *fleetNode, u wxsim.User) {
 		}
 		return nil
 	})
-	time.Sleep(fleetInForce) // the promise itself: what is written counts on all nodes within it
+	f.awaitPromise()
 	start := time.Now()
 	for _, other := range f.nodes {
 		if a := f.user(f.t.Context(), other, u); !a.good(u) {
@@ -251,6 +252,29 @@ func (f *fleet) writtenBy(n *fleetNode, u wxsim.User) {
 	}
 	if got := f.renewals(u, start); len(got) > 0 || f.refusals(u, start) > 0 {
 		f.t.Errorf("%d refusals, and renewals %v, although the token was written", f.refusals(u, start), got)
+	}
+}
+
+// promiseStop is for how long the machine may stand still in a second after which each node has to know what was written.
+const promiseStop = 100 * time.Millisecond
+
+// awaitPromise waits for as long as it may take until what was written counts on all nodes: a second in which all of them had their turns.
+func (f *fleet) awaitPromise() {
+	f.t.Helper()
+	turns := []func(){f.redis.Turn}
+	for _, n := range f.nodes {
+		turns = append(turns, func() {
+			if resp, err := plainClient.Get("http://" + n.Admin + "/reverse_proxy/upstreams"); err == nil { //nolint:noctx // the client has a limit
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	for try := range stall.Tries(f.t, promiseStop, turns...) {
+		start := time.Now()
+		time.Sleep(fleetInForce) // the promise itself, not a wait for something
+		if longest := try.Longest(start); longest > promiseStop {
+			try.Errorf("there is no second in which the machine does not stand still, but %v", longest)
+		}
 	}
 }
 

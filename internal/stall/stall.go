@@ -98,6 +98,12 @@ func (w *Watch) Stopped(start time.Time) time.Duration {
 	return all
 }
 
+// Longest is for how long it stood still at a time.
+func (w *Watch) Longest(start time.Time) time.Duration {
+	_, longest := w.between(start, time.Now())
+	return longest
+}
+
 // Since is the time since start in which it did not.
 func (w *Watch) Since(start time.Time) time.Duration {
 	now := time.Now()

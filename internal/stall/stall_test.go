@@ -54,6 +54,7 @@ func TestSince(t *testing.T) {
 		near("after it", w.Since(start), 2*time.Second)
 		near("since a time in it", w.Since(within), time.Second)
 		near("the stop", w.Stopped(start), 10*time.Second)
+		near("the longest stop", w.Longest(start), 10*time.Second)
 		later := time.Now()
 		time.Sleep(time.Second)
 		if took := w.Since(later); took != time.Second {
