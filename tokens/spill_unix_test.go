@@ -51,7 +51,8 @@ func TestSpillFolderHangs(t *testing.T) {
 			}
 		}
 		r.store.fail(nil)
-		time.Sleep(100 * time.Millisecond)
+		r.Close() // before the folder is removed: the disk has more to do now
+		waitUntil(t, "the disk is still at work", func() bool { return !r.locks.taken(spillLock(r.env.Spill)) })
 	}()
 	for _, k := range keys {
 		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
