@@ -279,6 +279,8 @@ func provisionGateway(t testing.TB, config *caddy.Config, handler string) *gatew
 	if handler == "" {
 		handler = "{}"
 	}
+	ctx, cancel := caddy.NewContext(ctx)
+	t.Cleanup(cancel) // or Caddy would know of failures at addresses that are other servers' by then
 	module, err := ctx.LoadModuleByID("http.handlers.wechat_api", json.RawMessage(handler))
 	if err != nil {
 		t.Fatal(err)

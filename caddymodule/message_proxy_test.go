@@ -44,6 +44,8 @@ func newBehindProxyOf(t *testing.T, proxy object) *behindProxy {
 		t.Fatal(err)
 	}
 	config, _ := json.Marshal(proxy)
+	ctx, cancel := caddy.NewContext(ctx)
+	t.Cleanup(cancel) // or Caddy would know of failures at addresses that are other servers' by then
 	provisioning.Lock()
 	defer provisioning.Unlock()
 	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
