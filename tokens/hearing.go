@@ -99,9 +99,6 @@ func (h *hearing) Listening(on bool) {
 	for _, platform := range m.Platforms() {
 		m.tickets.arrived(platform) // maybe; the next look tells
 	}
-	for shard := range m.verify {
-		m.verify[shard].news() // maybe
-	}
 	// The bus was away, and the store with it, as far as can be told: it may have come back in an older state.
 	m.opaque.heard() // maybe as well
 	for i := range m.verify {
