@@ -33,6 +33,9 @@ func detach(r *http.Request, format crypto.Format, f *facts, message []byte) *de
 	}
 }
 
+// routeGroups is under what Caddy keeps in a request's context which groups of routes have matched.
+const routeGroups = caddy.CtxKey("route_group")
+
 // apart is a request for whoever goes on with it after its handler has returned, as if its client had hung up. Caddy's variables and
 // placeholders have the values that they have now, and what becomes of them is not seen by the access log, which is being written meanwhile.
 func apart(r *http.Request) *http.Request {
@@ -46,7 +49,8 @@ func apart(r *http.Request) *http.Request {
 	c := caddyhttp.PrepareRequest(r.Clone(ctx), repl, &ignoredAnswer{header: make(http.Header)}, server)
 	if before, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		before.Delete(roundTripPlaceholder) // see work.begin
-		repl.Map(before.Get)
+		asItIs := *before                   // handlers around may map more, with no lock
+		repl.Map(asItIs.Get)
 	}
 	// All else is as the routes before have left it.
 	vars := make(map[string]any)
@@ -54,6 +58,9 @@ func apart(r *http.Request) *http.Request {
 		maps.Copy(vars, before)
 	}
 	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, repl)
+	groups, _ := ctx.Value(routeGroups).(map[string]struct{})
+	ctx = caddyhttp.ContextWithIdleTimeouts(ctx, nil, nil) // those are of a connection that others use by now
+	ctx = context.WithValue(ctx, routeGroups, maps.Clone(groups))
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, vars)
 	ctx = context.WithValue(ctx, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields))
 	*c = *c.WithContext(ctx) // the placeholders are of c

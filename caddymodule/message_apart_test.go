@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -139,6 +141,52 @@ func TestPaceApart(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPaceApartTouchesNothing: what goes on after the push's handler has returned shares nothing with the handlers around that one, which may still
+// be at work, as intercept's are.
+func TestPaceApartTouchesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		over := make(chan struct{})
+		in := func(group string) caddyhttp.Handler {
+			return caddyhttp.RouteList{{Group: group, Terminal: true}}.Compile(caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				_, err := io.WriteString(w, "<xml>not "+group+"</xml>")
+				return err
+			}))
+		}
+		reply := newReplyWriter(defaultMaxBody)
+		p := newPacer(t, func(m *Message) { m.Pushes = 1 }, func(_ http.ResponseWriter, r *http.Request) error {
+			<-over
+			if reader, writer := caddyhttp.IdleTimeoutsFromContext(r.Context()); reader != nil || writer != nil {
+				t.Error("the timeouts of the push's connection can be changed")
+			}
+			if value, known := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Get("later"); known {
+				t.Errorf("a placeholder that the handlers around have made since is %v", value)
+			}
+			_ = in("below").ServeHTTP(reply, r)
+			return in("before").ServeHTTP(reply, r)
+		})
+		rec, repl := httptest.NewRecorder(), caddy.NewReplacer()
+		r := accountSender(t).push(p.path, paceMessage(1))
+		r.ProtoMajor = 2
+		r = caddyhttp.PrepareRequest(r, repl, rec, &caddyhttp.Server{})
+		r = r.WithContext(caddyhttp.ContextWithIdleTimeouts(r.Context(), new(caddyhttp.IdleTimeoutReader), new(caddyhttp.IdleTimeoutWriter)))
+		_ = in("before").ServeHTTP(rec, r)
+		if err := p.m.ServeHTTP(rec, r, p.next); err != nil {
+			t.Error(err)
+		}
+		repl.Map(func(key string) (any, bool) { return key, key == "later" })
+		_ = in("after").ServeHTTP(rec, r)
+		close(over)
+		synctest.Wait()
+		if got := reply.body.String(); got != "<xml>not before</xml>" {
+			t.Errorf("of the routes below, %q ran", got)
+		}
+		if got := slices.Sorted(maps.Keys(r.Context().Value(routeGroups).(map[string]struct{}))); !slices.Equal(got, []string{"after", "before"}) {
+			t.Errorf("around it, routes of %q have matched", got)
+		}
+	})
 }
 
 // TestPaceApartAgain: what comes again gets the same, and a backend that is not there at first is tried again.
