@@ -337,18 +337,29 @@ func (a *App) isForAnother(p *push, appid string) bool {
 	return ok && string(p.fields.ToUserName) != known
 }
 
-// whose is candidates for a request. Where handlers such as handle_path have taken the appid from its path, the path as it came counts.
+// whose is candidates for a request. What its path does not name, handlers such as handle_path may have taken away: of that the path as it
+// came counts.
 func (m *Message) whose(r *http.Request) (appid string, list []candidate) {
-	if appid, list = m.candidates(r.URL.Path); appid != "" {
-		return appid, list
+	appid, named := m.namedIn(r.URL.Path)
+	if appid == "" {
+		before, platform := m.namedIn(originalPath(r))
+		appid = before
+		if named == nil {
+			named = platform
+		}
 	}
-	return m.candidates(originalPath(r))
+	return appid, m.keys(appid, named)
 }
 
 // candidates reads from the path which account a push is for, and which credentials may open it.
 func (m *Message) candidates(path string) (appid string, list []candidate) {
+	appid, named := m.namedIn(path)
+	return appid, m.keys(appid, named)
+}
+
+// namedIn reads from the path which account a push is for, and which platform's it is to be.
+func (m *Message) namedIn(path string) (appid string, named *Platform) {
 	appid = m.AppID
-	var named *Platform
 	for rest := path; rest != ""; {
 		var segment string
 		segment, rest, _ = strings.Cut(rest, "/")
@@ -361,12 +372,17 @@ func (m *Message) candidates(path string) (appid string, list []candidate) {
 			appid = segment
 		}
 	}
-	list = m.app.platformCandidates(named)
+	return appid, named
+}
+
+// keys are the credentials that may open a push for an account; named is the platform that it must come from, if one is.
+func (m *Message) keys(appid string, named *Platform) []candidate {
+	list := m.app.platformCandidates(named)
 	if acc := m.app.account(appid); acc != nil && acc.codec != nil {
 		own := candidate{codec: acc.codec, account: acc}
 		list = append([]candidate{own}, list...)
 	}
-	return appid, list
+	return list
 }
 
 var (

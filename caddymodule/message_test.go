@@ -415,6 +415,9 @@ func TestMessageBelowHandlePath(t *testing.T) {
 		{platformSender(t), "/wx/" + authorizerID, "/", authorizerID, platformID},
 		{platformSender(t), "/wx/" + authorizerID, "/" + strangerID, strangerID, platformID},
 		{platformSender(t), "/wx/" + authorizerID + "/" + platformID, "/" + platformID, authorizerID, platformID},
+		{platformSender(t), "/wx/" + authorizerID, "/" + platformID, authorizerID, platformID},
+		{platformSender(t), "/wx/" + authorizerID, "/" + otherPlatform, "", ""},
+		{platformSender(t), "/wx/message", "/" + otherPlatform, "", ""},
 		{accountSender(t), "/wx/message", "/", "", ""},
 	} {
 		wechat := newFakeWeChat(t)
