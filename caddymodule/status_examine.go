@@ -21,6 +21,7 @@ const (
 	codeWaits      = time.Minute // an exchange takes a second
 	rotationSettle = time.Hour   // without a push by an older key while the newest opens them: WeChat has forgotten the older
 	writeFailLife  = sightingLife
+	maxRecordsRead = 16 // of plain accounts without a token, for one status
 )
 
 // aboutStore is what findings about the store count for.
@@ -36,6 +37,7 @@ type examination struct {
 	accounts  []AccountStatus
 	store     StoreStatus
 	storeErr  error
+	read      int // records, see maxRecordsRead
 }
 
 // examine looks at what service depends on: store, tickets and tokens.
@@ -49,7 +51,7 @@ func (a *App) examine(ctx context.Context) *examination {
 	}
 	failing := 0
 	for _, acc := range a.Accounts {
-		s, dead := x.account(acc)
+		s, dead := x.account(ctx, acc)
 		x.accounts = append(x.accounts, s)
 		if dead {
 			failing++
@@ -109,6 +111,15 @@ func (x *examination) examineStore(ctx context.Context) {
 	}
 }
 
+// sealed reports whether an error says that a record waits for a seal_key, and has that found, once.
+func (x *examination) sealed(err error, unready bool) bool {
+	why, lacks := tokens.LacksSealKey(err)
+	if lacks && !slices.ContainsFunc(x.findings, func(f Finding) bool { return f.Code == codeSealKey }) {
+		x.found(recordsSealed(x.store.Module, why, unready))
+	}
+	return lacks
+}
+
 // platform looks at a platform. TokenCtx is what is left of the time that all platforms have to get a token.
 func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) PlatformStatus {
 	m := x.app.manager()
@@ -119,15 +130,11 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 		storeCtx, cancel := context.WithTimeout(ctx, storeCheckWait)
 		at, err := m.LastTicket(storeCtx, p.AppID)
 		cancel()
-		why, unopened := tokens.LacksSealKey(err)
+		sealed = x.sealed(err, true)
 		switch {
 		case err == nil:
 			received = at
-		case unopened:
-			if sealed = true; !slices.ContainsFunc(x.findings, func(f Finding) bool { return f.Code == codeSealKey }) {
-				x.found(recordsSealed(x.store.Module, why))
-			}
-		default:
+		case !sealed:
 			x.storeErr = err
 			x.store.LastError, x.store.Error = timeOf(x.now), safeReason(err)
 			x.found(storeDown(x.store))
@@ -146,6 +153,7 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 	}
 	s.Token = tokenStatus(state)
 	if state.Err != nil && !errors.Is(state.Err, tokens.ErrNoTicket) {
+		x.sealed(state.Err, true)
 		x.found(tokenFails(subjectPlatform(p.AppID), p.AppID, state, !state.Live))
 	}
 	if at := when(p.ring.release); !at.IsZero() {
@@ -189,12 +197,25 @@ func (x *examination) ticket(p *Platform, received time.Time, sealed bool) bool 
 }
 
 // account looks at a plain account; dead: it has no token, and gets none.
-func (x *examination) account(acc *Account) (s AccountStatus, dead bool) {
-	state := x.app.manager().HeldToken(tokens.AccountKey(acc.AppID))
+func (x *examination) account(ctx context.Context, acc *Account) (s AccountStatus, dead bool) {
+	m, key := x.app.manager(), tokens.AccountKey(acc.AppID)
+	state := m.HeldToken(key)
+	if !state.Live && state.Err == nil && x.storeErr == nil && x.read < maxRecordsRead {
+		x.read++
+		storeCtx, cancel := context.WithTimeout(ctx, storeCheckWait)
+		switch err := m.Unreadable(storeCtx, key); {
+		case x.sealed(err, false):
+			state.Err = err
+		case err != nil:
+			x.read = maxRecordsRead // the store may be slow with the next one too
+		}
+		cancel()
+	}
 	s = AccountStatus{
 		AppID: acc.AppID, Mode: acc.mode, Token: tokenStatus(state), Keys: keyStatus(acc.ring), LastPush: timeOf(when(acc.ring.last)),
 	}
 	if state.Err != nil {
+		x.sealed(state.Err, false)
 		x.found(tokenFails(subjectAccount(acc.AppID), acc.AppID, state, false))
 		dead = !state.Live
 	}

@@ -94,6 +94,9 @@ func tokenFails(subject, about string, state tokens.TokenState, unready bool) Fi
 	reason := reasonOf(state.Err)
 	f.Text = texts("the access token cannot be renewed: "+reason.EN+lives.EN, "access_token 无法刷新："+reason.ZH+lives.ZH)
 	f.Remedy = remedyFor(state.Err, texts("see what WeChat's hosts say below, and the log", "查看下方微信接口域名的状态与日志"))
+	if _, sealed := tokens.LacksSealKey(state.Err); sealed {
+		f.Remedy = remedySealKey
+	}
 	api, ok := errors.AsType[*tokens.APIError](state.Err)
 	if !ok {
 		return f
@@ -185,9 +188,9 @@ func storeUnfit(module string, err error) Finding {
 const codeSealKey = "seal_key_missing"
 
 // recordsSealed is said of records that are sealed with a key that is not configured. The store is well.
-func recordsSealed(module string, why tokens.Text) Finding {
+func recordsSealed(module string, why tokens.Text, unready bool) Finding {
 	return Finding{
-		Level: Red, Code: codeSealKey, Subject: "store " + module, about: aboutStore, unready: true,
+		Level: Red, Code: codeSealKey, Subject: "store " + module, about: aboutStore, unready: unready,
 		Text: texts("records are sealed with a seal_key that is not in the configuration: "+why.EN, "加密记录所用的 seal_key 不在配置中："+why.ZH), Remedy: remedySealKey,
 	}
 }

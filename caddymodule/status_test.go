@@ -959,7 +959,7 @@ func TestStatusOfAWrongSealKey(t *testing.T) {
 	}
 	keys := fmt.Sprintf(`"seal_keys": [%q],`, strings.Repeat("ab", 32))
 	for name, seal := range map[string]string{"another": fmt.Sprintf(`"seal_keys": [%q],`, strings.Repeat("cd", 32)), "none": ""} {
-		app, _ := start(strings.Replace(config, keys, seal, 1))
+		app, ctx := start(strings.Replace(config, keys, seal, 1))
 		s := look(t, app)
 		s.has(t, Red, codeSealKey, "store caddy", "v1/ticket/"+platformID)
 		s.has(t, Red, "no_ticket", "platform "+platformID, "cannot be opened")
@@ -971,6 +971,51 @@ func TestStatusOfAWrongSealKey(t *testing.T) {
 		}
 		if isReady(app) {
 			t.Errorf("%s: ready", name)
+		}
+		// Nor is it WeChat that does not answer once a ticket has come.
+		if rec := serve(t, eventHandler(t, ctx), eventSender(t).push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil); rec.Code != http.StatusServiceUnavailable {
+			t.Errorf("%s: the ticket is answered with %d", name, rec.Code)
+		}
+		s = look(t, app)
+		s.has(t, Red, codeSealKey, "store caddy", "wechat/v1/")
+		s.hasNot(t, "store_down", "no_ticket")
+		for _, f := range s.Findings {
+			if f.Code == "token_failing" && !strings.Contains(f.Remedy.EN, "seal_key") {
+				t.Errorf("%s: %s: %+v", name, f.Code, f.Remedy)
+			}
+		}
+		if isReady(app) {
+			t.Errorf("%s: ready with a ticket", name)
+		}
+		if err := app.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestStatusOfAWrongSealKeyWithoutAPlatform: nor do plain accounts wait for WeChat then.
+func TestStatusOfAWrongSealKeyWithoutAPlatform(t *testing.T) {
+	t.Parallel()
+	wechat := newFakeWeChat(t)
+	storage := filepath.Join(t.TempDir(), "storage")
+	for i, key := range []string{"ab", "cd"} {
+		app, _, err := provisionAt(storage, fmt.Sprintf(`{"accounts": [{"appid": %q, "secret": "account-secret"}], "seal_keys": [%q], "api": [%q]}`,
+			accountID, strings.Repeat(key, 32), wechat.URL))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := app.manager().Get(t.Context(), tokens.AccountKey(accountID)); (err != nil) != (i > 0) {
+			t.Errorf("with key %d: %v", i, err)
+		}
+		s := look(t, app)
+		if i == 0 {
+			s.hasNot(t, codeSealKey, "token_failing")
+		} else {
+			s.has(t, Red, codeSealKey, "store caddy", "wechat/v1/account/"+accountID)
+			s.has(t, Red, "token_failing", "account "+accountID, "does not open")
+		}
+		if isReady(app) != (i == 0) {
+			t.Errorf("with key %d: ready %t", i, isReady(app))
 		}
 		if err := app.Cleanup(); err != nil {
 			t.Fatal(err)

@@ -41,6 +41,18 @@ func (m *Manager) LastTicket(ctx context.Context, platform string) (time.Time, e
 	return held.receivedAt, nil
 }
 
+// Unreadable returns why the stored record of a key cannot be read; nil: it can be, or there is none.
+func (m *Manager) Unreadable(ctx context.Context, k Key) error {
+	env, err := m.current()
+	if err != nil {
+		return err
+	}
+	if err := m.loadRecord(ctx, env, k.recordName(), new(recordWire)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // PushRefusal returns why WeChat could not be asked, when it last was, to push a platform's tickets; nil: it could, or was
 // not asked.
 func (m *Manager) PushRefusal(platform string) error {
