@@ -21,7 +21,7 @@ import (
 // to the next handler as a plaintext request, and encrypts what that handler answers.
 //
 // The account is the configured appid, or else the last segment of the path that has the shape of an appid and is
-// not a platform's. The credentials of the plain account of that appid and of every platform (only of the one named
+// not a platform's; where a handler such as handle_path has taken that away, of the path as it came. The credentials of the plain account of that appid and of every platform (only of the one named
 // in the path, if one is) are tried; the first whose signature and receive id fit wins.
 //
 // What the next handler gets:
