@@ -425,12 +425,14 @@ func TestRenewalThatWasSleptThrough(t *testing.T) {
 		})
 		before := a.get(t, testAuthKey)
 		var begun atomic.Bool
+		renewed := make(chan struct{}) // by the other node
 		a.wx.set(func(f *fakeWeChat) {
 			f.rotate, f.strict = true, true
 			f.hook = func(path string, _ map[string]any) (string, error) {
 				if path != pathAuthorizerToken || !begun.CompareAndSwap(false, true) {
 					return "", nil
 				}
+				defer close(renewed)
 				if _, err := b.Renew(t.Context(), testAuthKey, before.Value); err != nil {
 					t.Errorf("the other node: %v", err)
 				}
@@ -441,6 +443,7 @@ func TestRenewalThatWasSleptThrough(t *testing.T) {
 		if err != nil || !sameToken(got, b.get(t, testAuthKey)) {
 			t.Errorf("generation %d, %v; the other node has generation %d", got.Generation, err, b.get(t, testAuthKey).Generation)
 		}
+		<-renewed // this node had its token as soon as it was stored
 		if n := a.wx.count(pathAuthorizerToken); n != 2 {
 			t.Errorf("WeChat was asked %d times, want 2", n)
 		}
