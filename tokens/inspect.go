@@ -267,9 +267,10 @@ func (m *Manager) Drain(ctx context.Context) (d Drained, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainWait)
 	defer cancel()
+	since := m.queue.tried()   // what other nodes have left may be tried as soon as it is found
 	err = m.resumeIntents(ctx) // what waits on this node is tried in any case
 	opens := m.intents.open()  // before one ends
-	attempts := m.queue.tryNow(intentJobs)
+	attempts := m.queue.tryNow(intentJobs, since)
 	if d.Waiting = len(attempts); d.Waiting > 0 {
 		err = nil
 	}

@@ -24,6 +24,8 @@ type job struct {
 	again   bool      // added again while running
 	sooner  time.Time // when it is to run again, as it was hastened while running
 	light   bool
+	number  uint64       // of its last attempt
+	err     error        // what that came to
 	awaited []chan error // get what the attempt that is under way, or else the next, comes to
 }
 
@@ -44,7 +46,8 @@ type retryQueue struct {
 	wake chan struct{}
 	free chan struct{} // one element per idle worker
 
-	light int // jobs that addLight added
+	light int    // jobs that addLight added
+	tries uint64 // attempts that have begun; each has its number
 }
 
 func (q *retryQueue) init() {
@@ -122,17 +125,29 @@ type attempt struct {
 	ended chan error // gets one
 }
 
+// tried is the number of the last attempt that has begun.
+func (q *retryQueue) tried() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.tries
+}
+
 // tryNow makes all jobs due now whose ids have a prefix, also those that wait because they failed, and returns their
-// attempts, or those that are under way.
-func (q *retryQueue) tryNow(prefix string) (attempts []attempt) {
+// attempts, or those that are under way, or were begun since the one of that number.
+func (q *retryQueue) tryNow(prefix string, since uint64) (attempts []attempt) {
 	q.mu.Lock()
 	for id, j := range q.jobs {
 		if !strings.HasPrefix(id, prefix) {
 			continue
 		}
 		a := attempt{id, make(chan error, 1)}
+		attempts = append(attempts, a)
+		if !j.running && j.number > since {
+			a.ended <- j.err
+			continue
+		}
 		j.awaited = append(j.awaited, a.ended)
-		if attempts = append(attempts, a); !j.running {
+		if !j.running {
 			j.due = time.Now()
 		}
 	}
@@ -157,7 +172,8 @@ func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 		}
 		left := candidate.due.Sub(now)
 		if left <= 0 {
-			candidate.running = true
+			q.tries++
+			candidate.running, candidate.number = true, q.tries
 			return name, candidate, 0
 		}
 		if wait < 0 || left < wait {
@@ -171,7 +187,7 @@ func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 func (q *retryQueue) finish(id string, j *job, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	j.running = false
+	j.running, j.err = false, err
 	for _, ended := range j.awaited {
 		ended <- err
 	}
