@@ -291,6 +291,7 @@ func findingCodes(t *testing.T) (codes []string) {
 		}
 	}
 	find("caddymodule/status_findings.go", `Code(?:: | = )"([a-z_]+)"(?:,|\n)`, "")
+	find("caddymodule/status_findings.go", `(?m)^const code[A-Za-z]+ = "([a-z_]+)"$`, "")
 	find("caddymodule/status_sightings.go", `(?m)^\tcode[A-Za-z]+ += "([a-z_]+)"$`, "")
 	find("caddymodule/health.go", `(?m)^\tclass[A-Za-z]+ += "([a-z_]+)"`, "host_")
 	slices.Sort(codes)
