@@ -351,17 +351,36 @@ func TestOrphanThatAuthorisesMeanwhile(t *testing.T) {
 	})
 }
 
+// killAndLock has WeChat take a token no more, and this node take the lock of its renewal.
+func (r *rig) killAndLock(t *testing.T, token Token) (unlock func()) {
+	t.Helper()
+	r.wx.kill(token)
+	unlock, err := r.store.Lock(t.Context(), testAuthKey.recordName()+renewalLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unlock
+}
+
+// keepRenewed keeps another token, as a renewal does.
+func (r *rig) keepRenewed(t *testing.T) {
+	t.Helper()
+	_, err := r.commit(t.Context(), r.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+		next := *cur
+		next.AccessToken, next.ObtainedAt, next.ExpiresAt = secret.New("token@@@renewed"), time.Now(), time.Now().Add(2*time.Hour)
+		return &next
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Another node has renewed a token and gives the lock of that back late, as one that dies over it does: who waits here for the
 // renewal has the token as soon as it is heard of.
 func TestRenewedElsewhereAndStillLocked(t *testing.T) {
 	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
 		old := b.get(t, testAuthKey)
-		a.wx.kill(old)
-		unlock, err := a.store.Lock(t.Context(), testAuthKey.recordName()+renewalLock)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unlock()
+		defer a.killAndLock(t, old)()
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
@@ -372,14 +391,7 @@ func TestRenewedElsewhereAndStillLocked(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		_, err = a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
-			next := *cur
-			next.AccessToken, next.ObtainedAt, next.ExpiresAt = secret.New("token@@@renewed"), time.Now(), time.Now().Add(2*time.Hour)
-			return &next
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		a.keepRenewed(t)
 		atOnce(t, wg.Wait)
 		if n := len(b.arrivals.waiting); n != 0 {
 			t.Errorf("%d keys are still waited for", n)
@@ -392,12 +404,7 @@ func TestRenewedElsewhereAndStillLocked(t *testing.T) {
 func TestRenewedElsewhereHeardTwice(t *testing.T) {
 	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
 		old := b.get(t, testAuthKey)
-		a.wx.kill(old)
-		unlock, err := a.store.Lock(t.Context(), testAuthKey.recordName()+renewalLock)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unlock()
+		defer a.killAndLock(t, old)()
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			got, err := b.Renew(t.Context(), testAuthKey, old.Value)
@@ -407,14 +414,7 @@ func TestRenewedElsewhereHeardTwice(t *testing.T) {
 		})
 		synctest.Wait()
 		began, release := s.hold(testAuthKey.recordName())
-		_, err = a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
-			next := *cur
-			next.AccessToken, next.ObtainedAt, next.ExpiresAt = secret.New("token@@@renewed"), time.Now(), time.Now().Add(2*time.Hour)
-			return &next
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		a.keepRenewed(t)
 		<-began
 		b.hearing.Load().Changed(testAuthKey.recordName())
 		_, again := s.hold(testAuthKey.recordName())
