@@ -225,7 +225,7 @@ func (c *doctorConfig) readHTTP() error {
 			}
 			r := siteReader{
 				config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), again: slices.Contains(ports, addr.StartPort),
-				named: s.Named, invoked: make(map[string]bool),
+				named: s.Named, invoked: make(map[string]bool), deeds: make(map[string]pathDeed),
 			}
 			ports = append(ports, addr.StartPort)
 			r.secure = func(host string) bool {
@@ -260,7 +260,8 @@ type siteReader struct {
 	named  map[string]httpRoute
 	secure func(host string) bool
 
-	invoked map[string]bool // named routes, each with the spot that it was invoked from
+	invoked map[string]bool     // named routes, each with the spot that it was invoked from
+	deeds   map[string]pathDeed // by the texts of handlers
 
 	messages []messageSpot
 	answers  []siteSpot // of the handlers that could answer, in the order in which they run
@@ -398,10 +399,11 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			if all := r.handler(raw, inside); inside.behind == "" {
 				inside.behind = all
 			}
-			if !keepsPath(raw, 0) {
+			does := r.pathDeed(raw)
+			if !does.keeps {
 				inside.only, at.only = nil, nil // of the routes after this one too
 			}
-			if !leavesPath(raw) {
+			if !does.leaves {
 				moved := inside.within
 				if moved == nil {
 					moved = []string{"*"}
@@ -409,9 +411,8 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 				inside.moved, at.moved = withOthers(inside.moved, moved), withOthers(at.moved, moved)
 				inside.lost, at.lost = true, at.lost || len(route.Match) == 0
 			}
-			prefix := prefixTaken(raw)
-			if inside.stripped += prefix; len(route.Match) == 0 { // as handle_path has it
-				at.stripped += prefix
+			if inside.stripped += does.takes; len(route.Match) == 0 { // as handle_path has it
+				at.stripped += does.takes
 			}
 		}
 		if len(route.Match) == 0 {
@@ -440,6 +441,23 @@ func putBack(stripped string, patterns []string) []string {
 		list = append(list, pattern)
 	}
 	return list
+}
+
+// pathDeed is what a handler does to paths.
+type pathDeed struct {
+	keeps  bool   // see keepsPath
+	leaves bool   // see leavesPath
+	takes  string // see prefixTaken
+}
+
+// pathDeed tells it by a handler's text, which a walk comes to by many ways, and which it takes a while to read.
+func (r *siteReader) pathDeed(raw json.RawMessage) pathDeed {
+	does, known := r.deeds[string(raw)]
+	if !known {
+		does = pathDeed{keepsPath(raw, 0), leavesPath(raw), prefixTaken(raw)}
+		r.deeds[string(raw)] = does
+	}
+	return does
 }
 
 // prefixTaken is what a handler takes from the beginning of paths.
