@@ -309,6 +309,9 @@ func (m *Message) askOnce(r *http.Request, next caddyhttp.Handler, p *push, f *f
 	if work.isLate() && (err != nil || reply.status == statusCanceled) {
 		err = errTooSlow
 	}
+	if err == nil && reply.status == 0 && work.hasSwitched() {
+		reply.WriteHeader(http.StatusSwitchingProtocols)
+	}
 	if notReached(err) && work.hasArrived() { // with another handler than the one that could not reach any
 		err = fmt.Errorf("a backend may have the message, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again
 	}

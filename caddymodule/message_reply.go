@@ -105,7 +105,7 @@ func (w *replyWriter) Header() http.Header { return w.header }
 
 // WriteHeader implements http.ResponseWriter.
 func (w *replyWriter) WriteHeader(status int) {
-	if w.status == 0 && status >= 200 {
+	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		w.status = status
 	}
 }
@@ -133,7 +133,7 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 		return nil, outcomeUnusable, errReplyTooLong
 	case err != nil:
 		return nil, outcomeUnusable, err
-	case w.status >= 300:
+	case w.status >= 300, w.status == http.StatusSwitchingProtocols:
 		return nil, outcomeUnusable, said(fmt.Sprintf("status %d", w.status), fmt.Sprintf("状态码 %d", w.status))
 	}
 	body = w.body.Bytes()
@@ -144,11 +144,12 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	switch {
 	case len(text) == 0 || bytes.Equal(text, success):
 		return text, outcomePlain, nil
-	case !isReply(format, text):
-	case !isEnded(format, text):
-		return nil, outcomeUnusable, errBrokenOff
-	default:
-		return text, outcomeSealed, nil
+	case isReply(format, text):
+		end := endOf(format, text)
+		if end < 0 {
+			return nil, outcomeUnusable, errNoEnd
+		}
+		return text[:end], outcomeSealed, nil
 	}
 	kind := kindOfText(text)
 	return nil, outcomeUnusable, said(fmt.Sprintf("it is neither empty, nor success, nor %s: it begins with %s", format, kind.EN),
@@ -175,17 +176,83 @@ func isReply(format crypto.Format, text []byte) bool {
 	return isXMLReply(text)
 }
 
+// errNoEnd is an answer that ends before it should, though HTTP says that it is whole.
+var errNoEnd = said("the answer has no end: the backend broke off, or its Content-Length is too small, as one that counts characters and not bytes is",
+	"应答没有结尾：后端中途断开，或 Content-Length 偏小，例如按字符数而不是字节数计算")
+
 var (
-	endOfXML  = []byte("</xml")
-	endOfJSON = []byte("}")
+	endTag       = []byte("</xml")
+	cdataStart   = []byte("<![CDATA[")
+	cdataEnd     = []byte("]]>")
+	commentStart = []byte("<!--")
+	commentEnd   = []byte("-->")
 )
 
-// isEnded reports whether an answer has an end: HTTP does not tell of one without a length that it was broken off.
-func isEnded(format crypto.Format, text []byte) bool {
+// endOf is where an answer ends, or -1: HTTP does not tell of one without a length that it was broken off. What follows is no part of the
+// message: what old backends write there are warnings, traces and the time that a page took.
+func endOf(format crypto.Format, text []byte) int {
 	if format == crypto.FormatJSON {
-		return bytes.LastIndex(text, endOfJSON) > 0
+		return endOfJSON(text)
 	}
-	return bytes.LastIndex(text, endOfXML) > 0
+	return endOfXML(text)
+}
+
+// endOfXML is behind the first </xml> that is not in a CDATA section or a comment.
+func endOfXML(text []byte) int {
+	for i := 0; ; {
+		next := bytes.IndexByte(text[i:], '<')
+		if next < 0 {
+			return -1
+		}
+		i += next
+		switch rest := text[i:]; {
+		case bytes.HasPrefix(rest, cdataStart):
+			next = endOfSection(rest, cdataStart, cdataEnd)
+		case bytes.HasPrefix(rest, commentStart):
+			next = endOfSection(rest, commentStart, commentEnd)
+		case bytes.HasPrefix(rest, endTag):
+			if after := bytes.TrimLeft(rest[len(endTag):], " \t\r\n"); len(after) > 0 && after[0] == '>' {
+				return len(text) - len(after) + 1
+			}
+			next = len(endTag)
+		default:
+			next = 1
+		}
+		if next < 0 {
+			return -1
+		}
+		i += next
+	}
+}
+
+// endOfSection is where a section that begins with start has its end, or -1.
+func endOfSection(text, start, end []byte) int {
+	i := bytes.Index(text[len(start):], end)
+	if i < 0 {
+		return -1
+	}
+	return len(start) + i + len(end)
+}
+
+// endOfJSON is behind the bracket that closes the first one.
+func endOfJSON(text []byte) int {
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\':
+			i++
+		case quoted:
+		case c == '{', c == '[':
+			depth++
+		case c == '}', c == ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		}
+	}
+	return -1
 }
 
 // isXMLReply reports whether an answer begins like a message: <xml, after a declaration perhaps.

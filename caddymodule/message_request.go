@@ -191,6 +191,19 @@ func (w *work) hasArrived() bool {
 	return answered
 }
 
+// statusPlaceholder is what reverse_proxy sets to the status of a backend's answer.
+const statusPlaceholder = "http.reverse_proxy.status_code"
+
+// hasSwitched reports whether a backend has answered 101, of which reverse_proxy passes nothing on to who did not ask for it.
+func (w *work) hasSwitched() bool {
+	repl, ok := w.atHand.replacer.(*caddy.Replacer)
+	if !ok {
+		return false
+	}
+	status, _ := repl.Get(statusPlaceholder)
+	return status == http.StatusSwitchingProtocols
+}
+
 func newWork(of context.Context, message []byte, deadline time.Time) *work {
 	w := &work{of: of, atHand: caddyValuesOf(of), deadline: deadline}
 	w.Context, w.cancel = context.WithCancelCause(context.Background())

@@ -1,0 +1,97 @@
+package caddymodule
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+)
+
+// wholeReplies are answers with everything in them that looks like an end and is none.
+var wholeReplies = map[string]crypto.Format{
+	replyXML: crypto.FormatXML,
+	"<xml><Content><![CDATA[end with </xml>, not <xml/>]]></Content><!-- </xml> --><xmlish></xmlish></xml >": crypto.FormatXML,
+	"<?xml version=\"1.0\"?>\n<xml><Content><![CDATA[a]]]]><![CDATA[>b <!-- ]]></Content></xml>":             crypto.FormatXML,
+	`{"MsgType":"news","Articles":[{"Title":"}\"]}\\"},{"Title":"{["}],"Text":{"a":{}}}`:                     crypto.FormatJSON,
+}
+
+// TestReplyEnds: an answer that is broken off anywhere is not whole, and what follows on a whole one is not part of it.
+func TestReplyEnds(t *testing.T) {
+	t.Parallel()
+	for whole, format := range wholeReplies {
+		for n := range len(whole) {
+			if end := endOf(format, []byte(whole[:n])); end >= 0 {
+				t.Errorf("%q is said to be whole", whole[:n])
+			}
+		}
+		for _, after := range []string{"", "\n", "<br />\n<b>Warning</b>: x.php", "<!-- 0.01 s -->", "</xml>", "}", "\x00"} {
+			if end := endOf(format, []byte(whole+after)); end != len(whole) {
+				t.Errorf("%q ends at %d, want %d", whole+after, end, len(whole))
+			}
+		}
+	}
+}
+
+// TestReplyThatScriptsGoOnAfter: WeChat gets the message, and not the warnings that a script prints after it.
+func TestReplyThatScriptsGoOnAfter(t *testing.T) {
+	t.Parallel()
+	for whole, format := range wholeReplies {
+		m, _ := newMessage(t, nil)
+		s, message := platformSender(t), textMessage("x")
+		path := "/" + authorizerID
+		if format == crypto.FormatJSON {
+			s, message, path = accountSender(t), `{"ToUserName":"gh_1","MsgType":"text","MsgId":1}`, "/"+accountID
+			s.format = format
+		}
+		rec := serve(t, m, s.push(path, message), &answering{text: whole + "\n<b>Warning</b>: Undefined variable $a in /srv/x.php\n"})
+		if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != whole {
+			t.Errorf("%q, %v, want %q", reply, err, whole)
+		}
+		m, app := newMessage(t, nil)
+		logs := watchLog(app)
+		broken := whole[:strings.LastIndexAny(whole, "<}")]
+		if rec := serve(t, m, s.push(path, message), &answering{text: broken}); rec.Body.String() != "success" {
+			t.Errorf("%q, want success in the place of %q", rec.Body, broken)
+		}
+		if got := counted(t, app.metrics().replies, outcomeUnusable); got != 1 || logs.FilterMessageSnippet("cannot be used").Len() != 1 {
+			t.Errorf("unusable counted %v times, the log says %v", got, logs.All())
+		}
+	}
+}
+
+// TestBackendThatSwitchesProtocols: nobody asked for that, so it is no answer, and not an empty one either.
+func TestBackendThatSwitchesProtocols(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, transport object) {
+		for _, header := range []string{"", "Upgrade: websocket\r\nConnection: Upgrade\r\n"} {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			backend := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // a test's
+				_, _ = io.Copy(io.Discard, r.Body)
+				if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+					_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n"+header+"\r\n")
+					_ = conn.Close()
+				}
+			})}
+			defer backend.Close()
+			go func() { _ = backend.Serve(l) }() // ends with the test
+			b := newBehindProxyOver(t, l.Addr().String(), transport)
+			b.FallbackText = "later"
+			logs := watchLog(b.app)
+			s := platformSender(t)
+			rec := serve(t, b, s.push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(b.pass))
+			checkReply(t, s, rec, "", "", true, "later")
+			if found := logs.FilterMessageSnippet("cannot be used").All(); len(found) != 1 || found[0].ContextMap()["error"] != "status 101" {
+				t.Errorf("the log says %v", found)
+			}
+		}
+	})
+}
