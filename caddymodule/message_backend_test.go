@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"bytes"
+	"compress/gzip"
 	"io"
 	"net"
 	"net/http"
@@ -60,6 +62,45 @@ func TestReplyThatScriptsGoOnAfter(t *testing.T) {
 		}
 		if got := counted(t, app.metrics().replies, outcomeUnusable); got != 1 || logs.FilterMessageSnippet("cannot be used").Len() != 1 {
 			t.Errorf("unusable counted %v times, the log says %v", got, logs.All())
+		}
+	}
+}
+
+func gzipped(t *testing.T, text string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestReplyInGzip: some backends compress whether they are asked to or not. The limit is one for what is unpacked.
+func TestReplyInGzip(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		text, sealed, plain string
+		bad                 bool
+	}{
+		"whole":      {text: gzipped(t, "\xef\xbb\xbf"+replyXML), sealed: replyXML},
+		"more":       {text: gzipped(t, replyXML) + "\n", sealed: replyXML},
+		"success":    {text: gzipped(t, "success\n"), plain: "success"},
+		"nothing":    {text: gzipped(t, "")},
+		"broken off": {text: gzipped(t, replyXML)[:40], plain: "success", bad: true},
+		"no head":    {text: "\x1f\x8b\x08", plain: "success", bad: true},
+		"half":       {text: gzipped(t, replyXML[:40]), plain: "success", bad: true},
+		"a bomb":     {text: gzipped(t, "<xml>"+strings.Repeat("x", 2<<20)+"</xml>"), plain: "success", bad: true},
+	} {
+		m, app := newMessage(t, nil)
+		s := platformSender(t)
+		rec := serve(t, m, s.push("/"+authorizerID, textMessage("x")), &answering{text: tt.text})
+		t.Run(name, func(t *testing.T) { checkReply(t, s, rec, tt.sealed, tt.plain, tt.bad, "") })
+		if got := counted(t, app.metrics().replies, outcomeUnusable); (got == 1) != tt.bad {
+			t.Errorf("%s: unusable counted %v times", name, got)
 		}
 	}
 }

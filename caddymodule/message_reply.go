@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"net/http"
@@ -140,6 +141,11 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	if len(body) == 0 {
 		return nil, outcomePlain, nil
 	}
+	if bytes.HasPrefix(body, gzipStart) {
+		if body, err = gunzip(body, w.limit); err != nil {
+			return nil, outcomeUnusable, err
+		}
+	}
 	text := trimReply(body)
 	switch {
 	case len(text) == 0 || bytes.Equal(text, success):
@@ -155,6 +161,28 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 	return nil, outcomeUnusable, said(fmt.Sprintf("it is neither empty, nor success, nor %s: it begins with %s", format, kind.EN),
 		fmt.Sprintf("既不为空，也不是 success 或 %s：开头是%s", format, kind.ZH))
 }
+
+var gzipStart = []byte("\x1f\x8b\x08")
+
+// gunzip unpacks an answer, which may have limit bytes then. No backend is asked for gzip by us, but some send nothing else, and only
+// a transport that has itself asked for it unpacks it.
+func gunzip(body []byte, limit int64) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return nil, errBadGzip
+	}
+	r.Multistream(false) // what a script prints after it, be it a line break, is not another one
+	unpacked, err := io.ReadAll(io.LimitReader(r, limit+1))
+	switch {
+	case int64(len(unpacked)) > limit:
+		return nil, errReplyTooLong
+	case err != nil:
+		return nil, errBadGzip
+	}
+	return unpacked, nil
+}
+
+var errBadGzip = said("the answer is gzip that cannot be unpacked: the backend broke off, or has damaged it", "应答是无法解压的 gzip：后端中途断开，或数据已损坏")
 
 var utf8BOM = []byte("\xef\xbb\xbf")
 
