@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -306,7 +307,7 @@ func (a *API) admitLogin(req *apiRequest) (*apiCall, *apiRefusal) {
 // readLogin reads a login call: the query that is left for WeChat, the appid and the client's key. Whose login it is
 // must be in one place, where the gateway checks it: every reading of the request must find the same account.
 func readLogin(req *apiRequest) (query apiQuery, appid, key string, refused *apiRefusal) {
-	if req.Method != http.MethodGet && req.Method != http.MethodPost || req.ContentLength != 0 {
+	if req.Method != http.MethodGet && req.Method != http.MethodPost || req.hasBody() {
 		return query, "", "", refuse(http.StatusOK, codeNeedGET, "method", "require GET method, with all parameters in the query")
 	}
 	raw := req.URL.RawQuery
@@ -323,6 +324,16 @@ func readLogin(req *apiRequest) (query apiQuery, appid, key string, refused *api
 		return query, "", "", refuse(http.StatusBadRequest, codeInvalidArgs, "query", "query has several appids or secrets")
 	}
 	return query, ownAppID(req.Request, appid), key, nil
+}
+
+// hasBody reports whether a request brings a body. Where no length says so, only its beginning or its end does: over HTTP/3
+// no request without a body has one. Of a body that is there, a byte is gone then.
+func (req *apiRequest) hasBody() bool {
+	if req.ContentLength >= 0 || req.Body == nil {
+		return req.ContentLength > 0
+	}
+	_, err := io.ReadFull(req.Body, make([]byte, 1))
+	return err != io.EOF
 }
 
 // nameAppID takes the appid that a request has among its parameters; it must be the one of path and header, if any.

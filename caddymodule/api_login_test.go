@@ -142,6 +142,10 @@ func TestAPILoginNamesOneAccount(t *testing.T) {
 	if a := g.post("/sns/jscode2session?"+mine, ""); a.Status != http.StatusOK || wechat.one(t).Query != good {
 		t.Errorf("POST without a body: got %d %s", a.Status, a.Body)
 	}
+	// As of each request over HTTP/3 without a body, nothing but its end says that there is none.
+	if a := g.do(http.MethodPost, "/sns/jscode2session?"+mine, onlyReader{strings.NewReader("")}); a.Status != http.StatusOK || wechat.one(t).Query != good {
+		t.Errorf("a body of unknown length without a byte: got %d %s", a.Status, a.Body)
+	}
 	g.noSecretsLogged()
 }
 

@@ -22,7 +22,7 @@ const (
 // take for a request for a ticket that it keeps goes to WeChat.
 func (req *apiRequest) asksForKeptTicket() bool {
 	kind, one := soleOf(paramValues(req.URL.RawQuery, paramType))
-	return !one || kind != ticketOpenSDK || req.ContentLength != 0 || strings.Contains(req.URL.RawQuery, ";")
+	return !one || kind != ticketOpenSDK || strings.Contains(req.URL.RawQuery, ";") || req.hasBody()
 }
 
 // serveJSTicket answers getticket with the ticket that the gateway keeps: WeChat gives few of them a day, and none is

@@ -44,6 +44,11 @@ const twoKeys = "key {env.CRM_KEY} {env.CRM_KEY_OLD}"
 
 func newSDKWorld(t *testing.T) *sdkWorld {
 	t.Helper()
+	return newSDKWorldOf(t, nil)
+}
+
+func newSDKWorldOf(t *testing.T, configure func(*integration.World)) *sdkWorld {
+	t.Helper()
 	example, err := os.ReadFile("../Caddyfile.example")
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +64,9 @@ func newSDKWorld(t *testing.T) *sdkWorld {
 		w.Config.Faults = wxsim.Faults{Polite: true, NoCDATA: 0.5, StrayBytes: 0.5}
 		w.Caddyfile = s.config
 		w.Env = append(w.Env, "CRM_KEY_OLD="+oldKey, "BI_KEY="+biKey)
+		if configure != nil {
+			configure(w)
+		}
 	})
 	return s
 }
