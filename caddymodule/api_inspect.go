@@ -30,9 +30,14 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 		return ownAnswer(req, t.notAPI(call, "it answered HTTP "+strconv.Itoa(res.StatusCode)+" with the request's credential in it")), false, nil
 	}
 	html := res.StatusCode == http.StatusOK && isHTML(res.Header)
-	switch {
-	case req.Method == http.MethodHead:
+	if req.Method == http.MethodHead {
 		return res, false, nil
+	}
+	if coding := decode(res, &answer.live); coding != "" && call.sealed() {
+		_ = res.Body.Close()
+		return ownAnswer(req, t.notAPI(call, "it is encoded ("+coding+"), which nobody asked for: is there a proxy on the way?")), false, nil
+	}
+	switch {
 	case res.StatusCode == http.StatusOK && res.ContentLength >= peekSize && !html:
 		t.guard(res, call, token)
 		return res, false, nil
@@ -47,10 +52,11 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	if page {
 		within = t.stall
 	}
-	whole := body.peek(&answer.live, limit, within)
+	whole := body.peek(res.Body, limit, within)
 	head := body.head
 	res.Body = body
-	isJSON := bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{"))
+	start, _ := jsonStart(head)
+	isJSON := start == '{'
 	switch {
 	case body.err != nil && body.err != io.EOF:
 		_ = res.Body.Close()
@@ -271,11 +277,26 @@ func (p *peekedBody) peek(body io.ReadCloser, limit int, within time.Duration) (
 			}
 			continue
 		}
-		if first := bytes.TrimLeft(buf, " \t\r\n"); len(first) > 0 && first[0] != '{' {
+		if first, known := jsonStart(buf); known && first != '{' {
 			return false
 		}
 	}
 	return false
+}
+
+// jsonStart is the first byte of a text behind byte order marks and spaces, if it has come yet.
+func jsonStart(b []byte) (first byte, known bool) {
+	for len(b) > 0 {
+		switch n := min(len(b), len(byteOrderMark)); {
+		case b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n':
+			b = b[1:]
+		case !bytes.HasPrefix(byteOrderMark, b[:n]):
+			return b[0], true
+		default:
+			b = b[n:]
+		}
+	}
+	return 0, false
 }
 
 // Read implements io.Reader. It says that the body ends with the last bytes: one more Read through Caddy's proxy costs

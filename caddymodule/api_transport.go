@@ -31,7 +31,7 @@ import (
 // additions: it puts the access token in where no log sees it; it looks at the headers and trailers of an answer, at the first 4 KiB of
 // small JSON answers, at all of an error page, which may repeat the token, and at any other text as it goes by, which breaks off before it
 // repeats it; and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
-// Interim answers (1xx) are not passed on.
+// Interim answers (1xx) are not passed on, and gzip, which is never asked for, is taken off.
 //
 // wechat_api sets it up by itself. Used in any other reverse_proxy it refuses every request: it sends nothing that
 // wechat_api has not admitted, and nothing to any host but the API origins of the wechat app.
