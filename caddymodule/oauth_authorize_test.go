@@ -152,9 +152,13 @@ func TestOAuthRedirectURI(t *testing.T) {
 			caddyhttp.SetVar(r.Context(), caddyhttp.TrustedProxyVarKey, true)
 			return f.ServeHTTP(w, r, next)
 		})
-		r := request(func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") })
-		if got := redirectURIOf(t, h, r); got != "https://example.com"+callback {
-			t.Errorf("redirect_uri %s", got)
+		for proto, scheme := range map[string]string{
+			"https": "https", "HTTPS": "https", "https,http": "https", " https , http": "https", "http": "http", "http, https": "http", "": "http", "httpsx": "http",
+		} {
+			r := request(func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", proto) })
+			if got := redirectURIOf(t, h, r); got != scheme+"://example.com"+callback {
+				t.Errorf("X-Forwarded-Proto %q: redirect_uri %s", proto, got)
+			}
 		}
 	})
 	t.Run("origin", func(t *testing.T) {

@@ -258,13 +258,15 @@ func originalPath(r *http.Request) string {
 }
 
 // visitorScheme is the scheme that the visitor's browser sees. A proxy in front that ends TLS says so, and is believed
-// if it is one of the server's trusted_proxies.
+// if it is one of the server's trusted_proxies. Several of them make a list, which begins with what the visitor's browser speaks.
 func visitorScheme(r *http.Request) string {
 	if r.TLS != nil {
 		return "https"
 	}
-	if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted && r.Header.Get("X-Forwarded-Proto") == "https" {
-		return "https"
+	if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted {
+		if first, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ","); strings.EqualFold(strings.TrimSpace(first), "https") {
+			return "https"
+		}
 	}
 	return "http"
 }
