@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
@@ -88,6 +89,31 @@ func TestHTTP3(t *testing.T) {
 			t.Errorf("with a body: WeChat saw %d calls", n)
 		}
 	})
+	t.Run("a login in a browser", func(t *testing.T) {
+		jar, err := cookiejar.New(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		browser := &http.Client{
+			Transport: transport, Jar: jar, Timeout: client.Timeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+		callback := start(t, s.World, browser, "/wx/thirdParty/authorize/"+integration.AuthorizerID+"/scan?state=a%20b", user)
+		var first string
+		for range 2 { // a browser that reloads
+			resp, _ := fetchBody(t, browser, http.MethodGet, callback, nil, nil)
+			id, state := landed(t, resp, http.StatusFound, "/scan?from=wechat&wxTkId=")
+			if first == "" {
+				first = id
+			}
+			if resp.ProtoMajor != 3 || state != "a b" || id != first || id == "" {
+				t.Errorf("%s: %q %q, first %q", resp.Proto, id, state, first)
+			}
+		}
+		if body := ask(t, http.MethodGet, "/wechat/users/"+first, "", bearer(s.World)); !strings.Contains(body, user.OpenID) {
+			t.Errorf("redeemed: %s", body)
+		}
+	})
 	t.Run("ticket of another kind", func(t *testing.T) {
 		ask(t, http.MethodGet, "/cgi-bin/ticket/getticket?type=2&access_token="+token, "", nil)
 		if got := s.last(t, "/cgi-bin/ticket/getticket"); !strings.Contains(got.Query, "type=2") {
@@ -107,6 +133,13 @@ func TestHTTP3(t *testing.T) {
 			t.Errorf("%d pushes went over HTTP/3", n)
 		}
 	})
+	outputs := map[string]string{"log": s.Gateway.Log()}
+	for _, path := range []string{"/metrics", "/config/", "/wechat/status", "/wechat/feed", "/wechat/refusals"} {
+		_, outputs[path] = fetch(t, plainClient, http.MethodGet, "http://"+s.Admin+path, nil, "")
+	}
+	for where, text := range outputs {
+		checkAbsent(t, append(s.Secrets(), token), where, text)
+	}
 }
 
 // TestHTTP3Pace has the backend take longer than WeChat waits: the push that WeChat gave up is joined by the next one.
