@@ -87,7 +87,7 @@ func TestAPIHealsStorm(t *testing.T) {
 				return
 			}
 			req.Header.Set("Authorization", "Bearer "+crmKey)
-			res, err := http.DefaultTransport.RoundTrip(req)
+			res, err := g.Client().Transport.RoundTrip(req)
 			if err != nil {
 				t.Error(err)
 				return

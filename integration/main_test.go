@@ -207,6 +207,7 @@ func bearer(w *integration.World) http.Header {
 
 var plainClient = &http.Client{
 	Timeout:       30 * time.Second,
+	Transport:     http.DefaultTransport.(*http.Transport).Clone(), // closing an httptest.Server ends what the default one does
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
