@@ -99,6 +99,7 @@ func (x *examination) examineStore(ctx context.Context) {
 	case writeFails && (x.store.Waiting+x.store.Unsaved > 0 || x.now.Sub(failedAt) < writeFailLife):
 		x.found(storeWriteFails(x.store))
 	}
+	x.sealed(m.MissingSealKey(), false)
 	// A ticket that is being written is in memory alone too: that is none of our business until a write fails.
 	if unsaved := x.store.Unsaved; unsaved > 0 && (writeFails || x.storeErr != nil) {
 		x.found(recordsUnsaved(unsaved))

@@ -36,8 +36,11 @@ const (
 // year.
 type Sealer struct{ keys []sealKey }
 
+// SealKeyID tells seal keys apart, and says nothing about them.
+type SealKeyID [sealIDLength]byte
+
 type sealKey struct {
-	id    [sealIDLength]byte // tells keys apart in a record, and nothing about them
+	id    SealKeyID
 	block cipher.Block
 	mac   [aes.BlockSize]byte // CMAC's first subkey, for the derivation
 }
@@ -73,6 +76,24 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 
 // ErrSealKey is an [ErrDecrypt]: the record was sealed with a key that is not configured.
 var ErrSealKey = fmt.Errorf("sealed with a key that is not configured, add it as an old seal key: %w", ErrDecrypt)
+
+// KeyIDs are those of the Sealer's keys, newest first.
+func (s *Sealer) KeyIDs() []SealKeyID {
+	ids := make([]SealKeyID, len(s.keys))
+	for i := range s.keys {
+		ids[i] = s.keys[i].id
+	}
+	return ids
+}
+
+// SealedWith is the id of the key that a record says it was sealed with, which it may have been altered to say; false: it has
+// not the form of a sealed record.
+func SealedWith(data []byte) (id SealKeyID, sealed bool) {
+	if !IsSealed(data) || len(data) < sealHeaderLength+sealTagLength {
+		return id, false
+	}
+	return SealKeyID(data[1 : 1+sealIDLength]), true
+}
 
 // IsSealed tells what [Sealer.Seal] made from text.
 func IsSealed(data []byte) bool { return len(data) > 0 && data[0] == sealVersion }

@@ -72,6 +72,33 @@ func TestSealerRoundTripAndRotation(t *testing.T) {
 	}
 }
 
+// A record tells which key it was sealed with, to who has that key and to who has not.
+func TestSealedWith(t *testing.T) {
+	t.Parallel()
+	a, both := mustSealer(t, sealKeyBytes('a')), mustSealer(t, sealKeyBytes('b'), sealKeyBytes('a'))
+	ids := both.KeyIDs()
+	if len(ids) != 2 || ids[0] == ids[1] || ids[1] != a.KeyIDs()[0] {
+		t.Fatalf("ids: %x of one, %x of both", a.KeyIDs(), ids)
+	}
+	for i, s := range []*Sealer{both, a} {
+		sealed, err := s.Seal("n", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id, ok := SealedWith(sealed); !ok || id != ids[i] {
+			t.Errorf("sealed with %x, %v, want %x", id, ok, ids[i])
+		}
+		if _, ok := SealedWith(sealed[:len(sealed)-1]); ok {
+			t.Error("half a record has a key")
+		}
+	}
+	for _, data := range [][]byte{nil, []byte(`{"v":1}`), bytes.Repeat([]byte{2}, 100)} {
+		if _, ok := SealedWith(data); ok {
+			t.Errorf("%q has a key", data)
+		}
+	}
+}
+
 func TestSealerRefuses(t *testing.T) {
 	t.Parallel()
 	s := mustSealer(t, sealKeyBytes('a'))

@@ -39,6 +39,7 @@ type Manager struct {
 	locks    keyLocks // by record name: around each read or write of a record that ends in the cache
 	pending  pendingRecords
 	unsealed unsealedNames
+	sealKeys sealKeys
 	troubles troubles
 	refusals refusalTable
 	failures refusalTable // of the gateway's own, that a log line of theirs tells of
@@ -148,6 +149,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 	}
 	m.uses++
 	env.serial = m.uses
+	m.sealKeys.use(env.Sealer)
 	m.listen(old, env)
 	if m.unreadIntents.Swap(false) || old == nil {
 		m.queue.add("resume", 0, m.resumeIntents)

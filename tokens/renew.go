@@ -489,6 +489,11 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 	if err == nil {
 		reseal, err = m.decode(env, k.recordName(), raw, &wire)
 	}
+	if errors.Is(err, errDamaged) {
+		if other := m.sealedElsewhere(env, k, raw); other != nil {
+			err = other
+		}
+	}
 	waiting := m.pending.get(k)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -1,0 +1,126 @@
+package tokens
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+)
+
+// useSealKeys puts a configuration with other seal keys in force on a node, each of one byte; that of a rig is 7.
+func useSealKeys(t *testing.T, r *rig, keys ...byte) {
+	t.Helper()
+	var all [][]byte
+	for _, key := range keys {
+		all = append(all, bytes.Repeat([]byte{key}, 32))
+	}
+	sealer, err := crypto.NewSealer(all...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := *r.env
+	env.Sealer = sealer
+	r.env = &env
+	r.Use(r.env)
+}
+
+// While the seal key is changed, a node has the new one and another has not. What the first one writes the other cannot open: it
+// must not put what it remembers in the place of that, nor fetch a token for it.
+func TestRecordOfANodeWithAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		a.rotating()
+		useSealKeys(t, a, 8, 7)
+		want, err := a.Renew(t.Context(), testAuthKey, secret.String{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		written, _ := a.store.MemStore.Load(t.Context(), testAuthKey.recordName())
+		before := a.calls()
+		time.Sleep(time.Minute) // the other node has heard of it
+		_, _ = b.Get(t.Context(), testAuthKey)
+		for range 3 {
+			if _, err := b.Renew(t.Context(), testAuthKey, secret.String{}); err == nil {
+				t.Error("the node without the key renewed a token that another one had renewed")
+			} else if _, lacks := LacksSealKey(err); !lacks {
+				t.Errorf("it does not say that a seal key is missing: %v", err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if now, _ := a.store.MemStore.Load(t.Context(), testAuthKey.recordName()); !bytes.Equal(now, written) {
+			t.Error("the node without the key wrote over the record")
+		}
+		if kept := setAsideOf(t, a.store.MemStore, testAuthKey.recordName()); len(kept) > 0 {
+			t.Errorf("%d records were set aside", len(kept))
+		}
+		if got := a.calls() - before; got > 0 {
+			t.Errorf("WeChat was asked %d times", got)
+		}
+		if _, lacks := LacksSealKey(b.MissingSealKey()); !lacks || a.MissingSealKey() != nil {
+			t.Errorf("missing: %v; on the node that has it: %v", b.MissingSealKey(), a.MissingSealKey())
+		}
+		if n := b.log.count("another node seals records with a seal_key"); n != 1 {
+			t.Errorf("the log says it %d times", n)
+		}
+		a.wantInStep(t)
+
+		useSealKeys(t, b, 7, 8)
+		if got := b.get(t, testAuthKey); !sameToken(got, want) {
+			t.Errorf("with the key: generation %d, want %d", got.Generation, want.Generation)
+		}
+		if err := b.MissingSealKey(); err != nil {
+			t.Errorf("with the key: %v", err)
+		}
+	})
+}
+
+// Nor does an account come back that took its authorization back on the node with the new key.
+func TestRevocationOnANodeWithAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		useSealKeys(t, a, 8, 7)
+		revoke(t, a)
+		time.Sleep(time.Minute)
+		_, _ = b.Get(t.Context(), testAuthKey)
+		_, _ = b.Renew(t.Context(), testAuthKey, secret.String{})
+		time.Sleep(time.Minute)
+		if r := a.stored(t, testAuthKey); !r.revoked() {
+			t.Error("the node without the key undid the revocation")
+		}
+		useSealKeys(t, b, 7, 8)
+		if _, err := b.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+			t.Errorf("with the key: %v", err)
+		}
+	})
+}
+
+// A key that was here and was taken out too early is no other node's: what the node remembers takes the record's place.
+func TestSealKeyTakenOutTooEarly(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		want := a.get(t, testAuthKey)
+		for _, r := range []*rig{a, b} {
+			useSealKeys(t, r, 8, 7)
+		}
+		a.ticket(t, testPlatform) // sealed with the new one
+		for _, r := range []*rig{a, b} {
+			useSealKeys(t, r, 8)
+		}
+		if _, err := a.Ticket(t.Context(), testPlatform); err != nil { // so that something opens
+			t.Fatal(err)
+		}
+		if _, err := a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record { return cur }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if kept := setAsideOf(t, a.store.MemStore, testAuthKey.recordName()); len(kept) != 1 {
+			t.Errorf("%d records were set aside", len(kept))
+		}
+		if got := a.stored(t, testAuthKey); !got.AccessToken.Same(want.Value) {
+			t.Error("another record is there than the node remembered")
+		}
+		if err := a.MissingSealKey(); err != nil {
+			t.Error(err)
+		}
+	})
+}
