@@ -1135,6 +1135,34 @@ func TestListIsReadWhateverTheClock(t *testing.T) {
 	})
 }
 
+// Nor does one that read it to its end then, and whose clock was set back, itself among others.
+func TestListIsReadAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		r.env.RosterEvery = 24 * time.Hour
+		r.wx.refresh[testAuthorizer] = "refreshtoken@@@1"
+		if err := r.storeRecord(t.Context(), r.env.prepared(), rosterName(testPlatform), rosterWire{CompletedAt: time.Now().AddDate(3, 0, 0).Unix(), Took: 60}); err != nil {
+			t.Fatal(err)
+		}
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		time.Sleep(10 * time.Minute)
+		if n := r.wx.count(pathAuthorizerList); n != 1 {
+			t.Errorf("the list is read %d times", n)
+		}
+		// Clocks of two nodes may differ a little.
+		if err := r.storeRecord(t.Context(), r.env.prepared(), rosterName(testPlatform), rosterWire{CompletedAt: time.Now().Add(time.Minute).Unix(), Took: 60}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		if n := r.wx.count(pathAuthorizerList); n != 1 {
+			t.Errorf("the list is read %d times although another node has just read it", n)
+		}
+	})
+}
+
 // A list that takes 17 minutes to read is not read all day for one account in doubt.
 func TestLongListRests(t *testing.T) {
 	t.Parallel()

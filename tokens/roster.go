@@ -287,6 +287,9 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 		return rosterSettle - since, false
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
+	if fromUnix(state.CompletedAt).After(now.Add(clockSlack)) {
+		next = now // the clock was set back, by nobody knows how much
+	}
 	if !r.wanted.IsZero() {
 		again := r.walked.Add(rosterAgain)
 		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) {

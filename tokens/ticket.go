@@ -443,7 +443,7 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		wanted := m.tickets.wanted(platform)
 		switch {
 		case err == nil && !wanted && time.Since(t.receivedAt) < ticketOverdue:
-			return retryError{after: ticketOverdue - time.Since(t.receivedAt)}
+			return retryError{after: min(ticketOverdue-time.Since(t.receivedAt), ticketOverdue)} // or the clock was set back
 		case err != nil && !errors.Is(err, ErrNoTicket):
 			return err
 		}

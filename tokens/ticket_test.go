@@ -284,6 +284,27 @@ func TestOverdueTicket(t *testing.T) {
 	})
 }
 
+// So they are if a ticket came while the clock was ahead, be it by years: it was kept before the machine had asked for the time.
+func TestOverdueTicketAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		ahead := ticketWire{Ticket: "ticket@@@ahead", CreatedAt: time.Now().Unix(), ReceivedAt: time.Now().AddDate(3, 0, 0).Unix()}
+		if err := r.storeRecord(t.Context(), r.env.prepared(), ticketName(testPlatform), ahead); err != nil {
+			t.Fatal(err)
+		}
+		r.Use(r.env)
+		time.Sleep(time.Minute)
+		r.ticket(t, testPlatform) // the last one
+		before := r.wx.count(pathStartPush)
+		time.Sleep(2 * ticketOverdue)
+		if n := r.wx.count(pathStartPush) - before; n == 0 || r.log.count("overdue") == 0 {
+			t.Errorf("asked %d times, said %d times", n, r.log.count("overdue"))
+		}
+	})
+}
+
 func TestTicketsEndAndAreAskedForAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
