@@ -283,7 +283,7 @@ func (m *Manager) overtaken(ctx context.Context, env *Environment, k Key, refuse
 }
 
 // errReplaced has the job of an intent run once more.
-var errReplaced = errors.New("a push of the same code has come meanwhile")
+var errReplaced = errors.New("a push of the same code, or another configuration, has come meanwhile")
 
 // triedAgain tells the log about an attempt that failed, once and then rarely.
 func (o *openIntent) triedAgain(log *slog.Logger, text string, args ...any) {
@@ -293,13 +293,21 @@ func (o *openIntent) triedAgain(log *slog.Logger, text string, args ...any) {
 	}
 }
 
-// fulfil is one attempt at an intent. It returns nil once there is nothing left to do.
+// fulfil is one attempt at an intent. It returns nil once there is nothing left to do here.
 func (m *Manager) fulfil(ctx context.Context, hash string, open *openIntent) error {
 	in := open.Intent
 	open.lost.Store(false)
 	env, err := m.current()
 	if err != nil {
 		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
+	}
+	if env.knows(ComponentKey(in.Platform)) != nil && time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)) {
+		// Another node may have the platform, or the next configuration: the record stays for them, and is not this one's to give up.
+		m.unreadIntents.Store(true)
+		if m.env.Load() != env {
+			return errReplaced // which is there by now
+		}
+		return nil
 	}
 	a, err := m.exchange(ctx, env, in.authCode())
 	switch {

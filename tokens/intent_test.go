@@ -200,3 +200,67 @@ func TestAnotherCodeWhileTheAccountIsAskedFor(t *testing.T) {
 		}
 	})
 }
+
+// A platform is added on one node after the other. An authorization of it that the first one accepted, and could not finish before it
+// ended, is none of the other's to give up: it is there when a node comes that has the platform.
+func TestIntentOfAPlatformThatOnlyAnotherNodeHas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _ := cluster(t)
+		env := *b.env
+		env.Platforms = env.Platforms[1:]
+		b.env = &env
+		b.Use(b.env)
+		a.refuseExchanges()
+		if err := a.Accept(t.Context(), a.push(a.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		time.Sleep(3 * time.Hour) // longer than the code lives
+		if n := a.intents(t); n != 1 {
+			t.Errorf("%d duties are left", n)
+		}
+		if log := b.log.String(); strings.Contains(log, "authorization code") {
+			t.Errorf("the node without the platform says: %s", log)
+		}
+		if n := b.wx.count(pathQueryAuth); n > 2 {
+			t.Errorf("WeChat was asked %d times", n)
+		}
+
+		a.wx.set(func(f *fakeWeChat) { f.hook, f.refresh[testAuthorizer] = nil, "refreshtoken@@@of-wechat" })
+		env.Platforms = a.env.Platforms
+		b.Use(&env)
+		b.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		if _, err := b.Get(t.Context(), testAuthKey); err != nil {
+			t.Errorf("with the platform: %v", err)
+		}
+		if n := a.intents(t); n != 0 {
+			t.Errorf("with the platform: %d duties are left", n)
+		}
+	})
+}
+
+// Of a platform that is gone for good nothing stays.
+func TestIntentOfAPlatformThatIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.refuseExchanges()
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		r.env.Platforms = r.env.Platforms[1:]
+		r.restart()
+		time.Sleep(2 * time.Hour)
+		if n := r.intents(t); n != 1 {
+			t.Errorf("%d duties are left", n)
+		}
+		time.Sleep(codeLife + deadCodeGrace)
+		r.restart()
+		time.Sleep(time.Hour)
+		if n := r.intents(t); n != 0 {
+			t.Errorf("%d duties are left of a platform that was taken out more than a day ago", n)
+		}
+	})
+}

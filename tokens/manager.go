@@ -58,7 +58,7 @@ type Manager struct {
 	hearing atomic.Pointer[hearing]
 	written recentWrites
 
-	unreadIntents atomic.Bool   // the store holds accepted authorizations that could not be read
+	unreadIntents atomic.Bool   // the store holds accepted authorizations that could not be read, or whose platform is not configured
 	givenUp       atomic.Uint64 // writings of accepted authorizations
 	lookedFor     atomic.Uint64 // of those
 
@@ -151,10 +151,10 @@ func (m *Manager) swap(old, env *Environment) bool {
 	env.serial = m.uses
 	m.sealKeys.use(env.Sealer)
 	m.listen(old, env)
-	if m.unreadIntents.Swap(false) || old == nil {
+	m.env.Store(env)
+	if m.unreadIntents.Swap(false) || old == nil { // after env is there: who leaves one looks whether it still is
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
-	m.env.Store(env)
 	m.troubles.forgive()
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))
