@@ -98,6 +98,7 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 			[]string{"client b", "client a has too"}},
 		{"origin with a password", `{"api": ["https://u:hidden%zz@h"]}`, []string{"api", "no user and password"}},
 		{"origin", `{"api": ["{env.BAD_ORIGIN}"]}`, []string{"api", "in the clear"}},
+		{"origin with a semicolon", `{"api": ["https://api.weixin.qq.com;"]}`, []string{"api", "is not an origin"}},
 		{"origin is no URL", `{"api": ["weixin"]}`, []string{"api", "is not an origin"}},
 		{"proxy", `{"proxy": "ftp://user:hidden@x"}`, []string{"proxy", "not a proxy address"}},
 		{"spill", `{"spill": "{env.BAD_ORIGIN}"}`, []string{"spill", "is not an absolute path"}},
@@ -212,6 +213,24 @@ func TestUnmeantLiterals(t *testing.T) {
 		if err := literalSecret(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
+	}
+}
+
+// TestSemicolons: what ends a line of nginx's is no part of a secret.
+func TestSemicolons(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"{env.S};", "token;", "{file./run/s};"} {
+		if err := literalSecret(s); !errors.Is(err, errSemicolon) {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+	for s, want := range map[string]error{"{env.S};": errSemicolon, "any;": nil, "{any};": nil} {
+		if err := literalKey(s); !errors.Is(err, want) {
+			t.Errorf("key %q: %v", s, err)
+		}
+	}
+	if err := ofWeChat.text("value;"); !errors.Is(err, errSemicolon) {
+		t.Error("a value with a semicolon is taken")
 	}
 }
 

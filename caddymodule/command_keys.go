@@ -236,6 +236,48 @@ func (a *App) pushKeys() (all []*pushKeys, problems []keyProblem) {
 	return all, problems
 }
 
+// keyProblems is all that is wrong with appids, tokens and keys, where pushKeys says of each entry what it met with first.
+func (a *App) keyProblems() (list []keyProblem) {
+	r := resolver{repl: caddy.NewReplacer()}
+	look := func(what, appid string, tokenTexts, keyTexts []string) {
+		say := func(err error) {
+			if err != nil {
+				list = append(list, keyProblem{what, appid, err})
+			}
+		}
+		say(literalAppID(appid))
+		texts, err := r.secrets("token", tokenTexts, ofWeChat)
+		if err == nil && len(texts) == 0 && (what == ofPlatform || len(keyTexts) > 0) {
+			err = errNoToken
+		}
+		say(err)
+		values := 0
+		for i, text := range keyTexts {
+			v, err := r.nth("aes_key", i, text)
+			if err == nil && v == "" {
+				continue
+			}
+			if values++; err == nil {
+				if _, err = crypto.ParseKey(v); err != nil {
+					err = fmt.Errorf("aes_key %d: %w", values, err)
+				}
+			}
+			say(err)
+		}
+	}
+	for _, p := range a.Platforms {
+		if p != nil {
+			look(ofPlatform, p.AppID, p.Tokens, p.AESKeys)
+		}
+	}
+	for _, acc := range a.Accounts {
+		if acc != nil {
+			look(ofAccount, acc.AppID, acc.Tokens, acc.AESKeys)
+		}
+	}
+	return list
+}
+
 // completeConfigFlags completes --appid with the appids of the config that was given before it, or of the one in this
 // folder, and the files of secrets behind their @.
 func completeConfigFlags(cmd *cobra.Command, p *keyParams) {

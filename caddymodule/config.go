@@ -144,6 +144,8 @@ func literalKey(s string) error {
 	switch {
 	case unmeantLiteral.MatchString(s):
 		return errUnmeant
+	case strings.HasSuffix(s, ";") && namedPlaceholder.MatchString(s):
+		return errSemicolon
 	case hasPlaceholder(s):
 		return nil // the whole is judged: the ends may be anywhere in it
 	}
@@ -167,8 +169,15 @@ func plainText(s string) error {
 	if n := len(s); n > 1 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
 		return said("it has quotation marks around it, which would be part of it: leave them out where it is set", "首尾带有引号，会被当作值的一部分：请在设置处去掉引号")
 	}
+	if strings.HasSuffix(s, ";") {
+		return errSemicolon
+	}
 	return nil
 }
+
+// errSemicolon is of those who come from nginx: a Token has letters and digits alone, and an AppSecret hexadecimal ones.
+var errSemicolon = said("it ends in a semicolon, which would be part of it: leave it out, for a line of a Caddyfile ends without one",
+	"以分号结尾，会被当作值的一部分：请去掉，Caddyfile 的行尾不写分号")
 
 // fairKey is how many characters a client's key has at least that nobody guesses by trying.
 const fairKey = 16

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -36,6 +37,7 @@ type doctorConfig struct {
 	clients   []apiClient
 	unread    bool     // named routes are invoked in more ways than are looked at
 	alone     []string // sites with a wechat_message behind which nothing could answer
+	hidden    []hiddenHandler
 }
 
 // doctorSite is a host of the config's with what of ours it serves.
@@ -167,9 +169,10 @@ type httpRoute struct {
 		Host []string `json:"host"`
 		Path []string `json:"path"`
 	} `json:"match"`
-	Handle   []json.RawMessage `json:"handle"`
-	Group    string            `json:"group"`
-	Terminal bool              `json:"terminal"`
+	matchesMore bool
+	Handle      []json.RawMessage `json:"handle"`
+	Group       string            `json:"group"`
+	Terminal    bool              `json:"terminal"`
 }
 
 // only are the paths that a route takes, if its matchers take those and no others; nil if that cannot be told.
@@ -263,6 +266,7 @@ type siteReader struct {
 	invoked map[string]bool     // named routes, each with the spot that it was invoked from
 	deeds   map[string]pathDeed // by the texts of handlers
 
+	takers   []taker // so far, in the order in which they run
 	messages []messageSpot
 	answers  []siteSpot // of the handlers that could answer, in the order in which they run
 	turns    int        // routes that end others, so far
@@ -353,6 +357,8 @@ type siteSpot struct {
 	within   []string // patterns, one of which each path has that comes here as it was asked for; nil: cannot be told
 	moved    []string // patterns of the paths asked for that may have been rewritten before; never nil
 	lost     bool     // all paths may have been rewritten: patterns say no more what was asked for
+	choosy   bool     // not all that has a path of within, or, without it, not all for the hosts, comes here; or that cannot be told
+	never    bool     // nothing comes here: the patterns around it have no path in common
 	turns    []routeTurn
 	stripped string   // what was taken from the paths: the patterns have it, for they are what is asked for
 	behind   string   // the handler that answers before it is reached; empty: none
@@ -374,9 +380,14 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			inside.only = putBack(at.stripped, own)
 		}
 		within, reach := route.within()
-		if within != nil && !at.lost && mayOverlap(within, at.within) {
+		switch {
+		case within == nil || at.lost:
+		case mayOverlap(within, at.within):
 			inside.within = within
+		case len(at.moved) == 0:
+			inside.never = true
 		}
+		inside.choosy = at.choosy || route.isChoosy() || len(within) > 0 && (at.lost || !coversAll(at.within, within))
 		if reach != nil {
 			inside.reach = reach
 		}
@@ -531,11 +542,13 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		return ""
 	}
 	switch {
+	case at.never:
 	case h.Handler == "wechat_message" && at.behind == "" && isEmptyJSON(h.Mirrors): // to read copies of messages may be all that is wanted
 		r.messages = append(r.messages, messageSpot{at, len(r.answers)})
 	case !strings.HasPrefix(h.Handler, "wechat_") && !slices.Contains(passing, h.Handler):
 		r.answers = append(r.answers, at)
 	}
+	r.look(h.Handler, at)
 	for _, host := range at.hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
 		if strings.HasPrefix(h.Handler, "wechat_") && (host == "" || !r.again) {
@@ -557,6 +570,7 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 	}
 	r.routes(h.Routes, at)
 	switch {
+	case at.never:
 	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
 		return h.Handler
 	case h.Handler == "static_response" && strings.Trim(string(h.Status), `"`) != strconv.Itoa(http.StatusEarlyHints):
@@ -640,7 +654,7 @@ func siteNames(sites []*doctorSite) (list []string) {
 func (d *doctor) checkConfig(context.Context) []doctorResult {
 	c := &d.config
 	if c.loadError != nil {
-		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+c.loadError.Error(), "Caddy 无法加载："+quotedZH(c.loadError.Error())),
+		return []doctorResult{redOf(c.file, texts("Caddy does not load it: "+withoutWay(c.loadError.Error()), "Caddy 无法加载："+quotedZH(withoutWay(c.loadError.Error()))),
 			texts("mend what it says, then try `caddy validate`; as the gateway's user and with its environment, as doctor too wants to be run", "按提示修正，然后用 `caddy validate` 验证；二者与 doctor 一样，须以网关的用户及其环境变量运行"))}
 	}
 	results := []doctorResult{greenOf(c.file, "loads: "+countOf(len(c.app.Platforms), "platform")+", "+countOf(len(c.app.Accounts), "account")+", "+countOf(len(c.app.Clients), "client"),
@@ -662,6 +676,8 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 			}
 		}
 	}
+	results = append(results, c.checkHidden()...)
+	results = append(results, c.checkReach()...)
 	for _, origin := range c.alone {
 		results = append(results, redOf("wechat_message of "+origin, texts("nothing that could answer stands behind it: messages get to no backend", "后面没有能应答的处理器：消息到不了任何后端"),
 			texts("write reverse_proxy behind it, in the same route; in a named route put both into route { … }, for of &(name) { … } without that Caddy keeps the first directive alone",
@@ -736,6 +752,30 @@ func (c *doctorConfig) nobodyResult(s *doctorSite, path string) doctorResult {
 // mayBeLeftOut judges the later values that a config loads without.
 var mayBeLeftOut = map[string]func(string) error{"token": ofWeChat.text, "key": ofClient.text}
 
+// valueShapes judge what a placeholder stands for. A value that is wrong is not said to resolve: a config with several such values would
+// else name the first alone.
+var valueShapes = map[string]func(string) error{
+	"secret":   plainText,
+	"token":    plainText,
+	"key":      keyText,
+	"aes_key":  func(v string) error { _, err := crypto.ParseKey(v); return err },
+	"seal_key": saidAs(func(v string) error { _, err := crypto.ParseSealKey(v); return err }, said("it is not 32 bytes in hex or base64: make one with openssl rand -hex 32", "不是 32 字节的 hex 或 base64：可用 openssl rand -hex 32 生成")),
+	"api":      saidAs(func(v string) error { _, err := tokens.ParseOrigin(v); return err }, said("it is not an origin that may be called: write it like "+tokens.DefaultOrigin, "不是可以调用的地址：请写作 "+tokens.DefaultOrigin)),
+	"proxy":    saidAs(func(v string) error { _, err := parseProxy(v); return err }, said("it is not a proxy address: write it like http://proxy.internal:3128", "不是代理地址：请写作 http://proxy.internal:3128")),
+}
+
+// saidAs judges as another does, in other words: those do not show the value, and are in both languages.
+func saidAs(judge func(string) error, wrong error) func(string) error {
+	return func(v string) error {
+		if judge(v) != nil {
+			return wrong
+		}
+		return nil
+	}
+}
+
+var wrongValueRemedy = texts("set it right before starting Caddy: it was read, and cannot be what is wanted", "请在启动 Caddy 前改正：已读到值，但不可能正确")
+
 // appSecretShape is that of the AppSecrets that WeChat gives out. A Token, which people choose, may have it too.
 var appSecretShape = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
@@ -778,6 +818,11 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 		case err == nil && strings.TrimSpace(v) != v:
 			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s has spaces or a line break around it", field, name), fmt.Sprintf("%s：%s 首尾有空白或换行", field, nameZH)),
 				texts("set it without them; one line break at the end of a file does not count", "去掉首尾空白；文件末尾的一个换行不算在内")))
+		case err == nil && (needed || v != "") && valueShapes[field] != nil && valueShapes[field](v) != nil:
+			if field == "token" || field == "aes_key" {
+				return // said below, with the place in the list
+			}
+			results = append(results, redOf(subject, texts(fmt.Sprintf("%s: %s: %v", field, name, valueShapes[field](v)), fmt.Sprintf("%s：%s：%s", field, nameZH, textOf(valueShapes[field](v)).ZH)), wrongValueRemedy))
 		case err == nil:
 			results = append(results, greenOf(subject, fmt.Sprintf("%s: %s resolves", field, name), fmt.Sprintf("%s：%s 可以解析", field, nameZH)))
 		case needed:
@@ -822,8 +867,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	for _, origin := range d.config.app.API {
 		look("wechat", "api", origin, true)
 	}
-	_, problems := d.config.app.pushKeys()
-	for _, p := range problems {
+	for _, p := range d.config.app.keyProblems() {
 		if !strings.Contains(p.err.Error(), "resolves to nothing") {
 			results = append(results, redOf(p.what+" "+p.appid, textOf(p.err), texts("compare with WeChat's console", "与微信控制台核对")))
 		}

@@ -232,7 +232,7 @@ func ParseOrigin(s string) (*url.URL, error) {
 	switch {
 	case strings.Contains(s, "@"):
 		return nil, errors.New("an origin has no user and password: write it like " + DefaultOrigin)
-	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
+	case err != nil || u.Host == "" || strings.ContainsAny(u.Host, ";,") || (u.Scheme != "https" && u.Scheme != "http"):
 		return nil, fmt.Errorf("'%s' is not an origin: write it like %s", s, DefaultOrigin)
 	case u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/"):
 		return nil, fmt.Errorf("'%s' is more than an origin: write scheme, host and port only", s)
