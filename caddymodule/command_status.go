@@ -86,7 +86,7 @@ func (s *Status) print(w io.Writer, zh bool) {
 	}
 	_, _ = fmt.Fprintf(w, "%s  %s  version %s, up %s\n", strings.ToUpper(string(s.Level)), orDash(s.Node), orDash(s.Version), inWords(s.Time.Sub(s.Started)))
 	for _, f := range s.Findings {
-		_, _ = fmt.Fprintf(w, "\n%-6s  %s  [%s]\n        %s\n        -> %s\n", f.Level, shown(f.Subject), f.Code, say(f.Text), say(f.Remedy))
+		_, _ = fmt.Fprintf(w, "\n%-6s  %s  [%s]\n        %s\n        -> %s\n", f.Level, shown(subjectIn(zh, f.Subject)), f.Code, say(f.Text), say(f.Remedy))
 	}
 	section := func(t table) {
 		if len(t) > 1 {
@@ -140,6 +140,21 @@ func (s *Status) print(w io.Writer, zh bool) {
 		clients = append(clients, []string{shown(c.Name), shown(strings.Join(c.AppIDs, " ")), shown(paths)})
 	}
 	section(clients)
+}
+
+// subjectWords are the kinds of subjects that findings have, in Chinese. The console has them too.
+var subjectWords = map[string]string{"platform": "第三方平台", "account": "账号", "store": "存储", "host": "微信服务器", "backend": "后端", "file": "校验文件"}
+
+// subjectIn is what a finding is about, in one of the two languages.
+func subjectIn(zh bool, subject string) string {
+	switch kind, name, _ := strings.Cut(subject, " "); {
+	case !zh:
+	case subject == thisMachine:
+		return "本机"
+	case subjectWords[kind] != "":
+		return subjectWords[kind] + " " + name
+	}
+	return subject
 }
 
 // keysUsed names the keys and tokens that opened pushes last, where there are several.

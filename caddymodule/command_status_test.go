@@ -84,6 +84,8 @@ func TestStatusCommand(t *testing.T) {
 		{"green", "en", false, []string{"GREEN  n1", "wx1111111111111111  green  none    ends in 60m  -          3            2     aes_key 2 of 2", "redis", "crm"}},
 		{"yellow", "zh", false, []string{"YELLOW", "没有票据", "-> 检查"}},
 		{"red", "en", true, []string{"RED", "no ticket[2J\n", "-> look"}},
+		{"red", "zh", true, []string{"red     第三方平台 wx1111111111111111  [no_ticket]"}},
+		{"red", "en", true, []string{"red     platform wx1111111111111111  [no_ticket]"}},
 	} {
 		address, _ := adminServer(t, map[string]string{"GET /wechat/status": answer(tt.level)})
 		out, _, err := command(statusCommand(), "--address", address, "--lang", tt.lang)
@@ -102,6 +104,37 @@ func TestStatusCommand(t *testing.T) {
 	}
 	if _, _, err := command(statusCommand(), "--lang", "fr"); err == nil || !strings.Contains(err.Error(), "--lang: 'fr' is none") {
 		t.Error(err)
+	}
+}
+
+// TestSubjectsInChinese: whatever a finding is about has a word in each language, on the console too.
+func TestSubjectsInChinese(t *testing.T) {
+	t.Parallel()
+	text := string(consoleAssets["text.js"].content)
+	_, zh, _ := strings.Cut(text, "\n\tzh: {")
+	for _, subject := range []string{
+		thisMachine, subjectPlatform("wx1"), subjectAccount("wx1"), "store redis", "host api.weixin.qq.com", "backend 10.0.0.1:80", "file MP_verify_a.txt",
+	} {
+		kind, name, _ := strings.Cut(subject, " ")
+		word := subjectWords[kind]
+		if subject == thisMachine {
+			kind, name, word = "machine", "", "本机"
+		}
+		if got := subjectIn(true, subject); got != strings.TrimSpace(word+" "+name) || word == "" || subjectIn(false, subject) != subject {
+			t.Errorf("%s: %q", subject, got)
+		}
+		if !strings.Contains(zh, `subject_`+kind+`: "`+word+`"`) {
+			t.Errorf("%s: the console has no such word", subject)
+		}
+	}
+	if !strings.Contains(string(consoleAssets["console.js"].content), `whom(f.subject`) {
+		t.Error("the console does not use them")
+	}
+	if got := subjectIn(true, "wx1"); got != "wx1" {
+		t.Error(got)
+	}
+	if first := noTicket("wx1", nil).Remedy; !strings.Contains(first.EN, "ten minutes from the start") || !strings.Contains(first.ZH, "先等十分钟") || !strings.Contains(first.ZH, "须已全网发布") {
+		t.Errorf("%+v", first)
 	}
 }
 

@@ -14,7 +14,10 @@ import (
 var (
 	remedyEventURL = texts(
 		"compare 授权事件接收URL in open.weixin.qq.com > 管理中心 > 第三方平台 with where wechat_event is served, and look into the access log for pushes to it; the platform must be 已全网发布 or in test, and the URL reachable from the internet",
-		"核对微信开放平台 > 管理中心 > 第三方平台 的授权事件接收URL 与 wechat_event 的地址，并查看访问日志中是否有推送；该地址须能从公网访问")
+		"核对微信开放平台 > 管理中心 > 第三方平台 的授权事件接收URL 与 wechat_event 的地址，并查看访问日志中是否有推送；平台须已全网发布或处于测试状态，该地址须能从公网访问")
+	// Who has just started the gateway has nothing to mend yet.
+	remedyFirstTicket = texts("wait ten minutes from the start; then "+remedyEventURL.EN, "启动后请先等十分钟；之后"+remedyEventURL.ZH)
+
 	remedyResolver = texts("look at this machine's resolver (/etc/resolv.conf): the name must resolve here", "检查本机的域名解析（/etc/resolv.conf）")
 	remedySealKey  = texts(
 		"write the seal_key that the records were sealed with behind the new one, in the same line, on all nodes; until then nothing is written over",
@@ -47,7 +50,7 @@ func noTicket(platform string, asking error) Finding {
 	return Finding{
 		Level: Red, Code: "no_ticket", Subject: subjectPlatform(platform), about: platform, unready: true,
 		Text:   asked(texts("no component_verify_ticket has come: WeChat pushes one every ten minutes, and without one there are no tokens", "尚未收到 component_verify_ticket：微信每 10 分钟推送一次，没有它就无法获取令牌"), asking),
-		Remedy: remedyFor(asking, remedyEventURL),
+		Remedy: remedyFor(asking, remedyFirstTicket),
 	}
 }
 

@@ -150,7 +150,9 @@ func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accou
 	}
 	if taken {
 		m.troubles.over(k, secret.String{})
-		env.Log.Warn("an authorization was taken over from WeChat, which the store did not have", "platform", k.Platform, "appid", k.AppID)
+		if say, missed := m.takenOver.tell(); say {
+			env.Log.Warn("an authorization was taken over from WeChat, which the store did not have", notLogged(missed, "platform", k.Platform, "appid", k.AppID)...)
+		}
 		env.Observer.Happened(Authorized, k, nil)
 	}
 	return e, nil

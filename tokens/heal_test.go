@@ -149,6 +149,32 @@ func TestEmptiedStoreHeals(t *testing.T) {
 	})
 }
 
+// A store that is filled from WeChat's list is not told of account by account: there may be a million.
+func TestFillingAStoreIsNotToldOfByAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		const accounts = maxBudgetLines + 30
+		for i := range accounts {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		r.store.empty()
+		r.restart()
+		r.ticket(t, testPlatform)
+		time.Sleep(2 * time.Minute)
+		said := r.log.String()
+		if n := strings.Count(said, "was taken over from WeChat"); n != maxBudgetLines {
+			t.Errorf("%d lines, want %d", n, maxBudgetLines)
+		}
+		if !strings.Contains(said, fmt.Sprintf("accounts=%d not_logged=30", accounts)) {
+			t.Errorf("the list does not say how many were left out:\n%s", said)
+		}
+		for i := range accounts {
+			r.get(t, AuthorizerKey(testPlatform, appidOf(i)))
+		}
+	})
+}
+
 // A store that is emptied under a running gateway is noticed.
 func TestStoreEmptiedUnderUs(t *testing.T) {
 	t.Parallel()

@@ -62,6 +62,50 @@ func (t *refusalTable) tell(k refusalKey) (say bool, missed int) {
 	return true, missed
 }
 
+// maxBudgetLines is how many lines a lineBudget allows within troubleLogEvery.
+const maxBudgetLines = 20
+
+// lineBudget is for lines of which there may be one for each of a million accounts, as when a new store is filled from WeChat's list. The
+// zero value is ready.
+type lineBudget struct {
+	mu     sync.Mutex
+	since  time.Time
+	said   int
+	missed int
+}
+
+// tell reports whether to say one more. Missed is how many have not been said.
+func (b *lineBudget) tell() (say bool, missed int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := time.Now(); now.Sub(b.since) >= troubleLogEvery {
+		b.since, b.said = now, 0
+	}
+	if b.said >= maxBudgetLines {
+		b.missed++
+		return false, 0
+	}
+	b.said++
+	missed, b.missed = b.missed, 0
+	return true, missed
+}
+
+// rest is how many have not been said, for a line that sums up.
+func (b *lineBudget) rest() (missed int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	missed, b.missed = b.missed, 0
+	return missed
+}
+
+// notLogged adds to the fields of a line how many others were left out.
+func notLogged(missed int, args ...any) []any {
+	if missed > 0 {
+		args = append(args, "not_logged", missed)
+	}
+	return args
+}
+
 // Refusal is what the log says of a refusal of WeChat's.
 type Refusal struct {
 	Errcode

@@ -383,7 +383,7 @@ func (m *Manager) readPage(ctx context.Context, env *Environment, platform strin
 			r.wanted = time.Time{}
 		}
 	})
-	env.Log.Info("WeChat's list of authorizers was compared with the store", "platform", platform, "accounts", walk.Total)
+	env.Log.Info("WeChat's list of authorizers was compared with the store", notLogged(m.takenOver.rest(), "platform", platform, "accounts", walk.Total)...)
 	return false, nil
 }
 

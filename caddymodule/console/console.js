@@ -21,6 +21,13 @@
 	const pick = text => typeof text === "string" ? text : text ? text[lang] || text.en || text.zh || "" : "";
 	const named = key => TEXT[lang][key] || key.replace(/^sign_/, ""); // of a word that the gateway may use and this page not know
 
+	// whom says what a finding is about: "this machine", or a kind and a name.
+	const whom = subject => {
+		if (subject === "this machine") return t("subject_machine");
+		const [kind, ...name] = subject.split(" ");
+		return name.length > 0 ? [TEXT[lang]["subject_" + kind] || kind, ...name].join(" ") : subject;
+	};
+
 	// el makes an element. Whatever comes from the gateway is text and nothing else.
 	function el(tag, props, ...children) {
 		const e = document.createElement(tag);
@@ -225,7 +232,7 @@
 		showTitle();
 		showPlatforms();
 		swap($("findings"), bad.map(f => el("li", { class: f.level },
-			el("div", { class: "top" }, badge(f.level), el("strong", {}, pick(f.text)), el("span", { class: "subject" }, el("bdi", {}, f.subject || ""))),
+			el("div", { class: "top" }, badge(f.level), el("strong", {}, pick(f.text)), el("span", { class: "subject" }, el("bdi", {}, whom(f.subject || "")))),
 			pick(f.remedy) ? el("p", { class: "remedy" }, el("strong", {}, t("remedy") + (lang === "zh" ? "：" : ": ")), pick(f.remedy)) : null)));
 
 		const store = s.store || {}, pushes = s.pushes || {};
