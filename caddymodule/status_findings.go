@@ -242,6 +242,7 @@ func hostFails(host, class, reason string, proxied bool) Finding {
 	case classProxy:
 		f.Remedy = texts("look at the egress proxy of the global option wechat: its address, and whether it lets this host through", "检查全局选项 wechat 的 proxy：地址是否正确，是否放行该域名")
 	case classAnswer:
+		f.Text = texts("the last call to it got no answer of WeChat's: "+reason, "最近一次调用没有得到微信的应答："+quotedZH(reason))
 		f.Remedy = texts("it is not WeChat that answered, or WeChat is in trouble: look for a proxy or a portal in between", "应答者不是微信，或微信故障：检查中间的代理或认证页面")
 	case classTimeout:
 		f.Remedy = texts("look at the firewall and the way out to port 443; if WeChat itself is slow, wait", "检查防火墙与 443 端口的出口；若为微信缓慢则等待")
@@ -349,7 +350,8 @@ var sightedTexts = map[string]sightedText{
 		texts("have the backend answer with status 200 and reply XML, success, or nothing", "后端应返回 200，内容为回复 XML、success 或空")},
 	codeAuthorizerToken: {Yellow,
 		texts("its token cannot be renewed: %s", "该账号的令牌无法刷新：%s"),
-		texts("see what the errcode asks for: caddy wechat explain; if its refresh token is void, its owner authorises again", "用 caddy wechat explain 查看错误码；若 refresh_token 失效，请账号管理员重新授权")},
+		texts("where WeChat was not reached, mend what is said of its host; else see what the errcode asks for: caddy wechat explain; if its refresh token is void, its owner authorises again",
+			"若未能连接微信，先处理微信服务器的问题；否则用 caddy wechat explain 查看错误码；若 refresh_token 失效，请账号管理员重新授权")},
 	codeRogue: {Yellow,
 		texts("another system is refreshing its tokens (%s): WeChat refused one that nobody here had renewed", "有其他系统也在刷新其令牌（%s）：微信拒绝了一个并非由网关更换的令牌"),
 		texts("find the program that has the secret or the refresh token, and have it use wechat_api instead", "找出持有 secret 或 refresh_token 的其他程序，改为使用 wechat_api")},

@@ -642,6 +642,21 @@ func TestStatusOfHosts(t *testing.T) {
 	eventually(t, app, "the host answers", func(s Status) bool { return s.Level == Green && s.Hosts[0].LastOK != nil })
 }
 
+// TestWordsOfAnOutage: of a call that reached a host and was not answered is not said that it did not reach it, and whose token cannot be
+// renewed because of that is not sent to look for an errcode.
+func TestWordsOfAnOutage(t *testing.T) {
+	t.Parallel()
+	for class, reached := range map[string]bool{classAnswer: true, classDial: false, classTimeout: false} {
+		f := hostFails("api.weixin.qq.com", class, "EOF", false)
+		if strings.Contains(f.Text.EN, "did not reach it") == reached || strings.Contains(f.Text.ZH, "未能到达") == reached {
+			t.Errorf("%s: %+v", class, f.Text)
+		}
+	}
+	if r := sightedTexts[codeAuthorizerToken].remedy; !strings.Contains(r.EN, "where WeChat was not reached") || !strings.Contains(r.ZH, "未能连接微信") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestClassOf(t *testing.T) {
 	t.Parallel()
 	plain := httptest.NewServer(http.NotFoundHandler())
