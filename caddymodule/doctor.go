@@ -304,8 +304,8 @@ certificates of the config's own hosts; WeChat's hosts, through the egress proxy
 verification files, from outside; the OAuth domain; upstreams that lead back here; and, if a gateway is running, its tickets
 and tokens, each account's permission sets, and by calls through it the IP whitelist and WeChat's own check of the callback network.
 
-It changes nothing: a push URL gets WeChat's handshake (GET with echostr), which reaches no backend, and a push with a wrong
-signature, which must be refused with 403. It holds no token and refreshes none; what needs one goes through the running
+It changes nothing: a push URL gets WeChat's handshake (GET with echostr), a push with a wrong signature, which
+must be refused with 403, and one that is rightly signed; none of them reaches a backend. It holds no token and refreshes none; what needs one goes through the running
 gateway's wechat_api, with a client's key of the config. Run it on the gateway's machine, as its user and with its environment.
 
 The exit code is 0 if all is green or yellow, 2 if something is red, 1 if there is no config to look at.`,

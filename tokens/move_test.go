@@ -685,6 +685,8 @@ func TestListErrors(t *testing.T) {
 		want               []string // an error, or refusals
 	}{
 		{"empty", "csv", "", []string{"line 1: no header: it must name the columns, such as: platform,appid,refresh_token,access_token,expires_at"}},
+		{"semicolons", "csv", "platform;appid;refresh_token\nx\n", []string{"line 1: column 1 is none of platform, appid, refresh_token, access_token, expires_at: the first line must be a header, with commas between columns"}},
+		{"UTF-16", "csv", "\xff\xfep\x00l\x00a\x00t\x00f\x00o\x00r\x00m\x00\n\x00", []string{"line 1: column 1 is none of platform, appid, refresh_token, access_token, expires_at: the first line must be a header, and the file saved as UTF-8"}},
 		{"no header", "csv", ids + "hidden\n", []string{"line 1: column 1 is none of platform, appid, refresh_token, access_token, expires_at: the first line must be a header"}},
 		{"column missing", "csv", "platform,appid\n", []string{"line 1: the column refresh_token is missing"}},
 		{"column twice", "csv", "platform,appid,refresh_token,appid\n", []string{"line 1: the column appid comes twice"}},

@@ -120,7 +120,14 @@ func csvColumns(header []string) ([]int, error) {
 		columns[i] = slices.Index(listFields, strings.ToLower(strings.TrimSpace(name)))
 		switch {
 		case columns[i] < 0: // not shown: without a header this is a row
-			return nil, fmt.Errorf("line 1: column %d is none of %s: the first line must be a header", i+1, strings.Join(listFields, ", "))
+			hint := ""
+			switch {
+			case strings.Contains(name, "\x00"):
+				hint = ", and the file saved as UTF-8"
+			case strings.ContainsAny(name, ";\t"):
+				hint = ", with commas between columns"
+			}
+			return nil, fmt.Errorf("line 1: column %d is none of %s: the first line must be a header%s", i+1, strings.Join(listFields, ", "), hint)
 		case slices.Contains(columns[:i], columns[i]):
 			return nil, fmt.Errorf("line 1: the column %s comes twice", listFields[columns[i]])
 		}
