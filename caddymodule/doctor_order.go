@@ -17,6 +17,9 @@ type taker struct {
 	name string
 }
 
+// maxTakers bounds how many takers of a server each handler is held against: named routes that invoke each other lead to very many.
+const maxTakers = 5000
+
 // takerNames are the handlers that are takers wherever they stand. wechat_message is none: it is meant to have others behind it.
 var takerNames = []string{"wechat_event", "wechat_oauth", "wechat_authorize", "wechat_jssdk", "wechat_ready", "wechat_api", "wechat_console"}
 
@@ -70,7 +73,7 @@ func (r *siteReader) look(name string, at siteSpot) {
 			}
 		}
 	}
-	if (name == loginHandler || slices.Contains(takerNames, name)) && !at.choosy {
+	if (name == loginHandler || slices.Contains(takerNames, name)) && !at.choosy && len(r.takers) < maxTakers {
 		r.takers = append(r.takers, taker{at, name})
 	}
 }
