@@ -1,7 +1,11 @@
 package caddymodule
 
 import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -17,6 +21,7 @@ var wholeReplies = map[string]crypto.Format{
 	replyXML: crypto.FormatXML,
 	"<xml><Content><![CDATA[end with </xml>, not <xml/>]]></Content><!-- </xml> --><xmlish></xmlish></xml >": crypto.FormatXML,
 	"<?xml version=\"1.0\"?>\n<xml><Content><![CDATA[a]]]]><![CDATA[>b <!-- ]]></Content></xml>":             crypto.FormatXML,
+	"<xml a='/'><xml/><xml b=\"/>\"><xml>a</xml ></xml><xml c='' /><?php echo '</xml></xml>' ?>b</xml>":      crypto.FormatXML,
 	`{"MsgType":"news","Articles":[{"Title":"}\"]}\\"},{"Title":"{["}],"Text":{"a":{}}}`:                     crypto.FormatJSON,
 }
 
@@ -29,12 +34,84 @@ func TestReplyEnds(t *testing.T) {
 				t.Errorf("%q is said to be whole", whole[:n])
 			}
 		}
+		// One that an error handler prints after the beginning of another does not make that one whole.
+		if end := endOf(format, []byte(whole[:len(whole)-len("}")]+whole)); end >= 0 && format == crypto.FormatJSON {
+			t.Errorf("%q behind its own beginning is said to be whole", whole)
+		}
+		if end := endOf(format, []byte("<xml><Content>"+whole)); end >= 0 && format == crypto.FormatXML {
+			t.Errorf("%q behind a beginning is said to be whole", whole)
+		}
 		for _, after := range []string{"", "\n", "<br />\n<b>Warning</b>: x.php", "<!-- 0.01 s -->", "</xml>", "}", "\x00"} {
 			if end := endOf(format, []byte(whole+after)); end != len(whole) {
 				t.Errorf("%q ends at %d, want %d", whole+after, end, len(whole))
 			}
 		}
 	}
+}
+
+// TestReplyEndsWhereReadersSay: what others can read ends where they say.
+func TestReplyEndsWhereReadersSay(t *testing.T) {
+	t.Parallel()
+	parts := map[crypto.Format][]string{
+		crypto.FormatXML: {
+			"<xml>", "</xml>", "</xml >", "<xml/>", "<xml\n>", "<xml a='>'>", `<xml a="/"/>`, "<xmlish>", "</xmlish>", "<a b='c>d'>", "</a>",
+			"<![CDATA[", "]]>", "]]", "<!--", "-->", "--", "<?x ", "?>", "text", ">",
+		},
+		crypto.FormatJSON: {"{", "}", "[", "]", `"a"`, `"a":`, ":", ",", "1", `"`, `\`, `\"`, "true", " "},
+	}
+	readers := map[crypto.Format]func([]byte) int{crypto.FormatXML: endOfXMLByDecoder, crypto.FormatJSON: endOfJSONByDecoder}
+	for format, of := range parts {
+		random, read := rand.New(rand.NewPCG(1, 2)), 0 //nolint:gosec // the same each time
+		for range 50_000 {
+			text := []byte("<xml>")
+			if format == crypto.FormatJSON {
+				text = []byte("{")
+			}
+			for range random.IntN(9) {
+				text = append(text, of[random.IntN(len(of))]...)
+			}
+			want := readers[format](text)
+			if want < 0 {
+				continue
+			}
+			read++
+			if end := endOf(format, text); end != want {
+				t.Errorf("%q ends at %d, want %d", text, end, want)
+			}
+		}
+		if read < 1000 {
+			t.Errorf("%d texts of %s could be read", read, format)
+		}
+	}
+}
+
+// endOfXMLByDecoder is where encoding/xml finds the end of the first element, or -1.
+func endOfXMLByDecoder(text []byte) int {
+	decoder, depth := xml.NewDecoder(bytes.NewReader(text)), 0
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return -1
+		}
+		switch token.(type) {
+		case xml.StartElement:
+			depth++
+		case xml.EndElement:
+			if depth--; depth == 0 {
+				return int(decoder.InputOffset())
+			}
+		}
+	}
+}
+
+// endOfJSONByDecoder is where encoding/json finds the end of the first value, or -1.
+func endOfJSONByDecoder(text []byte) int {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	var value json.RawMessage
+	if decoder.Decode(&value) != nil {
+		return -1
+	}
+	return int(decoder.InputOffset())
 }
 
 // TestReplyThatScriptsGoOnAfter: WeChat gets the message, and not the warnings that a script prints after it.
@@ -71,8 +148,13 @@ func TestReplyInGzip(t *testing.T) {
 		text, sealed, plain string
 		bad                 bool
 	}{
-		"whole":      {text: gzipped("\xef\xbb\xbf" + replyXML), sealed: replyXML},
-		"more":       {text: gzipped(replyXML) + "\n", sealed: replyXML},
+		"whole":       {text: gzipped("\xef\xbb\xbf" + replyXML), sealed: replyXML},
+		"more":        {text: gzipped(replyXML) + "\n", sealed: replyXML},
+		"in pieces":   {text: gzipped("") + gzipped(replyXML[:40]) + gzipped(replyXML[40:]) + "\n", sealed: replyXML},
+		"half pieces": {text: gzipped(replyXML[:40]) + gzipped(replyXML[40:])[:20], plain: "success", bad: true},
+		"a bomb in pieces": {
+			text: strings.Repeat(gzipped("<xml>"+strings.Repeat("x", 600<<10)), 2) + gzipped("</xml></xml>"), plain: "success", bad: true,
+		},
 		"success":    {text: gzipped("success\n"), plain: "success"},
 		"nothing":    {text: gzipped("")},
 		"broken off": {text: gzipped(replyXML)[:40], plain: "success", bad: true},

@@ -165,21 +165,30 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 var gzipStart = []byte("\x1f\x8b\x08")
 
 // gunzip unpacks an answer, which may have limit bytes then. No backend is asked for gzip by us, but some send nothing else, and only
-// a transport that has itself asked for it unpacks it.
+// a transport that has itself asked for it unpacks it. What a script prints behind it, be it a line break, is left out, unless it is gzip
+// too: one text may be packed in pieces.
 func gunzip(body []byte, limit int64) ([]byte, error) {
-	r, err := gzip.NewReader(bytes.NewReader(body))
+	packed := bytes.NewReader(body)
+	r, err := gzip.NewReader(packed)
 	if err != nil {
 		return nil, errBadGzip
 	}
-	r.Multistream(false) // what a script prints after it, be it a line break, is not another one
-	unpacked, err := io.ReadAll(io.LimitReader(r, limit+1))
-	switch {
-	case int64(len(unpacked)) > limit:
-		return nil, errReplyTooLong
-	case err != nil:
-		return nil, errBadGzip
+	var text bytes.Buffer
+	for {
+		r.Multistream(false)
+		_, err := text.ReadFrom(io.LimitReader(r, limit+1-int64(text.Len())))
+		switch {
+		case int64(text.Len()) > limit:
+			return nil, errReplyTooLong
+		case err != nil:
+			return nil, errBadGzip
+		case !bytes.HasPrefix(body[len(body)-packed.Len():], gzipStart):
+			return text.Bytes(), nil
+		}
+		if r.Reset(packed) != nil {
+			return nil, errBadGzip
+		}
 	}
-	return unpacked, nil
 }
 
 var errBadGzip = said("the answer is gzip that cannot be unpacked: the backend broke off, or has damaged it", "应答是无法解压的 gzip：后端中途断开，或数据已损坏")
@@ -214,6 +223,8 @@ var (
 	cdataEnd     = []byte("]]>")
 	commentStart = []byte("<!--")
 	commentEnd   = []byte("-->")
+	instrStart   = []byte("<?")
+	instrEnd     = []byte("?>")
 )
 
 // endOf is where an answer ends, or -1: HTTP does not tell of one without a length that it was broken off. What follows is no part of the
@@ -225,9 +236,9 @@ func endOf(format crypto.Format, text []byte) int {
 	return endOfXML(text)
 }
 
-// endOfXML is behind the first </xml> that is not in a CDATA section or a comment.
+// endOfXML is behind the tag that closes the first <xml>. What stands in a CDATA section, a comment or a processing instruction is no tag.
 func endOfXML(text []byte) int {
-	for i := 0; ; {
+	for i, depth := 0, 0; ; {
 		next := bytes.IndexByte(text[i:], '<')
 		if next < 0 {
 			return -1
@@ -238,11 +249,20 @@ func endOfXML(text []byte) int {
 			next = endOfSection(rest, cdataStart, cdataEnd)
 		case bytes.HasPrefix(rest, commentStart):
 			next = endOfSection(rest, commentStart, commentEnd)
+		case bytes.HasPrefix(rest, instrStart):
+			next = endOfSection(rest, instrStart, instrEnd)
 		case bytes.HasPrefix(rest, endTag):
-			if after := bytes.TrimLeft(rest[len(endTag):], " \t\r\n"); len(after) > 0 && after[0] == '>' {
-				return len(text) - len(after) + 1
-			}
 			next = len(endTag)
+			if after := bytes.TrimLeft(rest[len(endTag):], " \t\r\n"); len(after) > 0 && after[0] == '>' {
+				next = len(rest) - len(after) + 1
+				if depth--; depth <= 0 {
+					return i + next
+				}
+			}
+		case isXMLTag(rest):
+			if next = endOfTag(rest); next > 0 && rest[next-2] != '/' {
+				depth++
+			}
 		default:
 			next = 1
 		}
@@ -251,6 +271,23 @@ func endOfXML(text []byte) int {
 		}
 		i += next
 	}
+}
+
+// endOfTag is behind the first > that is not in quotes, or -1.
+func endOfTag(text []byte) int {
+	quote := byte(0)
+	for i, c := range text {
+		switch {
+		case c == quote:
+			quote = 0
+		case quote != 0:
+		case c == '"', c == '\'':
+			quote = c
+		case c == '>':
+			return i + 1
+		}
+	}
+	return -1
 }
 
 // endOfSection is where a section that begins with start has its end, or -1.
@@ -292,6 +329,11 @@ func isXMLReply(text []byte) bool {
 		}
 		text = bytes.TrimLeft(text[end+2:], " \t\r\n")
 	}
+	return isXMLTag(text)
+}
+
+// isXMLTag reports whether a text begins with <xml>, with attributes perhaps.
+func isXMLTag(text []byte) bool {
 	rest, ok := bytes.CutPrefix(text, []byte("<xml"))
 	return ok && len(rest) > 0 && (rest[0] == '>' || isXMLSpace(rest[0]))
 }
