@@ -57,10 +57,10 @@ const (
 // GET /wechat/users/{wxTkId}/userinfo asks WeChat for that user's profile, if the client may act for the account.
 //
 // Request and answer bodies stream, byte for byte; an answer with an error's status, up to 64 KiB, follows when all of it
-// has come. An answer in gzip, for which nobody asked, is unpacked; one in another content coding is refused with 502.
-// If WeChat says that the token is bad, it is renewed, once for all calls that wait for it, and the call is repeated once;
-// a request body larger than RepeatBuffer is not kept for that, and the caller gets WeChat's answer. A path that refuses a token just renewed is not believed for ten minutes: WeChat
-// says the same when a path takes another kind of token, and the token is everybody's.
+// has come. An answer in gzip, for which nobody asked, is unpacked; with a token of the gateway's, one in another content coding is
+// refused with 502. If WeChat says that the token is bad, it is renewed, once for all calls that wait for it, and the call is repeated
+// once; a request body larger than RepeatBuffer is not kept for that, and the caller gets WeChat's answer. A path that refuses a token
+// just renewed is not believed for ten minutes: WeChat says the same when a path takes another kind of token, and the token is everybody's.
 //
 // Placeholders:
 //

@@ -26,14 +26,16 @@ func decode(res *http.Response, live *liveBody) (left string) {
 	return ""
 }
 
-// contentCoding is what a Content-Encoding says: a coding's name, several of them, or empty if it names none. Some servers put a charset there.
+// contentCoding is what a Content-Encoding says: a coding's name, several of them, or empty if it names none. Some servers put a charset there,
+// so what counts are the names that are registered; a parameter, which none may have, does not make it another.
 func contentCoding(values []string) string {
 	var codings []string
 	for one := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		one, _, _ = strings.Cut(one, ";")
 		switch one = strings.ToLower(strings.TrimSpace(one)); one {
 		case "x-gzip":
 			codings = append(codings, "gzip")
-		case "gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz":
+		case "gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip":
 			codings = append(codings, one)
 		}
 	}

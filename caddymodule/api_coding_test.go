@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -47,6 +48,7 @@ func TestAPICodings(t *testing.T) {
 	}{
 		{"gzip", inCoding("gzip", 200, gzipped(plain)), 200, plain, ""},
 		{"gzip by its old name", inCoding("X-GZip", 200, gzipped(plain)), 200, plain, ""},
+		{"gzip with a parameter", inCoding("gzip;q=1.0", 200, gzipped(plain)), 200, plain, ""},
 		{"gzip that is long", inCoding("gzip", 200, gzipped(long)), 200, long, ""},
 		{"nothing in gzip", inCoding("gzip", 200, ""), 200, "", ""},
 		{"an error page in gzip", inCoding("gzip", 500, gzipped("<html>500</html>")), 500, "<html>500</html>", ""},
@@ -56,6 +58,8 @@ func TestAPICodings(t *testing.T) {
 		{"no gzip", inCoding("gzip", 200, plain), 502, "", ""},
 		{"a part of a file in gzip", inCoding("gzip", 206, gzipped(token)), 502, "", ""},
 		{"gzip twice", inCoding("gzip, gzip", 200, gzipped(gzipped(token))), 502, "", ""},
+		{"gzip twice, with a parameter", inCoding("gzip; q=1, gzip", 200, gzipped(gzipped(token))), 502, "", ""},
+		{"EXI", inCoding("exi", 200, "$EXI\x80"), 502, "", ""},
 		{"brotli", inCoding("br", 200, "\x0b\x02\x80{}\x03"), 502, "", ""},
 		{"none", inCoding("identity", 200, plain), 200, plain, "identity"},
 		{"a charset", inCoding("utf-8", 200, plain), 200, plain, "utf-8"},
@@ -90,6 +94,50 @@ func TestAPIGzipBreaksOff(t *testing.T) {
 	}
 	if n := counted(t, g.app.metrics().apiRequests, "crm", outcomeUnreachable); n != 1 {
 		t.Errorf("%v calls are counted as unreachable, want 1", n)
+	}
+}
+
+// What is unpacked is looked at to its end.
+func TestAPIGzipRepeatsTheTokenLate(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.opaque(accountID, crmKey)
+	wechat.mu.Lock()
+	token := wechat.current[accountID]
+	wechat.mu.Unlock()
+	wechat.answer(inCoding("gzip", 200, gzipped(strings.Repeat(" <a page> ", maxErrorPage)+token)))
+	if a := g.ask(http.MethodGet, "/"+accountID+"/cgi-bin/x"); a.err == nil || strings.Contains(a.Body, token) {
+		t.Errorf("got %d, %d bytes, %v", a.Status, len(a.Body), a.err)
+	}
+	g.noSecretsLogged(token)
+}
+
+// An answer in gzip is read to its end, behind which the connection takes the next call, a repeated one too.
+func TestAPIGzipKeepsTheConnection(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.opaque(accountID, crmKey)
+	var mu sync.Mutex
+	seen := make(map[string]int)
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen[r.RemoteAddr]++
+		mu.Unlock()
+		text := `{"errcode":0,"errmsg":"ok"}`
+		if strings.HasSuffix(r.URL.Query().Get("access_token"), "-1") {
+			text = `{"errcode":40001,"errmsg":"invalid credential"}`
+		}
+		inCoding("gzip", 200, gzipped(text))(w, r)
+	})
+	for range 5 {
+		if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Body != `{"errcode":0,"errmsg":"ok"}` {
+			t.Errorf("got %d %q", a.Status, a.Body)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) != 1 {
+		t.Errorf("calls came by these connections: %v", seen)
 	}
 }
 
