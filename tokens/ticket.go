@@ -149,6 +149,14 @@ func (t *ticketTable) pick(platform string, stored heldTicket, read bool, news u
 		best = stored // another node was told
 	}
 	now, state := time.Now(), t.push[platform]
+	if best.receivedAt.After(now.Add(clockSlack)) {
+		// The clock was set back since, by nobody knows how much, or another node's is ahead: it counts as received now. A ticket
+		// from the store is kept so by whoever asked.
+		if best.receivedAt = now.Truncate(time.Second); t.held[platform].same(best.Ticket) {
+			best.durable = t.held[platform].durable
+			t.held[platform] = best
+		}
+	}
 	refused := best.same(state.refused)
 	if best.live(now) && !refused {
 		return best, nil

@@ -305,6 +305,35 @@ func TestOverdueTicketAfterTheClockWasSetBack(t *testing.T) {
 	})
 }
 
+// Nor do they have to come once more for that.
+func TestNoTicketAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.Platforms = r.env.Platforms[:1]
+		ahead := ticketWire{Ticket: "ticket@@@ahead", CreatedAt: time.Now().Unix(), ReceivedAt: time.Now().AddDate(3, 0, 0).Unix()}
+		if err := r.storeRecord(t.Context(), r.env.prepared(), ticketName(testPlatform), ahead); err != nil {
+			t.Fatal(err)
+		}
+		r.Use(r.env)
+		time.Sleep(time.Minute)
+		if n := r.wx.count(pathStartPush); n > 0 {
+			t.Errorf("asked %d times although there is a ticket", n)
+		}
+		if age := time.Since(r.TicketReceived(testPlatform)); age < 0 || age > time.Minute {
+			t.Errorf("the ticket is %v old", age)
+		}
+		time.Sleep(2 * ticketOverdue)
+		if n := r.wx.count(pathStartPush); n == 0 || r.log.count("overdue") == 0 {
+			t.Errorf("asked %d times, said %d times", n, r.log.count("overdue"))
+		}
+		time.Sleep(ticketLife)
+		if _, err := r.Ticket(t.Context(), testPlatform); !errors.Is(err, ErrNoTicket) {
+			t.Errorf("the ticket of a day before: %v", err)
+		}
+	})
+}
+
 func TestTicketsEndAndAreAskedForAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
