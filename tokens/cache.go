@@ -39,6 +39,8 @@ type entry struct {
 	recheckAt int64
 	// refused is set once WeChat refused the token.
 	refused atomic.Bool
+	// unread is set while what the store has of it cannot be read, though the store answers.
+	unread atomic.Bool
 	// renewAt is when a background renewal may start next: Unix nanoseconds.
 	renewAt atomic.Int64
 	// infoAt is when WeChat may be asked next for the account's gh_ id: Unix nanoseconds.
@@ -93,6 +95,7 @@ func (e *entry) renewable() bool {
 
 // read notes that the entry's record counted as of that beat.
 func (e *entry) read(beat uint64) {
+	e.unread.Store(false)
 	for {
 		held := e.readAt.Load()
 		if held >= beat || e.readAt.CompareAndSwap(held, beat) {

@@ -202,6 +202,9 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 		}
 		return e
 	}
+	if now < due && e.unread.Load() {
+		return e
+	}
 	wait, cancel := context.WithTimeout(ctx, checkWait)
 	defer cancel()
 	for range 2 { // a read that was under way may be of before the change
@@ -212,8 +215,13 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 		case ctx.Err() != nil:
 			return e
 		case err != nil:
+			// What cannot be read says nothing about the store: other records are read before their uses as ever.
+			unreadable := errors.Is(err, errUnreadable)
 			e.checkAt.Store(time.Now().Add(checkEvery).UnixNano())
-			h.tired.Store(true)
+			e.unread.Store(unreadable)
+			if !unreadable {
+				h.tired.Store(true)
+			}
 			return e
 		}
 		if e = read; !m.outOfDate(e) {
@@ -250,7 +258,7 @@ func (m *Manager) checkBehind(env *Environment, h *hearing, k Key) {
 			return nil, errBusy
 		}
 		e, err := m.reread(ctx, env, k)
-		if err == nil {
+		if err == nil || errors.Is(err, errUnreadable) {
 			h.tired.Store(false)
 		}
 		return e, err

@@ -203,7 +203,18 @@ func (m *Manager) openRecord(ctx context.Context, env *Environment, name string,
 	if err != nil {
 		return false, err
 	}
-	return m.decode(env, name, data, out)
+	return m.decodeStored(env, name, data, out)
+}
+
+// decodeStored is decode of what the store has: a record that only another node can open is not damaged.
+func (m *Manager) decodeStored(env *Environment, name string, data []byte, out any) (reseal bool, err error) {
+	reseal, err = m.decode(env, name, data, out)
+	if errors.Is(err, errDamaged) {
+		if other := m.sealedElsewhere(env, name, data); other != nil {
+			return false, other
+		}
+	}
+	return reseal, err
 }
 
 // loadRaw reads the bytes of a record. The error is fs.ErrNotExist if there is none, and wraps ErrStore otherwise.
@@ -296,7 +307,7 @@ func (m *Manager) setAside(ctx context.Context, env *Environment, name string, o
 	if err != nil {
 		return err
 	}
-	if _, err := m.decode(env, name, data, out); !errors.Is(err, errDamaged) {
+	if _, err := m.decodeStored(env, name, data, out); !errors.Is(err, errDamaged) {
 		return err // another node has put it right
 	}
 	aside := asideName(name, time.Now())

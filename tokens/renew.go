@@ -206,6 +206,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 	}
 	e, err := m.recall(ctx, env, k)
 	if err != nil {
+		if _, lacks := LacksSealKey(err); lacks && m.env.Load() == env {
+			m.heldBack(k, err) // nodes that have the key need the lock, and the log has been told
+		}
 		return nil, err
 	}
 	now := time.Now().UnixNano()
@@ -397,11 +400,7 @@ func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
 	if m.env.Load() != env {
 		return // what failed was the configuration of before
 	}
-	retryAt, say := m.troubles.failed(k, err)
-	if e := m.cache.Load().get(k); e != nil {
-		e.renewAt.Store(retryAt.UnixNano())
-	}
-	if !say {
+	if !m.heldBack(k, err) {
 		return
 	}
 	args := []any{"kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "error", err}
@@ -409,6 +408,15 @@ func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
 		args = append(args, m.explained(k, api)...)
 	}
 	env.Log.Error("token cannot be renewed; the old one serves as long as it lives", args...)
+}
+
+// heldBack has the next attempt at a renewal wait, and reports whether the log should hear of the failure.
+func (m *Manager) heldBack(k Key, err error) (say bool) {
+	retryAt, say := m.troubles.failed(k, err)
+	if e := m.cache.Load().get(k); e != nil {
+		e.renewAt.Store(retryAt.UnixNano())
+	}
+	return say
 }
 
 // reload reads a key's record from the store into the cache and returns its entry.
@@ -487,12 +495,7 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 	raw, err := m.loadRaw(ctx, env, k.recordName())
 	reseal := false
 	if err == nil {
-		reseal, err = m.decode(env, k.recordName(), raw, &wire)
-	}
-	if errors.Is(err, errDamaged) {
-		if other := m.sealedElsewhere(env, k, raw); other != nil {
-			err = other
-		}
+		reseal, err = m.decodeStored(env, k.recordName(), raw, &wire)
 	}
 	waiting := m.pending.get(k)
 	switch {

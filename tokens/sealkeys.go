@@ -73,16 +73,24 @@ func (m *Manager) MissingSealKey() error {
 }
 
 // sealedElsewhere returns the error of a record that was held here, and that another node has sealed since with a key which this
-// one lacks; nil: that is not why it cannot be read. The caller holds the key's lock.
-func (m *Manager) sealedElsewhere(env *Environment, k Key, raw []byte) error {
-	if m.hearing.Load() == nil {
+// one lacks; nil: that is not why it cannot be read.
+func (m *Manager) sealedElsewhere(env *Environment, name string, raw []byte) error {
+	k, ok := keyOf(name)
+	if !ok || m.hearing.Load() == nil {
 		return nil // no other node writes there
 	}
 	held := m.cache.Load().get(k)
-	if held == nil || held.rec == nil || m.pending.get(k) != nil || !m.sealKeys.foreign(raw) {
+	if held == nil || held.rec == nil || m.pending.get(k) != nil {
 		return nil
 	}
-	name := k.recordName()
+	return m.lacksKeyOf(env, name, raw)
+}
+
+// lacksKeyOf returns the error of a record that is sealed with a key which this process never had, and takes note of it; nil: it is not.
+func (m *Manager) lacksKeyOf(env *Environment, name string, raw []byte) error {
+	if !m.sealKeys.foreign(raw) {
+		return nil
+	}
 	err := said(errUnreadable, name+" was sealed by another node with a seal_key that this one does not have: add it here",
 		name+" 由其他节点用本节点没有的 seal_key 加密：请在本节点补上该密钥")
 	if m.sealKeys.miss(err) {

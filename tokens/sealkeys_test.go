@@ -124,3 +124,101 @@ func TestSealKeyTakenOutTooEarly(t *testing.T) {
 		}
 	})
 }
+
+// Nor does the reading of WeChat's list take such a record for damaged.
+func TestListOnANodeWithAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		a.rotating()
+		useSealKeys(t, a, 8, 7)
+		if _, err := a.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		written, _ := a.store.MemStore.Load(t.Context(), testAuthKey.recordName())
+		if _, err := b.Ticket(t.Context(), testPlatform); err != nil { // so that something opens
+			t.Fatal(err)
+		}
+		env := b.Manager.env.Load()
+		account := listed{AppID: testAuthorizer, Refresh: a.stored(t, testAuthKey).RefreshToken.Reveal(), AuthTime: wireInt(time.Now().Unix())}
+		if err := b.compare(t.Context(), env, testPlatform, account, new(othersIntents)); err != nil {
+			t.Error(err)
+		}
+		if err := b.setAside(t.Context(), env, testAuthKey.recordName(), new(recordWire), false); !errors.Is(err, errUnreadable) || errors.Is(err, errDamaged) {
+			t.Errorf("to set it aside, after the other node wrote it in the place of a damaged one: %v", err)
+		}
+		if now, _ := a.store.MemStore.Load(t.Context(), testAuthKey.recordName()); !bytes.Equal(now, written) {
+			t.Error("the node without the key wrote over the record")
+		}
+		if kept := setAsideOf(t, a.store.MemStore, testAuthKey.recordName()); len(kept) > 0 {
+			t.Errorf("%d records were set aside", len(kept))
+		}
+	})
+}
+
+// A record that cannot be opened does not stand for the store: what else changes is read before it is used, and neither uses nor
+// renewals of that record have the store asked each time, nor take the lock from the node that can renew it.
+func TestUsesOfARecordOfAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		useSealKeys(t, a, 8, 7)
+		if _, err := a.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		asked := func(what, op string, most int, use func()) {
+			t.Helper()
+			time.Sleep(2 * time.Minute)
+			before := a.store.count(op)
+			for range 200 {
+				use()
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n := a.store.count(op) - before; n > most {
+				t.Errorf("%s: %d × %s in two seconds", what, n, op)
+			}
+		}
+		asked("uses of a live token", "load", 8, func() {
+			if _, err := b.Get(t.Context(), testAuthKey); err != nil {
+				t.Error(err)
+			}
+		})
+		if b.hearing.Load().tired.Load() {
+			t.Error("the store counts as one that does not answer")
+		}
+		token := b.cache.Load().get(testAuthKey).token.Value
+		lost := func() {
+			if _, err := b.Renew(t.Context(), testAuthKey, token); err == nil {
+				t.Error("renewed")
+			} else if _, lacks := LacksSealKey(err); !lacks {
+				t.Errorf("it does not say that a seal key is missing: %v", err)
+			}
+		}
+		asked("uses of a token that WeChat refused", "lock", 8, lost)
+		asked("uses of a token that WeChat refused", "load", 24, lost)
+
+		useSealKeys(t, b, 7, 8)
+		time.Sleep(checkEvery)
+		if got := b.get(t, testAuthKey); got.Value.Same(token) {
+			t.Error("with the key: still the token that WeChat refused")
+		}
+	})
+}
+
+// A ticket that another node sealed so makes no store that does not answer: the next push is kept in its place.
+func TestTicketOfAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		useSealKeys(t, a, 8, 7)
+		held := b.TicketReceived(testPlatform)
+		a.ticket(t, testPlatform)
+		if _, err := b.Get(t.Context(), testAuthKey); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.reload(t.Context(), b.Manager.env.Load(), testAuthKey); err != nil { // so that something opens
+			t.Fatal(err)
+		}
+		at, err := b.LastTicket(t.Context(), testPlatform)
+		if err != nil || !at.Equal(held) {
+			t.Errorf("%v, %v; want %v", at, err, held)
+		}
+		if _, lacks := LacksSealKey(b.MissingSealKey()); !lacks {
+			t.Errorf("missing: %v", b.MissingSealKey())
+		}
+	})
+}

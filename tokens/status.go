@@ -29,9 +29,18 @@ func (m *Manager) LastTicket(ctx context.Context, platform string) (time.Time, e
 		return held.receivedAt, err
 	}
 	var stored ticketWire
-	err = m.loadRecord(ctx, env, ticketName(platform), &stored)
+	name := ticketName(platform)
+	raw, err := m.loadRaw(ctx, env, name)
+	if err == nil {
+		_, err = m.decode(env, name, raw, &stored)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return held.receivedAt, nil
+	case errors.Is(err, errDamaged): // the next push is kept in its place
+		if m.hearing.Load() != nil {
+			_ = m.lacksKeyOf(env, name, raw) // which MissingSealKey tells
+		}
 		return held.receivedAt, nil
 	case err != nil:
 		return held.receivedAt, err
