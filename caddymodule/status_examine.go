@@ -57,6 +57,7 @@ func (a *App) examine(ctx context.Context) *examination {
 			failing++
 		}
 	}
+	x.sealed(a.manager().MissingSealKey(), false) // what takes the node out of service was found before
 	if len(a.Platforms) == 0 && failing > 0 && failing == len(a.Accounts) {
 		for i := range x.findings {
 			x.findings[i].unready = x.findings[i].unready || x.findings[i].Level == Red && x.app.account(x.findings[i].about) != nil
@@ -99,7 +100,6 @@ func (x *examination) examineStore(ctx context.Context) {
 	case writeFails && (x.store.Waiting+x.store.Unsaved > 0 || x.now.Sub(failedAt) < writeFailLife):
 		x.found(storeWriteFails(x.store))
 	}
-	x.sealed(m.MissingSealKey(), false)
 	// A ticket that is being written is in memory alone too: that is none of our business until a write fails.
 	if unsaved := x.store.Unsaved; unsaved > 0 && (writeFails || x.storeErr != nil) {
 		x.found(recordsUnsaved(unsaved))
@@ -154,7 +154,7 @@ func (x *examination) platform(ctx, tokenCtx context.Context, p *Platform) Platf
 	}
 	s.Token = tokenStatus(state)
 	if state.Err != nil && !errors.Is(state.Err, tokens.ErrNoTicket) {
-		x.sealed(state.Err, true)
+		x.sealed(state.Err, !state.Live)
 		x.found(tokenFails(subjectPlatform(p.AppID), p.AppID, state, !state.Live))
 	}
 	if at := when(p.ring.release); !at.IsZero() {

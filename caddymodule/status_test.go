@@ -23,6 +23,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 	"github.com/caddy-wechat/caddy-wechat/tokens/redisstore"
@@ -1035,6 +1036,53 @@ func TestStatusOfAWrongSealKeyWithoutAPlatform(t *testing.T) {
 		if err := app.Cleanup(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestStatusOfASealKeyThatAnotherNodeHas: a node that lacks the seal_key of another one serves on with what it has, and says what is
+// missing; once the platform's token is gone that cannot be renewed, it is out of service.
+func TestStatusOfASealKeyThatAnotherNodeHas(t *testing.T) {
+	t.Parallel()
+	wechat := newFakeWeChat(t)
+	server := redistest.Start(t)
+	start := func(keys string) (*App, caddy.Context) {
+		t.Helper()
+		store := fmt.Sprintf(`{"store": {"module": "redis", "addresses": [%q]},`, redistest.NewRelay(t, server.Addr).Addr)
+		config := strings.Replace(statusConfig(wechat.URL, ""), "{", store, 1)
+		return newTestApp(t, strings.Replace(config, fmt.Sprintf(`"seal_keys": [%q]`, strings.Repeat("ab", 32)), `"seal_keys": [`+keys+`]`, 1))
+	}
+	old, fresh := fmt.Sprintf("%q", strings.Repeat("ab", 32)), fmt.Sprintf("%q", strings.Repeat("cd", 32))
+	behind, ctx := start(old)
+	pushTicket(t, eventHandler(t, ctx))
+	key := tokens.ComponentKey(platformID)
+	token, err := behind.manager().Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead, _ := start(fresh + ", " + old)
+	if _, err := ahead.manager().Renew(t.Context(), key, token.Value); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := behind.manager().RenewNow(t.Context(), key); err == nil {
+		t.Error("a token was renewed that another node has renewed")
+	}
+	s := look(t, behind)
+	s.has(t, Red, codeSealKey, "store redis", "was sealed by another node")
+	s.has(t, Yellow, "token_failing", "platform "+platformID, "the present one lives")
+	if !isReady(behind) {
+		t.Error("not ready while the token lives")
+	}
+	look(t, ahead).hasNot(t, codeSealKey, "token_failing")
+
+	if _, err := behind.manager().Renew(t.Context(), key, token.Value); err == nil {
+		t.Error("a token was renewed that another node has renewed")
+	}
+	s = look(t, behind)
+	s.has(t, Red, codeSealKey, "store redis", "was sealed by another node")
+	s.has(t, Red, "token_failing", "platform "+platformID, "was sealed by another node")
+	s.hasNot(t, "store_down")
+	if isReady(behind) {
+		t.Error("ready without a token")
 	}
 }
 
