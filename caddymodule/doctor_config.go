@@ -30,6 +30,7 @@ type doctorConfig struct {
 	app       *App         // as it is written, nothing resolved
 	sites     []doctorSite // of HTTP
 	entrances []uint       // the ports on which pushes and visitors come in
+	own       []uint       // http_port and https_port, which 80 and 443 lead to
 	upstreams []string
 	loadError error // why Caddy would not start with it
 	origins   []*url.URL
@@ -218,6 +219,7 @@ func (c *doctorConfig) readHTTP() error {
 	if h.HTTPSPort == 0 {
 		h.HTTPSPort = 443
 	}
+	c.own = []uint{h.HTTPPort, h.HTTPSPort}
 	for _, name := range slices.Sorted(maps.Keys(h.Servers)) {
 		s := h.Servers[name]
 		var ports []uint

@@ -172,7 +172,7 @@ func (c *doctorConfig) checkReach() (results []doctorResult) {
 			results = append(results, redOf("site "+s.host, texts(fmt.Sprintf("no host has '%c' in its name: punctuation of an input method, or of another server's config?", char), fmt.Sprintf("域名里不会有“%c”：是输入法的全角标点，或其他服务器的写法吗？", char)),
 				texts("write it in ASCII, with a blank before {, and commas with one behind them", "请改用半角字符，{ 前和逗号后各留一个空格")))
 		}
-		if s.isPublic() && s.port != 80 && s.port != 443 && slices.ContainsFunc(s.handlers, func(h siteHandler) bool { return h.name == "wechat_event" || h.name == "wechat_message" }) {
+		if s.isPublic() && s.takesPushes() && !c.pushedTo(s.host) {
 			results = append(results, yellowOf("site "+s.origin(), texts(fmt.Sprintf("it takes pushes on port %d, and WeChat pushes to ports 80 and 443 alone", s.port), fmt.Sprintf("在 %d 端口接收推送，而微信只向 80 和 443 端口推送", s.port)),
 				texts("leave the port out of the site's address, unless something leads one of the two to it", "站点地址不要写端口；若已从这两个端口之一转发过来则无妨")))
 		}
@@ -187,10 +187,23 @@ func (c *doctorConfig) checkReach() (results []doctorResult) {
 	for _, acc := range c.app.Accounts {
 		if acc != nil && len(acc.Tokens) > 0 {
 			results = append(results, yellowOf("account "+acc.AppID, texts("it has a token, and no site has wechat_message: its pushes are not taken", "填写了 token，但没有站点使用 wechat_message：其推送无人接收"),
-				texts("add wechat_message before reverse_proxy, or take the token out if it gets no pushes", "在 reverse_proxy 前添加 wechat_message；不接收推送则删去 token")))
+				texts("add wechat_message before reverse_proxy, or take the token out if it gets no pushes; nothing is to be done if other nodes with the same config take them",
+					"在 reverse_proxy 前添加 wechat_message；不接收推送则删去 token；若由使用同一配置的其他节点接收则无妨")))
 		}
 	}
 	return results
+}
+
+// takesPushes reports whether a site has one of the handlers that pushes are for.
+func (s *doctorSite) takesPushes() bool {
+	return slices.ContainsFunc(s.handlers, func(h siteHandler) bool { return h.name == "wechat_event" || h.name == "wechat_message" })
+}
+
+// pushedTo reports whether a host takes pushes on a port that WeChat pushes to, or that Caddy is told such a port leads to.
+func (c *doctorConfig) pushedTo(host string) bool {
+	return slices.ContainsFunc(c.sites, func(s doctorSite) bool {
+		return s.host == host && s.takesPushes() && (s.port == 80 || s.port == 443 || slices.Contains(c.own, s.port))
+	})
 }
 
 // checkAccounts says of a wechat_message that all it names are accounts from which no push can be taken.
@@ -226,9 +239,13 @@ func (c *doctorConfig) checkAccounts(s *doctorSite, h siteHandler) []doctorResul
 		texts("compare the appid, and give the account its token and aes_key", "请核对 appid，并为该账号填写 token 与 aes_key"))}
 }
 
-// isMistyped reports whether a character hardly stands in a host's name or a path on purpose: letters of other scripts may.
+// hostMarks are the marks that names of hosts have in some scripts: RFC 5892, appendix A, and the middle dot of Chinese names.
+const hostMarks = "\u00b7\u0375\u05f3\u05f4\u200c\u200d\u30fb"
+
+// isMistyped reports whether a character hardly stands in a host's name or a path on purpose: letters of other scripts may, and so may
+// emoji.
 func isMistyped(c rune) bool {
-	return c > unicode.MaxASCII && !unicode.In(c, unicode.L, unicode.M, unicode.N) || c == ';'
+	return c > unicode.MaxASCII && !unicode.In(c, unicode.L, unicode.M, unicode.N, unicode.So, unicode.Sk) && !strings.ContainsRune(hostMarks, c) || c == ';'
 }
 
 // wayIn is how Caddy tells of what it was about when a module failed.
