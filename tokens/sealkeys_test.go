@@ -220,5 +220,17 @@ func TestTicketOfAnotherSealKey(t *testing.T) {
 		if _, lacks := LacksSealKey(b.MissingSealKey()); !lacks {
 			t.Errorf("missing: %v", b.MissingSealKey())
 		}
+		for range 3 {
+			time.Sleep(10 * time.Minute)
+			b.ticket(t, testPlatform)
+			if got, err := a.Ticket(t.Context(), testPlatform); err != nil || !got.CreatedAt.Equal(time.Now()) {
+				t.Errorf("the node with both keys has not the other's: %v, %v", got.CreatedAt, err)
+			}
+			time.Sleep(10 * time.Minute)
+			a.ticket(t, testPlatform)
+		}
+		if kept := setAsideOf(t, a.store.MemStore, ticketName(testPlatform)); len(kept) > 0 || b.log.count("a record is damaged") > 0 {
+			t.Errorf("%d tickets were set aside", len(kept))
+		}
 	})
 }

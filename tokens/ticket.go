@@ -345,7 +345,11 @@ func (m *Manager) saveTicketOnce(ctx context.Context, env *Environment, platform
 	if err == nil {
 		_, err = m.decode(env, name, raw, &stored)
 	}
-	if errors.Is(err, errDamaged) {
+	switch {
+	case !errors.Is(err, errDamaged):
+	case m.hearing.Load() != nil && m.lacksKeyOf(env, name, raw) != nil:
+		stored, err = ticketWire{}, fs.ErrNotExist // another node's is not kept, with each that comes to either: the last push counts
+	default:
 		if err = m.setAside(ctx, env, name, new(ticketWire), false); err == nil {
 			stored, raw, err = ticketWire{}, nil, fs.ErrNotExist
 		}
