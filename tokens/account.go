@@ -90,12 +90,12 @@ func stableToken(ctx context.Context, env *Environment, a AccountCredentials, fo
 		Force     bool   `json:"force_refresh"`
 	}{"client_credential", a.AppID, a.Secret.Reveal(), force}
 	var answer struct {
-		Token     string      `json:"access_token"`
+		Token     wireToken   `json:"access_token"`
 		ExpiresIn wireSeconds `json:"expires_in"`
 	}
 	asked := time.Now()
 	if err := env.API.Post(ctx, pathStableToken, nil, body, &answer); err != nil {
 		return grant{}, err
 	}
-	return grant{access: secret.New(answer.Token), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
+	return grant{access: secret.New(string(answer.Token)), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
 }

@@ -180,16 +180,16 @@ func (m *Manager) refresh(ctx context.Context, env *Environment, k Key, refresh 
 		Refresh  string `json:"authorizer_refresh_token"`
 	}{k.Platform, k.AppID, refresh.Reveal()}
 	var answer struct {
-		Token     string      `json:"authorizer_access_token"`
+		Token     wireToken   `json:"authorizer_access_token"`
 		ExpiresIn wireSeconds `json:"expires_in"`
-		Refresh   string      `json:"authorizer_refresh_token"`
+		Refresh   wireToken   `json:"authorizer_refresh_token"`
 	}
 	asked := time.Now()
 	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerToken, body, &answer); err != nil {
 		return grant{}, err
 	}
 	return grant{
-		access: secret.New(answer.Token), refresh: secret.New(answer.Refresh),
+		access: secret.New(string(answer.Token)), refresh: secret.New(string(answer.Refresh)),
 		asked: asked, life: lifeOf(int64(answer.ExpiresIn)), from: refresh,
 	}, nil
 }

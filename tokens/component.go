@@ -30,7 +30,7 @@ func (m *Manager) fetchComponent(ctx context.Context, env *Environment, platform
 		Ticket string `json:"component_verify_ticket"`
 	}{p.AppID, p.Secret.Reveal(), t.Value.Reveal()}
 	var answer struct {
-		Token     string      `json:"component_access_token"`
+		Token     wireToken   `json:"component_access_token"`
 		ExpiresIn wireSeconds `json:"expires_in"`
 	}
 	asked := time.Now()
@@ -43,5 +43,5 @@ func (m *Manager) fetchComponent(ctx context.Context, env *Environment, platform
 	if err != nil {
 		return grant{}, err
 	}
-	return grant{access: secret.New(answer.Token), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
+	return grant{access: secret.New(string(answer.Token)), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
 }

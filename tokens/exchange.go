@@ -271,9 +271,9 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 	var answer struct {
 		Info struct {
 			AppID     string      `json:"authorizer_appid"`
-			Token     string      `json:"authorizer_access_token"`
+			Token     wireToken   `json:"authorizer_access_token"`
 			ExpiresIn wireSeconds `json:"expires_in"`
-			Refresh   string      `json:"authorizer_refresh_token"`
+			Refresh   wireToken   `json:"authorizer_refresh_token"`
 			FuncInfo  funcInfo    `json:"func_info"`
 		} `json:"authorization_info"`
 	}
@@ -287,7 +287,7 @@ func (m *Manager) queryAuth(ctx context.Context, env *Environment, c authCode) (
 	}
 	g := authGrant{
 		grant: grant{
-			access: secret.New(info.Token), refresh: secret.New(info.Refresh),
+			access: secret.New(string(info.Token)), refresh: secret.New(string(info.Refresh)),
 			asked: asked, life: lifeOf(int64(info.ExpiresIn)),
 		},
 		appid: info.AppID, funcInfo: info.FuncInfo,

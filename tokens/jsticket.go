@@ -21,7 +21,7 @@ func (m *Manager) fetchJSTicket(ctx context.Context, env *Environment, k Key) (g
 		kind = "wx_card"
 	}
 	var answer struct {
-		Ticket    string      `json:"ticket"`
+		Ticket    wireToken   `json:"ticket"`
 		ExpiresIn wireSeconds `json:"expires_in"`
 	}
 	asked := time.Now()
@@ -29,5 +29,5 @@ func (m *Manager) fetchJSTicket(ctx context.Context, env *Environment, k Key) (g
 	if err != nil {
 		return grant{}, fmt.Errorf("%s ticket: %w", k.Kind, err)
 	}
-	return grant{access: secret.New(answer.Ticket), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
+	return grant{access: secret.New(string(answer.Ticket)), asked: asked, life: lifeOf(int64(answer.ExpiresIn))}, nil
 }

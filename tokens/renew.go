@@ -243,6 +243,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return m.recall(ctx, env, k)
 	}
 	if err != nil {
+		m.keepRefreshToken(ctx, env, k, e, g)
 		if other := m.renewedElsewhere(ctx, env, e); other != nil {
 			return other, nil
 		}
@@ -373,6 +374,28 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 	m.troubles.over(k, g.access)
 	env.Log.Info("token renewed", "kind", k.Kind, "appid", k.owner(), "platform", k.Platform, "expires_in", int64(g.life/time.Second))
 	return e, nil
+}
+
+// keepRefreshToken keeps what a failed renewal brought all the same: an answer without an access token may have a new refresh
+// token, which made the one before it void. Base is what the renewal started from.
+func (m *Manager) keepRefreshToken(ctx context.Context, env *Environment, k Key, base *entry, g grant) {
+	if g.refresh.IsZero() || base.rec != nil && base.rec.RefreshToken.Same(g.refresh) {
+		return
+	}
+	_, _ = m.commit(ctx, env, k, true, func(cur *record) *record { // which logs what fails
+		next := &record{}
+		switch {
+		case base.rec.supersedes(cur):
+			*next = *base.rec
+		case cur != nil:
+			*next = *cur
+		}
+		if next.outdates(base.rec, g) {
+			return nil
+		}
+		next.RefreshToken = g.refresh
+		return next
+	})
 }
 
 // outdates reports whether a grant, of a renewal that started from base, comes too late for r, the record as it is by

@@ -349,6 +349,24 @@ func (s *wireText) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// maxToken bounds a token or ticket of WeChat's, in bytes. WeChat says to have room for 512.
+const maxToken = 4 << 10
+
+// wireToken is a token or a ticket. One that cannot be WeChat's counts as none: it must neither take the place of a good one nor
+// keep what stands beside it from being taken.
+type wireToken string
+
+// UnmarshalJSON accepts a text of visible ASCII, up to maxToken, and anything else as none.
+func (s *wireToken) UnmarshalJSON(data []byte) error {
+	var text string
+	if json.Unmarshal(data, &text) != nil || len(text) > maxToken ||
+		strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		text = ""
+	}
+	*s = wireToken(text)
+	return nil
+}
+
 // wireFlag is a flag that WeChat writes as 1 or leaves out.
 type wireFlag bool
 
