@@ -21,8 +21,11 @@ const (
 
 	apiDialTimeout      = 3 * time.Second
 	apiHandshakeTimeout = 5 * time.Second
-	responseTimeout     = 30 * time.Second // from a request's end to its answer's beginning: committing a mini program's code takes WeChat ten seconds and more
-	stallTimeout        = 30 * time.Second // without a byte more of an answer, or without one of a request being taken
+	responseTimeout     = 30 * time.Second      // from a request's end to its answer's beginning: committing a mini program's code takes WeChat ten seconds and more
+	stallTimeout        = 30 * time.Second      // without a byte more of an answer, or without one of a request being taken
+	freeDials           = 10                    // of one sending of a call: connections after which net/http waits before it begins the next
+	firstDialPause      = 10 * time.Millisecond // before that one; it doubles each time
+	lastDialPause       = time.Second
 	apiIdleTimeout      = time.Minute      // of connections to WeChat
 	apiPassiveFail      = 10 * time.Second // for how long an origin is passed over once it could not be reached
 	damperInterval      = time.Minute      // between two log lines of the same kind

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -81,6 +82,11 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	rt.Proxy = directInTheClear(rt.Proxy)
 	dial := rt.DialContext
 	rt.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if call, ok := ctx.Value(apiCallKey{}).(*apiCall); ok {
+			if err := call.mayDial(ctx, t.answer); err != nil {
+				return nil, err
+			}
+		}
 		conn, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -88,6 +94,33 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return newTakenConn(conn, t.stall), nil
 	}
 	return nil
+}
+
+// errTurnedAway is what a call ends with that no connection takes.
+var errTurnedAway = errors.New("WeChat closed each connection before it took the call")
+
+// mayDial holds up the dials of a call that net/http takes from one connection to the next, without a pause or an end, because each says
+// over h2 that it is going away and has not taken the call. Calls in parallel that find connections full dial several times too, so
+// the first dials are free, the others come ever more slowly, and within is how long after the first one the last may come.
+func (c *apiCall) mayDial(ctx context.Context, within time.Duration) error {
+	n, now := c.dials.Add(1), time.Now()
+	if n == 1 {
+		c.dialled.Store(now.UnixNano())
+	}
+	if n <= freeDials {
+		return nil
+	}
+	if now.UnixNano()-c.dialled.Load() > int64(within) {
+		return errTurnedAway
+	}
+	pause := time.NewTimer(min(firstDialPause<<min(n-freeDials-1, 10), lastDialPause))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // RequestHeaderOps implements reverseproxy.RequestHeaderOpsTransport: there are none, RoundTrip sets the Host itself.
@@ -130,6 +163,9 @@ type apiCall struct {
 
 	outcome string     // for the metric
 	span    trace.Span // of the caller's request; nil: it is not traced
+
+	dials   atomic.Int32 // that net/http has begun for this attempt
+	dialled atomic.Int64 // when the first of them was, in Unix nanoseconds
 
 	// Where the proxy is told that the call goes, and where it first goes: here, because each call needs them.
 	shown, first url.URL
@@ -235,6 +271,7 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	traced, end := traceCall(req.Context(), call, req.Method)
 	defer func() { end(res) }()
 	call.status, call.errcode, call.rid, call.reason = 0, 0, "", ""
+	call.dials.Store(0)
 	var up *upload
 	if call.body != nil {
 		up, traced = newUpload(traced, t.stall, t.answer)
@@ -290,8 +327,8 @@ func (c *apiCall) request(ctx context.Context, method string, origin *url.URL, t
 		out.Body, out.ContentLength = up.body(c.body.open()), c.size
 		if method != http.MethodGet && method != http.MethodHead && c.size >= 0 && c.body.repeatable() {
 			// With it net/http takes another connection when the one from its pool had died before a single byte
-			// was written to it. It sends nothing twice that is not a GET.
-			out.GetBody = func() (io.ReadCloser, error) { return up.body(c.body.open()), nil }
+			// was written to it. What is not a GET it sends again only if WeChat says over h2 that it has not taken it.
+			out.GetBody = func() (io.ReadCloser, error) { return up.again(c.body.open()) }
 		}
 	case c.singleUse && (method == http.MethodGet || method == http.MethodHead):
 		// net/http sends a GET again by itself if a pooled connection dies, unless it has a body that cannot be had

@@ -24,6 +24,7 @@ type upload struct {
 	limit  time.Duration
 	last   time.Duration      // the limit once all of the body was asked for: WeChat's time to answer is in it
 	cancel context.CancelFunc // of the exchange
+	began  time.Time
 	first  uploadBody
 
 	mu      sync.Mutex
@@ -35,7 +36,7 @@ type upload struct {
 
 // newUpload returns the context for the exchange as well. Answer is how long WeChat may take for its answer.
 func newUpload(ctx context.Context, limit, answer time.Duration) (*upload, context.Context) {
-	u := &upload{limit: limit, last: limit + answer}
+	u := &upload{limit: limit, last: limit + answer, began: time.Now()}
 	ctx, u.cancel = context.WithCancel(ctx)
 	return u, ctx
 }
@@ -51,6 +52,15 @@ func (u *upload) body(of *bodyReader) *uploadBody {
 	defer u.mu.Unlock()
 	u.of = b
 	return b
+}
+
+// again is body for a sending that is not the first. WeChat may refuse one after the other over h2, and net/http pauses for longer each
+// time: none begins later than an answer would have had to.
+func (u *upload) again(of *bodyReader) (io.ReadCloser, error) {
+	if time.Since(u.began) > u.last-u.limit {
+		return nil, errNotTaken
+	}
+	return u.body(of), nil
 }
 
 // given starts the waiting: a part of the body is to be sent, or its end.
