@@ -48,11 +48,11 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	if page {
 		limit = maxErrorPage + 1
 	}
-	var within time.Duration
-	if page {
-		within = t.stall
+	within := t.stall
+	if !page {
+		within += t.answer // WeChat may begin an answer before it has made it
 	}
-	whole := body.peek(res.Body, limit, within)
+	whole := body.peek(res.Body, limit, within, page)
 	head := body.head
 	res.Body = body
 	start, _ := jsonStart(head)
@@ -253,8 +253,9 @@ type peekedBody struct {
 var firstPeeks = sync.Pool{New: func() any { return new([firstPeek]byte) }}
 
 // peek reads the start of a body: all of it if it is a JSON object shorter than limit, else what came first. whole says
-// which. Anything that does not begin like a JSON object is not waited for, or, if within is not zero, for so long at most.
-func (p *peekedBody) peek(body io.ReadCloser, limit int, within time.Duration) (whole bool) {
+// which. It is waited for for so long, and for one Read more, at most; anything that does not begin like a JSON object only if all
+// of it is wanted.
+func (p *peekedBody) peek(body io.ReadCloser, limit int, within time.Duration, all bool) (whole bool) {
 	began := time.Now()
 	p.rest, p.first = body, firstPeeks.Get().(*[firstPeek]byte)
 	buf := p.first[:0]
@@ -270,14 +271,11 @@ func (p *peekedBody) peek(body io.ReadCloser, limit int, within time.Duration) (
 		if err != nil {
 			return err == io.EOF && len(buf) < limit
 		}
-		if within > 0 {
-			if time.Since(began) > within {
-				p.err = context.DeadlineExceeded
-				return false
-			}
-			continue
+		if first, known := jsonStart(buf); !all && known && first != '{' {
+			return false
 		}
-		if first, known := jsonStart(buf); known && first != '{' {
+		if time.Since(began) > within {
+			p.err = context.DeadlineExceeded
 			return false
 		}
 	}

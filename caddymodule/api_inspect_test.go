@@ -29,7 +29,7 @@ func TestPeek(t *testing.T) {
 			"at once": func(r io.Reader) io.Reader { return r }, "byte by byte": iotest.OneByteReader, "with its end": iotest.DataErrReader,
 		} {
 			p := new(peekedBody)
-			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), peekSize, 0)
+			whole := p.peek(io.NopCloser(reader(strings.NewReader(c.body))), peekSize, time.Minute, false)
 			got, err := io.ReadAll(p)
 			if whole != c.whole || err != nil || string(got) != c.body {
 				t.Errorf("%s, %s: whole %v, %d bytes, %v; want %v, %d bytes", name, how, whole, len(got), err, c.whole, len(c.body))
@@ -37,7 +37,7 @@ func TestPeek(t *testing.T) {
 		}
 	}
 	p := new(peekedBody)
-	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), peekSize, 0)
+	whole := p.peek(io.NopCloser(io.MultiReader(strings.NewReader(`{"a`), iotest.ErrReader(io.ErrUnexpectedEOF))), peekSize, time.Minute, false)
 	got, err := io.ReadAll(p)
 	if whole || !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != `{"a` {
 		t.Errorf("broken: whole %v, %q, %v", whole, got, err)
@@ -49,7 +49,7 @@ func TestPeekedBodyEndsWithItsLastBytes(t *testing.T) {
 	t.Parallel()
 	for _, reader := range []io.Reader{strings.NewReader(`{"errcode":0}`), iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))} {
 		p := new(peekedBody)
-		p.peek(io.NopCloser(reader), peekSize, 0)
+		p.peek(io.NopCloser(reader), peekSize, time.Minute, false)
 		buf := make([]byte, 8)
 		if n, err := p.Read(buf); n != 8 || err != nil {
 			t.Errorf("first %d bytes, %v; want 8 and more to come", n, err)
@@ -103,17 +103,17 @@ func TestPeekedBodyGivesItsBufferAway(t *testing.T) {
 	t.Parallel()
 	for range 100 {
 		first, second := new(peekedBody), new(peekedBody)
-		first.peek(io.NopCloser(iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))), peekSize, 0)
+		first.peek(io.NopCloser(iotest.DataErrReader(strings.NewReader(`{"errcode":0}`))), peekSize, time.Minute, false)
 		half := make([]byte, 8)
 		if n, err := first.Read(half); n != len(half) || err != nil || first.first == nil {
 			t.Fatalf("%d bytes, %v, buffer %v", n, err, first.first != nil)
 		}
-		second.peek(io.NopCloser(strings.NewReader(`{"another":1}`)), peekSize, 0)
+		second.peek(io.NopCloser(strings.NewReader(`{"another":1}`)), peekSize, time.Minute, false)
 		if rest, err := io.ReadAll(first); string(half)+string(rest) != `{"errcode":0}` || err != nil || first.first != nil || first.head != nil {
 			t.Fatalf("got %q, %v", string(half)+string(rest), err)
 		}
 		third := new(peekedBody)
-		third.peek(io.NopCloser(strings.NewReader(`{"third":1}`)), peekSize, 0)
+		third.peek(io.NopCloser(strings.NewReader(`{"third":1}`)), peekSize, time.Minute, false)
 		for p, want := range map[*peekedBody]string{first: "", second: `{"another":1}`, third: `{"third":1}`} {
 			if got, err := io.ReadAll(p); string(got) != want || err != nil {
 				t.Errorf("got %q, %v, want %q", got, err, want)
@@ -364,22 +364,25 @@ func TestAPIStalls(t *testing.T) {
 	if n := waitCounted(t, g, "crm", outcomeUnreachable, 5); n != 5 {
 		t.Errorf("%v calls are counted as unreachable, want 5", n)
 	}
-	// An error page is waited for as a whole, and no longer however little of it comes.
-	wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusBadGateway)
-		for {
-			if _, err := io.WriteString(w, "x"); err != nil || http.NewResponseController(w).Flush() != nil {
-				return
+	// An error page, and an object that may be an error, are waited for as a whole, and no longer however little of them comes.
+	for status, start := range map[int]string{http.StatusBadGateway: "x", http.StatusOK: `{"x":"`} {
+		g.transport().answer = 50 * time.Millisecond
+		wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			for next := start; ; next = "x" {
+				if _, err := io.WriteString(w, next); err != nil || http.NewResponseController(w).Flush() != nil {
+					return
+				}
+				select {
+				case <-time.After(10 * time.Millisecond):
+				case <-release:
+					return
+				}
 			}
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-release:
-				return
-			}
+		})
+		if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Status != http.StatusGatewayTimeout || a.code(t) != 504 {
+			t.Errorf("an endless answer with %d: got %d %s", status, a.Status, a.Body)
 		}
-	})
-	if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Status != http.StatusGatewayTimeout {
-		t.Errorf("an endless error page: got %d %s", a.Status, a.Body)
 	}
 }
 
