@@ -127,6 +127,9 @@ func (v *visitor) observe(event any) {
 	defer v.mu.Unlock()
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
+		if sent := fmt.Sprint(e.Request.Headers); strings.Contains(sent, "code=") {
+			v.complaints = append(v.complaints, complaint{"a code in the header of a request: " + sent, e.Request.URL})
+		}
 		v.asked = append(v.asked, e.Request.URL)
 		v.requests[e.RequestID] = e.Request.URL
 		if e.Type == network.ResourceTypeDocument {
@@ -212,7 +215,8 @@ func (v *visitor) tab() (words []string) {
 // look is what a page looks like.
 type look struct {
 	Lang, Title, Mode, Text string
-	Wide                    int // pixels more than the screen has
+	Page, Referrer          string // all of it, and where it was come from
+	Wide                    int    // pixels more than the screen has
 	Small                   []string
 }
 
@@ -223,6 +227,7 @@ func (v *visitor) see(name string, status int64, words ...string) {
 	v.settle()
 	got := get(v, chromedp.Evaluate[look](`({
 		Lang: document.documentElement.lang, Title: document.title, Mode: document.compatMode, Text: document.body.innerText,
+		Page: document.documentElement.outerHTML, Referrer: document.referrer,
 		Wide: Math.ceil(document.documentElement.scrollWidth - innerWidth),
 		Small: [...document.querySelectorAll("a")].filter(a => a.offsetParent && a.offsetHeight < 44).map(a => a.innerText),
 	})`))
@@ -232,6 +237,18 @@ func (v *visitor) see(name string, status int64, words ...string) {
 	}
 	if v.status != status || got.Lang != language || got.Title == "" || got.Mode != "CSS1Compat" {
 		v.t.Errorf("%s: status %d, want %d; %+v", name, v.status, status, got)
+	}
+	if at, err := url.Parse(v.at); err != nil {
+		v.t.Error(err)
+	} else {
+		for parameter, values := range at.Query() {
+			if value := values[0]; len(value) > 8 && parameter != "appid" && strings.Contains(got.Page, value) {
+				v.t.Errorf("%s: the page shows the %s of its address", name, parameter)
+			}
+		}
+	}
+	if strings.Contains(got.Referrer, "code=") {
+		v.t.Errorf("%s: the page before has told its address: %s", name, got.Referrer)
 	}
 	for _, word := range words {
 		if !strings.Contains(got.Text, word) {
