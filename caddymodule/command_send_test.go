@@ -269,7 +269,7 @@ func TestSendRefusals(t *testing.T) {
 		{[]string{"http://127.0.0.1/", "--plain", "--content", "\x01"}, 1, "a value that xml cannot carry"},
 		{[]string{"http://" + deadAddress(t), "--plain"}, 2, "it was not answered"},
 		{[]string{"http://backend.invalid/", "--plain"}, 2, "it was not answered"},
-		{nil, 1, "accepts 1 arg"},
+		{[]string{}, 1, "accepts 1 arg"}, // of nil, cobra reads those of the process
 	} {
 		out, talk, code, err := runCommand(t, sendCommand(), nil, tt.args...)
 		if code != tt.code || !strings.Contains(out+fmt.Sprint(err), tt.says) {
