@@ -127,7 +127,8 @@ func (v *visitor) observe(event any) {
 	defer v.mu.Unlock()
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
-		if sent := fmt.Sprint(e.Request.Headers); strings.Contains(sent, "code=") {
+		from, _ := e.Request.Headers["Referer"].(string)
+		if sent := fmt.Sprint(e.Request.Headers); strings.Contains(sent, "code=") && !strings.HasPrefix(from, v.w.WeChat.URL()+"/") { // of WeChat's pages it is WeChat's
 			v.complaints = append(v.complaints, complaint{"a code in the header of a request: " + sent, e.Request.URL})
 		}
 		v.asked = append(v.asked, e.Request.URL)
@@ -242,7 +243,7 @@ func (v *visitor) see(name string, status int64, words ...string) {
 		v.t.Error(err)
 	} else {
 		for parameter, values := range at.Query() {
-			if value := values[0]; len(value) > 8 && parameter != "appid" && strings.Contains(got.Page, value) {
+			if value := values[0]; len(value) > 8 && !strings.HasSuffix(parameter, "appid") && strings.Contains(got.Page, value) {
 				v.t.Errorf("%s: the page shows the %s of its address", name, parameter)
 			}
 		}
