@@ -234,3 +234,31 @@ func TestTicketOfAnotherSealKey(t *testing.T) {
 		}
 	})
 }
+
+// Nor does a node write its own ticket over such a one because the bus was away: the other's is no lost one, and may be the only that lives.
+func TestTicketOfAnotherSealKeyAfterTheBusWasAway(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		useSealKeys(t, a, 8, 7)
+		time.Sleep(ticketLife - time.Minute) // each push comes to the other node
+		a.ticket(t, testPlatform)
+		if _, err := b.reload(t.Context(), b.Manager.env.Load(), testAuthKey); err != nil { // so that something opens
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		written, _ := a.store.MemStore.Load(t.Context(), ticketName(testPlatform))
+		h.set(true)
+		h.set(false)
+		time.Sleep(time.Minute)
+		if now, _ := a.store.MemStore.Load(t.Context(), ticketName(testPlatform)); !bytes.Equal(now, written) {
+			t.Error("the ticket is written over")
+		}
+		a.restart()
+		if _, err := a.Ticket(t.Context(), testPlatform); err != nil {
+			t.Errorf("after a restart: %v", err)
+		}
+		b.ticket(t, testPlatform)
+		if got, err := a.Ticket(t.Context(), testPlatform); err != nil || !got.CreatedAt.Equal(time.Now()) {
+			t.Errorf("the next push: %v, %v", got.CreatedAt, err)
+		}
+	})
+}

@@ -348,6 +348,9 @@ func (m *Manager) saveTicketOnce(ctx context.Context, env *Environment, platform
 	switch {
 	case !errors.Is(err, errDamaged):
 	case m.hearing.Load() != nil && m.lacksKeyOf(env, name, raw) != nil:
+		if held.durable {
+			return nil // the one held was there before it
+		}
 		stored, err = ticketWire{}, fs.ErrNotExist // another node's is not kept, with each that comes to either: the last push counts
 	default:
 		if err = m.setAside(ctx, env, name, new(ticketWire), false); err == nil {
