@@ -238,6 +238,48 @@ func TestUnknownAppIDsAreNotAskedForOften(t *testing.T) {
 	})
 }
 
+// What is no token in the list, or beside an account's profile, keeps neither the other accounts of the list nor the profile from being read.
+func TestListWithWhatIsNoToken(t *testing.T) {
+	t.Parallel()
+	for name, none := range map[string]string{"number": "12", "null": "null", "spaces": `"  "`, "object": "{}"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				r.env.Platforms = r.env.Platforms[:1]
+				r.env.RosterEvery = 24 * time.Hour
+				r.wx.set(func(f *fakeWeChat) {
+					f.strict, f.refresh[testAuthorizer] = true, "refreshtoken@@@x"
+					f.hook = func(path string, _ map[string]any) (string, error) {
+						switch path {
+						case pathAuthorizerList:
+							return `{"total_count":2,"list":[{"authorizer_appid":"` + testAuthorizer9 + `","refresh_token":` + none + `,"auth_time":1},` +
+								`{"authorizer_appid":"` + testAuthorizer + `","refresh_token":"refreshtoken@@@x","auth_time":1}]}`, nil
+						case pathAuthorizerInfo:
+							return `{"authorizer_info":{"user_name":"gh_00000000000d"},"authorization_info":{"authorizer_appid":"` + testAuthorizer +
+								`","authorizer_refresh_token":` + none + `}}`, nil
+						}
+						return "", nil
+					}
+				})
+				r.Use(r.env)
+				r.ticket(t, testPlatform)
+				time.Sleep(time.Minute)
+				r.get(t, testAuthKey)
+				if n := r.wx.count(pathAuthorizerList); n != 1 {
+					t.Errorf("the list was read %d times", n)
+				}
+				if _, err := r.store.MemStore.Load(t.Context(), AuthorizerKey(testPlatform, testAuthorizer9).recordName()); err == nil {
+					t.Error("it is kept as a token")
+				}
+				if info, err := r.authorizerInfo(t.Context(), r.Manager.env.Load(), testAuthKey); err != nil || info.userName == "" || !info.refresh.IsZero() {
+					t.Errorf("the profile: %q, %v", info.userName, err)
+				}
+			})
+		})
+	}
+}
+
 // 61003 alone deletes nothing; with a whole list that does not name the account either, it is marked unauthorized.
 func TestUnauthorizedIsConfirmedByTheList(t *testing.T) {
 	t.Parallel()

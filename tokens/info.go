@@ -45,11 +45,11 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 			Mini      json.RawMessage `json:"MiniProgramInfo"`
 		} `json:"authorizer_info"`
 		Authorization struct {
-			AppID    string   `json:"authorizer_appid"` // the older forms name it otherwise
-			AppID2   string   `json:"appid"`
-			AppID3   string   `json:"authorization_appid"`
-			Refresh  string   `json:"authorizer_refresh_token"`
-			FuncInfo funcInfo `json:"func_info"`
+			AppID    string    `json:"authorizer_appid"` // the older forms name it otherwise
+			AppID2   string    `json:"appid"`
+			AppID3   string    `json:"authorization_appid"`
+			Refresh  wireToken `json:"authorizer_refresh_token"`
+			FuncInfo funcInfo  `json:"func_info"`
 		} `json:"authorization_info"`
 	}
 	if err := m.componentCall(ctx, env, k.Platform, pathAuthorizerInfo, body, &answer); err != nil {
@@ -59,7 +59,7 @@ func (m *Manager) authorizerInfo(ctx context.Context, env *Environment, k Key) (
 		return accountInfo{}, fmt.Errorf("%s: %w: the answer is about another account", pathAuthorizerInfo, ErrUnreachable)
 	}
 	return accountInfo{
-		refresh:  secret.New(answer.Authorization.Refresh),
+		refresh:  secret.New(string(answer.Authorization.Refresh)),
 		userName: printable(answer.Account.UserName, maxID), nickName: printable(answer.Account.NickName, maxNickName),
 		headImg: printable(answer.Account.HeadImg, maxProfileText), principal: printable(answer.Account.Principal, maxNickName),
 		mini:     len(answer.Account.Mini) > 0 && string(answer.Account.Mini) != "null",

@@ -171,7 +171,7 @@ func TestExchangeRedirectedDeadLeavesThePush(t *testing.T) {
 				r := started(t)
 				var down, deaf atomic.Bool
 				r.wx.set(func(f *fakeWeChat) {
-					f.refresh[testAuthorizer] = "refreshtoken@@@of the account"
+					f.refresh[testAuthorizer] = "refreshtoken@@@of_the_account"
 					f.hook = func(path string, _ map[string]any) (string, error) {
 						switch {
 						case path == pathQueryAuth && !down.Load():

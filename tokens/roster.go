@@ -307,9 +307,9 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 
 // listed is one account of WeChat's list.
 type listed struct {
-	AppID    string  `json:"authorizer_appid"`
-	Refresh  string  `json:"refresh_token"`
-	AuthTime wireInt `json:"auth_time"`
+	AppID    string    `json:"authorizer_appid"`
+	Refresh  wireToken `json:"refresh_token"`
+	AuthTime wireInt   `json:"auth_time"`
 }
 
 // readPage reads the next page, takes over what the store lacks, and keeps how far it came. The caller holds the
@@ -430,7 +430,7 @@ func (m *Manager) compare(ctx context.Context, env *Environment, platform string
 			return err
 		}
 	}
-	info, at := accountInfo{refresh: secret.New(a.Refresh)}, fromUnix(int64(a.AuthTime))
+	info, at := accountInfo{refresh: secret.New(string(a.Refresh))}, fromUnix(int64(a.AuthTime))
 	switch {
 	case a.Refresh == "" && (cur == nil || cur.RefreshToken.IsZero() && !cur.revoked()):
 		if !exchanging && m.rosters.orphan(k) {

@@ -138,7 +138,7 @@ func TestListOnANodeWithAnotherSealKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		env := b.Manager.env.Load()
-		account := listed{AppID: testAuthorizer, Refresh: a.stored(t, testAuthKey).RefreshToken.Reveal(), AuthTime: wireInt(time.Now().Unix())}
+		account := listed{AppID: testAuthorizer, Refresh: wireToken(a.stored(t, testAuthKey).RefreshToken.Reveal()), AuthTime: wireInt(time.Now().Unix())}
 		if err := b.compare(t.Context(), env, testPlatform, account, new(othersIntents)); err != nil {
 			t.Error(err)
 		}
