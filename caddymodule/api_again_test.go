@@ -195,3 +195,41 @@ func TestAPIManyCallsOnFullConnections(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// readerFunc is a body that a function gives.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// How long the caller takes for its body does not count against a sending that WeChat's side has not taken.
+func TestAPITurnedAwayAfterASlowBody(t *testing.T) {
+	away := func(f *http2.Framer, last uint32) bool { _ = f.WriteGoAway(last, http2.ErrCodeNo, nil); return false }
+	for name, refuse := range map[string]func(*http2.Framer, uint32) bool{
+		"refuses": func(f *http2.Framer, stream uint32) bool {
+			return f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) == nil
+		},
+		"goes away": func(f *http2.Framer, _ uint32) bool { return away(f, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var refused atomic.Bool
+			s := newRefusingH2(t, func(f *http2.Framer, stream uint32) bool {
+				if refused.CompareAndSwap(false, true) {
+					return refuse(f, stream)
+				}
+				const statusOK = 0x88 // of HPACK's table
+				_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte{statusOK}, EndStream: true, EndHeaders: true})
+				return away(f, stream) // has the client close the connection
+			})
+			u := newServedGatewayAt(t, s.Addr().String(), s.certificate)
+			u.transport().answer = 100 * time.Millisecond
+			body := readerFunc(func(p []byte) (int, error) {
+				time.Sleep(2 * u.transport().answer)
+				return copy(p, "a body"), io.EOF
+			})
+			status, call, err := u.send(t.Context(), http.MethodPost, body, 6)
+			if err != nil || status != http.StatusOK || s.requests.Load() != 2 {
+				t.Errorf("status %d after %d requests, %s, %v", status, s.requests.Load(), call.reason, err)
+			}
+		})
+	}
+}

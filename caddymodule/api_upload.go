@@ -24,19 +24,19 @@ type upload struct {
 	limit  time.Duration
 	last   time.Duration      // the limit once all of the body was asked for: WeChat's time to answer is in it
 	cancel context.CancelFunc // of the exchange
-	began  time.Time
 	first  uploadBody
 
 	mu      sync.Mutex
 	timer   *time.Timer // nil until the first part is there
 	of      *uploadBody // the last sending that was begun
+	resent  time.Time   // when the second sending was begun, if one was
 	over    bool
 	stalled bool
 }
 
 // newUpload returns the context for the exchange as well. Answer is how long WeChat may take for its answer.
 func newUpload(ctx context.Context, limit, answer time.Duration) (*upload, context.Context) {
-	u := &upload{limit: limit, last: limit + answer, began: time.Now()}
+	u := &upload{limit: limit, last: limit + answer}
 	ctx, u.cancel = context.WithCancel(ctx)
 	return u, ctx
 }
@@ -55,9 +55,15 @@ func (u *upload) body(of *bodyReader) *uploadBody {
 }
 
 // again is body for a sending that is not the first. WeChat may refuse one after the other over h2, and net/http pauses for longer each
-// time: none begins later than an answer would have had to.
+// time: none begins later after the second one than an answer would have had to. What came before was the caller's time too.
 func (u *upload) again(of *bodyReader) (io.ReadCloser, error) {
-	if time.Since(u.began) > u.last-u.limit {
+	u.mu.Lock()
+	if u.resent.IsZero() {
+		u.resent = time.Now()
+	}
+	late := time.Since(u.resent) > u.last-u.limit
+	u.mu.Unlock()
+	if late {
 		return nil, errNotTaken
 	}
 	return u.body(of), nil
