@@ -264,12 +264,19 @@ func TestAPIRefusingPathMeetsARenewal(t *testing.T) {
 	<-refused
 	<-refused
 
+	var held tokens.Token
+	redistest.Eventually(t, "the first node hears of the token that the second one had for its call", func() (err error) {
+		if held, err = a.app.manager().Get(t.Context(), key); err != nil {
+			return err
+		}
+		newest, err := b.app.manager().Get(t.Context(), key)
+		if err == nil && !held.Value.Same(newest.Value) {
+			err = errors.New("an older token")
+		}
+		return err
+	})
 	answer := make(chan struct{})
 	hold <- answer
-	held, err := a.app.manager().Get(t.Context(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	renewal := make(chan error, 1)
 	go func() {
 		_, err := a.app.manager().Renew(t.Context(), key, held.Value)
