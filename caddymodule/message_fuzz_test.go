@@ -297,7 +297,7 @@ func (t *fuzzTarget) signsPlain(rawQuery string) bool {
 // signsSealed reports whether somebody with a right token signed the Encrypt element of a body, reading both a second way.
 func (t *fuzzTarget) signsSealed(rawQuery string, body []byte) bool {
 	var envelope struct{ Encrypt string }
-	body = bytes.TrimSpace(bytes.TrimPrefix(body, utf8BOM))
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, byteOrderMark))
 	if bytes.HasPrefix(body, []byte("{")) {
 		if json.Unmarshal(body, &envelope) != nil {
 			return false

@@ -72,7 +72,7 @@ func customerMessage(format crypto.Format, reply []byte, openID string) (message
 	if openID == "" {
 		return nil, "", errNoSender
 	}
-	reply = bytes.TrimSpace(bytes.TrimPrefix(reply, utf8BOM))
+	reply = bytes.TrimSpace(bytes.TrimPrefix(reply, byteOrderMark))
 	values, err := crypto.ScanElements(reply, format, "MsgType")
 	if err != nil {
 		return nil, "", fmt.Errorf("the late reply cannot be read: %w", err)

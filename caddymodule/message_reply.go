@@ -193,13 +193,11 @@ func gunzip(body []byte, limit int64) ([]byte, error) {
 
 var errBadGzip = said("the answer is gzip that cannot be unpacked: the backend broke off, or has damaged it", "应答是无法解压的 gzip：后端中途断开，或数据已损坏")
 
-var utf8BOM = []byte("\xef\xbb\xbf")
-
 // trimReply takes away the spaces around an answer, and the byte order marks before it: each file that a script includes may bring one.
 func trimReply(body []byte) []byte {
 	for {
 		text := bytes.TrimSpace(body)
-		if body = bytes.TrimPrefix(text, utf8BOM); len(body) == len(text) {
+		if body = bytes.TrimPrefix(text, byteOrderMark); len(body) == len(text) {
 			return text
 		}
 	}
