@@ -284,18 +284,25 @@ func TestOverdueTicket(t *testing.T) {
 	})
 }
 
+// newRigWithTicketAhead is a rig of one platform whose ticket came while the clock was years ahead, a minute after it began.
+func newRigWithTicketAhead(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t)
+	r.env.Platforms = r.env.Platforms[:1]
+	ahead := ticketWire{Ticket: "ticket@@@ahead", CreatedAt: time.Now().Unix(), ReceivedAt: time.Now().AddDate(3, 0, 0).Unix()}
+	if err := r.storeRecord(t.Context(), r.env.prepared(), ticketName(testPlatform), ahead); err != nil {
+		t.Fatal(err)
+	}
+	r.Use(r.env)
+	time.Sleep(time.Minute)
+	return r
+}
+
 // So they are if a ticket came while the clock was ahead, be it by years: it was kept before the machine had asked for the time.
 func TestOverdueTicketAfterTheClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.env.Platforms = r.env.Platforms[:1]
-		ahead := ticketWire{Ticket: "ticket@@@ahead", CreatedAt: time.Now().Unix(), ReceivedAt: time.Now().AddDate(3, 0, 0).Unix()}
-		if err := r.storeRecord(t.Context(), r.env.prepared(), ticketName(testPlatform), ahead); err != nil {
-			t.Fatal(err)
-		}
-		r.Use(r.env)
-		time.Sleep(time.Minute)
+		r := newRigWithTicketAhead(t)
 		r.ticket(t, testPlatform) // the last one
 		before := r.wx.count(pathStartPush)
 		time.Sleep(2 * ticketOverdue)
@@ -309,14 +316,7 @@ func TestOverdueTicketAfterTheClockWasSetBack(t *testing.T) {
 func TestNoTicketAfterTheClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		r.env.Platforms = r.env.Platforms[:1]
-		ahead := ticketWire{Ticket: "ticket@@@ahead", CreatedAt: time.Now().Unix(), ReceivedAt: time.Now().AddDate(3, 0, 0).Unix()}
-		if err := r.storeRecord(t.Context(), r.env.prepared(), ticketName(testPlatform), ahead); err != nil {
-			t.Fatal(err)
-		}
-		r.Use(r.env)
-		time.Sleep(time.Minute)
+		r := newRigWithTicketAhead(t)
 		if n := r.wx.count(pathStartPush); n > 0 {
 			t.Errorf("asked %d times although there is a ticket", n)
 		}
