@@ -22,7 +22,7 @@ import (
 var operatorDocs = []string{"quickstart", "operations", "troubleshooting", "security", "upgrade"}
 
 // pairedDocs are the documents of docs/ that are there in English and in Chinese.
-var pairedDocs = append(slices.Clone(operatorDocs), "pushes", "monitoring", "clustering", "sdk", "commands")
+var pairedDocs = append(slices.Clone(operatorDocs), "pushes", "monitoring", "clustering", "sdk", "commands", "transport")
 
 // goSource is the text of the Go files below a folder that end with suffix and not with but.
 func goSource(t *testing.T, root, suffix, but string) string {
