@@ -2,7 +2,7 @@
 (() => {
 	const STATUS_EVERY = 5000, FEED_EVERY = 2000, REFUSALS_EVERY = 10000, ACCOUNTS_EVERY = 15000, INDEX_EVERY = 2000; // ms
 	const WAIT_AT_MOST = 60000, ANSWER_WITHIN = 12000, CHANGE_WITHIN = 30000, TYPING = 300; // ms
-	const PAGE = 50, FEED_LIMIT = 200, FEED_ROUNDS = 10, FEED_ROWS = 300, CARD_ITEMS = 50, REFUSALS = 100;
+	const PAGE = 50, FEED_LIMIT = 200, FEED_ROUNDS = 10, FEED_ROWS = 300, CARD_ITEMS = 50, LONG_CARD = 8, DOT_MOST = 99, REFUSALS = 100;
 	const VIEWS = ["health", "authorizers", "feed", "links", "errors"];
 	const APPID = /^wx[0-9a-f]{16}$/;
 	const HOLE = "{appid}";
@@ -182,8 +182,12 @@
 	function card(title, items) {
 		if (!items || items.length === 0) return null;
 		const more = items.length - CARD_ITEMS;
-		return el("section", { class: "card" }, el("div", { class: "head" }, el("h2", {}, title)), items.slice(0, CARD_ITEMS), more > 0 ? el("p", { class: "item soft" }, t("andMore", { n: count(more) })) : null);
+		return el("section", { class: items.length > LONG_CARD ? "card long" : "card" }, el("div", { class: "head" }, el("h2", {}, title)), items.slice(0, CARD_ITEMS), more > 0 ? el("p", { class: "item soft" }, t("andMore", { n: count(more) })) : null);
 	}
+
+	// worst has what is not well come first where not all are shown.
+	const worst = list => (list || []).length <= CARD_ITEMS ? list || [] : [...list].sort((a, b) => rank(a.level) - rank(b.level));
+	const rank = level => ({ red: 0, yellow: 1 })[level] ?? 2;
 
 	function item(name, level, ...content) {
 		return el("div", { class: "item" }, el("div", { class: "head" }, el("h3", {}, el("bdi", {}, name)), level ? badge(level) : null), content);
@@ -228,7 +232,7 @@
 			el("div", {}, el("strong", { class: level }, t("level_" + level)), el("p", {}, bad.length ? t("countFindings", { n: count(bad.length) }) : level === "green" ? t("well") : "")));
 		$("level").hidden = bad.length === 0;
 		$("level").className = "dot " + level;
-		swap($("level"), el("span", { "aria-hidden": "true" }, count(bad.length)), el("span", { class: "unseen" }, t("countFindings", { n: count(bad.length) })));
+		swap($("level"), el("span", { "aria-hidden": "true" }, bad.length > DOT_MOST ? `${DOT_MOST}+` : count(bad.length)), el("span", { class: "unseen" }, t("countFindings", { n: count(bad.length) })));
 		showTitle();
 		showPlatforms();
 		swap($("findings"), bad.map(f => el("li", { class: f.level },
@@ -237,24 +241,24 @@
 
 		const store = s.store || {}, pushes = s.pushes || {};
 		swap($("cards"),
-			card(t("platforms"), (s.platforms || []).map(p => item(p.appid, p.level, rows([
+			card(t("platforms"), worst(s.platforms).map(p => item(p.appid, p.level, rows([
 				[t("ticket"), p.ticket?.received ? timeOf(p.ticket.received, ago(p.ticket.received)) : t("never")],
 				...tokenRows(p.token), ...keyRows(p.keys),
 				[t("releaseCheck"), p.release_check ? p.release_check.last || p.release_check.seen ? t("seen", { ago: p.release_check.last ? ago(p.release_check.last) : "" }).trim() : t("notSeen") : null],
 				[t("unexchanged"), p.unexchanged || null], [t("lost"), p.lost || null],
 			]), p.unexchanged ? doing("drain " + p.appid, t("drain"), "drain", drained) : null,
 			doing("refresh " + p.appid, t("refresh"), "refresh/" + encodeURIComponent(p.appid), refreshed)))),
-			card(t("accounts"), (s.accounts || []).map(a => item(a.appid, a.level, rows([[t("mode"), a.mode], ...tokenRows(a.token), [t("lastPush"), a.last_push ? timeOf(a.last_push, ago(a.last_push)) : t("never")]])))),
+			card(t("accounts"), worst(s.accounts).map(a => item(a.appid, a.level, rows([[t("mode"), a.mode], ...tokenRows(a.token), [t("lastPush"), a.last_push ? timeOf(a.last_push, ago(a.last_push)) : t("never")]])))),
 			card(t("store"), s.store ? [item(store.module || "", store.level, rows([
 				[t("state"), store.degraded ? t("degraded") : null], [t("waiting"), store.waiting || null], [t("unsaved"), store.unsaved || null],
 				[t("lastError"), store.last_error ? timeOf(store.last_error, ago(store.last_error)) : null],
 				[t("error"), store.error ? el("span", { class: "red" }, store.error) : null],
 			]))] : []),
-			card(t("hosts"), (s.hosts || []).map(h => item(h.host, h.level, rows([
+			card(t("hosts"), worst(s.hosts).map(h => item(h.host, h.level, rows([
 				[t("lastOk"), h.last_ok ? timeOf(h.last_ok, ago(h.last_ok)) : t("never")], [t("lastError"), h.last_error ? timeOf(h.last_error, ago(h.last_error)) : null],
 				[t("error"), pick(h.error)], [t("egress"), h.egress_ip],
 			])))),
-			card(t("backends"), (s.backends || []).map(b => item(b.address, b.level, rows([[t("inFlight"), count(b.in_flight || 0)], [t("fails"), b.fails || null]])))),
+			card(t("backends"), worst(s.backends).map(b => item(b.address, b.level, rows([[t("inFlight"), count(b.in_flight || 0)], [t("fails"), b.fails || null]])))),
 			card(t("pushes"), s.pushes ? [el("div", { class: "item" }, rows([[t("inFlight"), count(pushes.in_flight || 0)], [t("lastPush"), pushes.last ? timeOf(pushes.last, ago(pushes.last)) : t("never")]]))] : []),
 			card(t("clients"), (s.clients || []).map(c => item(c.name, "", rows([["AppID", (c.appids || []).join(" ")], [t("paths"), (c.paths || []).join(" ")]])))),
 		);

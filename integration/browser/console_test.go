@@ -60,6 +60,10 @@ const audit = `(phone => {
 	if (scope === document && all.filter(e => e.tagName === "H1").length !== 1) found.push("h1 is not there once");
 	const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth;
 	if (wide > 0) found.push(wide + " pixels too wide");
+	for (const e of all) {
+		const s = getComputedStyle(e), cut = e.scrollWidth - e.clientWidth;
+		if (s.overflowX !== "visible" && s.textOverflow !== "ellipsis" && cut > 1 && !e.closest(".unseen, thead")) found.push(cut + " pixels cut off: " + where(e));
+	}
 	// Contrast, with what is behind the text put together from its ancestors.
 	const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
 	const known = new Map(), behinds = new Map([[null, {color: [255, 255, 255], opacity: 1}]]);
@@ -233,6 +237,9 @@ func console(t *testing.T, w *world) {
 	t.Run("scenes", func(t *testing.T) {
 		small := phone
 		small.name, small.width, small.height = "small", 320, 568
+		tablet, laptop := desktop, desktop
+		tablet.name, tablet.width, tablet.height = "tablet", 768, 1024
+		laptop.name, laptop.width, laptop.height = "laptop", 1024, 768
 		all := []string{"#health", "#authorizers", "#feed", "#links", "#errors/61004"}
 		health := all[:1]
 		// Each scene is judged where it may go wrong: not in each way that it can be looked at.
@@ -244,10 +251,12 @@ func console(t *testing.T, w *world) {
 			{desktop, english, map[string][]string{"healthy": all, "hostile": all, "sick-ticket": health}},
 			{phone, chinese, map[string][]string{"healthy": all, "empty": all, "sick-store": health}},
 			{desktop, chinese, map[string][]string{"sick-backends": health}},
-			{small, english, map[string][]string{"hostile": all}},
+			{small, english, map[string][]string{"hostile": all, "crowded": all[:2]}},
+			{tablet, chinese, map[string][]string{"crowded": all}},
+			{laptop, english, map[string][]string{"crowded": all}},
 		} {
 			o := newOperator(t, w, as.device, as.language, s.URL+"/")
-			for _, now := range []scene{healthy(), empty(), ticketless(), storeless(), backendless(), hostile()} {
+			for _, now := range []scene{healthy(), empty(), ticketless(), storeless(), backendless(), hostile(), crowded()} {
 				s.set(now)
 				for _, section := range as.shows[now.name] {
 					o.visit(section)
@@ -258,6 +267,9 @@ func console(t *testing.T, w *world) {
 		}
 	})
 	t.Run("codes", consoleCodes)
+	t.Run("crowd", func(t *testing.T) { consoleCrowd(t, w, s) })
+	t.Run("paper", func(t *testing.T) { consolePaper(t, w, s) })
+	t.Run("no scripts", func(t *testing.T) { consoleScriptless(t, w, s) })
 	t.Run("million", func(t *testing.T) { consoleMillion(t, w, s) })
 	t.Run("keyboard", func(t *testing.T) { consoleKeyboard(t, w, s) })
 	t.Run("feed", func(t *testing.T) { consoleFeed(t, w, s) })
@@ -265,6 +277,78 @@ func console(t *testing.T, w *world) {
 	t.Run("choices", func(t *testing.T) { consoleChoices(t, w, s) })
 	t.Run("away", func(t *testing.T) { consoleAway(t, w, s) })
 	t.Run("gateway", func(t *testing.T) { consoleGateway(t, w) })
+}
+
+// consoleCrowd: a card that does not show all has what is not well, and a long one leaves no column empty.
+func consoleCrowd(t *testing.T, w *world, s *stage) {
+	s.set(crowded())
+	o := newOperator(t, w, desktop, english, s.URL+"/")
+	o.visit("#health")
+	got := js[struct {
+		Items        []string
+		Tall, Widest float64
+	}](o, `(() => {
+		const card = [...document.querySelectorAll("#cards > .card")].find(c => c.querySelector("h2").textContent === "Accounts");
+		const boxes = [...card.getClientRects()];
+		return {
+			Items: [...card.querySelectorAll(".item")].map(i => i.innerText.replaceAll("\n", " ")),
+			Tall: document.querySelector("#cards").getBoundingClientRect().height, Widest: card.querySelectorAll(".item")[0].getBoundingClientRect().height * 50,
+		};
+	})()`)
+	if len(got.Items) != 51 || !strings.HasPrefix(got.Items[0], "wx0000000000002122 problem") || got.Items[50] != "and 250 more" {
+		t.Errorf("the card has %q", got.Items)
+	}
+	if got.Tall > got.Widest*2/3 {
+		t.Errorf("the cards are %.0f pixels high, of which fifty accounts one below the other would be %.0f", got.Tall, got.Widest)
+	}
+	o.visit("#authorizers")
+	name := js[struct {
+		Title         string
+		Lines, Narrow float64
+	}](o, `(() => {
+		const e = document.querySelector("#accounts .who");
+		return {Title: e.title, Lines: e.getBoundingClientRect().height / parseFloat(getComputedStyle(e).lineHeight), Narrow: e.getBoundingClientRect().width};
+	})()`)
+	if name.Title != crowdedName || name.Lines > 1.5 || name.Narrow < 200 {
+		t.Errorf("a long name is shown as %+v", name)
+	}
+	o.quiet("crowd")
+}
+
+// consolePaper: what is printed is dark on light, whatever the screen has, and has nothing to press.
+func consolePaper(t *testing.T, w *world, s *stage) {
+	s.set(crowded())
+	o := newOperator(t, w, desktop, chinese, s.URL+"/")
+	o.visit("#health")
+	js[bool](o, `(document.querySelector("#theme").click(), document.querySelector("#theme").click(), true)`)
+	set(o.visitor, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: "print", Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}})
+	o.settle()
+	for _, theme := range []string{"dark", "auto"} {
+		got := js[[]string](o, `[document.documentElement.dataset.theme || "auto", getComputedStyle(document.documentElement).colorScheme, getComputedStyle(document.body).color, getComputedStyle(document.querySelector("header")).position,
+			[...document.querySelectorAll("button, a, input, select")].filter(e => e.checkVisibility()).map(e => e.outerHTML).join(" ")]`)
+		if want := []string{theme, "light", "rgb(27, 31, 35)", "static", ""}; !slices.Equal(got, want) {
+			t.Errorf("on paper: %q, want %q", got, want)
+		}
+		js[bool](o, `(document.querySelector("#theme").click(), true)`) // to the next theme
+		o.settle()
+	}
+	for _, complaint := range js[[]string](o, audit+"(false)") {
+		t.Errorf("on paper: %s", complaint)
+	}
+	set(o.visitor, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{})
+	o.quiet("paper")
+}
+
+// consoleScriptless: a browser without scripts says so, and shows nothing that would do nothing.
+func consoleScriptless(t *testing.T, w *world, s *stage) {
+	s.set(healthy())
+	o := newOperator(t, w, phone, chinese, s.URL+"/")
+	set(o.visitor, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	o.open(o.home)
+	if text := get(o.visitor, chromedp.Text(chromedp.CSS("body"))); !strings.Contains(text, "本页面需要 JavaScript") || strings.Contains(text, "Authorizers") || strings.Contains(text, "Health") {
+		t.Errorf("without scripts the page says %q", text)
+	}
+	o.visitor.content("no scripts")
 }
 
 // consoleMillion pages through a million accounts and searches among them, and never has more than a page.
@@ -543,7 +627,7 @@ func consoleCodes(t *testing.T) {
 		}
 		source += string(text)
 	}
-	for _, s := range []scene{empty(), ticketless(), storeless(), backendless()} {
+	for _, s := range []scene{empty(), ticketless(), storeless(), backendless(), crowded()} {
 		for _, f := range s.status["findings"].([]any) {
 			code, _ := f.(map[string]any)["code"].(string)
 			if host, _, isHost := strings.Cut(code, "_"); isHost && host == "host" {

@@ -315,6 +315,32 @@ func backendless() scene {
 	return s
 }
 
+// crowdedName is as long a name as an account may have.
+var crowdedName = strings.Repeat("广州市天河区老王水果批发零售连锁", 4)
+
+// crowded has 300 accounts of the configuration, the last but few of which is not well, as many findings as one may meet, and long names.
+func crowded() scene {
+	s := healthy()
+	s.name = "crowded"
+	accounts, findings, authorizers := []any{}, []any{}, []any{}
+	for i := range 300 {
+		level := "green"
+		if i == 290 {
+			level = "red"
+		}
+		accounts = append(accounts, map[string]any{"appid": fmt.Sprintf("wx%016x", 0x2000+i), "mode": "safe", "level": level, "token": map[string]any{"expires": at(time.Hour), "refreshed": at(-time.Hour)}})
+	}
+	for i := range 120 {
+		findings = append(findings, finding([]string{"red", "yellow"}[i/60], "authorizer_token", fmt.Sprintf("account wx%016x", 0x2000+i),
+			text("WeChat refuses the account's refresh token (61023), and its list does not have the account.", "微信拒绝该账号的 refresh_token（61023），授权方列表里也没有它。"), text("have its owner authorise again", "请账号的管理员重新授权")))
+	}
+	for i := range 50 {
+		authorizers = append(authorizers, account(i, crowdedName, []string{"authorized", "revoked"}[i%2]))
+	}
+	s.status["level"], s.status["accounts"], s.status["findings"], s.accounts = "red", accounts, findings, few(authorizers...)
+	return s
+}
+
 // million are accounts that nobody could load at once: each page is made when it is asked for.
 func million() scene {
 	const all = 1_000_000
