@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -521,6 +522,71 @@ http://:2020 {
 `
 
 // The operations of the console find every landing place, and draw nothing but its links.
+// TestConsoleReasons: the console has a Chinese word for each reason that the source has for what is refused or fails, and for no other.
+func TestConsoleReasons(t *testing.T) {
+	t.Parallel()
+	reasons := map[string]bool{outcomeUnusable: true, outcomeLost: true}
+	literal := regexp.MustCompile(`"((?:[^"\\]|\\.)+)"`)
+	for file, pattern := range map[string]string{
+		"push.go":              `&refusal\{http\.\w+, "\w+", ("[^"]+")\}`,
+		"event.go":             `entry\.Reason = ("[^"]+")`,
+		"feed_call.go":         `e\.Reason = (?:feedCall, outcomeRefused, )?("[^"]+"(?: \+ string\(k\.Kind\) \+ "[^"]+")?)`,
+		"feed_push.go":         `return ("[^"]+"(?: \+ (?:strconv|safeReason).*)?)\n`,
+		"oauth_errors.go":      `reason: +("[^"]+")|f\.reason = .*(?:InfoLevel|WarnLevel|DebugLevel), ("[^"]+")`,
+		"oauth_limit.go":       `reason: +("[^"]+")`,
+		"authorize_errors.go":  `reason: +("[^"]+")|f\.reason(?:, f\.remedy)? = (?:.*Level, )?("[^"]+")`,
+		"../tokens/inspect.go": `errExchange\w+ += errors\.New\(("[^"]+")\)`,
+	} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(pattern).FindAllStringSubmatch(string(source), -1)
+		if len(found) == 0 {
+			t.Errorf("%s has no reasons", file)
+		}
+		for _, m := range found {
+			words := literal.FindAllStringSubmatch(strings.Join(m[1:], ""), -1)
+			reason := words[0][1]
+			switch { // what is put together
+			case len(words) > 1:
+				reason += "x" + words[1][1]
+			case strings.HasSuffix(reason, ": "):
+				reason += "x"
+			case strings.HasSuffix(reason, " HTTP "):
+				reason += "502"
+			}
+			reasons[reason] = true
+		}
+	}
+	if len(reasons) < 55 {
+		t.Errorf("%d reasons: %v", len(reasons), reasons)
+	}
+	text := string(consoleAssets["text.js"].content)
+	_, table, _ := strings.Cut(text, "const REASONS = {\n")
+	table, forms, _ := strings.Cut(table, "\n};")
+	known := make(map[string]bool)
+	for line := range strings.Lines(table) {
+		m := regexp.MustCompile(`^\t"([^"]+)": "([^"]+)",$`).FindStringSubmatch(strings.TrimRight(line, "\n"))
+		if m == nil || !regexp.MustCompile(`\p{Han}`).MatchString(m[2]) || known[m[1]] {
+			t.Errorf("no reason: %s", line)
+			continue
+		}
+		if known[m[1]] = true; !reasons[m[1]] {
+			t.Errorf("nothing says %q", m[1])
+		}
+	}
+	var patterns []*regexp.Regexp
+	for _, m := range regexp.MustCompile(`(?m)^\t\[/(\^.*\$)/, "[^"]+"\],$`).FindAllStringSubmatch(forms, -1) {
+		patterns = append(patterns, regexp.MustCompile(m[1]))
+	}
+	for reason := range reasons {
+		if !known[reason] && !slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(reason) }) {
+			t.Errorf("there is no Chinese for %q", reason)
+		}
+	}
+}
+
 func TestConsoleFuncs(t *testing.T) {
 	s := newSites(t, t.TempDir(), consoleSites)
 	c := &Console{operations: operations{app: s.app, logger: zap.NewNop()}, logger: zap.NewNop()}

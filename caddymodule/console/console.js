@@ -21,6 +21,14 @@
 	const pick = text => typeof text === "string" ? text : text ? text[lang] || text.en || text.zh || "" : "";
 	const named = key => TEXT[lang][key] || key.replace(/^sign_/, ""); // of a word that the gateway may use and this page not know
 
+	// because says why something was refused or failed.
+	function because(reason) {
+		if (lang !== "zh" || !reason) return reason || "";
+		if (Object.hasOwn(REASONS, reason)) return REASONS[reason];
+		const [form, words] = REASON_FORMS.find(([form]) => form.test(reason)) || [];
+		return form ? reason.replace(form, words) : reason;
+	}
+
 	// whom says what a finding is about: "this machine", or a kind and a name.
 	const whom = subject => {
 		if (subject === "this machine") return t("subject_machine");
@@ -211,7 +219,7 @@
 		if (done?.busy) { button.removeAttribute("disabled"); button.setAttribute("aria-disabled", "true"); }
 		return el("div", { class: "acts" }, button, done?.text ? el("span", { class: "soft " + done.class }, done.text) : null);
 	}
-	const drained = got => t("drained", { done: got.done, tried: got.tried }) + (got.failed || []).map(f => `; ${f.appid || f.platform}: ${f.reason}`).join("");
+	const drained = got => t("drained", { done: got.done, tried: got.tried }) + (got.failed || []).map(f => lang === "zh" ? `；${f.appid || f.platform}：${because(f.reason)}` : `; ${f.appid || f.platform}: ${f.reason}`).join("");
 	const refreshed = got => t("refreshedUntil", { at: got.expires ? clock(got.expires) : "" });
 
 	function keyRows(keys) {
@@ -389,7 +397,7 @@
 		return [badge(outcomeLevel(e.outcome), named(e.outcome || "")), e.errcode ? [" ", codeLink(e.errcode)] : "", !e.errcode && e.status && e.outcome !== "ok" ? [" ", el("span", { class: "soft keep" }, t("status", { n: e.status }))] : ""];
 	}
 	function entryMore(e) {
-		const words = pick(e.meaning) || e.reason || "", remedy = pick(e.remedy);
+		const words = pick(e.meaning) || because(e.reason), remedy = pick(e.remedy);
 		return [
 			words ? el("p", { class: "more" }, words) : null, remedy ? el("p", { class: "more" }, el("strong", {}, t("remedy") + (lang === "zh" ? "：" : ": ")), remedy) : null,
 			e.rid ? el("p", { class: "more code" }, t("rid", { rid: e.rid })) : null,

@@ -273,6 +273,7 @@ func console(t *testing.T, w *world) {
 	t.Run("million", func(t *testing.T) { consoleMillion(t, w, s) })
 	t.Run("keyboard", func(t *testing.T) { consoleKeyboard(t, w, s) })
 	t.Run("feed", func(t *testing.T) { consoleFeed(t, w, s) })
+	t.Run("reasons", func(t *testing.T) { consoleReasons(t, w, s) })
 	t.Run("links", func(t *testing.T) { consoleLinks(t, w, s) })
 	t.Run("choices", func(t *testing.T) { consoleChoices(t, w, s) })
 	t.Run("away", func(t *testing.T) { consoleAway(t, w, s) })
@@ -482,7 +483,7 @@ func consoleFeed(t *testing.T, w *world, s *stage) {
 		t.Errorf("problems only: %s", shown)
 	}
 	js[bool](o, `(document.querySelector("#feed-kind").value = "push", document.querySelector("#feed-kind").dispatchEvent(new Event("change")))`)
-	if shown := js[string](o, `document.querySelector("#entries tbody").innerText`); strings.Contains(shown, "61004") || !strings.Contains(shown, "the backend could not be reached") {
+	if shown := js[string](o, `document.querySelector("#entries tbody").innerText`); strings.Contains(shown, "61004") || !strings.Contains(shown, "no backend could be reached: connection refused") {
 		t.Errorf("problems of pushes only: %s", shown)
 	}
 	js[bool](o, `(document.querySelector("#feed-kind").value = "", document.querySelector("#feed-kind").dispatchEvent(new Event("change")))`)
@@ -521,6 +522,22 @@ func consoleFeed(t *testing.T, w *world, s *stage) {
 	js[bool](o, `(Object.defineProperty(document, "hidden", {value: false, configurable: true}), document.dispatchEvent(new Event("visibilitychange")))`)
 	o.untilAsked(s, "GET status?", 1)
 	o.quiet("feed")
+}
+
+// consoleReasons: in Chinese, what the gateway says of why something was refused or failed is Chinese too.
+func consoleReasons(t *testing.T, w *world, s *stage) {
+	sick := ticketless()
+	sick.entries, sick.refusals = healthy().entries, healthy().refusals
+	s.set(sick)
+	o := newOperator(t, w, desktop, chinese, s.URL+"/")
+	o.visit("#feed")
+	o.judge("reasons-feed", "无法连接后端：connection refused")
+	o.visit("#errors/61004")
+	o.judge("reasons-errors", "签名与配置的 token 都不符")
+	o.visit("#health")
+	js[bool](o, `([...document.querySelectorAll("#cards button")].find(b => b.dataset.key.startsWith("drain")).click(), true)`)
+	o.until(`document.querySelector("#cards").textContent.includes("2 个中换取了 1 个；wx3333333333333337：仍在换取中")`)
+	o.quiet("reasons")
 }
 
 // untilAsked waits until the stage was asked that often.

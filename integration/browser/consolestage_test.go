@@ -224,14 +224,14 @@ func healthy() scene {
 			{"kind": "event", "platform": "wx1111111111111111", "what": "component_verify_ticket", "outcome": "ok", "took_ms": 3},
 			{"kind": "authorization", "appid": "wx3333333333333334", "platform": "wx1111111111111111", "what": "authorized", "outcome": "ok", "took_ms": 340},
 			refusedCall("wx3333333333333333"),
-			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "voice", "outcome": "failed", "status": 502, "took_ms": 4500, "reason": "the backend could not be reached"},
+			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "voice", "outcome": "failed", "status": 502, "took_ms": 4500, "reason": "no backend could be reached: connection refused"},
 			{"kind": "push", "appid": "wx3333333333333331", "platform": "wx1111111111111111", "what": "image", "outcome": "slow", "took_ms": 14500},
 			{"kind": "push", "appid": "wx2222222222222222", "what": "text", "outcome": "held", "took_ms": 5100},
 			{"kind": "call", "appid": "wx2222222222222222", "client": "shop", "what": "/cgi-bin/message/template/send", "outcome": "canceled", "took_ms": 900},
 		},
 		refusals: []map[string]any{
 			refusedCall("wx3333333333333333"),
-			{"seq": 4, "time": at(-2 * time.Minute), "kind": "push", "appid": "wx2222222222222222", "what": "", "outcome": "refused", "status": 403, "reason": "msg_signature does not fit any of the tokens",
+			{"seq": 4, "time": at(-2 * time.Minute), "kind": "push", "appid": "wx2222222222222222", "what": "", "outcome": "refused", "status": 403, "reason": "signature fits no configured token: compare the token with WeChat's console, and the path with the account",
 				"remedy": text("compare token with 消息校验Token in WeChat's console", "与微信后台的消息校验Token 核对")},
 		},
 	}
