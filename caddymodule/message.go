@@ -72,7 +72,7 @@ import (
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
 	AppID string `json:"appid,omitempty"`
-	// Pushes is how often WeChat pushes a message that is not answered. Default: 3.
+	// Pushes is how often WeChat pushes a message that is not answered. Whatever it is, a push 9 seconds after the first is the last. Default: 3.
 	Pushes int `json:"pushes,omitempty"`
 	// ReplyTimeout is the time from the last push to its answer, below WeChat's 5 s. Default: 4.5s.
 	ReplyTimeout caddy.Duration `json:"reply_timeout,omitempty"`

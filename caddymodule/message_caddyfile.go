@@ -15,7 +15,7 @@ import (
 
 // Defaults and bounds of wechat_message.
 const (
-	defaultPushes         = 3
+	defaultPushes         = wechatPushes
 	maxPushes             = 10
 	defaultReplyTimeout   = 4500 * time.Millisecond
 	defaultBackendTimeout = time.Minute

@@ -17,11 +17,16 @@ import (
 const (
 	// wechatWait is how long WeChat waits for an answer before it drops the connection and pushes again.
 	wechatWait = 5 * time.Second
+	// wechatPushes is how often WeChat pushes a message that is not answered. A route may be told another number.
+	wechatPushes = 3
 	// maxHold is how long a push that is not to be answered is held: something between WeChat and us may keep a
 	// connection that WeChat has dropped.
 	maxHold = 6 * time.Second
 	// lastSlack is by how much a push may be early and still be told by its time to be the last.
 	lastSlack = time.Second
+	// lastAfter is how long after its message was made, or first pushed, only WeChat's own last push can come, however many a
+	// route is told to expect: left unanswered, it would be an error notice to the user.
+	lastAfter = (wechatPushes-1)*wechatWait - lastSlack
 	// lostMargin is how long before the last push must be answered the waiting for a backend ends.
 	lostMargin = 250 * time.Millisecond
 
@@ -131,13 +136,10 @@ type pace struct {
 	replyTimeout time.Duration // from the last push to its answer
 }
 
-// lastAfter is how long after the message was made only its last push can come.
-func (p pace) lastAfter() time.Duration { return time.Duration(p.pushes-1)*wechatWait - lastSlack }
-
 // isLast reports whether WeChat will not push a message again: so many pushes came, the first of them and the message's making so
 // long ago.
 func (p pace) isLast(arrivals int, first, made time.Duration) bool {
-	return arrivals >= p.pushes || first >= p.lastAfter() || made >= p.lastAfter()
+	return arrivals >= p.pushes || first >= lastAfter || made >= lastAfter
 }
 
 // callTable joins the pushes of one message. It is exact: nothing is forgotten early, but for the two limits, and what those
@@ -272,7 +274,7 @@ func (t *callTable) worthTrying(c *call, p pace) time.Time {
 	defer t.mu.Unlock()
 	by := c.lastBy
 	if by.IsZero() {
-		by = c.first.Add(time.Duration(p.pushes-1)*wechatWait + p.replyTimeout)
+		by = c.first.Add(time.Duration(min(p.pushes, wechatPushes)-1)*wechatWait + p.replyTimeout)
 	}
 	return by.Add(-lostMargin)
 }

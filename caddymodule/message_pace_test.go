@@ -322,6 +322,63 @@ func TestPaceLostArrivals(t *testing.T) {
 	}
 }
 
+// TestPaceLastWhateverPushesSays: WeChat pushes three times, so that a push nine seconds after the first, or after its message was made, is
+// the last, and one sooner than that is not but for its number.
+func TestPaceLastWhateverPushesSays(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		pushes int
+		lost   int // the attempt that does not come
+		take   time.Duration
+		want   seen
+	}{
+		"more than WeChat makes":                 {5, 0, 30 * time.Second, seen{"success", 14500 * time.Millisecond, 3}},
+		"more than WeChat makes, the first lost": {4, 1, 30 * time.Second, seen{"success", 14500 * time.Millisecond, 3}},
+		"fewer, the first lost":                  {2, 1, 8 * time.Second, seen{replyXML, 13 * time.Second, 3}},
+		"fewer":                                  {2, 0, 30 * time.Second, seen{"success", 9500 * time.Millisecond, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := &slowBackend{after: tt.take, text: replyXML}
+				p := newPacer(t, func(m *Message) { m.Pushes = tt.pushes }, b.ServeHTTP)
+				p.lose = func(attempt int) bool { return attempt == tt.lost }
+				if got := p.send(paceMessage(1)); got != tt.want {
+					t.Errorf("%+v, want %+v", got, tt.want)
+				}
+				time.Sleep(time.Minute)
+				if runs := b.runs.Load(); runs != 1 {
+					t.Errorf("backend ran %d times", runs)
+				}
+			})
+		})
+	}
+}
+
+// TestPaceUnreachableUntilTheLastPush: where the last push does not come, a backend is dialled for as long as it could have come, and no longer.
+func TestPaceUnreachableUntilTheLastPush(t *testing.T) {
+	t.Parallel()
+	for _, pushes := range []int{2, 3, 5} {
+		synctest.Test(t, func(t *testing.T) {
+			var began, last time.Time
+			p := newPacer(t, func(m *Message) { m.Pushes = pushes }, func(http.ResponseWriter, *http.Request) error {
+				last = time.Now()
+				return reverseproxy.NewDialError(errors.New("refused"))
+			})
+			began = time.Now()
+			p.lose = func(attempt int) bool { return attempt > 1 }
+			if got := p.send(paceMessage(1)); got.attempt != 0 {
+				t.Errorf("pushes %d: %+v", pushes, got)
+			}
+			time.Sleep(time.Minute)
+			want := time.Duration(min(pushes, 3)-1)*wechatWait + defaultReplyTimeout - lostMargin
+			if tried := last.Sub(began); tried != want {
+				t.Errorf("pushes %d: dialled for %s, want %s", pushes, tried, want)
+			}
+		})
+	}
+}
+
 // TestPaceClockSkew: a gateway's clock that is four minutes off changes nothing, for the age of a message is WeChat's own.
 func TestPaceClockSkew(t *testing.T) {
 	t.Parallel()
