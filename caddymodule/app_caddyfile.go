@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -230,7 +232,7 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 		return d.Errf("client %s: %v", name, err)
 	}
 	for _, other := range a.Clients {
-		if shareLiteral(c.Keys, other.Keys) || shareLiteral(c.KeySHA256, other.KeySHA256) {
+		if shareLiteralKey(c, other) {
 			return d.WrapErr(errSharedKey(name, other.Name))
 		}
 	}
@@ -238,9 +240,28 @@ func (a *App) unmarshalClient(d *caddyfile.Dispenser, named map[string]string) e
 	return nil
 }
 
-// shareLiteral reports whether a text is in both lists. A placeholder that is may resolve to nothing in both.
-func shareLiteral(list, other []string) bool {
-	return slices.ContainsFunc(list, func(s string) bool { return !hasPlaceholder(s) && slices.Contains(other, s) })
+// shareLiteralKey reports whether two clients have a key that both write out, be it as its sum. A placeholder that is in both may
+// resolve to nothing in both.
+func shareLiteralKey(c, other *Client) bool {
+	sums := c.literalSums()
+	return slices.ContainsFunc(other.literalSums(), func(sum [sha256.Size]byte) bool { return slices.Contains(sums, sum) })
+}
+
+// literalSums are the sums of the keys that no placeholder hides, which have been found to be of the right form.
+func (c *Client) literalSums() (sums [][sha256.Size]byte) {
+	for _, key := range c.Keys {
+		if !hasPlaceholder(key) {
+			sums = append(sums, sha256.Sum256([]byte(key)))
+		}
+	}
+	for _, text := range c.KeySHA256 {
+		if !hasPlaceholder(text) {
+			var sum [sha256.Size]byte
+			_, _ = hex.Decode(sum[:], []byte(text))
+			sums = append(sums, sum)
+		}
+	}
+	return sums
 }
 
 func (a *App) unmarshalStore(d *caddyfile.Dispenser) error {
