@@ -164,6 +164,9 @@ type apiCall struct {
 	outcome string     // for the metric
 	span    trace.Span // of the caller's request; nil: it is not traced
 
+	watched   bool        // connected is known
+	connected atomic.Bool // it got a connection, to the origin that it goes to now
+
 	dials   atomic.Int32 // that net/http has begun for this attempt
 	dialled atomic.Int64 // when the first of them was, in Unix nanoseconds
 
@@ -242,7 +245,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return ownAnswer(req, refuse(http.StatusInternalServerError, http.StatusInternalServerError, "transport",
 			"the transport wechat serves wechat_api alone: use the directive wechat_api in place of this reverse_proxy")), nil
 	}
-	dropInterim(req.Context())
+	trace := httptrace.ContextClientTrace(req.Context())
+	dropInterim(trace)
+	if len(t.origins) > 1 { // else nobody asks
+		call.watch(trace)
+	}
 	if call.unshown {
 		req.Header = nil // the proxy would encode it for its log after the exchange; req is its own, made for this exchange
 	}
@@ -260,10 +267,38 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // dropInterim keeps interim answers (1xx) from the caller. WeChat has none, and Caddy's proxy would pass their headers on unread, and over
 // h2 a 101 as the answer itself. Nobody else has the trace that is changed: the proxy makes one for each exchange.
-func dropInterim(ctx context.Context) {
-	if trace := httptrace.ContextClientTrace(ctx); trace != nil {
+func dropInterim(trace *httptrace.ClientTrace) {
+	if trace != nil {
 		trace.Got1xxResponse = nil
 	}
+}
+
+// watch has the call notice when it gets a connection. The trace is dropInterim's.
+func (c *apiCall) watch(trace *httptrace.ClientTrace) {
+	c.watched = trace != nil
+	c.connected.Store(false)
+	if !c.watched {
+		return
+	}
+	then := trace.GotConn
+	trace.GotConn = func(info httptrace.GotConnInfo) {
+		c.connected.Store(true)
+		if then != nil {
+			then(info)
+		}
+	}
+}
+
+// asDialing is the error of an exchange, as one of dialing if the call had no connection: an egress proxy may not reach the origin, or a
+// handshake fail. Then nothing of the call was sent, and it may go to another origin, as the gateway's own calls do.
+func (c *apiCall) asDialing(err error) error {
+	if err == nil || !c.watched || c.connected.Load() {
+		return err
+	}
+	if _, dialing := errors.AsType[reverseproxy.DialError](err); dialing {
+		return err
+	}
+	return reverseproxy.NewDialError(err)
 }
 
 // attempt sends the call once. refused says that WeChat took the token for invalid; the answer is complete then.
@@ -283,6 +318,7 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 		}
 		res, err = nil, errNotTaken
 	}
+	err = call.asDialing(err)
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}

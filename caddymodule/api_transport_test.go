@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -85,6 +86,43 @@ func TestAPIBackupOrigin(t *testing.T) {
 	}
 	if upstreams[0].Healthy() || !upstreams[1].Healthy() {
 		t.Error("Caddy does not pass the dead origin over, or passes the other one over")
+	}
+}
+
+// So is it where an egress proxy cannot reach the first, and where no handshake with it succeeds: nothing of the call was sent. The gateway's
+// own call, for the token, finds its way too.
+func TestAPIBackupOriginWithoutAConnection(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	proxy := newRefusingProxy(t)
+	noTLS := httptest.NewUnstartedServer(http.NotFoundHandler())
+	noTLS.Config.ErrorLog = log.New(io.Discard, "", 0) // it says that it got no HTTP
+	noTLS.Start()
+	t.Cleanup(noTLS.Close)
+	for name, config := range map[string]string{
+		"proxy":     strings.Replace(gatewayConfig("https://127.0.0.1:9", wechat.URL), `"platforms"`, `"proxy": "`+proxy.URL+`", "platforms"`, 1),
+		"handshake": gatewayConfig(strings.Replace(noTLS.URL, "http:", "https:", 1), wechat.URL),
+	} {
+		for _, body := range []io.Reader{strings.NewReader("whole body"), onlyReader{strings.NewReader("whole body")}, http.NoBody} {
+			g := newGateway(t, wechat, config, "") // to which both origins are healthy
+			want := ""
+			if body != http.NoBody {
+				want = "whole body"
+			}
+			if a := g.do(http.MethodPost, "/"+accountID+"/cgi-bin/x", body, bearer(crmKey)); a.Status != http.StatusOK {
+				t.Errorf("%s: got %d %s", name, a.Status, a.Body)
+			}
+			if got := wechat.one(t); got.Body != want || got.Host != wechat.Listener.Addr().String() {
+				t.Errorf("%s: WeChat got %+v", name, got)
+			}
+			if upstreams := g.api.proxy.(*reverseproxy.Handler).Upstreams; upstreams[0].Healthy() || !upstreams[1].Healthy() {
+				t.Errorf("%s: Caddy does not pass the dead origin over, or passes the other one over", name)
+			}
+		}
+	}
+	proxy.mu.Lock()
+	defer proxy.mu.Unlock()
+	if len(proxy.got) == 0 {
+		t.Error("the proxy was not asked")
 	}
 }
 
