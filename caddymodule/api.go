@@ -48,7 +48,7 @@ const (
 //
 // /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token take the user's own token, which the caller brings. They pass
 // without a client, because whoever holds such a token could as well ask WeChat; with an Authorization header, which
-// must then be right, the client's paths apply.
+// must then be right, the client's paths apply. Where no client is configured trust_loopback alone admits them, as it does every other call.
 //
 // Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused.
 // /cgi-bin/ticket/getticket gives the account's jsapi or card ticket, which the gateway keeps as it does tokens, with

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -100,5 +101,43 @@ func TestAPITrustLoopbackForSDKs(t *testing.T) {
 	}
 	if a := g.get("/cgi-bin/token?grant_type=client_credential&secret=x&appid=" + accountID); a.code(t) != 40125 {
 		t.Errorf("no longer trusted: got %d %s", a.Status, a.Body)
+	}
+}
+
+// Without any client trust_loopback alone opens the listener, for users' own tokens too.
+func TestAPIWithoutAnyClient(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	config, _ := json.Marshal(map[string]any{
+		"accounts": []any{map[string]string{"appid": accountID, "secret": "account-secret"}}, "api": []string{wechat.URL},
+	})
+	targets := []string{
+		"/" + accountID + "/cgi-bin/user/info", "/cgi-bin/user/info?access_token=abc", "/cgi-bin/token", "/cgi-bin/ticket/getticket?type=jsapi", "/wechat/users/x",
+		"/sns/userinfo?access_token=USER&openid=o1", "/sns/auth?access_token=USER&openid=o1", "/sns/oauth2/refresh_token?appid=" + accountID + "&refresh_token=USER",
+	}
+	g := newGateway(t, wechat, string(config), "")
+	for _, target := range targets {
+		if a := g.get(target); a.Status != http.StatusUnauthorized && a.code(t) != 40001 { // as an SDK is told of a token
+			t.Errorf("%s: got %d %s, want 401", target, a.Status, a.Body)
+		}
+		if a := g.get(target, bearer(strangerKey)); a.Status != http.StatusUnauthorized {
+			t.Errorf("%s, with a key: got %d %s, want 401", target, a.Status, a.Body)
+		}
+	}
+	g = newGateway(t, wechat, string(config), `{"trust_loopback":true}`)
+	for _, target := range targets {
+		if a := g.get(target, "X-Forwarded-For: 192.0.2.1"); a.Status != http.StatusUnauthorized && a.code(t) != 40001 {
+			t.Errorf("%s, through a proxy: got %d %s, want 401", target, a.Status, a.Body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+	for _, target := range targets[5:] {
+		if a := g.get(target); a.Status != http.StatusOK {
+			t.Errorf("%s, from this machine: got %d %s", target, a.Status, a.Body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 3 {
+		t.Errorf("WeChat was called: %+v", calls)
 	}
 }
