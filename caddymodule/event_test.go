@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -195,6 +197,60 @@ func TestEventStoreFails(t *testing.T) {
 	}
 	if got := counted(t, app.metrics().pushes, "event", "store"); got != 2 {
 		t.Errorf("store counted %v times", got)
+	}
+}
+
+// hungStore is a store that answers nothing, until the caller's time is up.
+type hungStore struct{ *tokens.MemStore }
+
+func (hungStore) Load(ctx context.Context, _ string) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hungStore) Store(ctx context.Context, _ string, _ []byte) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (hungStore) Delete(ctx context.Context, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (hungStore) List(ctx context.Context, _ string) ([]string, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hungStore) Lock(ctx context.Context, _ string) (func(), error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestEventStoreHangs: a store that does not answer has three seconds for all that an event asks of it, so that WeChat gets its 503 in time.
+func TestEventStoreHangs(t *testing.T) {
+	t.Parallel()
+	for infoType, more := range map[string]string{
+		"component_verify_ticket":    ticketElement,
+		"authorized":                 "<AuthorizerAppid>" + authorizerID + "</AuthorizerAppid><AuthorizationCode>code-secret</AuthorizationCode>",
+		"updateauthorized":           "<AuthorizerAppid>" + authorizerID + "</AuthorizerAppid><AuthorizationCode>code-secret</AuthorizationCode>",
+		"notify_third_fasteregister": "<appid>" + authorizerID + "</appid><status>0</status><auth_code>code-secret</auth_code>",
+		"unauthorized":               "<AuthorizerAppid>" + authorizerID + "</AuthorizerAppid>",
+	} {
+		t.Run(infoType, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(time.Until(time.Date(2026, 11, 28, 0, 0, 0, 0, time.UTC))) // timestamps have ten digits
+				e, app := newEvent(t)
+				app.env.Store = hungStore{tokens.NewMemStore()}
+				began := time.Now()
+				rec := serve(t, e, eventSender(t).push("/wx/event", eventXML(infoType, more)), nil)
+				if took := time.Since(began); rec.Code != http.StatusServiceUnavailable || took != 3*time.Second {
+					t.Errorf("%d %q after %s, want 503 after 3 s", rec.Code, rec.Body, took)
+				}
+			})
+		})
 	}
 }
 
