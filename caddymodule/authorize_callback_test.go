@@ -398,3 +398,40 @@ func TestAuthorizePagesAreComplete(t *testing.T) {
 		}
 	}
 }
+
+// TestAuthorizeStateLivesHalfAnHour: for so long an owner may take at WeChat's page.
+func TestAuthorizeStateLivesHalfAnHour(t *testing.T) {
+	f := newAuthorize(t, &Authorize{})
+	synctest.Test(t, func(t *testing.T) {
+		client, err := tokens.NewClient(tokens.ClientOptions{Transport: transport(func(r *http.Request) (*http.Response, error) {
+			return nil, fmt.Errorf("WeChat was asked for %s", r.URL.Path)
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		env := *f.app.env
+		env.API, env.Store = client, tokens.NewMemStore()
+		manager := tokens.NewManager()
+		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
+		defer inner.manager.Close()
+		defer inner.users.Close()
+		a := *f.Authorize
+		a.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
+		req := &authorizeRequest{at: place{"http://example.com", authorizeBase}, platform: f.app.platform(platformID)}
+		cookie := strings.Repeat("c", 22)
+		state, err := a.newState(t.Context(), cookie, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := visit(http.MethodGet, authorizeBase)
+		r.AddCookie(&http.Cookie{Name: req.at.browserCookie(), Value: cookie})
+		time.Sleep(30*time.Minute - time.Second)
+		if _, failure := a.readState(r, req, state); failure != nil {
+			t.Errorf("within half an hour: %s", failure.reason)
+		}
+		time.Sleep(2 * time.Second)
+		if _, failure := a.readState(r, req, state); failure != failStateExpired || failure.page.status != http.StatusBadRequest {
+			t.Errorf("later: %+v", failure)
+		}
+	})
+}

@@ -270,6 +270,7 @@ func TestMessageRefusals(t *testing.T) {
 			return r
 		}, 400, "malformed"},
 		{"stale", at(-6 * time.Minute), 403, "timestamp"},
+		{"just stale", at(-5*time.Minute - 2*time.Second), 403, "timestamp"},
 		{"from the future", at(6 * time.Minute), 403, "timestamp"},
 		{"nonce passed off as the timestamp", func(t *testing.T) *http.Request {
 			s := platformSender(t)
