@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -24,6 +25,10 @@ const (
 	refusedAccount  = "wxa000000000000003" // nothing listens where its backend should be
 	lateAccount     = "wxa000000000000004" // its backend comes up late
 	fallbackAccount = "wxa000000000000005" // fallback text
+	fiveAccount     = "wxa000000000000006" // pushes 5, which is more than WeChat makes
+	twoAccount      = "wxa000000000000007" // pushes 2, and reply_timeout 1s
+	oneJSONAccount  = "wxa000000000000008" // pushes 1, in JSON, with both texts
+	kefuJSONAccount = "wxa000000000000009" // slow_reply customer_service, in JSON, with a mirror that refuses its copies
 )
 
 const (
@@ -50,6 +55,16 @@ const (
 func TestPace(t *testing.T) {
 	t.Parallel()
 	refused, late := freeAddr(t), freeAddr(t)
+	copies := make(chan []byte, 10)
+	mirror := &integration.Backend{Answer: func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		copies <- body
+		w.WriteHeader(http.StatusInternalServerError)
+	}}
+	if err := mirror.Start("127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(mirror.Close)
 	site := &paceSite{
 		routes: []paceRoute{
 			{name: "message"},
@@ -58,6 +73,10 @@ func TestPace(t *testing.T) {
 			{name: "refused", backend: refused},
 			{name: "late", backend: late},
 			{name: "fallback", options: []string{`fallback text "` + fallbackText + `"`}},
+			{name: "five", options: []string{"pushes 5"}},
+			{name: "two", options: []string{"pushes 2", "reply_timeout 1s"}},
+			{name: "one", options: []string{"pushes 1", `slow_reply text "` + slowText + `"`, `fallback text "` + fallbackText + `"`}},
+			{name: "kefumirror", options: []string{`slow_reply customer_service`, "mirror " + mirror.Addr()}},
 		},
 		accounts: []paceAccount{
 			{appid: textAccount, route: "text"},
@@ -65,13 +84,23 @@ func TestPace(t *testing.T) {
 			{appid: refusedAccount, route: "refused"},
 			{appid: lateAccount, route: "late"},
 			{appid: fallbackAccount, route: "fallback"},
+			{appid: fiveAccount, route: "five"},
+			{appid: twoAccount, route: "two"},
+			{appid: oneJSONAccount, route: "one", format: wxsim.FormatJSON},
+			{appid: kefuJSONAccount, route: "kefumirror", format: wxsim.FormatJSON},
 		},
 	}
 	site.accounts = append(site.accounts, modeAccounts()...)
 	w, backend := newPaceWorld(t, site, nil)
 
 	cases := map[string]func(*testing.T){
-		"customer service":        func(t *testing.T) { paceCustomerService(t, w, backend) },
+		"customer service": func(t *testing.T) { paceCustomerService(t, w, backend, kefuAccount) },
+		"customer service, JSON": func(t *testing.T) {
+			paceCustomerService(t, w, backend, kefuJSONAccount)
+			if len(copies) != 1 || !bytes.HasPrefix(<-copies, []byte("{")) {
+				t.Errorf("the mirror got %d copies more, or none in JSON", len(copies))
+			}
+		},
 		"backend down":            func(t *testing.T) { paceRefused(t, w) },
 		"backend comes up":        func(t *testing.T) { paceLate(t, w, backend, late) },
 		"told apart":              func(t *testing.T) { paceToldApart(t, w, backend) },
@@ -96,6 +125,11 @@ func TestPace(t *testing.T) {
 		"the other format":     {give: giveOther, attempts: 1},
 		"too much":             {give: giveLarge, attempts: 1},
 		"500 with a fallback":  {to: fallbackAccount, give: give500, saw: fallbackText, attempts: 1},
+		"never, pushes 5":      {to: fiveAccount, give: giveNever, attempts: 3, at: lastAnswer + 2*patience},
+		"after 6 s, pushes 2":  {to: twoAccount, take: 6 * time.Second, saw: giveText, attempts: 2},
+		"never, pushes 2":      {to: twoAccount, give: giveNever, attempts: 2, at: wechatWait + time.Second + patience},
+		"never, pushes 1":      {to: oneJSONAccount, give: giveNever, saw: slowText, attempts: 1, at: replyTimeout},
+		"XML to JSON":          {to: oneJSONAccount, give: giveOther, saw: fallbackText, attempts: 1},
 		"half with a fallback": {to: fallbackAccount, take: 6 * time.Second, give: giveHalf, saw: fallbackText, attempts: 2},
 	} {
 		cases[name] = func(t *testing.T) { p.run(t, w, backend) }
@@ -194,10 +228,10 @@ func heldUntilDropped(t *testing.T, r wxsim.PushResult) {
 }
 
 // paceCustomerService: what the backend answers too late reaches the user through the API.
-func paceCustomerService(t *testing.T, w *integration.World, backend *scripted) {
+func paceCustomerService(t *testing.T, w *integration.World, backend *scripted, appid string) {
 	s := scriptFor(t, 16*time.Second, giveText)
 	begun := time.Now()
-	r := pushed(t, w, wxsim.Message{AppID: kefuAccount, Content: s.String()})
+	r := pushed(t, w, wxsim.Message{AppID: appid, Content: s.String()})
 	if r.Kind != wxsim.ReplySuccess || len(r.Attempts) != 3 {
 		t.Errorf("answered %s after %d attempts", r.Kind, len(r.Attempts))
 	}
@@ -208,7 +242,7 @@ func paceCustomerService(t *testing.T, w *integration.World, backend *scripted) 
 	if err != nil {
 		t.Fatalf("nothing was sent to the user: %v", err)
 	}
-	if sent.Content != s.repliesWith() || sent.AppID != kefuAccount {
+	if sent.Content != s.repliesWith() || sent.AppID != appid {
 		t.Errorf("sent %q for %s", sent.Content, sent.AppID)
 	}
 	if took := sent.At.Sub(begun); took < s.take || took > s.take+busySlack {
