@@ -395,6 +395,7 @@ func TestPaceUnreachableUntilTheLastPush(t *testing.T) {
 				t.Errorf("pushes %d: %+v", pushes, got)
 			}
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			want := time.Duration(min(pushes, 3)-1)*wechatWait + defaultReplyTimeout - lostMargin
 			if tried := last.Sub(began); tried != want {
 				t.Errorf("pushes %d: dialled for %s, want %s", pushes, tried, want)
