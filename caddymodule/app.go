@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -90,6 +91,7 @@ type App struct {
 	env         *tokens.Environment
 	poolKey     string
 	shared      *shared
+	before      *shared      // of the configuration in whose place this one is loaded, until it comes in force; nil: there is none
 	generations *generations // that this one joins when it comes in force
 	activate    sync.Once
 }
@@ -121,7 +123,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.store = store
-	shared, err := acquireShared(store.Identity(), storeName(store))
+	a.before = inForceNow()
+	shared, err := acquireShared(store.Identity(), storeName(store), a.before)
 	if err != nil {
 		return err
 	}
@@ -337,7 +340,7 @@ func (a *App) Cleanup() error {
 	if a.shared == nil {
 		return nil
 	}
-	a.activate.Do(func() {}) // a request that a refused configuration had taken in must not put it in force
+	a.activate.Do(func() { a.before = nil }) // a request that a refused configuration had taken in must not put it in force
 	a.generations.leave(a)
 	a.shared.retire(a.env)
 	err := releaseShared(a.poolKey)
@@ -350,6 +353,10 @@ func (a *App) Cleanup() error {
 // apps are still being provisioned, must not do it: it asks generations.
 func (a *App) inForce() {
 	a.activate.Do(func() {
+		if a.before != nil && a.before != a.shared {
+			a.shared.manager.TakeTickets(a.before.manager, a.env)
+		}
+		a.before = nil
 		a.shared.use(a.env)
 		a.generations.enter(a)
 	})
@@ -360,16 +367,19 @@ func (a *App) inForce() {
 func (a *App) wantConfirmFiles() { a.env.ConfirmFiles = true }
 
 // manager is what keeps tickets and tokens.
-func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.manager }
+func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.current().manager }
 
 // users keeps who came through OAuth.
-func (a *App) users() *tokens.UserTable { return a.shared.users }
+func (a *App) users() *tokens.UserTable { return a.shared.current().users }
 
 // authorizations are the starts and ends of authorizations.
-func (a *App) authorizations() *authorizations { return a.shared.authorizations }
+func (a *App) authorizations() *authorizations { return a.shared.current().authorizations }
 
 // logins is how many codes and accounts visitors have brought that WeChat does not take.
-func (a *App) logins() *visitorLimits { return a.shared.logins }
+func (a *App) logins() *visitorLimits { return a.shared.current().logins }
+
+// background runs work that a push began: see shared.
+func (a *App) background(work func(context.Context)) { a.shared.current().background(work) }
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -85,14 +86,36 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	}
 	r.RequestURI, u.RawQuery = plaintextURI(&u, d.facts.openID)
 	r.URL = &u
-	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), answer, d.server)
+	repl := caddy.NewReplacer()
+	r = caddyhttp.PrepareRequest(r, repl, answer, d.server)
 	r.URL = d.request.URL
 	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
 	err := runNext(h, answer, r)
+	if _, answered := repl.Get(roundTripPlaceholder); answered && notReached(err) { // by another backend than the one that was not reached
+		err = fmt.Errorf("a backend may have it, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again
+	}
 	if err == nil && answer.status >= http.StatusMultipleChoices {
 		err = fmt.Errorf("status %d", answer.status)
 	}
 	return err
+}
+
+// serveReached is serve, again and again until ctx ends while no backend can be reached: reverse_proxy gives up what it tries when its
+// configuration ends.
+func (d *detached) serveReached(ctx context.Context, h caddyhttp.Handler) error {
+	for {
+		err := d.serve(ctx, h)
+		if !notReached(err) {
+			return err
+		}
+		timer := time.NewTimer(redialEvery)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
 }
 
 // ignoredAnswer takes an answer of which only the status is of interest.

@@ -19,7 +19,7 @@ const maxForwards = 64
 // forward hands an event that is durable to the next handler, in the background. Its codes are emptied; a ticket is
 // not for anybody, and WeChat's test accounts, which authorise the platform for the acceptance check, are nobody's
 // tenants: their tokens are kept, but no backend hears of them. What the next handler answers is ignored, unless it is
-// an error, which is logged.
+// an error, which is logged. While it reaches no backend it is tried again, for backgroundTimeout and over a reload, but not by another process.
 func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push) {
 	f := &p.fields
 	platform, infoType := p.platform.AppID, string(f.InfoType)
@@ -49,9 +49,9 @@ func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push) {
 		return
 	}
 	copied := detach(r, f.Format, newFacts(p, appid), message)
-	e.app.shared.background(func(ctx context.Context) {
+	e.app.background(func(ctx context.Context) {
 		defer func() { <-e.forwards }()
-		if err := copied.serve(ctx, next); err != nil {
+		if err := copied.serveReached(ctx, next); err != nil {
 			lost(err)
 		}
 	})

@@ -269,8 +269,12 @@ func (c *claims) close() {
 	c.closed = true
 	cancel := c.cancel
 	c.mu.Unlock()
-	if cancel != nil && c.calls.inFlight() == 0 {
+	switch {
+	case cancel == nil:
+	case c.calls.inFlight() == 0:
 		cancel()
+	default: // the calls may be those of another store, and never all be over
+		time.AfterFunc(redisGrace, cancel)
 	}
 	if cancel == nil || c.calls.inFlight() == 0 {
 		c.work.Wait()

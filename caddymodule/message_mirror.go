@@ -80,7 +80,7 @@ func (m *Message) sendMirrors(r *http.Request, p *push, f *facts) {
 			own.content = bytes.Clone(p.fields.Content)
 			copied = detach(r, p.fields.Format, &own, bytes.Clone(p.opened.Message))
 		}
-		m.app.shared.background(func(ctx context.Context) {
+		m.app.background(func(ctx context.Context) {
 			defer func() { <-to.places }()
 			ctx, cancel := context.WithTimeout(ctx, mirrorTimeout)
 			defer cancel()

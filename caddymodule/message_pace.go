@@ -179,7 +179,7 @@ func (m *Message) leadApart(w http.ResponseWriter, r *http.Request, next caddyht
 	first := a
 	first.last, first.by = false, a.at.Add(maxHold)
 	calls.hold(a.call)
-	m.app.shared.background(func(context.Context) { // backend_timeout ends it
+	m.app.background(func(context.Context) { // backend_timeout ends it
 		defer copied.release()
 		defer calls.leaveNow(a.call)
 		_ = m.leadHere(&ignoredAnswer{header: make(http.Header)}, work, next, copied, &facts, first)

@@ -63,6 +63,18 @@ func (s servedCalls) of(client string) prometheus.Counter {
 	return c
 }
 
+// newForgotten counts what a table of calls drops, and stands at zero.
+func newForgotten() *prometheus.CounterVec {
+	forgotten := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "wechat", Name: "pushes_forgotten_total",
+		Help: "What was remembered of answered pushes and forgotten early, for lack of room: the answer or the identity.",
+	}, []string{"what"})
+	for _, what := range []string{droppedAnswer, droppedIdentity} {
+		forgotten.WithLabelValues(what)
+	}
+	return forgotten
+}
+
 func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -91,7 +103,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 			Help: "1 while the store does not answer for pushes, so that one which comes again to another node is not known there.",
 		}),
 		lateReplies: counter("late_replies_total", "Answers that came after WeChat's last push and were sent by the customer-service API, by result.", "result"),
-		forgotten:   counter("pushes_forgotten_total", "What was remembered of answered pushes and forgotten early, for lack of room: the answer or the identity.", "what"),
+		forgotten:   newForgotten(),
 		inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: "pushes_in_flight", Help: "Messages that wait for a backend's answer.",
 		}, func() float64 { return float64(calls.inFlight()) }),
@@ -139,9 +151,6 @@ func (m *metrics) begin() {
 	}
 	m.lateReplies.WithLabelValues(resultOK)
 	m.lateReplies.WithLabelValues(resultError)
-	for _, what := range []string{droppedAnswer, droppedIdentity} {
-		m.forgotten.WithLabelValues(what)
-	}
 	for _, copied := range []string{mirrorOK, mirrorError, mirrorFull} {
 		m.mirrors.WithLabelValues(copied)
 	}

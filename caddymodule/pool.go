@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -38,40 +40,82 @@ type shared struct {
 	health  *health
 	feed    *feed
 	events  *eventQueue
-	calls   *callTable
 	claims  *claims
-	// bodies has the text that came with each timestamp and nonce in plaintext mode.
-	bodies *tokens.Window[pushID, pushID]
-
-	releaseChecks *releaseChecks
+	*pushMemory
 	// authorizations are the starts and ends of wechat_authorize.
 	authorizations *authorizations
 	// logins is what visitors brought to callbacks of wechat_oauth that was good for nothing.
 	logins *visitorLimits
 
 	work   tasks
-	keeper sync.WaitGroup  // of what runs all the time, until ctx ends
 	ctx    context.Context // ends background work
 	cancel context.CancelFunc
+	keeper sync.WaitGroup // of what runs all the time, until stop
+	stop   context.CancelFunc
+	heir   atomic.Pointer[shared] // takes the place of this one, which has ended; nil: nothing does
 
 	mu           sync.Mutex
 	environments []*tokens.Environment // in force and waiting, the current one last
 	emitters     map[*tokens.Environment]*emitter
 }
 
-// acquireShared takes the state of the store with that identity. Module is the store's, as a label.
-func acquireShared(identity, module string) (*shared, error) {
+// pushMemory is what is known of pushes. Another store does not make WeChat begin anew: it pushes again what the configuration of before
+// has not answered yet, and that is still at work on.
+type pushMemory struct {
+	calls *callTable
+	// bodies has the text that came with each timestamp and nonce in plaintext mode.
+	bodies        *tokens.Window[pushID, pushID]
+	releaseChecks *releaseChecks
+
+	forgotten *prometheus.CounterVec
+	holders   atomic.Int32
+}
+
+// hold is the memory that a configuration goes on with; nil: a new one is made.
+func (p *pushMemory) hold() *pushMemory {
+	if p == nil {
+		p = &pushMemory{bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks()}
+		p.forgotten = newForgotten()
+		p.calls = newCallTable(func(what string) { p.forgotten.WithLabelValues(what).Inc() })
+	}
+	p.holders.Add(1)
+	return p
+}
+
+func (p *pushMemory) letGo() {
+	if p.holders.Add(-1) == 0 {
+		p.bodies.Close()
+		p.releaseChecks.Close()
+	}
+}
+
+// inForceNow is the state of the configuration that Caddy runs, which is the one of before while another is loaded; nil: none has any.
+func inForceNow() *shared {
+	app, err := optionalApp(caddy.ActiveContext())
+	if err != nil || app == nil {
+		return nil
+	}
+	return app.shared
+}
+
+// acquireShared takes the state of the store with that identity. Module is the store's, as a label. Before is the state of the
+// configuration in force, or nil.
+func acquireShared(identity, module string, before *shared) (*shared, error) {
 	v, _, err := sharedPool.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		manager := tokens.NewManager()
+		var known *pushMemory
+		if before != nil {
+			known = before.pushMemory
+		}
 		s := &shared{
-			manager: manager, users: tokens.NewUserTable(maxUsers), ctx: ctx, cancel: cancel,
-			bodies: tokens.NewWindow[pushID, pushID](2*defaultTimestampWindow, maxBodies), releaseChecks: newReleaseChecks(), feed: newFeed(),
+			manager: manager, users: tokens.NewUserTable(maxUsers), stop: cancel, pushMemory: known.hold(), feed: newFeed(),
 			authorizations: newAuthorizations(manager), logins: newVisitorLimits(),
 		}
+		s.ctx, s.cancel = context.WithCancel(context.Background())
 		s.users.Share(manager)
-		s.calls = newCallTable(func(what string) { s.metrics.forgotten.WithLabelValues(what).Inc() })
 		s.metrics = newMetrics(manager, s.calls)
+		s.metrics.forgotten = s.forgotten
 		s.metrics.store = module
 		s.health = newHealth(s.metrics)
 		s.events = newEventQueue(ctx, s.metrics.eventsDropped.Inc)
@@ -259,10 +303,32 @@ func (s *shared) runOut() {
 	}
 }
 
-// Destruct ends everything once the last configuration that used it is gone.
-func (s *shared) Destruct() error {
-	if caddy.Exiting() {
-		s.runOut()
+// inherit has the state of the configuration in force take the place of this one. That is of another store, or this would not end.
+func (s *shared) inherit() *shared {
+	heir := inForceNow()
+	if heir == nil || heir == s || caddy.Exiting() {
+		return nil
+	}
+	s.heir.Store(heir)
+	return heir
+}
+
+// current is the state itself, or what has taken its place: requests that were taken in before a reload outlive their own.
+func (s *shared) current() *shared {
+	for {
+		heir := s.heir.Load()
+		if heir == nil {
+			return s
+		}
+		s = heir
+	}
+}
+
+// drain waits for background work, for a while, and ends it. An heir waits in the place of this one, and the work goes on.
+func (s *shared) drain(heir *shared) {
+	if heir != nil {
+		heir.work.Go(func() { s.work.Wait(); s.cancel() }) // each piece of it has a deadline
+		return
 	}
 	drained := make(chan struct{})
 	go func() { s.work.Wait(); close(drained) }()
@@ -271,14 +337,27 @@ func (s *shared) Destruct() error {
 	case <-time.After(drainTimeout):
 	}
 	s.cancel()
+}
+
+// Destruct ends everything once the last configuration that used it is gone. What was accepted and is not done yet becomes the duty of
+// the state that takes the place of this one.
+func (s *shared) Destruct() error {
+	if caddy.Exiting() {
+		s.runOut()
+	}
+	heir := s.inherit()
+	s.drain(heir)
+	s.stop()
 	s.keeper.Wait()
 	s.events.close(drainTimeout)
 	s.claims.close()
 	s.manager.Close()
+	if heir != nil {
+		heir.manager.TakeOver(s.manager)
+	}
 	s.users.Close()
-	s.bodies.Close()
-	s.releaseChecks.Close()
 	s.authorizations.close()
 	s.logins.close()
+	s.letGo()
 	return nil
 }

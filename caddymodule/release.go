@@ -137,7 +137,7 @@ func (a *App) beginReleaseMessage(m releaseMessage) {
 	if _, again := a.shared.releaseChecks.GetOrSet(key, func() []byte { return nil }); again {
 		return
 	}
-	a.shared.background(func(ctx context.Context) {
+	a.background(func(ctx context.Context) {
 		nodes, shared := a.env.Store.(tokens.Ephemeral)
 		name := "release/" + hex.EncodeToString(key[:])
 		if shared {

@@ -1,0 +1,73 @@
+package tokens
+
+import "context"
+
+// TakeTickets gives m the tickets that another manager holds for the platforms of env, with which m is about to be used in its place: m's
+// store may have none, or an older one, and WeChat pushes the next in ten minutes. They are written in the background.
+func (m *Manager) TakeTickets(from *Manager, env *Environment) {
+	for _, p := range env.Platforms {
+		held := from.tickets.get(p.AppID)
+		if held.Value.IsZero() {
+			continue
+		}
+		held.durable = false // in m's store
+		if m.tickets.offer(p.AppID, held).same(held.Ticket) {
+			m.queue.add("taken ticket "+p.AppID, 0, m.saveTaken(p.AppID))
+		}
+	}
+}
+
+// saveTaken is the job that writes a ticket of another manager's.
+func (m *Manager) saveTaken(platform string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		env, err := m.current()
+		if err != nil {
+			return nil //nolint:nilerr // closed: Close writes what waits
+		}
+		if _, ok := env.platform(platform); !ok {
+			m.tickets.forget(platform)
+			return nil
+		}
+		if m.tickets.get(platform).durable {
+			return nil
+		}
+		return m.saveTicket(ctx, env, platform)
+	}
+}
+
+// takeOverTimeout bounds TakeOver, for which a reload waits.
+const takeOverTimeout = 2 * storeTimeout
+
+// TakeOver makes what a closed manager had accepted and not finished the duty of m: the codes that are still to be exchanged, and tickets
+// that came while m was used already. What m does not take stays in the store of the other.
+func (m *Manager) TakeOver(from *Manager) {
+	env, err := m.current()
+	if err != nil {
+		return
+	}
+	m.TakeTickets(from, env)
+	ctx, cancel := context.WithTimeout(context.Background(), takeOverTimeout)
+	defer cancel()
+	taken, left := 0, 0
+	for _, open := range from.intents.open() {
+		if open.lost.Load() {
+			continue
+		}
+		failed := ctx.Err()
+		if failed == nil {
+			failed = m.Accept(ctx, open.Intent)
+		}
+		if failed == nil {
+			taken++
+			continue
+		}
+		left, err = left+1, failed
+	}
+	if taken > 0 {
+		env.Log.Warn("authorizations that were accepted under the store of before, and not exchanged yet, are taken over", "authorizations", taken)
+	}
+	if left > 0 {
+		env.Log.Error("authorizations that were accepted under the store of before cannot be taken over: export them from there, and import them here",
+			"authorizations", left, "error", err)
+	}
+}
