@@ -1,6 +1,9 @@
 package tokens
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // TakeTickets gives m the tickets that another manager holds for the platforms of env, with which m is about to be used in its place: m's
 // store may have none, or an older one, and WeChat pushes the next in ten minutes. They are written in the background.
@@ -39,13 +42,19 @@ func (m *Manager) saveTaken(platform string) func(context.Context) error {
 const takeOverTimeout = 2 * storeTimeout
 
 // TakeOver makes what a closed manager had accepted and not finished the duty of m: the codes that are still to be exchanged, and tickets
-// that came while m was used already. What m does not take stays in the store of the other.
+// that came while m was used already. What m does not take stays in the store of the other. WeChat is asked for accounts that m's store
+// does not know, since others may have authorised under the store of before.
 func (m *Manager) TakeOver(from *Manager) {
 	env, err := m.current()
 	if err != nil {
 		return
 	}
 	m.TakeTickets(from, env)
+	for _, p := range env.Platforms {
+		if env.RosterEvery > 0 {
+			m.queue.add("moved "+rosterJob(p.AppID), 0, m.moveRoster(p.AppID))
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeOverTimeout)
 	defer cancel()
 	taken, left := 0, 0
@@ -69,5 +78,38 @@ func (m *Manager) TakeOver(from *Manager) {
 	if left > 0 {
 		env.Log.Error("authorizations that were accepted under the store of before cannot be taken over: export them from there, and import them here",
 			"authorizations", left, "error", err)
+	}
+}
+
+// moveRoster is the job that takes back that WeChat's list was read to its end, which says nothing of the time in which another store was in
+// use. The list is read as after an import.
+func (m *Manager) moveRoster(platform string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		env, err := m.current()
+		if err != nil {
+			return nil //nolint:nilerr // closed
+		}
+		if _, ok := env.platform(platform); !ok {
+			return nil // no longer configured
+		}
+		unlock, err := m.lockStore(ctx, env, rosterName(platform), writeLockWait)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		state, err := m.loadRoster(ctx, env, platform)
+		if err != nil {
+			return err
+		}
+		if state.CompletedAt == 0 {
+			return nil // it is read anyhow
+		}
+		state = &rosterWire{MovedAt: time.Now().Unix(), Walk: state.Walk}
+		if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
+			return err
+		}
+		m.rosters.change(platform, func(r *roster) { r.complete = false })
+		m.hastenRoster(platform)
+		return nil
 	}
 }

@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,6 +112,35 @@ func TestTakeOverIsBounded(t *testing.T) {
 		}
 		if r.intents(t) != duties || r.log.count("cannot be taken over") != 1 {
 			t.Errorf("%d duties are kept, the log:\n%s", r.intents(t), r.log)
+		}
+	})
+}
+
+// An account authorised while the other store was in use. The store that is used again was whole before, and does not know it.
+func TestTakeOverKnowsOfAccountsMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		next := r.successor(t)
+		next.env.RosterEvery = 0
+		next.Use(next.env)
+		next.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		if next.rosters.incomplete(testPlatform) {
+			t.Fatal("the list was not read")
+		}
+		r.authorize(t, testPlatform, testAuthorizer)
+		if _, err := next.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) {
+			t.Fatalf("before: %v", err)
+		}
+		r.Close()
+		next.TakeOver(r.Manager)
+		synctest.Wait()
+		next.get(t, testAuthKey)
+		lists := next.wx.count(pathAuthorizerList)
+		time.Sleep(rosterSettle + rosterHasten + rosterCheck)
+		if next.wx.count(pathAuthorizerList) == lists || next.rosters.incomplete(testPlatform) {
+			t.Error("the list is not read again")
 		}
 	})
 }
