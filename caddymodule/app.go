@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -91,7 +92,8 @@ type App struct {
 	env         *tokens.Environment
 	poolKey     string
 	shared      *shared
-	before      *shared      // of the configuration in whose place this one is loaded, until it comes in force; nil: there is none
+	// before is the state of the configuration in whose place this one is loaded, of another store, until that has ended; nil: there is none.
+	before      atomic.Pointer[shared]
 	generations *generations // that this one joins when it comes in force
 	activate    sync.Once
 }
@@ -123,10 +125,16 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.store = store
-	a.before = inForceNow()
-	shared, err := acquireShared(store.Identity(), storeName(store), a.before)
+	var before *shared
+	if app := inForceNow(); app != nil {
+		before = app.shared
+	}
+	shared, err := acquireShared(store.Identity(), storeName(store), before)
 	if err != nil {
 		return err
+	}
+	if before != shared {
+		a.before.Store(before)
 	}
 	a.shared, a.poolKey, a.generations = shared, store.Identity(), &running
 	a.env = &tokens.Environment{
@@ -340,7 +348,10 @@ func (a *App) Cleanup() error {
 	if a.shared == nil {
 		return nil
 	}
-	a.activate.Do(func() { a.before = nil }) // a request that a refused configuration had taken in must not put it in force
+	a.activate.Do(func() {}) // a request that a refused configuration had taken in must not put it in force
+	if before := a.before.Swap(nil); before != nil {
+		before.heir.CompareAndSwap(a.shared, nil) // which goes on after all
+	}
 	a.generations.leave(a)
 	a.shared.retire(a.env)
 	err := releaseShared(a.poolKey)
@@ -353,11 +364,14 @@ func (a *App) Cleanup() error {
 // apps are still being provisioned, must not do it: it asks generations.
 func (a *App) inForce() {
 	a.activate.Do(func() {
-		if a.before != nil && a.before != a.shared {
-			a.shared.manager.TakeTickets(a.before.manager, a.env)
+		before := a.before.Load()
+		if before != nil {
+			a.shared.manager.TakeTickets(before.manager, a.env)
 		}
-		a.before = nil
 		a.shared.use(a.env)
+		if before != nil { // while both serve, one of them renews tokens
+			before.heir.Store(a.shared)
+		}
 		a.generations.enter(a)
 	})
 }

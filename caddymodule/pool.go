@@ -52,7 +52,7 @@ type shared struct {
 	cancel context.CancelFunc
 	keeper sync.WaitGroup // of what runs all the time, until stop
 	stop   context.CancelFunc
-	heir   atomic.Pointer[shared] // takes the place of this one, which has ended; nil: nothing does
+	heir   atomic.Pointer[shared] // takes the place of this one, which ends; nil: nothing does
 
 	mu           sync.Mutex
 	environments []*tokens.Environment // in force and waiting, the current one last
@@ -89,13 +89,13 @@ func (p *pushMemory) letGo() {
 	}
 }
 
-// inForceNow is the state of the configuration that Caddy runs, which is the one of before while another is loaded; nil: none has any.
-func inForceNow() *shared {
+// inForceNow is the app of the configuration that Caddy runs, which is the one of before while another is loaded; nil: there is none.
+func inForceNow() *App {
 	app, err := optionalApp(caddy.ActiveContext())
-	if err != nil || app == nil {
+	if err != nil || app == nil || app.shared == nil {
 		return nil
 	}
-	return app.shared
+	return app
 }
 
 // acquireShared takes the state of the store with that identity. Module is the store's, as a label. Before is the state of the
@@ -305,12 +305,13 @@ func (s *shared) runOut() {
 
 // inherit has the state of the configuration in force take the place of this one. That is of another store, or this would not end.
 func (s *shared) inherit() *shared {
-	heir := inForceNow()
-	if heir == nil || heir == s || caddy.Exiting() {
+	app := inForceNow()
+	if app == nil || app.shared == s || caddy.Exiting() {
 		return nil
 	}
-	s.heir.Store(heir)
-	return heir
+	s.heir.Store(app.shared)
+	app.before.CompareAndSwap(s, nil)
+	return app.shared
 }
 
 // current is the state itself, or what has taken its place: requests that were taken in before a reload outlive their own.

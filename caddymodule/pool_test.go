@@ -41,6 +41,24 @@ func TestAnotherStore(t *testing.T) {
 	if before.manager() != now.shared.manager || now.calls() != calls {
 		t.Error("two reloads on, what was taken in before goes to a state that has ended")
 	}
+
+	// While the new configuration is in force and the old one serves on, tokens are the new one's, and if it is refused after all, the old one's.
+	refused, _, err := provisionAt(filepath.Join(folder, "refused"), testConfig(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now.manager() != now.shared.manager {
+		t.Error("a configuration that is not in force yet has taken over")
+	}
+	if refused.manager() != refused.shared.manager || now.manager() != refused.shared.manager || before.manager() != refused.shared.manager {
+		t.Error("two states in force renew tokens")
+	}
+	if err := refused.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if now.manager() != now.shared.manager || before.manager() != now.shared.manager || refused.manager() != now.shared.manager {
+		t.Error("a configuration that was refused stays in force")
+	}
 	close(release)
 	for range 2 {
 		if err := <-ended; err != nil {
