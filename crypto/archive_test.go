@@ -2,6 +2,8 @@ package crypto
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -99,6 +101,49 @@ func TestArchive(t *testing.T) {
 	}
 }
 
+// TestArchiveFormat: an archive outlives the program that wrote it. Those here were made by another program, from the format as
+// archive.go tells it: a writer and a reader that change in the same way would still read each other.
+func TestArchiveFormat(t *testing.T) {
+	t.Parallel()
+	pass, err := ParseArchiveKey(archivePassText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name       string
+		kind       byte
+		iterations uint32
+		rest       string // the HMAC and the frames, in base64
+		key        ArchiveKey
+	}{
+		{
+			"key", 1, 0, "v1ssqJsJuRSiC1sFjcH5ox4rn8jIv0wdRS0PHzNOdUcAAAADOF4GSPXbwtSUCcRFIywokhU2PQAAAAMdRJ3E4Ui9kfxCL1azLxCY6BqdgAAAANd4QaAQchuHj+mLqhnz994=",
+			archiveTestKey,
+		},
+		{
+			"passphrase", 2, 1_000_000, "QmU+v/lkG/eUENmWNTH/aRuSFGOlMTZxzZbt1/vppK8AAAAD/XGuKHALdaFGU8ZYxRHvncXyTQAAAANFVlIK+0a89O/mka7KpCuTtcZhgAAAAGmVkrWj7xcGS71V7jaO4fY=",
+			pass,
+		},
+	} {
+		data := append([]byte("caddy-wechat archive\n"), 1, tt.kind)
+		for i := range byte(32) {
+			data = append(data, i) // the salt
+		}
+		data = binary.BigEndian.AppendUint32(data, tt.iterations)
+		rest, err := base64.StdEncoding.DecodeString(tt.rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if records, err := readArchive(append(data, rest...), tt.key); err != nil || fmt.Sprint(records) != "[one two]" {
+			t.Errorf("%s: %q, %v", tt.name, records, err)
+		}
+		w := archiveOf(t, tt.key)
+		if !bytes.Equal(w[:23], data[:23]) || !bytes.Equal(w[55:59], data[55:59]) {
+			t.Errorf("%s: written with the header %x", tt.name, w[:59])
+		}
+	}
+}
+
 // TestArchiveAltered: each single byte, each length, each order of frames.
 func TestArchiveAltered(t *testing.T) {
 	t.Parallel()
@@ -144,8 +189,28 @@ func TestArchiveAltered(t *testing.T) {
 	}
 	newer := bytes.Clone(data)
 	newer[len(archiveMagic)] = 2
-	if _, err := readArchive(newer, archiveTestKey); !errors.Is(err, ErrArchiveVersion) {
-		t.Errorf("a newer version: %v", err)
+	for _, n := range []int{len(newer), len(archiveMagic) + 1} {
+		if _, err := readArchive(newer[:n], archiveTestKey); !errors.Is(err, ErrArchiveVersion) {
+			t.Errorf("%d bytes of a newer version: %v", n, err)
+		}
+	}
+	other := bytes.Clone(data)
+	other[len(archiveMagic)-1] = '\r'
+	for _, n := range []int{len(other), len(archiveMagic)} {
+		if _, err := readArchive(other[:n], archiveTestKey); !errors.Is(err, ErrNoArchive) {
+			t.Errorf("%d bytes that begin almost like an archive: %v", n, err)
+		}
+	}
+	// What costs time or memory is bounded before anything is authenticated.
+	slow := bytes.Clone(data)
+	binary.BigEndian.PutUint32(slow[archiveHeader-4:], maxPassphraseIterations+1)
+	if _, err := readArchive(slow, archiveTestKey); !errors.Is(err, ErrArchiveAltered) {
+		t.Errorf("more iterations than any archive has: %v", err)
+	}
+	large := bytes.Clone(data)
+	binary.BigEndian.PutUint32(large[head:], MaxArchiveRecord+1)
+	if _, err := readArchive(large, archiveTestKey); !errors.Is(err, ErrArchiveAltered) {
+		t.Errorf("a longer record than any archive has: %v", err)
 	}
 }
 
@@ -160,11 +225,27 @@ func TestParseArchiveKey(t *testing.T) {
 			t.Errorf("the error shows the key: %v", err)
 		}
 	}
+	// What is a key is none to be stretched: it opens what the same 32 bytes have sealed.
+	key, err := ParseArchiveKey(strings.Repeat("07", sealKeyLength))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if records, err := readArchive(archiveOf(t, archiveTestKey, "one"), key); err != nil || len(records) != 1 {
+		t.Errorf("%q, %v", records, err)
+	}
+}
+
+func TestArchiveRecordsAreBounded(t *testing.T) {
+	t.Parallel()
 	w, err := NewArchiveWriter(io.Discard, archiveTestKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Write(make([]byte, MaxArchiveRecord+1)); err == nil {
 		t.Error("a record without bounds")
+	}
+	records, err := readArchive(archiveOf(t, archiveTestKey, strings.Repeat("x", MaxArchiveRecord)), archiveTestKey)
+	if err != nil || len(records) != 1 || len(records[0]) != MaxArchiveRecord {
+		t.Errorf("%d records of the largest size, %v", len(records), err)
 	}
 }

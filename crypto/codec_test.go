@@ -204,6 +204,48 @@ func TestOpenRefusesTextMovedIntoNonce(t *testing.T) {
 	}
 }
 
+// TestParametersAreBounded: as long as maxParam is fine, one byte more is not, in whatever has a timestamp or nonce.
+func TestParametersAreBounded(t *testing.T) {
+	t.Parallel()
+	c := mustCodec(t, appid, []string{"tokenA"}, []string{keyA})
+	var b Buffers
+	encrypt, err := b.seal(nil, c.keys[0].s, newRandom(), appid, []byte("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest := strings.Repeat("1", maxParam)
+	for _, tt := range []struct {
+		timestamp, nonce string
+		want             bool
+	}{
+		{longest, longest, true},
+		{longest + "1", longest, false},
+		{longest, longest + "1", false},
+	} {
+		signature := string(b.sign(nil, c.tokens[0], tt.timestamp, tt.nonce, encrypt))
+		p := Params{signature, tt.timestamp, tt.nonce}
+		if _, err := c.Open(&b, p, encrypt); (err == nil) != tt.want {
+			t.Errorf("%d, %d: opened: %v", len(tt.timestamp), len(tt.nonce), err)
+		}
+		if d := c.Diagnose(&b, p, encrypt); (d.Token == 0) != tt.want {
+			t.Errorf("%d, %d: diagnosed: token %d", len(tt.timestamp), len(tt.nonce), d.Token)
+		}
+		if got := c.VerifySignature(c.Signature(tt.timestamp, tt.nonce), tt.timestamp, tt.nonce); got != tt.want {
+			t.Errorf("%d, %d: verified: %v", len(tt.timestamp), len(tt.nonce), got)
+		}
+	}
+	for _, tt := range []struct {
+		nonce string
+		want  error
+	}{{longest, nil}, {longest + "1", errUnwritable}} {
+		_, err := c.AppendReply(nil, &b, Opened{}, FormatXML, 1715943329, tt.nonce, nil)
+		_, _, errPush := c.SealPush(&b, FormatXML, "AppId", appid, 1715943329, tt.nonce, nil)
+		if err != tt.want || errPush != tt.want { //nolint:errorlint // our own values
+			t.Errorf("nonce of %d: a reply %v, a push %v", len(tt.nonce), err, errPush)
+		}
+	}
+}
+
 func TestOpenOtherKeysAndTokens(t *testing.T) {
 	t.Parallel()
 	ours := mustCodec(t, appid, []string{"tokenA"}, []string{keyA})
@@ -379,8 +421,17 @@ func TestParseKeyRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := ParseKey("+/" + keyA[2:]); err != nil {
+	if _, err := ParseKey("+/AZaz09" + keyA[8:]); err != nil {
 		t.Errorf("base64 alphabet: %v", err)
+	}
+	// The neighbours of the alphabet, at the first position and the last.
+	for _, c := range []string{"*", ",", "-", ".", ":", "@", "[", "`", "{"} {
+		for position, text := range map[int]string{1: c + keyA[1:], 43: keyA[:42] + c} {
+			_, err := ParseKey(text)
+			if want := (&KeyError{Length: 43, Position: position}).Error(); err == nil || err.Error() != want || !strings.Contains(want, "at position") {
+				t.Errorf("%q at %d: %v", c, position, err)
+			}
+		}
 	}
 	if !(Key{}).Same(Key{}) || (Key{}).Same(mustKey(t, keyA)) || mustKey(t, keyB).Same(mustKey(t, keyA)) {
 		t.Error("Same is wrong")

@@ -65,6 +65,8 @@ func TestDiagnose(t *testing.T) {
 		{"another nonce", sent, Params{signature, "1700000000", "2"}, "", -1, true, 0, "wx1"},
 		{"base64 cut", sent, params, string(env.Encrypt[:len(env.Encrypt)-1]), -1, false, -1, ""},
 		{"half a block", sent, params, strings.Repeat("AAAA", 4), -1, false, -1, ""},
+		{"a block of AES's", sent, params, strings.Repeat("AAAA", 5) + "AA==", -1, false, -1, ""},
+		{"one block", sent, params, strings.Repeat("AAAA", 10) + "AAA=", -1, true, -1, ""},
 	} {
 		encrypt := env.Encrypt
 		if tt.encrypt != "" {
@@ -85,7 +87,10 @@ func TestDiagnose(t *testing.T) {
 
 func TestIsID(t *testing.T) {
 	t.Parallel()
-	for id, want := range map[string]bool{"wx1111111111111111": true, "ww-corp_1": true, "": false, "a/b": false, "\x01wx": false, strings.Repeat("x", 65): false} {
+	for id, want := range map[string]bool{
+		"wx1111111111111111": true, "ww-corp_1": true, "": false, "a/b": false, "a+b": false, "wx@": false, "\x01wx": false,
+		strings.Repeat("x", 64): true, strings.Repeat("x", 65): false,
+	} {
 		if isID([]byte(id)) != want {
 			t.Errorf("%q: want %v", id, want)
 		}

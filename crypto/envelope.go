@@ -57,7 +57,7 @@ func (b *Buffers) decode(encrypt []byte) ([]byte, error) {
 // open decrypts text into b.plain with one key and returns the message in it.
 func (b *Buffers) open(k *keyState, text []byte, receiveID string) ([]byte, error) {
 	// Padded to 32 it is a multiple of 32, not just of AES's 16.
-	if len(text) == 0 || len(text)%padBlock != 0 {
+	if len(text)%padBlock != 0 {
 		return nil, ErrDecrypt
 	}
 	b.plain = resize(b.plain, len(text))

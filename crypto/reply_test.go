@@ -47,6 +47,23 @@ func TestReplyIsWellFormed(t *testing.T) {
 	}
 }
 
+// TestReplyEscapesControls: JSON can carry what XML cannot, as long as it is escaped.
+func TestReplyEscapesControls(t *testing.T) {
+	t.Parallel()
+	c := mustCodec(t, appid, []string{"tokenA"}, []string{keyA})
+	for r := range rune(' ' + 1) {
+		reply, err := c.AppendReply(nil, new(Buffers), Opened{}, FormatJSON, 1715943330, "a"+string(r), []byte("hello"))
+		if err != nil {
+			t.Errorf("%U: %v", r, err)
+			continue
+		}
+		var v struct{ Nonce string }
+		if err := json.Unmarshal(reply, &v); err != nil || v.Nonce != "a"+string(r) {
+			t.Errorf("%U: %q, %v", r, v.Nonce, err)
+		}
+	}
+}
+
 func TestSealRefuses(t *testing.T) {
 	t.Parallel()
 	c := mustCodec(t, appid, []string{"tokenA"}, []string{keyA})
@@ -126,6 +143,8 @@ func TestOpenReplyRefuses(t *testing.T) {
 		{"other nonce", replace("1590219412", "1590219413"), ErrSignature},
 		{"other timestamp", replace("1715943330", "1715943331"), ErrSignature},
 		{"duplicate", replace("</xml>", "<Nonce>1590219412</Nonce></xml>"), errDuplicate},
+		{"empty Encrypt", []byte("<xml><Encrypt/><MsgSignature>b</MsgSignature><TimeStamp>1</TimeStamp><Nonce>c</Nonce></xml>"), errNoEncrypt},
+		{"without signature", []byte("<xml><Encrypt>a</Encrypt><TimeStamp>1</TimeStamp><Nonce>c</Nonce></xml>"), errReply},
 		{"without timestamp", []byte("<xml><Encrypt>a</Encrypt><MsgSignature>b</MsgSignature><Nonce>c</Nonce></xml>"), errReply},
 	}
 	for _, test := range tests {
@@ -150,7 +169,11 @@ func TestBuffersGrowOnce(t *testing.T) {
 	if _, _, err := c.SealPush(b, FormatXML, "AppId", appid, 1, "1", large); err != nil {
 		t.Fatal(err)
 	}
+	b.plain = resize(b.plain, len(large)) // as Open has it
 	held := b.Cap()
+	if held != cap(b.join)+cap(b.work)+cap(b.plain) || cap(b.join) < len(large) || cap(b.work) < len(large) {
+		t.Errorf("buffers of %d, %d and %d bytes hold %d", cap(b.join), cap(b.work), cap(b.plain), held)
+	}
 	if held < len(large) {
 		t.Errorf("buffers hold %d bytes", held)
 	}

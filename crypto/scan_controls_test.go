@@ -11,6 +11,7 @@ func TestScanControls(t *testing.T) {
 	for name, message := range map[string]string{
 		"alone":            "<xml>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
 		"with lines":       "<xml>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]><!-- a\r\n --></Content>\r\n</xml>",
+		"with U+FFFD":      "<xml><Label><![CDATA[\ufffd\x10]]></Label>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
 		"in another field": "<xml><Label><![CDATA[\x10]]></Label>" + rest + "<Content> <![CDATA[\x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
 		"below a field":    "<xml><a><b><![CDATA[\x10\x1e]]></b></a>" + rest + "<Content><![CDATA[ \x1dc]]><![CDATA[\x02\x01\x1f你\U0001f600]]></Content></xml>",
 	} {

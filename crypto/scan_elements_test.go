@@ -116,6 +116,7 @@ func TestScanElementsRefuses(t *testing.T) {
 		{"JSON more behind", `{"Image":{"MediaId":"id"}}}`, errTrailing},
 		{"JSON too deep", `{"Image":` + deep("[", "]", maxDepth+1) + `}`, errDeep},
 		{"JSON too deep beside", `{"Image":{"x":` + deep("[", "]", maxDepth) + `}}`, errDeep},
+		{"JSON too deep behind the first", `{"Image":[{},` + deep("[", "]", maxDepth) + `]}`, errDeep},
 		{"JSON very deep", `{"Image":` + strings.Repeat("[", 1<<20), errDeep},
 	}
 	for _, test := range tests {
@@ -139,6 +140,11 @@ func TestScanElementsRefuses(t *testing.T) {
 	} {
 		if _, err := ScanElements([]byte(message), format, testPaths...); err != nil {
 			t.Errorf("%s at the limit of depth: %v", format, err)
+		}
+	}
+	for _, image := range []string{deep("[", "]", maxDepth), "[{}," + deep("[", "]", maxDepth-1) + "]"} {
+		if _, err := ScanElements([]byte(`{"Image":`+image+`}`), FormatJSON, testPaths...); err != nil {
+			t.Errorf("arrays at the limit of depth: %v", err)
 		}
 	}
 	if _, err := ScanElements([]byte("{}"), FormatXML); err == nil || !strings.Contains(err.Error(), "expected format") {

@@ -20,11 +20,15 @@ func TestScanEnvelope(t *testing.T) {
 		{"byte order mark and declaration", "\ufeff<?xml version=\"1.0\" encoding='UTF-8' standalone=\"yes\" ?><xml><Encrypt>QQ==</Encrypt></xml>", "QQ==", "-", "-"},
 		{"comments", "<!--a--><xml><!-- <Encrypt>no</Encrypt> --><Encrypt>Q<!--b-->Q<![CDATA[=]]>=</Encrypt></xml><!---->", "QQ==", "-", "-"},
 		{"references", "<xml><Encrypt>Q&#81;&#x3D;&#x3d;</Encrypt><AppId>&lt;&gt;&amp;&apos;&quot;</AppId></xml>", "QQ==", "-", `<>&'"`},
+		{"names", "<xml><aAzZ_09-.b/><_/><Encrypt>QQ==</Encrypt></xml>", "QQ==", "-", "-"},
+		{"all hex digits", "<xml><Encrypt>&#x4A;&#x4F;&#x4a;&#x4f;</Encrypt><AppId>&#9;&#xAF;</AppId></xml>", "JOJO", "-", "\t\u00af"},
 		{"unknown and nested fields", "<xml><A><B><C/>t</B><B>]</B></A><Encrypt>QQ==</Encrypt><A/></xml>", "QQ==", "-", "-"},
 		{"similar names", "<xml><encrypt>no</encrypt><Encrypts>no</Encrypts><Encrypt>QQ==</Encrypt></xml>", "QQ==", "-", "-"},
 		{"JSON", `{"ToUserName":"gh_1","Encrypt":"QQ=="}`, "QQ==", "gh_1", "-"},
 		{"JSON with spaces", " \r\n{ \"Encrypt\" :\t\"QQ==\" , \"AppId\":\"\" }\n", "QQ==", "-", ""},
 		{"JSON with escapes", `{"\u0045ncrypt":"\/\u0051Q=\u003D","AppId":"\ud83d\ude00\n"}`, "/QQ==", "-", "😀\n"},
+		{"JSON with all hex digits", `{"Encrypt":"\u004A\u004F\u004a\u004f\u0019","AppId":"\uFfAa"}`, "JOJO\x19", "-", "\uffaa"},
+		{"JSON with numbers", `{"a":[0,9,10.90,1e-9,1E+0],"Encrypt":"QQ=="}`, "QQ==", "-", "-"},
 		{"JSON with more", `{"a":[],"b":{},"c":[1,-0.5e+3,true,{"d":null}],"encrypt":"no","Encrypt":"QQ=="}`, "QQ==", "-", "-"},
 	}
 	for _, test := range tests {
@@ -61,6 +65,9 @@ func show(v []byte) string {
 	}
 	return string(v)
 }
+
+// deepObjects is the JSON of n objects, one in the other, with a number in the innermost.
+func deepObjects(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 
 func TestScanEnvelopeRefuses(t *testing.T) {
 	t.Parallel()
@@ -127,6 +134,10 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"declaration without version", `<?xml encoding="utf-8"?><xml>` + good + "</xml>", errMarkup},
 		{"declaration with more", `<?xml version="1.0" a="b"?><xml>` + good + "</xml>", errMarkup},
 		{"declaration with other quotes", `<?xml version="1.0'?><xml>` + good + "</xml>", errMarkup},
+		{"declaration with quotes of none", `<?xml version=x1.0x?><xml>` + good + "</xml>", errMarkup},
+		{"declaration without space", `<?xmlversion="1.0"?><xml>` + good + "</xml>", errMarkup},
+		{"declaration without name", `<?xml "1.0"?><xml>` + good + "</xml>", errMarkup},
+		{"declaration of both", `<?xml version="1.0" standalone="yes" standalone="no"?><xml>` + good + "</xml>", errMarkup},
 		{"declaration without end", `<?xml version="1.0">`, errMarkup},
 		{"declaration alone", `<?xml version="1.0"?>`, errSyntax},
 
@@ -140,6 +151,8 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"hex in upper case", "<xml><Encrypt>&#X41;</Encrypt></xml>", errEntity},
 		{"hex digit in decimal", "<xml><Encrypt>&#4a;</Encrypt></xml>", errEntity},
 		{"negative", "<xml><Encrypt>&#-65;</Encrypt></xml>", errEntity},
+		{"control character by number, not a tab", "<xml><Encrypt>&#8;</Encrypt></xml>", errEntity},
+		{"hex digit beyond", "<xml><Encrypt>&#x4G;</Encrypt></xml>", errEntity},
 		{"control character by number", "<xml><Encrypt>&#0;</Encrypt></xml>", errEntity},
 		{"surrogate by number", "<xml><Encrypt>&#xd800;</Encrypt></xml>", errEntity},
 		{"noncharacter by number", "<xml><Encrypt>&#xffff;</Encrypt></xml>", errEntity},
@@ -164,6 +177,7 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"cut in comment of value", "<xml><Encrypt><!-- a -", errSyntax},
 		{"comment in epilogue cut", "<xml>" + good + "</xml><!--", errSyntax},
 		{"hyphens in comment", "<xml><!-- a -- b -->" + good + "</xml>", errSyntax},
+		{"hyphens in comment of value", "<xml><Encrypt>QQ==<!-- a -- b --></Encrypt></xml>", errSyntax},
 		{"comment before root cut", "<!--", errSyntax},
 		{"comment alone", "<!-- -->", errSyntax},
 		{"root is an end tag", "</xml>", errSyntax},
@@ -171,9 +185,16 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"end tag of prefix", "<xml><Encrypt>QQ==</Encrypts></xml>", errSyntax},
 		{"crossed tags", "<xml><a><b></a></b>" + good + "</xml>", errSyntax},
 		{"end of CDATA in text", "<xml><Encrypt>a]]>b</Encrypt></xml>", errSyntax},
+		{"end of CDATA at the beginning of text", "<xml><a>]]>0123456789abcdef</a>" + good + "</xml>", errSyntax},
 		{"end of CDATA in skipped text", "<xml><a>0123456789abcdef]]></a>" + good + "</xml>", errSyntax},
 		{"no name", "<xml><>QQ==</></xml>", errSyntax},
 		{"space before name", "<xml>< Encrypt>QQ==</Encrypt></xml>", errSyntax},
+		{"name with a bracket", "<xml><a[/>" + good + "</xml>", errAttribute},
+		{"name with a backtick", "<xml><a`/>" + good + "</xml>", errAttribute},
+		{"name with a brace", "<xml><a{/>" + good + "</xml>", errAttribute},
+		{"name with an at sign", "<xml><a@/>" + good + "</xml>", errAttribute},
+		{"name with a comma", "<xml><a,/>" + good + "</xml>", errAttribute},
+		{"name with a semicolon", "<xml><a;/>" + good + "</xml>", errAttribute},
 		{"name begins with digit", "<xml><1a/>" + good + "</xml>", errSyntax},
 		{"slash alone", "<xml><a/ >" + good + "</xml>", errSyntax},
 		{"field called as the docs end", "<xml>" + good + "<xml>", errSyntax},
@@ -194,6 +215,9 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"JSON comma at end", `{"Encrypt":"a",}`, errSyntax},
 		{"JSON comma at beginning", `{,"Encrypt":"a"}`, errSyntax},
 		{"JSON without comma", `{"Encrypt":"a" "b":"c"}`, errSyntax},
+		{"JSON other comma", `{"Encrypt":"a";"b":"c"}`, errSyntax},
+		{"JSON other colon", `{"Encrypt"="a"}`, errSyntax},
+		{"JSON without value", `{"Encrypt":"a","AppId":}`, errSyntax},
 		{"JSON without colon", `{"Encrypt" "a"}`, errSyntax},
 		{"JSON without quotes", `{Encrypt:"a"}`, errSyntax},
 		{"JSON single quotes", `{'Encrypt':'a'}`, errSyntax},
@@ -205,15 +229,20 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"JSON cut in escape", `{"Encrypt":"a\`, errSyntax},
 		{"JSON quote escaped", `{"Encrypt":"a\"}`, errSyntax},
 		{"JSON cut in number escape", `{"Encrypt":"\u00`, errSyntax},
+		{"JSON cut in number escape after a quote", `{"Encrypt":"\"\u00`, errSyntax},
+		{"JSON bad escape before hex", `{"Encrypt":"\x0041"}`, errSyntax},
 		{"JSON bad escape", `{"Encrypt":"\x41"}`, errSyntax},
 		{"JSON bad hex", `{"Encrypt":"\u00g0"}`, errSyntax},
 		{"JSON bad low surrogate", `{"Encrypt":"\ud83d\u00g0"}`, errSyntax},
 		{"JSON line break", "{\"Encrypt\":\"a\nb\"}", errEncoding},
 		{"JSON line break after escape", "{\"Encrypt\":\"\\n\n\"}", errSyntax},
+		{"JSON control character after escape", "{\"Encrypt\":\"\\n\x1f\"}", errSyntax},
 		{"JSON line break in long text", "{\"Encrypt\":\"0123456789\nabcdef\"}", errEncoding},
 		{"JSON invalid UTF-8", "{\"Encrypt\":\"\xff\"}", errEncoding},
 		{"JSON number", `{"Encrypt":"a","b":01}`, errSyntax},
 		{"JSON number with plus", `{"Encrypt":"a","b":+1}`, errSyntax},
+		{"JSON number ends below the digits", `{"Encrypt":"a","AppId":1/}`, errSyntax},
+		{"JSON number ends above the digits", `{"Encrypt":"a","AppId":1:}`, errSyntax},
 		{"JSON number ends in dot", `{"Encrypt":"a","b":1.}`, errSyntax},
 		{"JSON number begins with dot", `{"Encrypt":"a","b":.1}`, errSyntax},
 		{"JSON number ends in e", `{"Encrypt":"a","b":1e}`, errSyntax},
@@ -228,6 +257,7 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 		{"JSON bad object in array", `{"Encrypt":"a","b":[{1:2}]}`, errSyntax},
 		{"JSON bad value in object", `{"Encrypt":"a","b":{"c":}}`, errSyntax},
 		{"JSON too deep", `{"Encrypt":"a","b":` + deep("[", "]", maxDepth+1) + `}`, errDeep},
+		{"JSON objects too deep", `{"Encrypt":"a","b":` + deepObjects(maxDepth) + `}`, errDeep},
 		{"JSON very deep", `{"Encrypt":"a","b":` + strings.Repeat(`[`, 1<<20), errDeep},
 	}
 	for _, test := range tests {
@@ -244,6 +274,7 @@ func TestScanEnvelopeRefuses(t *testing.T) {
 	for _, body := range []string{
 		"<xml>" + deep("<a>", "</a>", maxDepth) + good + "</xml>",
 		`{"Encrypt":"a","b":` + deep("[", "]", maxDepth) + `}`,
+		`{"Encrypt":"a","b":` + deepObjects(maxDepth-1) + `}`,
 	} {
 		if _, err := ScanEnvelope([]byte(body)); err != nil {
 			t.Errorf("at the limit of depth: %v", err)
@@ -296,6 +327,8 @@ func TestScanFields(t *testing.T) {
 		{"no fields", "<xml>\n</xml>", ""},
 		{"spaces are content", "<xml><Content> a\n </Content></xml>", "Content= a\n ;"},
 		{"line ends", "<xml><Content>a\r\nb\rc\n\rd</Content><Event><![CDATA[\r\n]]>\r</Event></xml>", "Event=\n\n;Content=a\nb\nc\n\nd;"},
+		{"line ends in long text", "<xml><Content>\ra\r\n 0123456789abcdef</Content></xml>", "Content=\na\n 0123456789abcdef;"},
+		{"line ends in short text", "<xml><Content>\r\na\r</Content></xml>", "Content=\na\n;"},
 		{"carriage return by number", "<xml><Content>a&#13;\n</Content></xml>", "Content=a\r\n;"},
 		{"brackets", "<xml><Content>]]a] ]]&gt;]]<!--x-->></Content><Event><![CDATA[]]]]><![CDATA[>]]></Event></xml>", "Event=]]>;Content=]]a] ]]>]]>;"},
 		{"pieces", "<xml><Content>a<![CDATA[b]]><!--c-->d&#101;<![CDATA[f\r]]>g</Content></xml>", "Content=abdef\ng;"},

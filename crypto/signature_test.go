@@ -1,6 +1,7 @@
 package crypto
 
 import (
+	"encoding/hex"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +32,23 @@ func TestVerifySignature(t *testing.T) {
 	for _, test := range tests {
 		if got := c.VerifySignature(test.signature, test.timestamp, test.nonce); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
+// TestParseSignature: there is one spelling. A digit that was taken for another value would make a second.
+func TestParseSignature(t *testing.T) {
+	t.Parallel()
+	const good = "0123456789abcdef0123456789abcdef01234567"
+	sum, ok := parseSignature(good)
+	if !ok || hex.EncodeToString(sum[:]) != good {
+		t.Errorf("%x, %v", sum, ok)
+	}
+	for _, c := range []string{"/", ":", "@", "A", "F", "G", "`", "g", "\x00", "\xff"} {
+		for _, i := range []int{0, 1, 38, 39} {
+			if sum, ok := parseSignature(good[:i] + c + good[i+1:]); ok {
+				t.Errorf("%q at %d is taken: %x", c, i, sum)
+			}
 		}
 	}
 }
@@ -77,6 +95,8 @@ func TestFresh(t *testing.T) {
 		{"space", "171594332 ", false},
 		{"other digits", "171594332٣", false},
 		{"letters", "171594332a", false},
+		{"below the digits", "171594332/", false},
+		{"above the digits", "171594332:", false},
 		{"far future", "9999999999", false},
 		{"epoch", "0000000000", false},
 	}
