@@ -298,3 +298,28 @@ func TestAuthorizedAfterReload(t *testing.T) {
 		}
 	})
 }
+
+// A burst goes through at once, and no more than that after however long; then so many a second.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var b budget
+		granted := func(asked int) (n int) {
+			for range asked {
+				if b.spend(3, 2) {
+					n++
+				}
+			}
+			return n
+		}
+		for i, tt := range []struct {
+			after time.Duration
+			want  int
+		}{{0, 3}, {0, 0}, {499 * time.Millisecond, 0}, {time.Millisecond, 1}, {time.Second, 2}, {time.Hour, 3}, {500 * time.Millisecond, 1}} {
+			time.Sleep(tt.after)
+			if got := granted(10); got != tt.want {
+				t.Errorf("%d: %d granted after %v, want %d", i, got, tt.after, tt.want)
+			}
+		}
+	})
+}

@@ -207,6 +207,41 @@ func TestIntentSurvivesACrash(t *testing.T) {
 	})
 }
 
+// A store that lists what was accepted and does not give it is asked again: a restart must not lose a code.
+func TestIntentThatIsNotGivenAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.refuseExchanges()
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		r.Close()
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		refused := 0
+		r.store.fail(func(op, name string) error {
+			if op == "load" && strings.HasPrefix(name, intentFolder) {
+				refused++
+				return errDisk
+			}
+			return nil
+		})
+		r.Manager = NewManager()
+		r.Use(r.env)
+		synctest.Wait()
+		if refused == 0 {
+			t.Fatal("what was accepted was not asked for")
+		}
+		r.store.fail(nil)
+		time.Sleep(5 * time.Minute)
+		r.get(t, testAuthKey)
+		if r.intents(t) != 0 {
+			t.Error("the intent is left")
+		}
+	})
+}
+
 func TestIntentEndsWithItsCode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -489,6 +524,47 @@ func TestRevoke(t *testing.T) {
 		r.authorize(t, testPlatform, testAuthorizer)
 		r.get(t, testAuthKey)
 	})
+}
+
+// A pushed authorization counts if it is not older than the latest revocation, whatever came in which order.
+func TestAuthorizationAfterRevocations(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		revoked    []time.Duration // after the authorization that is held
+		authorized time.Duration
+		back       bool
+	}{
+		"later":                     {[]time.Duration{time.Minute}, 2 * time.Minute, true},
+		"in the same second":        {[]time.Duration{time.Minute}, time.Minute, true},
+		"earlier":                   {[]time.Duration{2 * time.Minute}, time.Minute, false},
+		"between two":               {[]time.Duration{time.Minute, 3 * time.Minute}, 2 * time.Minute, false},
+		"between two that overtook": {[]time.Duration{3 * time.Minute, time.Minute}, 2 * time.Minute, false},
+		"after two":                 {[]time.Duration{time.Minute, 3 * time.Minute}, 4 * time.Minute, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.authorize(t, testPlatform, testAuthorizer)
+				begin := time.Now()
+				time.Sleep(time.Hour)
+				for _, d := range tt.revoked {
+					if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, begin.Add(d)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				in := r.push(r.newCode(testAuthorizer))
+				in.CreatedAt = begin.Add(tt.authorized)
+				if err := r.Accept(t.Context(), in); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(absentRecheck)
+				if _, err := r.Get(t.Context(), testAuthKey); (err == nil) != tt.back || err != nil && !errors.Is(err, ErrNotAuthorized) {
+					t.Errorf("Get: %v, want it back: %v", err, tt.back)
+				}
+			})
+		})
+	}
 }
 
 func TestRevokeBeatsARefreshUnderWay(t *testing.T) {

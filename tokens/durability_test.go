@@ -574,6 +574,41 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 	}
 }
 
+// A damaged record that cannot be copied, or not be removed, stays where it is: nothing is thrown away.
+func TestDamagedRecordThatCannotBeSetAside(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"store", "delete"} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.authorize(t, testPlatform, testAuthorizer)
+				r.Close()
+				name := testAuthKey.recordName()
+				const torn = `{"v":1,"gen`
+				_ = r.store.MemStore.Store(t.Context(), name, []byte(torn))
+				r.Manager = NewManager()
+				r.Use(r.env)
+				r.store.fail(func(o, n string) error {
+					if o == op && (op == "delete" || strings.Contains(n, "/aside/")) {
+						return errDisk
+					}
+					return nil
+				})
+				if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrStore) {
+					t.Errorf("Get: %v, want ErrStore", err)
+				}
+				if now, err := r.store.MemStore.Load(t.Context(), name); err != nil || string(now) != torn {
+					t.Errorf("the record is now %q, %v", now, err)
+				}
+				if r.log.count("a damaged record cannot be set aside") == 0 || r.log.count("a record is damaged: it was set aside") != 0 {
+					t.Errorf("the log:\n%s", r.log)
+				}
+			})
+		})
+	}
+}
+
 func TestSealing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -43,6 +43,11 @@ func TestVoidRefreshTokenIsReplaced(t *testing.T) {
 		r.authorize(t, testPlatform, testAuthorizer)
 		r.wx.set(func(f *fakeWeChat) { f.strict = true; f.refresh[testAuthorizer] = "refreshtoken@@@elsewhere" })
 		r.wx.kill(r.get(t, testAuthKey))
+		r.store.hold(func(op, name string) {
+			if op == "store" && name == testAuthKey.recordName() && !r.locks.taken(name+exchangeLock) {
+				t.Error("a code of the account could be exchanged before what WeChat named is kept")
+			}
+		})
 		got, err := r.Renew(t.Context(), testAuthKey, secret.String{})
 		if err != nil {
 			t.Fatalf("Renew: %v", err)
@@ -86,6 +91,9 @@ func TestVoidRefreshTokenWithoutAnother(t *testing.T) {
 			}
 			if !r.stored(t, testAuthKey).RefreshToken.Same(held) {
 				t.Error("an empty refresh token took the place of one")
+			}
+			if r.locks.taken(testAuthKey.recordName() + exchangeLock) {
+				t.Error("codes of the account cannot be exchanged any more")
 			}
 			if orphans := r.Orphans(testPlatform); (len(orphans) == 1) != (listed == "") {
 				t.Errorf("orphans: %v", orphans)
@@ -349,6 +357,11 @@ func TestSuspectThatIsListed(t *testing.T) {
 			t.Error("marked unauthorized although the list names it")
 		}
 		r.get(t, testAuthKey)
+		lists = r.wx.count(pathAuthorizerList)
+		time.Sleep(5 * rosterAgain)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 0 {
+			t.Errorf("the list was read %d times more, with nothing in doubt", n)
+		}
 	})
 }
 
@@ -622,6 +635,61 @@ func TestDeadCodeWaitsForWeChat(t *testing.T) {
 	})
 }
 
+// What a list says of an account is old by the time it is compared: of one that is held otherwise WeChat is asked again.
+func TestListedIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(time.Minute)
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		again := time.Now().Add(time.Minute).Truncate(time.Second)
+		r.wx.set(func(f *fakeWeChat) {
+			f.refresh[testAuthorizer] = "refreshtoken@@@current"
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path != pathAuthorizerList {
+					return "", nil
+				}
+				return fmt.Sprintf(`{"total_count":1,"list":[{"authorizer_appid":%q,"refresh_token":"refreshtoken@@@before","auth_time":%d}]}`,
+					testAuthorizer, again.Unix()), nil
+			}
+		})
+		time.Sleep(25 * time.Hour) // the next list
+		r.ticket(t, testPlatform)
+		time.Sleep(time.Minute)
+		if rec := r.stored(t, testAuthKey); rec.RefreshToken.Reveal() != "refreshtoken@@@current" || !rec.AuthorizedAt.Equal(again) || rec.AuthorizedHere {
+			t.Errorf("held since the list: the current refresh token: %v, authorized %v, by our clock: %v",
+				rec.RefreshToken.Reveal() == "refreshtoken@@@current", rec.AuthorizedAt, rec.AuthorizedHere)
+		}
+	})
+}
+
+// An account whose record was damaged is had from WeChat by whoever asks for it next, not only by the next list.
+func TestDamagedRecordIsHadAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathAuthorizerList {
+					return "", errors.New("no route to host")
+				}
+				return "", nil
+			}
+		})
+		r.restart()
+		time.Sleep(time.Minute)
+		if r.rosters.incomplete(testPlatform) {
+			t.Fatal("it is not known that the list was read to its end")
+		}
+		_ = r.store.MemStore.Store(t.Context(), testAuthKey.recordName(), []byte(`{"v":1,"gen`))
+		r.get(t, testAuthKey)
+	})
+}
+
 // A token that dies although nobody here renewed it is another system's doing; one that WeChat refuses since we renewed
 // it is not.
 func TestRogueRefresher(t *testing.T) {
@@ -665,6 +733,96 @@ func TestRogueRefresher(t *testing.T) {
 		}
 		if len(rogues.seen) != 0 {
 			t.Errorf("reported without a reason: %v", rogues.seen)
+		}
+	})
+}
+
+// happenings is an Observer of what happened to accounts, and of who waits for tokens.
+type happenings struct {
+	noObserver
+	mu      sync.Mutex
+	seen    []string
+	waiting int
+	most    int
+}
+
+func (o *happenings) Happened(what Happening, k Key, _ error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch what {
+	case Authorized:
+		o.seen = append(o.seen, "authorized "+k.AppID)
+	case Unauthorized:
+		o.seen = append(o.seen, "unauthorized "+k.AppID)
+	}
+}
+
+func (o *happenings) TokenAwaited(callers int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting += callers
+	o.most = max(o.most, o.waiting)
+}
+
+func (o *happenings) take() (seen []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	seen, o.seen = o.seen, nil
+	return seen
+}
+
+// Each end of an authorization is told once, whoever says so: a push, who runs the gateway, or WeChat's list.
+func TestUnauthorizedIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		o := &happenings{}
+		r.env.Observer = o
+		r.Use(r.env)
+		for i := range 3 {
+			r.authorize(t, testPlatform, appidOf(i))
+		}
+		if got := o.take(); len(got) != 3 || got[0] != "authorized "+appidOf(0) {
+			t.Errorf("authorized: %v", got)
+		}
+		time.Sleep(time.Minute)
+		if err := r.Revoke(t.Context(), testPlatform, appidOf(0), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if got := o.take(); !slices.Equal(got, []string{"unauthorized " + appidOf(0)}) {
+			t.Errorf("revoked: %v", got)
+		}
+		r.wx.set(func(f *fakeWeChat) { delete(f.refresh, appidOf(1)); delete(f.refresh, appidOf(0)) })
+		r.Suspect(AuthorizerKey(testPlatform, appidOf(1)))
+		time.Sleep(2 * rosterAgain)
+		if got := o.take(); !slices.Equal(got, []string{"unauthorized " + appidOf(1)}) {
+			t.Errorf("gone from the list: %v", got)
+		}
+		if n := r.log.count("the account has not authorised the platform any more, by WeChat's list"); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+	})
+}
+
+// Who waits for a token is counted for as long.
+func TestAwaitedTokensAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		o := &happenings{}
+		r.env.Observer = o
+		r.Use(r.env)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() { r.get(t, AccountKey(testAccount)) })
+		}
+		wg.Wait()
+		r.get(t, AccountKey(testAccount)) // it is at hand now
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.most != 5 || o.waiting != 0 {
+			t.Errorf("at most %d waited, and %d do still", o.most, o.waiting)
 		}
 	})
 }

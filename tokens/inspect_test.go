@@ -166,6 +166,32 @@ func TestRenewNow(t *testing.T) {
 	}
 }
 
+// WeChat may give the token that it gave: that is no failure where nobody says that it does not work.
+func TestRenewNowGivesTheSame(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		before := r.get(t, testAuthKey)
+		r.wx.set(func(f *fakeWeChat) {
+			same := fmt.Sprintf(`{"authorizer_access_token":%q,"expires_in":7200,"authorizer_refresh_token":%q}`, before.Value.Reveal(), f.refresh[testAuthorizer])
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path == pathAuthorizerToken {
+					return same, nil
+				}
+				return "", nil
+			}
+		})
+		time.Sleep(time.Minute)
+		if expires, err := r.RenewNow(t.Context(), testAuthKey); err != nil || !expires.After(before.ExpiresAt) {
+			t.Errorf("ends at %v, %v; it ended at %v", expires, err, before.ExpiresAt)
+		}
+		if _, err := r.Renew(t.Context(), testAuthKey, before.Value); !errors.Is(err, ErrBackoff) {
+			t.Errorf("one that is refused: %v, want ErrBackoff", err)
+		}
+	})
+}
+
 // While WeChat does not give a new token, the old one serves on.
 func TestRenewNowFails(t *testing.T) {
 	t.Parallel()

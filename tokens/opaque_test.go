@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -469,6 +470,46 @@ func TestOpaqueOneKeyForAllNodes(t *testing.T) {
 			t.Fatalf("token %d was made with another key", i)
 		}
 	}
+}
+
+// Keys that the store has lost are written beside those that another node has made meanwhile, not in their place.
+func TestOpaqueKeysAreWrittenBesideOthers(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, _ *rig, _ *hub) {
+		token := mustIssue(t, a.Manager, opaqueClaims())
+		if err := a.store.MemStore.Delete(t.Context(), opaqueName); err != nil {
+			t.Fatal(err)
+		}
+		other := opaqueKeyRecord{ID: bytes.Repeat([]byte{9}, opaqueKeyID), Key: bytes.Repeat([]byte{9}, opaqueKeyBytes), Created: time.Now().Unix()}
+		env := a.env.prepared()
+		written := false
+		a.store.hold(func(op, name string) {
+			if op == "lock" && name == opaqueName && !written { // somebody else had it until now
+				written = true
+				data, err := encodeRecord(env, opaqueName, opaqueRecord{Keys: []opaqueKeyRecord{other}})
+				if err != nil {
+					t.Error(err)
+				}
+				_ = a.store.MemStore.Store(t.Context(), opaqueName, data)
+			}
+		})
+		if err := a.keepOpaqueKeys(t.Context()); err != nil || !written {
+			t.Fatalf("%v, the lock was asked for: %v", err, written)
+		}
+		var kept opaqueRecord
+		if err := a.loadRecord(t.Context(), env, opaqueName, &kept); err != nil {
+			t.Fatal(err)
+		}
+		has := func(id []byte) bool {
+			return slices.ContainsFunc(kept.Keys, func(k opaqueKeyRecord) bool { return bytes.Equal(k.ID, id) })
+		}
+		sealed, err := base64.RawURLEncoding.DecodeString(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(kept.Keys) != 2 || !has(other.ID) || !has(sealed[1:1+opaqueKeyID]) {
+			t.Errorf("%d keys are kept, the other node's: %v, ours: %v", len(kept.Keys), has(other.ID), has(sealed[1:1+opaqueKeyID]))
+		}
+	})
 }
 
 // brokenStore fails as it is told.

@@ -262,3 +262,24 @@ func TestTicketOfAnotherSealKeyAfterTheBusWasAway(t *testing.T) {
 		}
 	})
 }
+
+// A ticket that is damaged, and not sealed with a key that only another node has, is set aside on a node that hears others too.
+func TestDamagedTicketAmongNodes(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, _ *rig, _ *hub) {
+		const torn = `{"v":1,"tick`
+		name := ticketName(testPlatform)
+		if err := a.store.MemStore.Store(t.Context(), name, []byte(torn)); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.PutTicket(t.Context(), testPlatform, Ticket{Value: secret.New("ticket@@@next"), CreatedAt: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		var wire ticketWire
+		if err := a.loadRecord(t.Context(), a.env.prepared(), name, &wire); err != nil || wire.Ticket != "ticket@@@next" {
+			t.Errorf("the ticket in the store: %v", err)
+		}
+		if kept := setAsideOf(t, a.store.MemStore, name); len(kept) != 1 || kept[0] != torn {
+			t.Errorf("set aside: %d", len(kept))
+		}
+	})
+}

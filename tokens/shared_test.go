@@ -373,6 +373,56 @@ func TestSharedUserEnds(t *testing.T) {
 	}
 }
 
+// Who may know a user is asked on the node that keeps the user and on the others alike, and a refusal uses nothing up.
+func TestSharedUserIsForTheAllowed(t *testing.T) {
+	for _, once := range []bool{false, true} {
+		t.Run(fmt.Sprint("once ", once), func(t *testing.T) {
+			inSharedCluster(t, func(t *testing.T, a, b *sharer) {
+				id := a.UserTable.Keep(t.Context(), User{AppID: "wx1", OpenID: "o1"}, UserGrant{}, time.Hour, once)
+				of := func(appid string) func(User) bool { return func(u User) bool { return u.AppID == appid } }
+				ask := func(context.Context, User, UserGrant) (Profile, UserGrant, error) {
+					return Profile{Nickname: "n"}, UserGrant{}, nil
+				}
+				for i, n := range []*sharer{a, b} {
+					if _, err := n.UserTable.Redeem(t.Context(), id, "crm", of("wx2")); !errors.Is(err, ErrUserForbidden) {
+						t.Errorf("node %d: redeemed by a client for another account: %v", i, err)
+					}
+					if _, err := n.UserTable.AskProfile(t.Context(), id, "crm", of("wx2"), ask); !errors.Is(err, ErrUserForbidden) {
+						t.Errorf("node %d: profile for a client for another account: %v", i, err)
+					}
+				}
+				if p, err := b.UserTable.AskProfile(t.Context(), id, "crm", of("wx1"), ask); err != nil || p.Nickname != "n" {
+					t.Errorf("profile for one that may: %+v, %v", p, err)
+				}
+				if !once {
+					if u, err := b.UserTable.Redeem(t.Context(), id, "crm", of("wx1")); err != nil || u.OpenID != "o1" {
+						t.Errorf("redeemed by one that may: %+v, %v", u, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What cannot be a tracking id costs no question to the store: anybody can make such requests.
+func TestSharedUserOfNoTrackingID(t *testing.T) {
+	inSharedCluster(t, func(t *testing.T, a, b *sharer) {
+		id := a.UserTable.Keep(t.Context(), User{OpenID: "o1"}, UserGrant{}, time.Hour, false)
+		before := b.values.asked.Load()
+		for _, id := range []string{"", "x", id[1:], id + "A", id[1:] + "+", id[1:] + "\n", id + "\n"} {
+			if _, err := b.UserTable.Redeem(t.Context(), id, "crm", nil); !errors.Is(err, ErrUserUnknown) {
+				t.Errorf("%q: %v", id, err)
+			}
+		}
+		if n := b.values.asked.Load() - before; n != 0 {
+			t.Errorf("the store was asked %d times", n)
+		}
+		if _, err := b.UserTable.Redeem(t.Context(), id, "crm", nil); err != nil || b.values.asked.Load() == before {
+			t.Errorf("a tracking id: %v", err)
+		}
+	})
+}
+
 // Where nothing is shared nothing is asked.
 func TestLoginsOfOneNodeCostNothing(t *testing.T) {
 	t.Parallel()

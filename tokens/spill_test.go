@@ -30,6 +30,49 @@ func spilling(t *testing.T) *rig {
 	return r
 }
 
+// TestSpillNames: a file is found by the version after, whose name for it must be the same.
+func TestSpillNames(t *testing.T) {
+	t.Parallel()
+	for k, want := range map[Key]string{
+		testAuthKey:                "1f22d7ce6880054e6afeaa963131b884.record",
+		AccountKey(testAccount):    "e1811cc60e29d1640d6fbc3ce8689aff.record",
+		ComponentKey(testPlatform): "4fcd15c6df106499dd92a55448ffa49d.record",
+	} {
+		if got := spillName(k); got != want {
+			t.Errorf("%v: %s, want %s", k, got, want)
+		}
+	}
+}
+
+// A file is removed once the store has its record, unless another one of the same key has come to wait meanwhile, or the folder is
+// another one by now.
+func TestSpillFileIsNeededWhileItsKeyWaits(t *testing.T) {
+	t.Parallel()
+	first, second := &record{Gen: 1}, &record{Gen: 2}
+	for name, tt := range map[string]struct {
+		meanwhile func(p *pendingRecords)
+		unneeded  bool
+	}{
+		"nothing waits":       {func(*pendingRecords) {}, true},
+		"another one waits":   {func(p *pendingRecords) { p.put(testAuthKey, second, time.Time{}) }, false},
+		"another folder":      {func(p *pendingRecords) { p.moved("elsewhere") }, false},
+		"removed by somebody": {func(p *pendingRecords) { p.unneeded("folder", testAuthKey) }, false},
+	} {
+		p := new(pendingRecords)
+		p.moved("folder")
+		p.put(testAuthKey, first, time.Time{})
+		p.spilled("folder", testAuthKey, first)
+		p.stored(testAuthKey, first)
+		if folder, left := p.leftOver(testAuthKey); folder != "folder" || !left {
+			t.Fatalf("%s: in %q, left over: %v", name, folder, left)
+		}
+		tt.meanwhile(p)
+		if got := p.unneeded("folder", testAuthKey); got != tt.unneeded {
+			t.Errorf("%s: unneeded: %v", name, got)
+		}
+	}
+}
+
 // noAuthorizers is a store without room for the records of authorizers.
 func noAuthorizers(op, name string) error {
 	if op == "store" && strings.Contains(name, "/authorizer/") {
