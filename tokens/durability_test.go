@@ -125,16 +125,16 @@ func TestExchangedTokensThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := started(t)
-		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
-			t.Fatal(err)
-		}
 		name := testAuthKey.recordName()
-		r.store.fail(func(op, n string) error {
+		r.store.fail(func(op, n string) error { // before the exchange, which begins in Accept
 			if n == name && op == "store" {
 				return errDisk
 			}
 			return nil
 		})
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
 		synctest.Wait()
 		r.get(t, testAuthKey) // from memory
 		time.Sleep(10 * time.Minute)
