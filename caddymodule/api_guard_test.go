@@ -106,3 +106,34 @@ func TestAPITextThatRepeatsTheTokenLate(t *testing.T) {
 		t.Error("none is counted as unreachable")
 	}
 }
+
+// The account's secret, which goes into a login's address, is guarded as the tokens are.
+func TestAPITextThatRepeatsTheSecretLate(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	before := "GET " + strings.Repeat("R", 3*maxErrorPage)
+	var asked string
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.URL.String()
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, before)
+		_ = http.NewResponseController(w).Flush()
+		io.WriteString(w, asked)
+	})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, g.URL+"/sns/jscode2session?appid="+accountID+"&secret="+shopKey+"&js_code=c1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := g.Client().Transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if !strings.Contains(asked, "secret=account-secret") {
+		t.Fatalf("WeChat was asked %s", asked)
+	}
+	if strings.Contains(string(body), "account-secret") || err == nil || !strings.HasPrefix(string(body), before) {
+		t.Errorf("got %d bytes, %v; want %d and a broken connection", len(body), err, len(before))
+	}
+}

@@ -191,6 +191,20 @@ func TestAPINoBodyStaysNone(t *testing.T) {
 	}
 }
 
+// The shortest body there is goes through, whether its length is told or not.
+func TestAPIShortestBody(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	for name, body := range map[string]io.Reader{"length": strings.NewReader("7"), "no length": io.MultiReader(strings.NewReader("7"))} {
+		if a := g.do(http.MethodPost, "/"+accountID+"/cgi-bin/x", body, bearer(crmKey)); a.Status != http.StatusOK {
+			t.Errorf("%s: got %d %s", name, a.Status, a.Body)
+		}
+		if got := wechat.one(t); got.Body != "7" {
+			t.Errorf("%s: WeChat got %+v", name, got)
+		}
+	}
+}
+
 func TestTransportFailsClosed(t *testing.T) {
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")

@@ -295,6 +295,20 @@ func TestAuthorizeCallbacksShareOneExchange(t *testing.T) {
 	}
 }
 
+// Starts are apart from each other, whoever made them and however many are under way.
+func TestAuthorizeStartsAreApart(t *testing.T) {
+	f := newAuthorize(t, &Authorize{Then: "https://admin.example.com/"})
+	first, second := f.begin("kind=pc"), f.begin("kind=pc")
+	for i, b := range []begun{second, first} {
+		if rec := f.get(b.back(fmt.Sprintf("queryauthcode@@@%d", i+1)), "Cookie", b.cookie); rec.Code != http.StatusFound {
+			t.Errorf("callback %d: %d\n%s", i+1, rec.Code, rec.Body)
+		}
+	}
+	if n := f.wechat.count(queryAuthPath); n != 2 {
+		t.Errorf("%d exchanges", n)
+	}
+}
+
 // admitted reports whether a visitor from an address may start.
 func admitted(s *authorizations, addr string) bool {
 	r := httptest.NewRequest(http.MethodGet, "/", nil)

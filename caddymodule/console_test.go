@@ -128,6 +128,7 @@ func TestConsoleAccess(t *testing.T) {
 
 		{name: "logged in", peer: "192.0.2.1:1", host: "ops.example.com", user: "bob", admitted: true},
 		{name: "logged in, through a proxy", peer: "192.0.2.1:1", host: "ops.example.com", header: "X-Forwarded-For: 192.0.2.9", user: "bob", admitted: true},
+		{name: "logged in, through a proxy that replaces the Host", peer: "192.0.2.1:1", host: "upstream:2020", header: "Origin: https://ops.example.com", user: "bob", admitted: true},
 		{name: "says it is logged in", peer: "192.0.2.1:1", host: "ops.example.com", header: "Authorization: Basic Ym9iOg=="},
 		{name: "login without a name", peer: "192.0.2.1:1", host: "ops.example.com", user: ""},
 	} {

@@ -280,6 +280,12 @@ func TestJSSDKRefuses(t *testing.T) {
 	if n := f.logs.FilterMessage("page not signed").Len(); n != 3 {
 		t.Errorf("%d log lines, want one of each kind", n)
 	}
+	longest := shopPage + "&" + strings.Repeat("a", maxPageURL-len(shopPage)-1)
+	for address, want := range map[string]int{longest: 200, longest + "a": 400} {
+		if rec := f.get(signURL(accountID, address)); rec.Code != want {
+			t.Errorf("a page with an address of %d bytes: got %d, want %d", len(address), rec.Code, want)
+		}
+	}
 }
 
 func TestJSSDKMethods(t *testing.T) {
