@@ -272,8 +272,11 @@ func (m *Manager) reread(ctx context.Context, env *Environment, k Key) (*entry, 
 	if err != nil || e.rec == nil || before != nil && e.rec.same(before.rec) {
 		return e, err
 	}
-	m.troubles.over(k, e.token.Value)
-	if k.Kind == KindAuthorizer && (before == nil || before.rec == nil || !e.rec.sameAuthorization(before.rec)) {
+	authorized := k.Kind == KindAuthorizer && (before == nil || before.rec == nil || !e.rec.sameAuthorization(before.rec))
+	if authorized || !m.troubles.remain(k, e.token.Value) {
+		m.troubles.over(k, e.token.Value)
+	}
+	if authorized {
 		m.rosters.settled(k)
 	}
 	return e, nil
@@ -390,12 +393,13 @@ func (t *ticketTable) news(platform string) uint64 {
 	return t.push[platform].news
 }
 
-// retry lets a key's renewal be tried again at once. What WeChat refused stays refused.
+// retry lets a key's renewal be tried again at once, or once the record has been read that brings more than a refresh token.
+// What WeChat refused stays refused.
 func (t *troubles) retry(k Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if x := t.keys[k]; x != nil {
-		x.failures, x.err, x.retryAt = 0, nil, time.Time{}
+	if x := t.keys[k]; x != nil && !x.half {
+		x.forget()
 	}
 }
 

@@ -64,6 +64,9 @@ func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, ref
 func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (Token, error) {
 	// A flight that was under way when we joined may have been asked for less than we need: one more goes for us.
 	for round := range 2 {
+		if e := m.cache.Load().get(k); e != nil && m.troubles.halfway(k) {
+			m.upToDate(ctx, env, e) // news of a record does not end these troubles, what it says may
+		}
 		if err := m.barred(k); err != nil {
 			return Token{}, err
 		}
@@ -382,7 +385,7 @@ func (m *Manager) keepRefreshToken(ctx context.Context, env *Environment, k Key,
 	if g.refresh.IsZero() || base.rec != nil && base.rec.RefreshToken.Same(g.refresh) {
 		return
 	}
-	_, _ = m.commit(ctx, env, k, true, func(cur *record) *record { // which logs what fails
+	e, _ := m.commit(ctx, env, k, true, func(cur *record) *record { // which logs what fails
 		next := &record{}
 		switch {
 		case base.rec.supersedes(cur):
@@ -396,6 +399,9 @@ func (m *Manager) keepRefreshToken(ctx context.Context, env *Environment, k Key,
 		next.RefreshToken = g.refresh
 		return next
 	})
+	if e != nil && e.rec != nil && e.rec.RefreshToken.Same(g.refresh) {
+		m.troubles.halved(k, e.token.Value)
+	}
 }
 
 // outdates reports whether a grant, of a renewal that started from base, comes too late for r, the record as it is by

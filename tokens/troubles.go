@@ -52,6 +52,15 @@ type trouble struct {
 	rogueAt  time.Time     // when the log last heard of them
 	budget   float64       // renewals for refused tokens that are left
 	budgetAt time.Time
+
+	half bool          // one of the failures brought a new refresh token and no access token, and so wrote the record
+	held secret.String // half: the access token that the record had
+}
+
+// forget lets the key be tried again at once; mu is held.
+func (x *trouble) forget() {
+	x.failures, x.err, x.retryAt = 0, nil, time.Time{}
+	x.half, x.held = false, secret.String{}
 }
 
 // at returns the key's trouble, making one; mu is held.
@@ -85,6 +94,15 @@ func (t *troubles) failed(k Key, err error) (retryAt time.Time, say bool) {
 		x.loggedAt = now
 	}
 	return x.retryAt, say
+}
+
+// halved notes that the failure to come wrote the record, with a new refresh token beside the access token held. What another
+// node writes in the same way is no reason to try again: each would end the other's wait, for as long as WeChat answers so.
+func (t *troubles) halved(k Key, held secret.String) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.at(k)
+	x.half, x.held = true, held
 }
 
 // refuse notes that WeChat refused a token.
@@ -158,11 +176,14 @@ func (t *troubles) last(k Key) (at time.Time, failures int, err error) {
 	return time.Time{}, 0, nil
 }
 
-// adopt gives a new entry of the cache what is known of its key's troubles.
+// adopt gives a new entry of the cache what is known of its key's troubles, which another node's access token ends.
 func (t *troubles) adopt(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if x := t.keys[e.key]; x != nil {
+		if x.half && !e.token.Value.Same(x.held) {
+			x.forget()
+		}
 		e.refused.Store(!x.refused.IsZero() && e.token.Value.Same(x.refused))
 		if x.failures > 0 {
 			e.renewAt.Store(x.retryAt.UnixNano())
@@ -192,13 +213,29 @@ func (t *troubles) over(k Key, current secret.String) {
 	}
 }
 
+// halfway reports whether a renewal of the key brought half of what it should have.
+func (t *troubles) halfway(k Key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	return x != nil && x.half
+}
+
+// remain reports whether a key's troubles outlast the news of a record with that access token, in the same authorization.
+func (t *troubles) remain(k Key, access secret.String) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	return x != nil && x.half && x.held.Same(access)
+}
+
 // forgive lets every key be tried again at once: a new configuration may mend what was wrong. What WeChat refused
 // stays refused.
 func (t *troubles) forgive() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, x := range t.keys {
-		x.failures, x.err, x.retryAt = 0, nil, time.Time{}
+		x.forget()
 	}
 }
 
