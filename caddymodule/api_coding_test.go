@@ -9,6 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func gzipped(text string) string {
@@ -61,8 +65,21 @@ func TestAPICodings(t *testing.T) {
 		{"gzip twice, with a parameter", inCoding("gzip; q=1, gzip", 200, gzipped(gzipped(token))), 502, "", ""},
 		{"EXI", inCoding("exi", 200, "$EXI\x80"), 502, "", ""},
 		{"brotli", inCoding("br", 200, "\x0b\x02\x80{}\x03"), 502, "", ""},
+		{"xz", inCoding("xz", 200, "\xfd7zXZ\x00"), 502, "", ""},
+		{"gzip in xz", inCoding("gzip, xz", 200, "\xfd7zXZ\x00"), 502, "", ""},
+		{"a long name", inCoding(strings.Repeat("x", 99), 200, plain), 502, "", ""},
+		{"odd bytes", inCoding("x\xff=1", 200, plain), 502, "", ""},
+		{"many", inCoding(strings.Repeat("br,", 99), 200, plain), 502, "", ""},
+		{"a part of a file in xz", inCoding("xz", 206, "\xfd7zXZ\x00"), 502, "", ""},
 		{"none", inCoding("identity", 200, plain), 200, plain, "identity"},
+		{"none, in gzip", inCoding("identity, gzip", 200, gzipped(plain)), 200, plain, ""},
+		{"empty", inCoding("", 200, plain), 200, plain, ""},
+		{"empty words", inCoding(" , ,", 200, plain), 200, plain, ", ,"},
+		{"none that repeats the token", inCoding("identity", 200, `{"url":"`+token+`"}`), 502, "", ""},
 		{"a charset", inCoding("utf-8", 200, plain), 200, plain, "utf-8"},
+		{"another charset", inCoding("GB2312", 200, plain), 200, plain, "GB2312"},
+		{"a charset with its name", inCoding("charset=utf-8", 200, plain), 200, plain, "charset=utf-8"},
+		{"a media type", inCoding("application/json; charset=utf-8", 200, plain), 200, plain, "application/json; charset=utf-8"},
 	} {
 		wechat.answer(c.answer)
 		a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey), "Accept-Encoding: gzip, br")
@@ -180,6 +197,38 @@ func TestJSONStart(t *testing.T) {
 	} {
 		if got, known := jsonStart([]byte(text)); got != want || known != (want != 0) {
 			t.Errorf("%q: %q, %v", text, got, known)
+		}
+	}
+}
+
+// What says that it is gzip and is not is named as such, to the caller and in the log, without a byte of it.
+func TestAPIGzipThatIsNone(t *testing.T) {
+	const refusal = `{"errcode":40001,"errmsg":"invalid credential"}`
+	damaged := []byte(gzipped(strings.Repeat(refusal, 9)))
+	damaged[len(damaged)-6] ^= 1
+	for came, body := range map[string]string{
+		"and is JSON":               refusal,
+		"and is none":               "x",
+		"and is a web page or XML":  "\ufeff <html>" + refusal,
+		"and is zstd":               "\x28\xb5\x2f\xfd" + refusal,
+		"and is deflate":            "\x78\x9c" + refusal,
+		"its gzip is damaged":       string(damaged),
+		"its answer broke off":      gzipped(refusal)[:5],
+		"is none: is there a proxy": strings.Repeat("\x00", 2*peekSize),
+	} {
+		wechat := newFakeWeChat(t)
+		g := newGateway(t, wechat, "", "")
+		g.opaque(accountID, crmKey)
+		wechat.answer(inCoding("gzip", 200, body))
+		core, logs := observer.New(zapcore.WarnLevel)
+		g.transport().logger = zap.New(core)
+		a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey))
+		if a.Status != 502 || !strings.Contains(a.Body, came) || strings.Contains(a.Body, "40001") {
+			t.Errorf("%s: got %d %s", came, a.Status, a.Body)
+		}
+		found := logs.FilterMessage("answer from WeChat's host is not its API's").All()
+		if len(found) != 1 || !strings.Contains(fmt.Sprint(found[0].ContextMap()["reason"]), came) {
+			t.Errorf("%s: logged %v", came, found)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -95,6 +96,9 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 
 // halfAnswer refuses an answer that began and did not end.
 func (t *Transport) halfAnswer(call *apiCall, err error) *apiRefusal {
+	if bad, ok := errors.AsType[badGzipError](err); ok {
+		return t.notAPI(call, bad.Error()+": is there a proxy on the way?")
+	}
 	if !isTimeout(err) {
 		return t.notAPI(call, "its answer broke off")
 	}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/xml"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -168,6 +170,36 @@ func TestReplyInGzip(t *testing.T) {
 		t.Run(name, func(t *testing.T) { checkReply(t, s, rec, tt.sealed, tt.plain, tt.bad, "") })
 		if got := counted(t, app.metrics().replies, outcomeUnusable); (got == 1) != tt.bad {
 			t.Errorf("%s: unusable counted %v times", name, got)
+		}
+	}
+}
+
+// TestReplyInACodingThatItIsNot: the log tells a coding that nobody asked for, or that is not there, from a connection that broke.
+func TestReplyInACodingThatItIsNot(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		transport    object
+		coding, body string
+		want         string
+	}{
+		{object{"protocol": "http"}, "gzip", replyXML, "no gzip under Content-Encoding: gzip"}, // which unpacks it itself
+		{object{"protocol": "wechat_lean"}, "gzip", "x", "its Content-Encoding is gzip"},
+		{object{"protocol": "http"}, "br", "\x0b\x02\x80{}\x03", "its Content-Encoding is br"},
+		{object{"protocol": "wechat_lean"}, "xz", "\xfd7zXZ\x00", "its Content-Encoding is xz"},
+		{object{"protocol": "wechat_lean"}, "utf-8", "x", "it begins with other text"},
+	} {
+		backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", c.coding)
+			_, _ = io.WriteString(w, c.body)
+		}))
+		defer backend.Close()
+		b := newBehindProxyOver(t, backend.Listener.Addr().String(), c.transport)
+		logs := watchLog(b.app)
+		s := platformSender(t)
+		checkReply(t, s, serve(t, b, s.push("/"+authorizerID, textMessage("x")), caddyhttp.HandlerFunc(b.pass)), "", "success", true, "")
+		found := logs.FilterMessageSnippet("cannot be used").All()
+		if len(found) != 1 || !strings.Contains(fmt.Sprint(found[0].ContextMap()["error"]), c.want) {
+			t.Errorf("%s of %v: logged %v", c.coding, c.transport, found)
 		}
 	}
 }

@@ -157,6 +157,10 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 		}
 		return text[:end], outcomeSealed, nil
 	}
+	if coding := contentCoding(w.header["Content-Encoding"]); coding != "" {
+		return nil, outcomeUnusable, said(fmt.Sprintf("its Content-Encoding is %s, which nobody asked for, and what came is neither gzip nor %s", coding, format),
+			fmt.Sprintf("其 Content-Encoding 为 %s，没有人请求过；收到的既不是 gzip 也不是 %s", coding, format))
+	}
 	kind := kindOfText(text)
 	return nil, outcomeUnusable, said(fmt.Sprintf("it is neither empty, nor success, nor %s: it begins with %s", format, kind.EN),
 		fmt.Sprintf("既不为空，也不是 success 或 %s：开头是%s", format, kind.ZH))
