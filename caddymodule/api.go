@@ -87,6 +87,8 @@ type API struct {
 	proxyLog *zap.Logger // as the proxy has it
 	refused  damper
 	notReady damper
+
+	grantWait time.Duration // grantBodyTimeout, but for tests
 }
 
 // CaddyModule returns the Caddy module information.
@@ -96,7 +98,7 @@ func (*API) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler and the reverse proxy behind it.
 func (a *API) Provision(ctx caddy.Context) error {
-	a.logger = ctx.Logger()
+	a.logger, a.grantWait = ctx.Logger(), grantBodyTimeout
 	if a.RepeatBuffer == 0 {
 		a.RepeatBuffer = defaultRepeatBuffer
 	}

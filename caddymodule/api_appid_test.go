@@ -53,7 +53,7 @@ func TestAppIDLeavesLongRequestLine(t *testing.T) {
 func TestAppIDLeavesForm(t *testing.T) {
 	t.Parallel()
 	r := httptest.NewRequest(http.MethodGet, "/cgi-bin/token?appid="+accountID, nil)
-	asked, refused := readGrant(httptest.NewRecorder(), &apiRequest{Request: r, known: classify("/cgi-bin/token")})
+	asked, refused := readGrant(httptest.NewRecorder(), &apiRequest{Request: r, known: classify("/cgi-bin/token")}, grantBodyTimeout)
 	if refused != nil || asked.AppID != accountID || isPartOf(asked.AppID, r.RequestURI) {
 		t.Errorf("got %q, part of the query: %v, %v", asked.AppID, isPartOf(asked.AppID, r.RequestURI), refused)
 	}

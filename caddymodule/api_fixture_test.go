@@ -51,6 +51,7 @@ type fakeWeChat struct {
 	calls    []seenCall        // other than for tokens
 	refuseBy int64             // errcode for a token that is not in force
 	grantErr string            // in the place of each answer to a request for a token
+	slow     time.Duration     // what one takes
 	api      http.HandlerFunc  // what an API call with a good token gets
 }
 
@@ -90,8 +91,9 @@ func (f *fakeWeChat) grant(w http.ResponseWriter, r *http.Request, name, owner, 
 	appid, _ := body[owner].(string)
 	force, _ := body["force_refresh"].(bool)
 	f.mu.Lock()
-	grantErr := f.grantErr
+	grantErr, slow := f.grantErr, f.slow
 	f.mu.Unlock()
+	<-time.After(slow)
 	if grantErr != "" {
 		io.WriteString(w, grantErr)
 		return

@@ -21,6 +21,9 @@ const (
 	opaqueGrace = 5 * time.Minute
 	// maxGrantBody bounds the body of a request for a token, in bytes.
 	maxGrantBody = 64 << 10
+	// grantBodyTimeout bounds the wait for all of it. Nobody has proved anything before it has come, and a byte now and then is enough
+	// for the server's own limit, which is one for what stalls.
+	grantBodyTimeout = 30 * time.Second
 	// virtualRefreshToken is what a platform's SDK gets for a refresh token, if it has not brought one: the real ones
 	// never leave the gateway, and the gateway needs none from the SDK.
 	virtualRefreshToken = "virtual"
@@ -45,7 +48,7 @@ func isGrant(k answerKind) bool {
 // serveGrant answers a request for a token with an opaque one.
 func (a *API) serveGrant(w http.ResponseWriter, req *apiRequest) error {
 	var body []byte
-	asked, refused := readGrant(w, req)
+	asked, refused := readGrant(w, req, a.grantWait)
 	if refused == nil {
 		switch req.known.answer {
 		case answerComponentToken:
@@ -66,16 +69,24 @@ func (a *API) serveGrant(w http.ResponseWriter, req *apiRequest) error {
 }
 
 // readGrant reads the parameters: of /cgi-bin/token from the query or a form, of all others from a JSON body, whatever
-// the body's Content-Type says.
-func readGrant(w http.ResponseWriter, req *apiRequest) (grant, *apiRefusal) {
+// the body's Content-Type says. The body has to come within so long.
+func readGrant(w http.ResponseWriter, req *apiRequest, within time.Duration) (grant, *apiRefusal) {
 	var asked grant
 	if req.known.answer != answerToken && req.Method != http.MethodPost {
 		return asked, refuse(http.StatusOK, codeNeedPOST, "method", "require POST method")
 	}
 	var body []byte
 	if req.Method == http.MethodPost && req.Body != nil {
+		conn := http.NewResponseController(w)
+		_ = conn.SetReadDeadline(time.Now().Add(within)) // what cannot has the server's limits
 		var err error
-		if body, err = io.ReadAll(http.MaxBytesReader(w, req.Body, maxGrantBody)); err != nil {
+		body, err = io.ReadAll(http.MaxBytesReader(w, req.Body, maxGrantBody))
+		switch {
+		case err == nil:
+			_ = conn.SetReadDeadline(time.Time{}) // it was for the body
+		case isTimeout(err):
+			return asked, refuse(http.StatusRequestTimeout, http.StatusRequestTimeout, "body", "the request for a token did not come within %v", within)
+		default:
 			return asked, refuse(http.StatusRequestEntityTooLarge, http.StatusRequestEntityTooLarge, "body",
 				"the request for a token is larger than %d bytes, or broke off", maxGrantBody)
 		}
