@@ -24,6 +24,7 @@ const (
 	codeUnauthorizedAPI   = 48001
 	codeNotAuthorized     = 61003
 	codeNoTicket          = 61005
+	codeTicketInvalid     = 61006
 	codeNeedComponent     = 61014
 	codeNeedAccount       = 61015
 	codeUseComponentToken = 61024

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -52,6 +53,8 @@ type fakeWeChat struct {
 	refuseBy int64             // errcode for a token that is not in force
 	grantErr string            // in the place of each answer to a request for a token
 	slow     time.Duration     // what one takes
+	pushErr  string            // in the place of each answer to api_start_push_ticket
+	pushes   chan struct{}     // if not nil, gets one for each of those
 	api      http.HandlerFunc  // what an API call with a good token gets
 }
 
@@ -79,7 +82,13 @@ func (f *fakeWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "component/api_get_authorizer_list": // the gateway's own, now and then: not one of the test's calls
 		io.WriteString(w, `{"total_count":0,"list":[]}`)
 	case "component/api_start_push_ticket":
-		io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
+		f.mu.Lock()
+		pushErr, pushes := f.pushErr, f.pushes
+		f.mu.Unlock()
+		io.WriteString(w, cmp.Or(pushErr, `{"errcode":0,"errmsg":"ok"}`))
+		if pushes != nil {
+			pushes <- struct{}{}
+		}
 	default:
 		f.call(w, r)
 	}

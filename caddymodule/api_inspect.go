@@ -88,8 +88,11 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	call.errcode, call.rid = code, strings.Clone(tokens.RequestID(string(head)))
 	t.app.metrics().apiErrors.WithLabelValues(errcodeLabel(code)).Inc()
 	t.explain(call, code, head)
-	if code == codeNotAuthorized && call.key.Kind == tokens.KindAuthorizer {
+	switch {
+	case code == codeNotAuthorized && call.key.Kind == tokens.KindAuthorizer:
 		t.app.manager().Suspect(call.key)
+	case (code == codeNoTicket || code == codeTicketInvalid) && call.key.Platform != "":
+		t.app.manager().DoubtTicket(call.key.Platform)
 	}
 	return res, tokens.IsTokenRefused(code) && call.key.Kind != "", nil
 }

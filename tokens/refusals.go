@@ -221,6 +221,9 @@ func (m *Manager) report(env *Environment, k Key, err error) {
 	if ok && api.API != pathAuthorizerToken && api.API != pathGetTicket {
 		env.Observer.Happened(CallFailed, k, err)
 	}
+	if k.Platform != "" && hasCode(err, codeTicketExpired, codeTicketInvalid) {
+		m.DoubtTicket(k.Platform)
+	}
 	if !ok || api.API == pathAuthorizerToken || api.API == pathGetTicket || api.Code == codeNotAuthorized {
 		return
 	}

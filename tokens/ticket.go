@@ -195,6 +195,14 @@ func (t *ticketTable) want(platform string, wanted bool) {
 	t.change(platform, func(s *pushState) { s.wanted = wanted })
 }
 
+// doubt is want for an answer that casts doubt on the ticket, and reports whether it is the first one since WeChat was asked.
+func (t *ticketTable) doubt(platform string) (first bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.change(platform, func(s *pushState) { first, s.wanted = !s.wanted, true })
+	return first
+}
+
 func (t *ticketTable) wanted(platform string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -442,6 +450,19 @@ func (m *Manager) wantTicket(platform string) {
 	m.queue.hasten(pushJob(platform))
 }
 
+// DoubtTicket is called when WeChat said, in a call that was made with a token of the platform's or of one of its authorizers, that
+// the platform's ticket has expired or is invalid (61005, 61006): it is asked to push one, as often as may be. The one that is held stays,
+// as the call did not bring it.
+func (m *Manager) DoubtTicket(platform string) {
+	env, err := m.current()
+	if err != nil || env.knows(ComponentKey(platform)) != nil {
+		return
+	}
+	if m.tickets.doubt(platform) {
+		m.wantTicket(platform)
+	}
+}
+
 // watchTicket is the job that asks WeChat to push tickets while a platform has none or only an old one, or once if
 // pushes may have stopped, at most once per pushInterval.
 func (m *Manager) watchTicket(platform string) func(context.Context) error {
@@ -523,9 +544,13 @@ func (m *Manager) askForPush(ctx context.Context, env *Environment, p PlatformCr
 	if err := m.storeRecord(ctx, env, pushAskedName(p.AppID), askedWire{AskedAt: time.Now().Unix()}); err != nil {
 		env.Log.Warn("it cannot be kept that WeChat was asked to push tickets", "platform", p.AppID, "error", err)
 	}
-	if last.IsZero() {
+	switch {
+	case last.IsZero():
 		env.Log.Warn("component_verify_ticket awaited; asked WeChat to push one, which takes up to ten minutes", "platform", p.AppID)
-	} else {
+	case time.Since(last) < ticketOverdue:
+		env.Log.Warn("component_verify_ticket in doubt, as WeChat called it expired or invalid in a call, or pushes were not taken; asked WeChat to push again",
+			"platform", p.AppID, "last_came", last.Format(time.RFC3339))
+	default:
 		env.Log.Warn("component_verify_ticket overdue; asked WeChat to push again: compare 授权事件接收URL in the platform's console with where wechat_event is served",
 			"platform", p.AppID, "last_came", last.Format(time.RFC3339), "minutes_ago", int(time.Since(last).Minutes()))
 	}
