@@ -101,6 +101,8 @@ func TestAppRefusesWhatAPlaceholderHid(t *testing.T) {
 		{"origin with a semicolon", `{"api": ["https://api.weixin.qq.com;"]}`, []string{"api", "is not an origin"}},
 		{"origin is no URL", `{"api": ["weixin"]}`, []string{"api", "is not an origin"}},
 		{"proxy", `{"proxy": "ftp://user:hidden@x"}`, []string{"proxy", "not a proxy address"}},
+		{"proxy with a semicolon", `{"proxy": "http://proxy.internal;"}`, []string{"proxy", "not a proxy address"}},
+		{"proxy with a semicolon behind a path", `{"proxy": "http://proxy.internal:3128/;"}`, []string{"proxy", "not a proxy address"}},
 		{"spill", `{"spill": "{env.BAD_ORIGIN}"}`, []string{"spill", "is not an absolute path"}},
 		{"spill placeholder", `{"spill": "{env.NO_SUCH_SPILL}"}`, []string{"spill", "resolves to nothing"}},
 		{"seal key", `{"seal_keys": ["short"]}`, []string{"seal_key 1"}},

@@ -237,7 +237,7 @@ func literalOrigin(s string) error {
 // parseProxy reads the egress proxy's address.
 func parseProxy(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
+	if err != nil || u.Host == "" || strings.Contains(u.Host+u.Path, ";") || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
 		return nil, errors.New("not a proxy address: write it like http://proxy.internal:3128") // the value may hold a password
 	}
 	return u, nil

@@ -680,6 +680,7 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 	}
 	results = append(results, c.checkHidden()...)
 	results = append(results, c.checkReach()...)
+	results = append(results, c.checkSemicolons()...)
 	for _, origin := range c.alone {
 		results = append(results, redOf("wechat_message of "+origin, texts("nothing that could answer stands behind it: messages get to no backend", "后面没有能应答的处理器：消息到不了任何后端"),
 			texts("write reverse_proxy behind it, in the same route; in a named route put both into route { … }, for of &(name) { … } without that Caddy keeps the first directive alone",

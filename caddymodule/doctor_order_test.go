@@ -98,6 +98,37 @@ func TestDoctorOnBackendsNeverReached(t *testing.T) {
 	}
 }
 
+// TestDoctorOnSemicolons: one at the end of a line, as another server's config has it, is found wherever the grammar lets it pass.
+func TestDoctorOnSemicolons(t *testing.T) {
+	t.Parallel()
+	message := func(proxy string) string { return "route /wx/message/* {\nwechat_message\n" + proxy + "\n}\n" }
+	const authorize, oauth, backend = "wechat_authorize /wx/authorize {\nthen ", "wechat_oauth /wx/o {\nfunc a ", "reverse_proxy 127.0.0.1:9092"
+	folder := t.TempDir() + "/files;"
+	for _, tt := range []struct{ site, subject string }{ // subject: empty: nothing
+		{orderMessage + authorize + "https://a.example.com/x;\n}\n", "then https://a.example.com/x;"},
+		{orderMessage + authorize + "https://a.example.com/x?a;b=;c\n}\n", ""},
+		{orderMessage + oauth + "https://shop.example.com/;\n}\n", "func a https://shop.example.com/;"},
+		{orderMessage + oauth + "https://shop.example.com/?from=wechat; {\nonce\n}\n}\n", "func a https://shop.example.com/?from=wechat;"},
+		{orderMessage + oauth + "https://shop.example.com/;a/\n}\n", ""},
+		{orderMessage + "wechat_verify " + folder + "\n", "folder " + folder},
+		{message("reverse_proxy legacy.internal;"), "upstream legacy.internal;:80"},
+		{message("reverse_proxy http://legacy.internal;"), "upstream legacy.internal;:80"},
+		{message("reverse_proxy legacy.internal;:8080"), "upstream legacy.internal;:8080"},
+		{message("reverse_proxy 后端.internal:8080"), ""},
+		{message(backend+"\n") + "@a path /a\nreverse_proxy @a other.internal；:80", "upstream other.internal；:80"},
+		{"route /wx/message/* {\nwechat_message {\nmirror a.internal;\n}\n" + backend + "\n}\n", "upstream a.internal;:80"},
+	} {
+		found := orderOf(t, orderPlatform, "https://wechat.example.com, https://www.example.com {\nwechat_event /wx/event\n"+tt.site+"\n}\n")
+		found = slices.DeleteFunc(found, func(r doctorResult) bool { return strings.HasPrefix(r.Subject, "/") }) // whether the folder is there
+		switch {
+		case tt.subject == "" && len(found) == 0:
+		case tt.subject != "" && len(found) == 1 && found[0].Level == doctorRed && found[0].Subject == tt.subject && strings.Contains(found[0].Text.EN, "semicolon"):
+		default:
+			t.Errorf("%s:\n%+v, want %q", tt.site, found, tt.subject)
+		}
+	}
+}
+
 // TestDoctorOnReach: what cannot be right with names, ports and accounts is found without the network.
 func TestDoctorOnReach(t *testing.T) {
 	t.Parallel()

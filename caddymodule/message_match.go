@@ -134,6 +134,8 @@ func (m *MessageMatcher) compile() error {
 			expr, isRE := strings.CutPrefix(value, "~")
 			switch {
 			case isRE:
+			case field.word && strings.Contains(value, ";"):
+				return fmt.Errorf("%s: '%s' matches nothing: leave the semicolon out, for a line of a Caddyfile ends without one", field.name, value)
 			case field.word && strings.ContainsFunc(value, func(c rune) bool { return c == ',' || c <= ' ' || c > '~' }):
 				return fmt.Errorf("%s: '%s' matches nothing: write several values with blanks between them", field.name, value)
 			case strings.Contains(value, "*"):
