@@ -47,6 +47,7 @@ const (
 type confirmState struct {
 	file  VerifyFile
 	until time.Time // when the record may be looked at again
+	heard uint64    // how often news may have been missed before
 }
 
 // confirmFiles are those that are known on this node.
@@ -58,6 +59,7 @@ type confirmFiles struct {
 	platforms map[string]confirmState
 	looking   map[Key]*confirmLook // records that are looked at now
 	said      map[string]time.Time // by platform: when the log last heard of a failure
+	missed    uint64               // how often news may have been missed
 }
 
 // confirmLook is a look at a record, or several where an older configuration is at it as well.
@@ -72,13 +74,16 @@ func (c *confirmFiles) get(k Key) confirmState {
 	return c.at(k)
 }
 
-// at is get; mu is held.
+// at is get; mu is held. What was known before news may have been missed may be looked at again.
 func (c *confirmFiles) at(k Key) confirmState {
+	state := c.platforms[k.Platform]
 	if k.Kind == KindAuthorizer {
-		state, _ := c.accounts.Get(k)
-		return state
+		state, _ = c.accounts.Get(k)
 	}
-	return c.platforms[k.Platform]
+	if state.heard != c.missed {
+		state.until = time.Time{}
+	}
+	return state
 }
 
 func (c *confirmFiles) put(k Key, state confirmState) {
@@ -89,6 +94,7 @@ func (c *confirmFiles) put(k Key, state confirmState) {
 
 // set is put; mu is held.
 func (c *confirmFiles) set(k Key, state confirmState) {
+	state.heard = c.missed
 	if k.Kind == KindAuthorizer {
 		c.accounts.Set(k, state, 0)
 		return
@@ -144,6 +150,16 @@ func (c *confirmFiles) news(k Key) {
 	if state := c.at(k); !state.until.IsZero() {
 		state.until = time.Time{}
 		c.set(k, state)
+	}
+}
+
+// resumed is news of each record: other nodes were not heard for a while.
+func (c *confirmFiles) resumed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.missed++
+	for _, look := range c.looking {
+		look.news = true
 	}
 }
 

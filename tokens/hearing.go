@@ -104,6 +104,7 @@ func (h *hearing) Listening(on bool) {
 	for i := range m.verify {
 		m.verify[i].news()
 	}
+	m.confirm.resumed()
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
 	m.lookForIntents()

@@ -179,6 +179,61 @@ func TestConfirmFileDuringARead(t *testing.T) {
 	})
 }
 
+// A confirm file that another node was given while this one did not hear is looked for again once it does.
+func TestConfirmFileNotHeardOf(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, h *hub) {
+		_, err := a.commit(t.Context(), a.Manager.env.Load(), testAuthKey, false, func(cur *record) *record {
+			next := *cur
+			next.FuncInfo = []int{confirmSet}
+			return &next
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		a.giveConfirmFiles("", confirmAnswer(accountTestFile, confirmTestContent))
+		h.set(true)
+		for range 2 {
+			b.troubles.failed(testAuthKey, ErrUnreachable) // it cannot ask
+		}
+		_, found, err := b.ConfirmFile(t.Context(), accountTestFile, testAuthorizer)
+		if found || err == nil {
+			t.Fatalf("served, or no error: %v, %v", found, err)
+		}
+		if got := confirmed(t, a.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+			t.Fatalf("served %q", got)
+		}
+		h.set(false)
+		synctest.Wait()
+		atOnce(t, func() {
+			if got := confirmed(t, b.Manager, accountTestFile, testAuthorizer); got != confirmTestContent {
+				t.Errorf("the other node served %q", got)
+			}
+		})
+	})
+}
+
+// A look that began before a node heard again is not believed.
+func TestConfirmLookBeforeHearing(t *testing.T) {
+	t.Parallel()
+	files := &NewManager().confirm
+	for _, k := range []Key{testAuthKey, ComponentKey(testPlatform)} {
+		look := files.begin(k)
+		files.resumed()
+		files.end(k, look, confirmState{until: time.Now().Add(time.Hour)})
+		files.leave(k, look)
+		if until := files.get(k).until; !until.IsZero() {
+			t.Errorf("%v is not looked at for an hour", k)
+		}
+		look = files.begin(k)
+		files.end(k, look, confirmState{until: time.Now().Add(time.Hour)})
+		files.leave(k, look)
+		if files.get(k).until.IsZero() {
+			t.Errorf("%v is looked at again at once", k)
+		}
+	}
+}
+
 // News of a record comes while a job reads it for the news before.
 func TestNewsDuringAJob(t *testing.T) {
 	inSlowCluster(t, func(t *testing.T, a, b *rig, _ *hub, s *slowReads) {
