@@ -205,7 +205,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	default:
 		return errMethod
 	}
-	if err := p.readBody(r, defaultMaxBody); err != nil {
+	if err := p.readBody(w, r, defaultMaxBody); err != nil {
 		return err
 	}
 	if err := p.open(candidates); err != nil {

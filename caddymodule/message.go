@@ -286,7 +286,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	default:
 		return errMethod
 	}
-	if err := p.readBody(r, m.MaxBody); err != nil {
+	if err := p.readBody(w, r, m.MaxBody); err != nil {
 		return err
 	}
 	if err := p.open(candidates); err != nil {

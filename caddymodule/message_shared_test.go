@@ -1083,7 +1083,7 @@ func pushIDOf(t *testing.T, m *Message, message string) pushID {
 		t.Fatal(err)
 	}
 	_, candidates := m.candidates(r.URL.Path)
-	if err := p.readBody(r, 1<<20); err != nil {
+	if err := p.readBody(httptest.NewRecorder(), r, 1<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.open(candidates); err != nil {

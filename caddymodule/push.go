@@ -18,11 +18,12 @@ import (
 
 // Limits of what a push may be.
 const (
-	defaultMaxBody         = 1 << 20         // bytes of a push's body; WeChat's own are below 100 KB
-	defaultTimestampWindow = 5 * time.Minute // between WeChat's clock and ours
-	maxPushQuery           = 8 << 10         // bytes of a push's query
-	maxPooledBuffer        = 64 << 10        // a larger buffer is left to the garbage collector
-	maxAnnounced           = 16 << 10        // bytes allocated for a body before any of it has come
+	defaultMaxBody         = 1 << 20          // bytes of a push's body; WeChat's own are below 100 KB
+	defaultTimestampWindow = 5 * time.Minute  // between WeChat's clock and ours
+	maxPushQuery           = 8 << 10          // bytes of a push's query
+	maxPooledBuffer        = 64 << 10         // a larger buffer is left to the garbage collector
+	maxAnnounced           = 16 << 10         // bytes allocated for a body before any of it has come
+	bodyTimeout            = 10 * time.Second // for what has not come with a body's first bytes; WeChat itself gives a push 5 s
 )
 
 // push is one request of WeChat's: an event, a message or the handshake.
@@ -30,9 +31,9 @@ type push struct {
 	query    pushQuery
 	body     []byte // as received
 	buffers  crypto.Buffers
-	scratch  []byte           // of identity
-	limited  io.LimitedReader // of readBody
-	format   crypto.Format    // of the envelope, and so of the reply's
+	scratch  []byte        // of identity
+	incoming incomingBody  // of readBody
+	format   crypto.Format // of the envelope, and so of the reply's
 	opened   crypto.Opened
 	codec    *crypto.Codec
 	platform *Platform // of the two, the one under which it opened
@@ -96,6 +97,7 @@ func (r *refusal) Error() string { return r.reason }
 var (
 	errQuery     = &refusal{http.StatusBadRequest, "malformed", "query is not WeChat's: timestamp, nonce and a signature, each once"}
 	errBody      = &refusal{http.StatusBadRequest, "malformed", "body could not be read"}
+	errSlowBody  = &refusal{http.StatusRequestTimeout, "malformed", "body did not come in time, of which WeChat itself gives a push five seconds"}
 	errEnvelope  = &refusal{http.StatusBadRequest, "malformed", "body is not an envelope with one Encrypt element"}
 	errPlaintext = &refusal{http.StatusBadRequest, "malformed", "decrypted text is neither a message nor an event"}
 	errLacking   = &refusal{http.StatusBadRequest, "malformed", "event lacks its ComponentVerifyTicket, the account's appid, or the code"}
@@ -220,8 +222,34 @@ func (q *pushQuery) clockOffset() time.Duration {
 	return time.Until(time.Unix(sec, 0))
 }
 
+// incomingBody is a body while it is read. The sender has proved nothing yet, and a byte now and then is enough for the server's own limit,
+// which is one for what stalls. So the body has a deadline, unless it comes at once, as WeChat's do.
+type incomingBody struct {
+	io.LimitedReader
+	w     http.ResponseWriter
+	begun bool // something has come
+	bound bool // the deadline is set
+}
+
+func (b *incomingBody) Read(p []byte) (int, error) {
+	if b.begun && !b.bound {
+		b.bound = true
+		_ = http.NewResponseController(b.w).SetReadDeadline(time.Now().Add(bodyTimeout)) // what cannot has the server's limits
+	}
+	b.begun = true
+	return b.LimitedReader.Read(p)
+}
+
+// done takes the deadline back, for it was the body's.
+func (b *incomingBody) done() {
+	if b.bound {
+		_ = http.NewResponseController(b.w).SetReadDeadline(time.Time{})
+	}
+	*b = incomingBody{}
+}
+
 // readBody reads the whole body, at most max bytes of it.
-func (p *push) readBody(r *http.Request, max int64) error {
+func (p *push) readBody(w http.ResponseWriter, r *http.Request, max int64) error {
 	if r.ContentLength > max {
 		return errTooLarge
 	}
@@ -233,17 +261,20 @@ func (p *push) readBody(r *http.Request, max int64) error {
 		// Of what is only announced no more than this: the sender has proved nothing yet.
 		buf.Grow(int(min(r.ContentLength, maxAnnounced)) + bytes.MinRead)
 	}
-	p.limited = io.LimitedReader{R: r.Body, N: max + 1}
-	n, err := buf.ReadFrom(&p.limited)
+	p.incoming = incomingBody{LimitedReader: io.LimitedReader{R: r.Body, N: max + 1}, w: w}
+	n, err := buf.ReadFrom(&p.incoming)
 	p.body = buf.Bytes()
 	switch {
 	case isTooLarge(err):
 		return errTooLarge
+	case isTimeout(err) && p.incoming.bound:
+		return errSlowBody
 	case err != nil:
 		return errBody
 	case n > max:
 		return errTooLarge
 	}
+	p.incoming.done()
 	return nil
 }
 

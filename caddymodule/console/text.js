@@ -70,6 +70,7 @@ const TEXT = {
 const REASONS = {
 	"query is not WeChat's: timestamp, nonce and a signature, each once": "查询参数不是微信的格式：timestamp、nonce 和签名应各有一个",
 	"body could not be read": "无法读取请求正文",
+	"body did not come in time, of which WeChat itself gives a push five seconds": "正文未在时限内到齐；微信自己只给一次推送五秒",
 	"body is not an envelope with one Encrypt element": "正文不是含有一个 Encrypt 元素的密文包",
 	"decrypted text is neither a message nor an event": "解密后的内容既不是消息也不是事件",
 	"event lacks its ComponentVerifyTicket, the account's appid, or the code": "事件缺少 ComponentVerifyTicket、账号的 AppID 或授权码",
