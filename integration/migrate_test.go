@@ -36,6 +36,8 @@ func (o *oldSystem) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	q := r.URL.Query()
 	switch {
+	case r.URL.Path == "/break":
+		panic(http.ErrAbortHandler)
 	case r.URL.Path == "/wechat/message":
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		integration.Echo(w, r)
@@ -121,10 +123,14 @@ func element(xml []byte, name string) string {
 	return string(m[1])
 }
 
-// migrationFiles are the Caddyfile of upgrade.md for this world, and what its steps have before and after it.
-func migrationFiles(t *testing.T, dir string) (before, events, some, all string) {
+// migrationFiles are the Caddyfile of upgrade.md for this world, and what its steps have before and after it. Bare is without the gateway.
+func migrationFiles(t *testing.T, dir string) (bare, before, events, some, all string) {
 	t.Helper()
 	text := ""
+	everyone := regexp.MustCompile("With `(@moved [^`]+)` all have").FindStringSubmatch(document(t, "docs/upgrade.md"))
+	if everyone == nil {
+		t.Fatal("upgrade.md does not say how all accounts are moved")
+	}
 	for _, m := range fence.FindAllStringSubmatch(document(t, "docs/upgrade.md"), -1) {
 		if m[1] == "caddyfile" && strings.Contains(m[2], "@moved") {
 			text = m[2]
@@ -152,7 +158,7 @@ func migrationFiles(t *testing.T, dir string) (before, events, some, all string)
 		return file
 	}
 	some = write("some.Caddyfile", text)
-	replace("/wx/wx3333333333333333/callback", "/wx/*/callback", 1)
+	replace("@moved path /wx/wx3333333333333333/callback", everyone[1], 1)
 	all = write("all.Caddyfile", text)
 	cut := func(from, to string) {
 		t.Helper()
@@ -166,16 +172,19 @@ func migrationFiles(t *testing.T, dir string) (before, events, some, all string)
 	cut("\t@moved", "\n\t}\n\n")
 	events = write("events.Caddyfile", text)
 	cut("\twechat_event", "\n\t}\n\n")
-	return write("before.Caddyfile", text), events, some, all
+	before = write("before.Caddyfile", text)
+	cut("\twechat {", "\n\t}\n")
+	cut("http://:{$WECHAT_API_PORT} {", "\n}\n")
+	return write("bare.Caddyfile", text), before, events, some, all
 }
 
 // TestMigration moves a platform from an old system to the gateway and back, as upgrade.md has it. In each step messages are answered,
 // at no time do both renew, and calls go well from where they may.
 func TestMigration(t *testing.T) {
 	t.Parallel()
-	const otherID, lateID = "wx4444444444444444", "wx5555555555555555"
+	const otherID, lateID, meanwhileID = "wx4444444444444444", "wx5555555555555555", "wx6666666666666666"
 	old := &oldSystem{}
-	before, events, some, all := migrationFiles(t, t.TempDir())
+	bare, before, events, some, all := migrationFiles(t, t.TempDir())
 	https, err := integration.FreeAddr("")
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +195,7 @@ func TestMigration(t *testing.T) {
 		old.w, w.Caddyfile, w.Ports = w, before, map[string]string{"https": https}
 		w.Backend = &integration.Backend{Answer: old.ServeHTTP}
 		w.Config.Platforms = []wxsim.Platform{{AppID: integration.PlatformID, EventURL: site + "/wx/component/event", MessageURL: site + "/wx/$APPID$/callback"}}
-		w.Config.Authorizers = []wxsim.Authorizer{{AppID: otherID}, {AppID: lateID}}
+		w.Config.Authorizers = []wxsim.Authorizer{{AppID: otherID}, {AppID: lateID}, {AppID: meanwhileID}}
 	})
 	reload := func(file string) {
 		t.Helper()
@@ -251,6 +260,10 @@ func TestMigration(t *testing.T) {
 	if _, body := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/about"), nil, ""); body != "the old website" {
 		t.Errorf("the rest of the site: %q", body)
 	}
+	if resp, _ := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/break"), nil, ""); resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("a connection that breaks: %d", resp.StatusCode)
+	}
+	says(integration.AuthorizerID, "old: hello") // the only server that is up is not out for longer than a push waits
 
 	// Step 3: its tokens come along. Without a ticket nothing is renewed.
 	list := ""
@@ -290,6 +303,12 @@ func TestMigration(t *testing.T) {
 	if n := w.WeChat.Journal().Refreshes(wxsim.KindAuthorizer, otherID); n != 1 {
 		t.Errorf("%d refreshes", n)
 	}
+	if out := imported("platform,appid,refresh_token\n"+integration.PlatformID+","+otherID+","+otherRefresh+"\n", "--dry-run"); !strings.Contains(out, "authorizers: 0 ") {
+		t.Errorf("a list without the last two columns: %s", out)
+	}
+	if _, err := w.WeChat.PriorAuthorization(integration.PlatformID, meanwhileID); err != nil { // the old system has exchanged its code
+		t.Fatal(err)
+	}
 
 	// Step 4: the events. The old system gets no ticket any more, but hears of authorizations, without their codes.
 	reload(events)
@@ -307,6 +326,13 @@ func TestMigration(t *testing.T) {
 	})
 	calls(integration.AuthorizerID, "")
 	calls(otherID, "")
+	eventually(t, "who authorised after the list was made", func() error {
+		user := w.WeChat.NewUser(meanwhileID)
+		if status, body := call(t, w, http.MethodGet, "/"+meanwhileID+"/cgi-bin/user/info?openid="+user.OpenID, bearer(w), ""); !strings.Contains(body, user.OpenID) {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
 	says(integration.AuthorizerID, "old: hello")
 	if a, err := w.WeChat.Authorize(t.Context(), integration.PlatformID, lateID); err != nil || !a.Push.OK() {
 		t.Fatalf("authorized: %s %v", a.Push.Wrong, err)
@@ -327,6 +353,23 @@ func TestMigration(t *testing.T) {
 		return nil
 	})
 
+	// Step 5: the old system's own calls for the platform.
+	component := "/" + integration.PlatformID + "/cgi-bin/component/"
+	if _, body := call(t, w, http.MethodPost, component+"api_create_preauthcode", bearer(w), `{"component_appid":"`+integration.PlatformID+`"}`); !strings.Contains(body, "pre_auth_code") {
+		t.Errorf("a page for authorizations: %s", body)
+	}
+	for _, name := range []string{"api_query_auth", "api_get_authorizer_info", "api_get_authorizer_list"} {
+		before := w.WeChat.Journal().Count("/cgi-bin/component/" + name)
+		if _, body := call(t, w, http.MethodPost, component+name, bearer(w), `{"component_appid":"`+integration.PlatformID+`"}`); !strings.Contains(body, `"errcode":48001`) || w.WeChat.Journal().Count("/cgi-bin/component/"+name) != before {
+			t.Errorf("%s: %s", name, body)
+		}
+	}
+	visitor := w.WeChat.NewUser(otherID)
+	if _, body := call(t, w, http.MethodGet, "/"+otherID+"/sns/oauth2/component/access_token?appid="+otherID+"&code="+w.WeChat.UserCode(visitor, integration.PlatformID, "snsapi_base")+
+		"&grant_type=authorization_code&component_appid="+integration.PlatformID, bearer(w), ""); !strings.Contains(body, visitor.OpenID) {
+		t.Errorf("a login of the old system's: %s", body)
+	}
+
 	// Step 6: one account, and then all.
 	reload(some)
 	says(integration.AuthorizerID, "收到：hello")
@@ -337,6 +380,9 @@ func TestMigration(t *testing.T) {
 		if n := w.WeChat.Journal().Refreshes(wxsim.KindAuthorizer, appid); n > 2 {
 			t.Errorf("%s: %d refreshes", appid, n)
 		}
+	}
+	if _, body := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/wx/login/callback?code=1"), nil, ""); body != "the old website" {
+		t.Errorf("an address beside those of pushes: %q", body)
 	}
 	if h, err := w.WeChat.VerifyEventURL(t.Context(), integration.PlatformID); err != nil || h.Wrong != "" {
 		t.Errorf("check of the event URL: %s %v", h.Wrong, err)
@@ -349,6 +395,14 @@ func TestMigration(t *testing.T) {
 	// Back.
 	reload(before)
 	ticket()
+	says(integration.AuthorizerID, "old: hello")
+	reload(bare)
+	if _, err := plainClient.Get(w.APIURL("/")); err == nil { //nolint:bodyclose // there is none
+		t.Error("the gateway goes on to serve apps")
+	}
+	if _, body := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/MP_verify_a1B2c3D4e5F6g7H8.txt"), nil, ""); body != "a1B2c3D4e5F6g7H8" {
+		t.Errorf("verification file: %q", body)
+	}
 	says(integration.AuthorizerID, "old: hello")
 	w.WeChat.AllowRefresh(wxsim.KindAuthorizer, integration.AuthorizerID)
 	w.WeChat.AllowRefresh(wxsim.KindAuthorizer, lateID)
