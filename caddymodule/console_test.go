@@ -21,6 +21,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
 
 // testConsole is a console over some operations, which notes what they were asked.
@@ -522,21 +524,22 @@ http://:2020 {
 }
 `
 
-// The operations of the console find every landing place, and draw nothing but its links.
 // TestConsoleReasons: the console has a Chinese word for each reason that the source has for what is refused or fails, and for no other.
 func TestConsoleReasons(t *testing.T) {
 	t.Parallel()
 	reasons := map[string]bool{outcomeUnusable: true, outcomeLost: true}
 	literal := regexp.MustCompile(`"((?:[^"\\]|\\.)+)"`)
 	for file, pattern := range map[string]string{
-		"push.go":              `&refusal\{http\.\w+, "\w+", ("[^"]+")\}`,
-		"event.go":             `entry\.Reason = ("[^"]+")`,
-		"feed_call.go":         `e\.Reason = (?:feedCall, outcomeRefused, )?("[^"]+"(?: \+ string\(k\.Kind\) \+ "[^"]+")?)`,
-		"feed_push.go":         `return ("[^"]+"(?: \+ (?:strconv|safeReason).*)?)\n`,
-		"oauth_errors.go":      `reason: +("[^"]+")|f\.reason = .*(?:InfoLevel|WarnLevel|DebugLevel), ("[^"]+")`,
-		"oauth_limit.go":       `reason: +("[^"]+")`,
-		"authorize_errors.go":  `reason: +("[^"]+")|f\.reason(?:, f\.remedy)? = (?:.*Level, )?("[^"]+")`,
-		"../tokens/inspect.go": `errExchange\w+ += errors\.New\(("[^"]+")\)`,
+		"push.go":             `&refusal\{http\.\w+, "\w+", ("[^"]+")\}`,
+		"event.go":            `entry\.Reason = ("[^"]+")`,
+		"feed_call.go":        `e\.Reason = (?:feedCall, outcomeRefused, )?("[^"]+"(?: \+ string\(k\.Kind\) \+ "[^"]+")?)`,
+		"feed_push.go":        `return ("[^"]+"(?: \+ (?:strconv|safeReason).*)?)\n`,
+		"message_pace.go":     `err\w+ += said\(("[^"]+")|fmt\.(?:Errorf|Sprintf)\(("[^"]+%[vT]")`,
+		"message_reply.go":    `err\w+ = said\(("[^"]+")`,
+		"message_shared.go":   `errNodesDied = errors\.New\(("[^"]+")\)`,
+		"oauth_errors.go":     `reason: +("[^"]+")|f\.reason = .*(?:InfoLevel|WarnLevel|DebugLevel), ("[^"]+")`,
+		"oauth_limit.go":      `reason: +("[^"]+")`,
+		"authorize_errors.go": `reason: +("[^"]+")|f\.reason(?:, f\.remedy)? = (?:.*Level, )?("[^"]+")`,
 	} {
 		source, err := os.ReadFile(file)
 		if err != nil {
@@ -554,40 +557,82 @@ func TestConsoleReasons(t *testing.T) {
 				reason += "x" + words[1][1]
 			case strings.HasSuffix(reason, ": "):
 				reason += "x"
+			case strings.HasSuffix(reason, "%v"), strings.HasSuffix(reason, "%T"):
+				reason = reason[:len(reason)-2] + "x"
 			case strings.HasSuffix(reason, " HTTP "):
 				reason += "502"
 			}
 			reasons[reason] = true
 		}
 	}
-	if len(reasons) < 55 {
+	if len(reasons) < 65 {
 		t.Errorf("%d reasons: %v", len(reasons), reasons)
 	}
 	text := string(consoleAssets["text.js"].content)
 	_, table, _ := strings.Cut(text, "const REASONS = {\n")
 	table, forms, _ := strings.Cut(table, "\n};")
-	known := make(map[string]bool)
+	known := make(map[string]string)
 	for line := range strings.Lines(table) {
 		m := regexp.MustCompile(`^\t"([^"]+)": "([^"]+)",$`).FindStringSubmatch(strings.TrimRight(line, "\n"))
-		if m == nil || !regexp.MustCompile(`\p{Han}`).MatchString(m[2]) || known[m[1]] {
+		if m == nil || !regexp.MustCompile(`\p{Han}`).MatchString(m[2]) || known[m[1]] != "" {
 			t.Errorf("no reason: %s", line)
 			continue
 		}
-		if known[m[1]] = true; !reasons[m[1]] {
+		if known[m[1]] = m[2]; !reasons[m[1]] {
 			t.Errorf("nothing says %q", m[1])
 		}
 	}
-	var patterns []*regexp.Regexp
-	for _, m := range regexp.MustCompile(`(?m)^\t\[/(\^.*\$)/, "[^"]+"\],$`).FindAllStringSubmatch(forms, -1) {
-		patterns = append(patterns, regexp.MustCompile(m[1]))
+	type form struct {
+		pattern *regexp.Regexp
+		words   string
+	}
+	var patterns []form
+	for _, m := range regexp.MustCompile(`(?m)^\t\[/(\^.*\$)/, "([^"]+)"\],$`).FindAllStringSubmatch(forms, -1) {
+		patterns = append(patterns, form{regexp.MustCompile(m[1]), m[2]})
+	}
+	if lines := strings.Count(forms, "\n\t["); lines != len(patterns) {
+		t.Errorf("%d forms of %d are of the kind that can be tested", len(patterns), lines)
+	}
+	because := func(reason string) string { // as the page has it
+		if words := known[reason]; words != "" {
+			return words
+		}
+		for _, f := range patterns {
+			if f.pattern.MatchString(reason) {
+				return f.pattern.ReplaceAllString(reason, f.words)
+			}
+		}
+		return ""
 	}
 	for reason := range reasons {
-		if !known[reason] && !slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(reason) }) {
+		if because(reason) == "" {
 			t.Errorf("there is no Chinese for %q", reason)
 		}
 	}
+
+	// What the gateway itself has in Chinese elsewhere is the same here.
+	unusable := []error{errBusy, errCrowded, errTooSlow, errBrokenOff, errReplyTooLong, errBadGzip, errNoEnd}
+	for _, text := range []string{"<!DOCTYPE html><p>", "<html><p>", "<error/>", `{"a":1}`, "Fatal error"} {
+		w := newReplyWriter(1 << 10)
+		if _, err := w.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, why := w.judge(crypto.FormatXML, nil)
+		unusable = append(unusable, why)
+		w.release()
+	}
+	w := newReplyWriter(1 << 10)
+	w.WriteHeader(http.StatusInternalServerError)
+	_, _, why := w.judge(crypto.FormatXML, nil)
+	for _, why := range append(unusable, why) {
+		if got, want := because(backendReason(outcomeUnusable, why)), textOf(why).ZH; got != want {
+			t.Errorf("the console says %q of %q, and the findings %q", got, why, want)
+		}
+	}
+	w.release()
 }
 
+// The operations of the console find every landing place, and draw nothing but its links.
 func TestConsoleFuncs(t *testing.T) {
 	s := newSites(t, t.TempDir(), consoleSites)
 	c := &Console{operations: operations{app: s.app, logger: zap.NewNop()}, logger: zap.NewNop()}

@@ -190,7 +190,7 @@ func TestAdminDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec := adminCall(mux, "POST", "/wechat/drain", "")
-	want := `{"waiting":1,"tried":1,"done":0,"failed":[{"platform":"` + otherPlatform + `","appid":"` + strangerID + `","reason":"-1 system busy"}]}`
+	want := `{"waiting":1,"tried":1,"done":0,"failed":[{"platform":"` + otherPlatform + `","appid":"` + strangerID + `","reason":"-1 system busy","text":{"en":"-1 system busy","zh":"-1 系统繁忙"}}]}`
 	if rec.Code != 200 || rec.Body.String() != want {
 		t.Errorf("%d %s\nwant %s", rec.Code, rec.Body, want)
 	}

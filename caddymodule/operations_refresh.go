@@ -98,6 +98,8 @@ type failedExchange struct {
 	Platform string `json:"platform"`
 	AppID    string `json:"appid,omitempty"`
 	Reason   string `json:"reason"`
+	// Text is the reason in both languages.
+	Text tokens.Text `json:"text"`
 }
 
 // drain tries at once to exchange the authorization codes that wait for their next attempt.
@@ -111,7 +113,8 @@ func (o *operations) drain(w http.ResponseWriter, r *http.Request) error {
 	}
 	failed := []failedExchange{}
 	for _, f := range d.Failed {
-		failed = append(failed, failedExchange{f.Platform, f.AppID, reasonOf(f.Err).EN})
+		reason := reasonOf(f.Err)
+		failed = append(failed, failedExchange{f.Platform, f.AppID, reason.EN, reason})
 	}
 	o.logger.Info("authorization codes tried on demand", zap.Int("waiting", d.Waiting), zap.Int("done", d.Done))
 	return answerJSON(w, http.StatusOK, struct {

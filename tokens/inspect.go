@@ -250,8 +250,8 @@ type FailedExchange struct {
 }
 
 var (
-	errExchangeRuns = errors.New("the attempt is still under way")
-	errExchangeEnds = errors.New("nothing more can be done for the code: the log says why")
+	errExchangeRuns = said(nil, "the attempt is still under way", "仍在换取中")
+	errExchangeEnds = said(nil, "nothing more can be done for the code: the log says why", "这个授权码已无法换取，原因见日志")
 )
 
 // Drain tries at once to exchange each authorization code that waits for its next attempt, those too that another node

@@ -219,7 +219,7 @@
 		if (done?.busy) { button.removeAttribute("disabled"); button.setAttribute("aria-disabled", "true"); }
 		return el("div", { class: "acts" }, button, done?.text ? el("span", { class: "soft " + done.class }, done.text) : null);
 	}
-	const drained = got => t("drained", { done: got.done, tried: got.tried }) + (got.failed || []).map(f => lang === "zh" ? `；${f.appid || f.platform}：${because(f.reason)}` : `; ${f.appid || f.platform}: ${f.reason}`).join("");
+	const drained = got => t("drained", { done: got.done, tried: got.tried }) + (got.failed || []).map(f => t("notDrained", { appid: f.appid || f.platform, why: pick(f.text) || f.reason })).join("");
 	const refreshed = got => t("refreshedUntil", { at: got.expires ? clock(got.expires) : "" });
 
 	function keyRows(keys) {

@@ -95,7 +95,8 @@ func (s *stage) play(rw http.ResponseWriter, r *http.Request, now scene, path st
 	case r.Method == http.MethodPost && name == "refresh":
 		answer = map[string]any{"platform": q.Get("platform"), "appid": rest, "kind": "authorizer", "expires": at(2 * time.Hour)}
 	case r.Method == http.MethodPost && name == "drain":
-		answer = map[string]any{"waiting": 2, "tried": 2, "done": 1, "failed": []any{map[string]any{"platform": "wx1111111111111111", "appid": "wx3333333333333337", "reason": "the attempt is still under way"}}}
+		answer = map[string]any{"waiting": 2, "tried": 2, "done": 1, "failed": []any{map[string]any{"platform": "wx1111111111111111", "appid": "wx3333333333333337", "reason": "the attempt is still under way",
+			"text": text("the attempt is still under way", "仍在换取中")}}}
 	case path == "status":
 		status := maps.Clone(now.status)
 		status["time"] = at(0)
