@@ -260,7 +260,7 @@ func TestMigration(t *testing.T) {
 	if _, body := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/about"), nil, ""); body != "the old website" {
 		t.Errorf("the rest of the site: %q", body)
 	}
-	if resp, _ := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/break"), nil, ""); resp.StatusCode != http.StatusBadGateway {
+	if resp, _ := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/break"), nil, ""); resp.StatusCode < http.StatusInternalServerError {
 		t.Errorf("a connection that breaks: %d", resp.StatusCode)
 	}
 	says(integration.AuthorizerID, "old: hello") // the only server that is up is not out for longer than a push waits
@@ -397,9 +397,13 @@ func TestMigration(t *testing.T) {
 	ticket()
 	says(integration.AuthorizerID, "old: hello")
 	reload(bare)
-	if _, err := plainClient.Get(w.APIURL("/")); err == nil { //nolint:bodyclose // there is none
-		t.Error("the gateway goes on to serve apps")
-	}
+	eventually(t, "apps have nobody to call", func() error {
+		resp, err := plainClient.Get(w.APIURL("/"))
+		if err != nil {
+			return nil
+		}
+		return errors.Join(fmt.Errorf("the gateway answers %s", resp.Status), resp.Body.Close())
+	})
 	if _, body := fetch(t, httpsClient(t, w), http.MethodGet, w.URL("/MP_verify_a1B2c3D4e5F6g7H8.txt"), nil, ""); body != "a1B2c3D4e5F6g7H8" {
 		t.Errorf("verification file: %q", body)
 	}
