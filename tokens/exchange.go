@@ -76,6 +76,13 @@ func (x *exchangedCodes) put(hash, appid string) {
 	x.codes[hash] = exchanged{appid: appid, at: now}
 }
 
+// any reports whether a code was exchanged here.
+func (x *exchangedCodes) any() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.codes) > 0
+}
+
 // exchangedName is where nodes share which account a code belonged to.
 func exchangedName(hash string) string { return sharedName("exchanged", hash) }
 

@@ -293,13 +293,14 @@ func (o *openIntent) triedAgain(log *slog.Logger, text string, args ...any) {
 	}
 }
 
-// fulfil is one attempt at an intent. It returns nil once there is nothing left to do here.
+// fulfil is one attempt at an intent. It returns nil once there is nothing left to do here. With ErrClosed it is left to the next manager: by
+// its record, or by TakeOver.
 func (m *Manager) fulfil(ctx context.Context, hash string, open *openIntent) error {
 	in := open.Intent
 	open.lost.Store(false)
 	env, err := m.current()
 	if err != nil {
-		return nil //nolint:nilerr // closed: the record stays, and is resumed by the next manager
+		return err
 	}
 	if env.knows(ComponentKey(in.Platform)) != nil && time.Now().Before(in.ExpiresAt.Add(deadCodeGrace)) {
 		// Another node may have the platform, or the next configuration: the record stays for them, and is not this one's to give up.
@@ -316,7 +317,7 @@ func (m *Manager) fulfil(ctx context.Context, hash string, open *openIntent) err
 	case err == nil:
 		return fmt.Errorf("intent %s: %w: its tokens are not written yet", hash, ErrStore)
 	case errors.Is(err, ErrClosed):
-		return nil
+		return err
 	}
 	used := hasCode(err, codeAuthCodeInvalid)
 	dead := used && time.Since(open.since) > usedCodeGrace || hasCode(err, codeAuthCodeExpired) || errors.Is(err, ErrNotAuthorized) ||

@@ -78,6 +78,7 @@ type Manager struct {
 
 	mu       sync.Mutex // guards what follows, and the step from open to closed; nobody waits for a disk under it
 	started  bool
+	since    time.Time // of the first Use
 	uses     uint64
 	work     sync.WaitGroup
 	workCtx  context.Context
@@ -140,7 +141,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 			env.Log.Error("read cache cannot be made; tokens stay unavailable", "error", err)
 			return false
 		}
-		m.started = true
+		m.started, m.since = true, time.Now()
 		m.cache.Store(c)
 		m.workCtx, m.stopWork = context.WithCancel(context.Background())
 		m.loopCtx, m.stopLoop = context.WithCancel(m.workCtx)
@@ -225,6 +226,13 @@ func waitFor(c <-chan struct{}, limit time.Duration) bool {
 	case <-t.C:
 		return false
 	}
+}
+
+// firstUse is when the manager was first used.
+func (m *Manager) firstUse() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.since
 }
 
 // Platforms are the appids of the platforms that are configured.

@@ -46,12 +46,12 @@ const takeOverTimeout = 2 * storeTimeout
 // does not know, since others may have authorised under the store of before.
 func (m *Manager) TakeOver(from *Manager) {
 	env, err := m.current()
-	if err != nil {
-		return
+	if err != nil || from.env.Load() == nil {
+		return // it was never in use
 	}
 	m.TakeTickets(from, env)
 	for _, p := range env.Platforms {
-		if env.RosterEvery > 0 {
+		if env.RosterEvery > 0 && !m.outlasted(from) {
 			m.queue.add("moved "+rosterJob(p.AppID), 0, m.moveRoster(p.AppID))
 		}
 	}
@@ -81,8 +81,15 @@ func (m *Manager) TakeOver(from *Manager) {
 	}
 }
 
+// outlasted reports whether another manager was to take the place of m, was refused, and exchanged no code meanwhile: nothing was
+// authorised that m does not know.
+func (m *Manager) outlasted(other *Manager) bool {
+	began, otherBegan := m.firstUse(), other.firstUse()
+	return began.Before(otherBegan) && !other.done.any()
+}
+
 // moveRoster is the job that takes back that WeChat's list was read to its end, which says nothing of the time in which another store was in
-// use. The list is read as after an import.
+// use. The list is read as after an import, and from its beginning: an account that authorised meanwhile may stand on a page that was read.
 func (m *Manager) moveRoster(platform string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		env, err := m.current()
@@ -101,10 +108,10 @@ func (m *Manager) moveRoster(platform string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if state.CompletedAt == 0 {
+		if state.CompletedAt == 0 && state.Walk == nil {
 			return nil // it is read anyhow
 		}
-		state = &rosterWire{MovedAt: time.Now().Unix(), Walk: state.Walk}
+		state = &rosterWire{MovedAt: time.Now().Unix()}
 		if err := m.storeRecord(ctx, env, rosterName(platform), state); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package tokens
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,4 +144,122 @@ func TestTakeOverKnowsOfAccountsMeanwhile(t *testing.T) {
 			t.Error("the list is not read again")
 		}
 	})
+}
+
+// The old manager ends while it is at an exchange that has not come to WeChat yet.
+func TestTakeOverOfWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	for name, in := range map[string]func(r *rig) Intent{
+		"push":  func(r *rig) Intent { return r.push(r.newCode(testAuthorizer)) },
+		"visit": func(r *rig) Intent { in := r.push(r.newCode(testAuthorizer)); in.Redirected = true; return in },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				next := r.successor(t)
+				synctest.Wait()
+				held := make(chan struct{})
+				r.store.hold(func(op, name string) {
+					if op == "lock" && strings.HasPrefix(name, intentFolder) {
+						<-held
+					}
+				})
+				if err := r.Accept(t.Context(), in(r)); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				ended := make(chan struct{})
+				go func() { r.Close(); close(ended) }()
+				synctest.Wait()
+				close(held)
+				<-ended
+				if r.wx.count(pathQueryAuth) != 0 || r.intents(t) != 1 {
+					t.Fatal("the code was exchanged")
+				}
+				next.TakeOver(r.Manager)
+				synctest.Wait()
+				if next.intents(t) != 0 || next.wx.count(pathQueryAuth) != 1 {
+					t.Errorf("the duty is left behind; WeChat was asked %d times", next.wx.count(pathQueryAuth))
+				}
+				next.get(t, testAuthKey)
+			})
+		})
+	}
+}
+
+// A list that was being read when another store took its place is read from its beginning: nobody knows at which place an account that
+// authorised meanwhile stands in it.
+func TestTakeOverBeginsTheListAnew(t *testing.T) {
+	t.Parallel()
+	for name, state := range map[string]rosterWire{
+		"first": {},
+		"daily": {CompletedAt: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Add(-rosterEvery).Unix(), Took: 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				next := r.successor(t)
+				state.Walk = &walkWire{Node: "before", At: time.Now().Add(-time.Hour).Unix(), StartedAt: time.Now().Add(-48 * time.Hour).Unix(), Offset: 1, Total: 2}
+				if err := next.storeRecord(t.Context(), next.env.prepared(), rosterName(testPlatform), state); err != nil {
+					t.Fatal(err)
+				}
+				next.env.RosterEvery = 0
+				r.authorize(t, testPlatform, testAuthorizer)
+				r.authorize(t, testPlatform, "wx00000000000000ee")
+				r.Close()
+				next.Use(next.env)
+				next.TakeOver(r.Manager)
+				time.Sleep(rosterSettle + rosterHasten + rosterCheck)
+				if next.rosters.incomplete(testPlatform) {
+					t.Fatal("the list is not read")
+				}
+				next.get(t, testAuthKey)
+				next.get(t, AuthorizerKey(testPlatform, "wx00000000000000ee"))
+				next.stored(t, testAuthKey)
+				got, err := next.loadRoster(t.Context(), next.env.prepared(), testPlatform)
+				if err != nil || got.Took >= 3600 {
+					t.Errorf("it took %d s, %v", got.Took, err)
+				}
+			})
+		})
+	}
+}
+
+// A configuration that is refused after all was to take the place of the one in use, which goes on: what that knows of WeChat's list holds.
+func TestTakeOverFromTheRefused(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ used, authorized bool }{"never in use": {}, "in use": {used: true}, "exchanged": {true, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.env.RosterEvery = 0
+				r.Use(r.env)
+				r.ticket(t, testPlatform)
+				time.Sleep(rosterSettle)
+				refused := &rig{Manager: NewManager(), wx: r.wx, store: newFaultStore(), log: r.log}
+				env := *r.env
+				env.Store, env.RosterEvery = refused.store, -1
+				if refused.env = &env; tt.used {
+					refused.TakeTickets(r.Manager, refused.env)
+					refused.Use(refused.env)
+				}
+				if tt.authorized {
+					refused.authorize(t, testPlatform, testAuthorizer)
+				}
+				refused.Close()
+				lists := r.wx.count(pathAuthorizerList)
+				r.TakeOver(refused.Manager)
+				time.Sleep(rosterSettle + rosterHasten + rosterCheck)
+				if got := r.wx.count(pathAuthorizerList) > lists; got != tt.authorized {
+					t.Errorf("the list is read again: %v, want %v", got, tt.authorized)
+				}
+				if tt.authorized {
+					r.get(t, testAuthKey)
+				}
+			})
+		})
+	}
 }
