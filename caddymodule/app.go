@@ -368,6 +368,7 @@ func (a *App) inForce() {
 		if before != nil {
 			a.shared.manager.TakeTickets(before.manager, a.env)
 		}
+		a.shared.heir.Store(nil) // if it was in force before, and something held it meanwhile
 		a.shared.use(a.env)
 		if before != nil { // while both serve, one of them renews tokens
 			before.heir.Store(a.shared)

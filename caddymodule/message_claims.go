@@ -173,7 +173,7 @@ type claimStore struct {
 
 // claims are the messages of all nodes. They survive reloads, like the table of calls, whose counterpart they are.
 type claims struct {
-	node     string // this process, among those that share the store
+	node     string // the table's: a message that another state has claimed is this one's as well
 	calls    *callTable
 	degraded prometheus.Gauge
 
@@ -203,7 +203,7 @@ type peer struct {
 
 func newClaims(calls *callTable, degraded prometheus.Gauge) *claims {
 	return &claims{
-		node: rand.Text()[:10], calls: calls, start: time.Now(), kick: make(chan struct{}, 1), jobs: make(chan struct{}, maxClaimJobs),
+		node: calls.node, calls: calls, start: time.Now(), kick: make(chan struct{}, 1), jobs: make(chan struct{}, maxClaimJobs),
 		peers: make(map[string]*peer), waiting: make(map[pushID][]chan struct{}),
 		degraded: degraded,
 	}

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
@@ -145,6 +146,7 @@ func (p pace) isLast(arrivals int, first, made time.Duration) bool {
 // callTable joins the pushes of one message. It is exact: nothing is forgotten early, but for the two limits, and what those
 // drop is counted. It lives in memory and survives reloads, not the process.
 type callTable struct {
+	node     string            // this process, among those that share a store, whichever it is
 	dropped  func(what string) // told of what the limits drop; called under the lock
 	promises atomic.Int64      // see promised
 
@@ -156,7 +158,7 @@ type callTable struct {
 }
 
 func newCallTable(dropped func(what string)) *callTable {
-	return &callTable{dropped: dropped, calls: map[pushID]*call{}, kept: newKeptCalls(), known: identities{ends: map[int64]int{}}}
+	return &callTable{node: rand.Text()[:10], dropped: dropped, calls: map[pushID]*call{}, kept: newKeptCalls(), known: identities{ends: map[int64]int{}}}
 }
 
 // arrive notes a push that came at a time, age after its message was made by WeChat's own clock. When the push is over, leave or leaveNow is

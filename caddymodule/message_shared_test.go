@@ -1149,3 +1149,48 @@ func TestDeduplicationNeedsAStore(t *testing.T) {
 		t.Errorf("degraded is %v at first", n)
 	}
 }
+
+// TestSharedStoreUnderAnotherName: reloads take a node to another state of the same store, by another one or by another address of it.
+// What it has at its backends, or has answered, is its own still, and is not begun again.
+func TestSharedStoreUnderAnotherName(t *testing.T) {
+	t.Parallel()
+	for name, took := range map[string]time.Duration{"answered": 0, "at the backend": 12 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 2, nil, after(took, replyXML))
+				before, now := f.nodes[0].m.app, f.nodes[1].m.app
+				state, err := acquireShared(t.Name(), "redis", before.shared)
+				if err != nil {
+					t.Fatal(err)
+				}
+				own := now.shared
+				t.Cleanup(func() {
+					synctest.Wait()
+					now.shared = own
+					if err := releaseShared(t.Name()); err != nil {
+						t.Error(err)
+					}
+				})
+				message := paceMessage(1)
+				state.claims.use(now.env)
+				now.shared = state
+				time.AfterFunc(time.Second, before.shared.claims.close)
+				began := time.Now()
+				first, _ := f.nodes[0].push(message)
+				time.Sleep(time.Until(began.Add(wechatWait)))
+				again, ok := f.nodes[1].push(message)
+				if !ok && took > 2*wechatWait {
+					again, ok = f.nodes[1].push(message)
+				}
+				if !ok || again != replyXML || took == 0 && first != again {
+					t.Errorf("%q, first it was %q", again, first)
+				}
+				if n := f.runs.Load(); n != 1 {
+					t.Errorf("the backend ran %d times", n)
+				}
+				time.Sleep(redisGrace)
+			})
+		})
+	}
+}

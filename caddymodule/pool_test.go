@@ -2,10 +2,17 @@ package caddymodule
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // A reload that changes the store ends the state of before. What was taken in under it goes on: its tokens are the new state's, and what was
@@ -67,5 +74,98 @@ func TestAnotherStore(t *testing.T) {
 	}
 	if n := now.shared.holders.Load(); n != 1 {
 		t.Errorf("%d states hold what is known of pushes", n)
+	}
+}
+
+// A state that something else holds, such as a configuration that is only looked at, is there still when a reload comes back to its store.
+func TestBackToAStateThatIsHeld(t *testing.T) {
+	folder := t.TempDir()
+	first := loadEvents(t, filepath.Join(folder, "first"), 1)
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	held, _, err := provisionAt(filepath.Join(folder, "first"), testConfig(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held.shared != first.shared {
+		t.Fatal("two states of one store")
+	}
+	other := loadEvents(t, filepath.Join(folder, "other"), 2)
+	back, _, err := provisionAt(filepath.Join(folder, "first"), testConfig("")) // and its first request comes before the other one has ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back.shared != first.shared {
+		t.Fatal("the state is another one")
+	}
+	goOnWith := func(state *shared) {
+		t.Helper()
+		found := make(chan bool, 1)
+		go func() {
+			found <- back.manager() == state.manager && other.manager() == state.manager && first.manager() == state.manager
+		}()
+		select {
+		case ok := <-found:
+			if !ok {
+				t.Error("not all go on with the state in force")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the state in force is looked for without end")
+		}
+	}
+	goOnWith(back.shared)
+	if err := back.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if other.manager() != other.shared.manager {
+		t.Error("a configuration that was refused stays in force")
+	}
+	if err := held.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	goOnWith(other.shared)
+}
+
+// A reload to another store is refused because a site cannot be served, before or after it came in force, and Caddy goes on as before.
+func TestAnotherStoreIsRefused(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close() //nolint:errcheck // a test's
+	folder := t.TempDir()
+	app := loadEvents(t, filepath.Join(folder, "in force"), 1)
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	for i := range 10 { // apps start in random order
+		config, _ := json.Marshal(map[string]any{
+			"admin":   map[string]any{"disabled": true, "config": map[string]any{"persist": false}},
+			"storage": map[string]any{"module": "file_system", "root": filepath.Join(folder, fmt.Sprint(i))},
+			"apps": map[string]any{
+				"wechat": json.RawMessage(testConfig("")),
+				"http":   map[string]any{"servers": map[string]any{"s": map[string]any{"listen": []string{taken.Addr().String()}}}},
+			},
+		})
+		provisioning.Lock()
+		err := caddy.Load(config, true)
+		provisioning.Unlock()
+		if err == nil {
+			t.Fatal("it was not refused")
+		}
+		if app.manager() != app.shared.manager || app.shared.heir.Load() != nil || app.shared.holders.Load() != 1 {
+			t.Fatal("what was refused is in force, or held")
+		}
+		if _, err := app.manager().Ticket(t.Context(), platformID); !errors.Is(err, tokens.ErrNoTicket) {
+			t.Errorf("the manager in force: %v", err)
+		}
+	}
+	if now := loadEvents(t, filepath.Join(folder, "0"), 2); app.manager() != now.shared.manager || now.shared.holders.Load() != 1 {
+		t.Error("a reload after it does not take over")
 	}
 }
