@@ -71,8 +71,12 @@ func apart(r *http.Request) *http.Request {
 // serve gives a handler the push in plaintext and returns what went wrong: its error, a panic, or a status other than
 // 2xx. What else it answers is ignored. Several may run at the same time.
 func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
-	parts := newPlaintextParts(d.message)
-	defer parts.text.detach()
+	repl := caddy.NewReplacer()
+	seen := &work{atHand: caddyValues{replacer: repl}} // for hasArrived
+	seen.parts.hold(d.message)
+	seen.parts.sent.of = seen
+	defer seen.parts.text.detach()
+	ctx = context.WithValue(ctx, workKey{}, seen)
 	answer := &ignoredAnswer{header: make(http.Header)}
 	// Caddy's placeholders of the connection panic without it.
 	if local := d.request.Context().Value(http.LocalAddrContextKey); local != nil {
@@ -86,12 +90,12 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	}
 	r.RequestURI, u.RawQuery = plaintextURI(&u, d.facts.openID)
 	r.URL = &u
-	repl := caddy.NewReplacer()
 	r = caddyhttp.PrepareRequest(r, repl, answer, d.server)
 	r.URL = d.request.URL
-	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, parts)
+	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, &seen.parts)
+	r.Body = &seen.parts.sent
 	err := runNext(h, answer, r)
-	if _, answered := repl.Get(roundTripPlaceholder); answered && notReached(err) { // by another backend than the one that was not reached
+	if notReached(err) && seen.hasArrived() { // at another backend than the one that was not reached
 		err = fmt.Errorf("a backend may have it, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again
 	}
 	if err == nil && answer.status >= http.StatusMultipleChoices {

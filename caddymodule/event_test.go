@@ -17,8 +17,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -328,6 +330,54 @@ func TestEventForward(t *testing.T) {
 	case s := <-got:
 		t.Errorf("forwarded too: %s", s.body)
 	default:
+	}
+}
+
+// TestEventForwardIsTriedAgain: while no backend is reached, and only until one may have the event. Who was asked before it was read, as
+// forward_auth does, has none.
+func TestEventForwardIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	unreached := reverseproxy.NewDialError(errors.New("connection refused"))
+	read := func(r *http.Request) {
+		if b, _ := io.ReadAll(r.Body); !strings.Contains(string(b), authorizerID) {
+			t.Errorf("the event is %q", b)
+		}
+	}
+	answered := func(r *http.Request) {
+		r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Set(roundTripPlaceholder, time.Second)
+	}
+	for name, tt := range map[string]struct {
+		first func(r *http.Request)
+		runs  int
+	}{
+		"not reached":                      {func(*http.Request) {}, 2},
+		"read, and not reached":            {read, 2},
+		"asked for leave, and not reached": {func(r *http.Request) { answered(r); read(r) }, 2},
+		"another one answered":             {func(r *http.Request) { read(r); answered(r) }, 1},
+		"another one broke off":            {func(r *http.Request) { read(r); noteArrival(r, io.ErrUnexpectedEOF) }, 1},
+		"another one was not reached":      {func(r *http.Request) { read(r); noteArrival(r, unreached) }, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				event := &facts{appid: authorizerID, platform: platformID}
+				copied := detach(httptest.NewRequest(http.MethodPost, "/wx/event", nil), crypto.FormatXML, event, []byte(eventXML("unauthorized", authorizerID)))
+				ctx, cancel := context.WithTimeout(t.Context(), backgroundTimeout)
+				defer cancel()
+				runs := 0
+				err := copied.serveReached(ctx, caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+					if runs++; runs > 1 {
+						read(r)
+						return nil
+					}
+					tt.first(r)
+					return unreached
+				}))
+				if runs != tt.runs || (err == nil) != (tt.runs > 1) {
+					t.Errorf("%d runs, want %d: %v", runs, tt.runs, err)
+				}
+			})
+		})
 	}
 }
 

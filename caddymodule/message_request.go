@@ -109,12 +109,6 @@ type plaintextParts struct {
 	sent plaintextBody // and that of the handlers below, who get a copy of the request
 }
 
-func newPlaintextParts(message []byte) *plaintextParts {
-	parts := new(plaintextParts)
-	parts.hold(message)
-	return parts
-}
-
 func (parts *plaintextParts) hold(message []byte) {
 	parts.text.data, parts.body.text, parts.sent.text = message, &parts.text, &parts.text
 }
