@@ -621,6 +621,16 @@ func TestConsoleReasons(t *testing.T) {
 		unusable = append(unusable, why)
 		w.release()
 	}
+	for _, coding := range []string{"br", strings.Repeat("x-compress,", maxCodings-1) + strings.Repeat("x", maxCodingName)} {
+		w := newReplyWriter(1 << 10)
+		w.Header().Set("Content-Encoding", coding)
+		if _, err := w.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		_, _, why := w.judge(crypto.FormatJSON, nil)
+		unusable = append(unusable, why)
+		w.release()
+	}
 	w := newReplyWriter(1 << 10)
 	w.WriteHeader(http.StatusInternalServerError)
 	_, _, why := w.judge(crypto.FormatXML, nil)

@@ -242,8 +242,8 @@ var (
 	errBusy      = said("max_in_flight messages are at the backend already", "后端正在处理的消息已达 max_in_flight 条")
 	errCrowded   = said("max_in_flight messages are at the backend already, and as many wait", "后端正在处理的消息已达 max_in_flight 条，等待的也有同样多")
 	errTooSlow   = said("the backend took longer than backend_timeout", "后端用时超过 backend_timeout")
-	errBrokenOff = said("the backend broke off in the middle of its answer, or sent what is no gzip under Content-Encoding: gzip; Caddy's line \"aborting with incomplete response\" has the cause",
-		"后端在应答途中断开，或在 Content-Encoding: gzip 之下发送了并非 gzip 的内容；原因见 Caddy 的日志行 “aborting with incomplete response”")
+	errBrokenOff = said("the backend broke off in the middle of its answer, or sent what is no gzip under Content-Encoding: gzip; see Caddy's line 'aborting with incomplete response'",
+		"后端在应答途中断开，或在 Content-Encoding: gzip 之下发送了并非 gzip 的内容；见 Caddy 的日志行 'aborting with incomplete response'")
 )
 
 // ask runs the next handler, again and again while no backend can be reached, and judges its answer.
