@@ -126,3 +126,34 @@ func TestHalfRenewalIsMadeGoodUnread(t *testing.T) {
 		})
 	})
 }
+
+// So do those for an account's ticket, which is had with its token, also where nothing of the account is in memory any more.
+func TestHalfRenewalIsMadeGoodForATicket(t *testing.T) {
+	for _, forgotten := range []bool{false, true} {
+		t.Run(fmt.Sprint("forgotten ", forgotten), func(t *testing.T) {
+			afterHalfRenewals(t, func(t *testing.T, a, b *rig, h *hub) {
+				b.troubles.failed(testAuthKey, ErrUnreachable)
+				key := JSAPIKey(testPlatform, testAuthorizer)
+				if _, err := b.Get(t.Context(), key); !errors.Is(err, ErrBackoff) {
+					t.Fatalf("it does not wait: %v", err)
+				}
+				a.wx.set(func(f *fakeWeChat) { f.hook = nil })
+				a.troubles.forgive()
+				if forgotten {
+					b.cache.Load().drop(testAuthKey)
+				} else { // no job has room
+					h.mu.Lock()
+					h.cut = true
+					h.mu.Unlock()
+				}
+				want := a.get(t, testAuthKey)
+				b.hearing.Load().marks[b.cache.Load().place(testAuthKey)].Store(b.beat.Add(1))
+				before := a.renewals()
+				atOnce(t, func() { b.get(t, key) })
+				if got := b.get(t, testAuthKey); !sameToken(got, want) || a.renewals() != before {
+					t.Errorf("generation %d after %d renewals, want %d", got.Generation, a.renewals()-before, want.Generation)
+				}
+			})
+		})
+	}
+}

@@ -64,8 +64,12 @@ func (m *Manager) awaitRenewal(ctx context.Context, env *Environment, k Key, ref
 func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, refused secret.String, ordered bool) (Token, error) {
 	// A flight that was under way when we joined may have been asked for less than we need: one more goes for us.
 	for round := range 2 {
-		if e := m.cache.Load().get(k); e != nil && m.troubles.halfway(k) {
-			m.upToDate(ctx, env, e) // news of a record does not end these troubles, what it says may
+		if account := k.account(); m.troubles.halfway(account) { // news of a record does not end these troubles, what it says may
+			if e := m.cache.Load().get(account); e != nil {
+				m.upToDate(ctx, env, e)
+			} else {
+				m.accountOf(ctx, env, k)
+			}
 		}
 		if err := m.barred(k); err != nil {
 			return Token{}, err
