@@ -117,6 +117,14 @@ func TestDoctorOnSemicolons(t *testing.T) {
 		{message("reverse_proxy 后端.internal:8080"), ""},
 		{message(backend+"\n") + "@a path /a\nreverse_proxy @a other.internal；:80", "upstream other.internal；:80"},
 		{"route /wx/message/* {\nwechat_message {\nmirror a.internal;\n}\n" + backend + "\n}\n", "upstream a.internal;:80"},
+		// Sockets are files.
+		{message("reverse_proxy unix//run/shop;1（一）.sock"), ""},
+		{message("reverse_proxy unix+h2c//run/shop;1.sock"), ""},
+		{message("reverse_proxy unix//run/shop.sock;"), "upstream unix//run/shop.sock;"},
+		{message("reverse_proxy unix.internal;"), "upstream unix.internal;:80"},
+		{"route /wx/message/* {\nwechat_message {\nmirror unix//run/a；b.sock\n}\n" + backend + "\n}\n", ""},
+		{orderMessage + "wechat_verify {\nfile MP_verify_a.txt a;\n}\n", "file MP_verify_a.txt"},
+		{orderMessage + "wechat_verify {\nfile MP_verify_a.txt a;b\n}\n", ""},
 	} {
 		found := orderOf(t, orderPlatform, "https://wechat.example.com, https://www.example.com {\nwechat_event /wx/event\n"+tt.site+"\n}\n")
 		found = slices.DeleteFunc(found, func(r doctorResult) bool { return strings.HasPrefix(r.Subject, "/") }) // whether the folder is there
@@ -125,6 +133,28 @@ func TestDoctorOnSemicolons(t *testing.T) {
 		case tt.subject != "" && len(found) == 1 && found[0].Level == doctorRed && found[0].Subject == tt.subject && strings.Contains(found[0].Text.EN, "semicolon"):
 		default:
 			t.Errorf("%s:\n%+v, want %q", tt.site, found, tt.subject)
+		}
+	}
+}
+
+// TestDoctorOnSemicolonsInOptions: so it is in the global options.
+func TestDoctorOnSemicolonsInOptions(t *testing.T) {
+	t.Parallel()
+	const key = "0123456789abcdef0123456789abcdef"
+	for _, tt := range []struct{ option, subject, level string }{
+		{"spill /var/lib/spill", "", ""},
+		{"spill /var/lib/spill;", "spill /var/lib/spill;", doctorRed},
+		{"client a {\nkey " + key + "\nappids *\n}", "", ""},
+		{"client a {\nkey a;" + key + "\nappids *\n}", "", ""},
+		{"client a {\nkey " + key + " b" + key + ";\nappids *\n}", "client a", doctorYellow},
+	} {
+		found := orderOf(t, orderPlatform+tt.option+"\n", "https://wechat.example.com {\nwechat_event /wx/event\n"+orderMessage+"}\n")
+		switch {
+		case tt.subject == "" && len(found) == 0:
+		case tt.subject != "" && len(found) == 1 && found[0].Level == tt.level && found[0].Subject == tt.subject && strings.Contains(found[0].Text.EN, "semicolon") &&
+			!strings.Contains(found[0].Text.EN, key):
+		default:
+			t.Errorf("%s:\n%+v, want %q", tt.option, found, tt.subject)
 		}
 	}
 }
