@@ -489,6 +489,16 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if wait := m.askedLately(ctx, env, platform); wait > 0 {
 			return retryError{after: wait}
 		}
+		unlock, lockErr := m.lockStore(ctx, env, pushAskedName(platform), storeTimeout) // what casts doubt on a ticket is said to all nodes at once
+		switch {
+		case lockErr == nil:
+			defer unlock()
+			if wait := m.askedLately(ctx, env, platform); wait > 0 {
+				return retryError{after: wait}
+			}
+		case errors.Is(lockErr, ErrLockHeld):
+			return retryError{after: askAgain}
+		}
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
 		}

@@ -3,6 +3,7 @@ package tokens
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,4 +58,41 @@ func TestTicketCalledBadInACall(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Of two nodes that hear it at the same moment, over and over, one asks.
+func TestTicketCalledBadOnTwoNodes(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		time.Sleep(pushInterval) // since they asked at the start
+		a.ticket(t, testPlatform)
+		a.ticket(t, testPlatform2)
+		const path = "/cgi-bin/component/api_create_preauthcode"
+		a.wx.set(func(f *fakeWeChat) {
+			f.hook = func(called string, _ map[string]any) (string, error) {
+				switch called {
+				case path:
+					return wxError(codeTicketInvalid, "component ticket"), nil
+				case pathStartPush:
+					time.Sleep(100 * time.Millisecond) // the other asks meanwhile
+				}
+				return "", nil
+			}
+		})
+		before := a.wx.count(pathStartPush)
+		for range 1300 {
+			var calls sync.WaitGroup
+			for _, r := range []*rig{a, b, a, b} {
+				calls.Go(func() {
+					if err := r.Call(t.Context(), ComponentKey(testPlatform), http.MethodPost, path, nil, nil, nil); !hasCode(err, codeTicketInvalid) {
+						t.Error(err)
+					}
+				})
+			}
+			calls.Wait()
+			time.Sleep(time.Second)
+		}
+		if n := a.wx.count(pathStartPush) - before; n != 3 {
+			t.Errorf("asked %d times in 22 minutes", n)
+		}
+	})
 }
