@@ -71,6 +71,8 @@ func TestAPICodings(t *testing.T) {
 		{"odd bytes", inCoding("x\xff=1", 200, plain), 502, "", ""},
 		{"many", inCoding(strings.Repeat("br,", 99), 200, plain), 502, "", ""},
 		{"a part of a file in xz", inCoding("xz", 206, "\xfd7zXZ\x00"), 502, "", ""},
+		{"what has not changed", inCoding("br", 304, ""), 304, "", "br"},
+		{"what is gone", inCoding("xz", 204, ""), 204, "", "xz"},
 		{"none", inCoding("identity", 200, plain), 200, plain, "identity"},
 		{"none, in gzip", inCoding("identity, gzip", 200, gzipped(plain)), 200, plain, ""},
 		{"empty", inCoding("", 200, plain), 200, plain, ""},

@@ -34,7 +34,7 @@ func (t *Transport) inspect(req *http.Request, call *apiCall, res *http.Response
 	if req.Method == http.MethodHead {
 		return res, false, nil
 	}
-	if coding := decode(res, &answer.live); coding != "" && call.sealed() {
+	if coding := decode(res, &answer.live); coding != "" && call.sealed() && answer.live.body != http.NoBody {
 		_ = res.Body.Close()
 		return ownAnswer(req, t.notAPI(call, "it is encoded ("+coding+"), which nobody asked for: is there a proxy on the way?")), false, nil
 	}
