@@ -489,15 +489,17 @@ func (m *Manager) watchTicket(platform string) func(context.Context) error {
 		if wait := m.askedLately(ctx, env, platform); wait > 0 {
 			return retryError{after: wait}
 		}
-		unlock, lockErr := m.lockStore(ctx, env, pushAskedName(platform), storeTimeout) // what casts doubt on a ticket is said to all nodes at once
-		switch {
-		case lockErr == nil:
-			defer unlock()
-			if wait := m.askedLately(ctx, env, platform); wait > 0 {
-				return retryError{after: wait}
+		if m.hearing.Load() != nil { // what casts doubt on a ticket is said to all nodes at once
+			unlock, err := m.lockStore(ctx, env, pushAskedName(platform), storeTimeout)
+			switch {
+			case err == nil:
+				defer unlock()
+				if wait := m.askedLately(ctx, env, platform); wait > 0 {
+					return retryError{after: wait}
+				}
+			case errors.Is(err, ErrLockHeld):
+				return retryError{after: askAgain}
 			}
-		case errors.Is(lockErr, ErrLockHeld):
-			return retryError{after: askAgain}
 		}
 		if wait := m.tickets.mayAsk(platform); wait > 0 {
 			return retryError{after: wait}
