@@ -267,7 +267,7 @@ func (p *push) readBody(w http.ResponseWriter, r *http.Request, max int64) error
 	switch {
 	case isTooLarge(err):
 		return errTooLarge
-	case isTimeout(err) && p.incoming.bound:
+	case p.incoming.bound && isTimeout(err):
 		return errSlowBody
 	case err != nil:
 		return errBody
