@@ -318,13 +318,14 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 		}
 		res, err = nil, errNotTaken
 	}
+	why := err // which an error of dialing would not say
 	err = call.asDialing(err)
 	if _, dialing := errors.AsType[reverseproxy.DialError](err); !dialing {
 		t.countToday(call) // without an answer too: WeChat may have counted it
 	}
 	if err != nil {
 		if req.Context().Err() == nil && (call.body == nil || !call.body.failed()) { // else it was the caller
-			t.hosts[origin].failed(err)
+			t.hosts[origin].failed(why)
 		}
 		return nil, false, err
 	}

@@ -98,9 +98,9 @@ func TestAPIBackupOriginWithoutAConnection(t *testing.T) {
 	noTLS.Config.ErrorLog = log.New(io.Discard, "", 0) // it says that it got no HTTP
 	noTLS.Start()
 	t.Cleanup(noTLS.Close)
-	for name, config := range map[string]string{
-		"proxy":     strings.Replace(gatewayConfig("https://127.0.0.1:9", wechat.URL), `"platforms"`, `"proxy": "`+proxy.URL+`", "platforms"`, 1),
-		"handshake": gatewayConfig(strings.Replace(noTLS.URL, "http:", "https:", 1), wechat.URL),
+	for class, config := range map[string]string{ // what status says of the host: a proxy's refusal has no type
+		classAnswer: strings.Replace(gatewayConfig("https://127.0.0.1:9", wechat.URL), `"platforms"`, `"proxy": "`+proxy.URL+`", "platforms"`, 1),
+		classTLS:    gatewayConfig(strings.Replace(noTLS.URL, "http:", "https:", 1), wechat.URL),
 	} {
 		for _, body := range []io.Reader{strings.NewReader("whole body"), onlyReader{strings.NewReader("whole body")}, http.NoBody} {
 			g := newGateway(t, wechat, config, "") // to which both origins are healthy
@@ -109,13 +109,19 @@ func TestAPIBackupOriginWithoutAConnection(t *testing.T) {
 				want = "whole body"
 			}
 			if a := g.do(http.MethodPost, "/"+accountID+"/cgi-bin/x", body, bearer(crmKey)); a.Status != http.StatusOK {
-				t.Errorf("%s: got %d %s", name, a.Status, a.Body)
+				t.Errorf("%s: got %d %s", class, a.Status, a.Body)
 			}
 			if got := wechat.one(t); got.Body != want || got.Host != wechat.Listener.Addr().String() {
-				t.Errorf("%s: WeChat got %+v", name, got)
+				t.Errorf("%s: WeChat got %+v", class, got)
 			}
 			if upstreams := g.api.proxy.(*reverseproxy.Handler).Upstreams; upstreams[0].Healthy() || !upstreams[1].Healthy() {
-				t.Errorf("%s: Caddy does not pass the dead origin over, or passes the other one over", name)
+				t.Errorf("%s: Caddy does not pass the dead origin over, or passes the other one over", class)
+			}
+			for at, origin := range g.transport().origins {
+				h := g.transport().hosts[origin]
+				if failing := at != wechat.Listener.Addr().String(); h.failing.Load() != failing || failing && h.class != class {
+					t.Errorf("%s: noted of %s: failing %v, %s: %s", class, origin, h.failing.Load(), h.class, h.reason)
+				}
 			}
 		}
 	}
