@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -79,16 +77,13 @@ func readGrant(w http.ResponseWriter, req *apiRequest, within time.Duration) (gr
 	}
 	var body []byte
 	if req.Method == http.MethodPost && req.Body != nil {
-		if server, ok := req.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.ReadTimeout > 0 {
-			within = min(within, time.Duration(server.ReadTimeout)) // the deadline would take its place where there is no read_body_idle
-		}
-		conn, began := http.NewResponseController(w), time.Now()
-		_ = conn.SetReadDeadline(began.Add(within)) // what cannot has the server's limits
+		began := time.Now()
+		within = setBodyDeadline(w, req.Request, within)
 		var err error
 		body, err = io.ReadAll(http.MaxBytesReader(w, req.Body, maxGrantBody))
 		switch {
 		case err == nil:
-			_ = conn.SetReadDeadline(time.Time{}) // it was for the body
+			endBodyDeadline(w, req.Request)
 		case isTimeout(err):
 			return asked, refuse(http.StatusRequestTimeout, http.StatusRequestTimeout, "body", "the request for a token did not come within %v",
 				min(time.Since(began).Round(100*time.Millisecond), within)) // less: what stalls

@@ -35,9 +35,9 @@ const (
 // a crash. If the store does not take it within 3 s the answer is 503 and WeChat pushes again; the ticket then still
 // serves from memory. A GET with echostr is verified and answered.
 //
-// A push that is not WeChat's gets 403, one that makes no sense 400, an oversized one 413; each is logged with its
-// reason and counted, never with its content. A ticket that opens is accepted even with a timestamp outside the
-// window, with an error that names the clock's offset: without tickets everything stops.
+// A push that is not WeChat's gets 403, one that makes no sense 400, an oversized one 413, one whose body is not there
+// 10 s after it has begun 408; each is logged with its reason and counted, never with its content. A ticket that opens is
+// accepted even with a timestamp outside the window, with an error that names the clock's offset: without tickets everything stops.
 //
 // A message that comes to this URL, because the platform's console has it as 消息与事件接收URL too, goes through the
 // wechat_message route of the same site, which answers it as if it had come there, and the log names the field to mend. The

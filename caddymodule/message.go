@@ -61,9 +61,9 @@ import (
 // authorised the platform; once its gh_ id is known, a push with another ToUserName is refused. For a plain account in
 // 明文模式, whose pushes have no signature over the text, a timestamp and nonce that came before with another text are refused.
 //
-// A forged or stale push gets 403, a malformed one 400, an oversized one 413, another method than GET and POST 405; none reaches the next
-// handler, and each is logged with its reason and counted. An authorization event that comes to this URL is handled as wechat_event
-// would, but is forwarded to nobody: the forward of that is of what comes to it. WeChat's acceptance check (全网发布) is answered without the next handler.
+// A forged or stale push gets 403, a malformed one 400, an oversized one 413, one whose body is not there 10 s after it has begun 408,
+// another method than GET and POST 405; none reaches the next handler, and each is logged with its reason and counted. An authorization
+// event that comes to this URL is handled as wechat_event would, but is forwarded to nobody: the forward of that is of what comes to it. WeChat's acceptance check (全网发布) is answered without the next handler.
 //
 // Each mirror gets a copy of every message that the next handler gets, as that gets it: one account, several environments.
 // Copies are sent in the background, once however often WeChat pushes the message, at most 256 at a time to one mirror and

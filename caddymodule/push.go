@@ -227,23 +227,25 @@ func (q *pushQuery) clockOffset() time.Duration {
 type incomingBody struct {
 	io.LimitedReader
 	w     http.ResponseWriter
-	begun bool // something has come
-	bound bool // the deadline is set
+	r     *http.Request
+	all   int64 // what N is once all that was announced has come
+	begun bool  // something has come
+	bound bool  // the deadline is set
 }
 
 func (b *incomingBody) Read(p []byte) (int, error) {
-	if b.begun && !b.bound {
+	if b.begun && !b.bound && b.N != b.all { // else its end alone is to come, which is there over h2 as well
 		b.bound = true
-		_ = http.NewResponseController(b.w).SetReadDeadline(time.Now().Add(bodyTimeout)) // what cannot has the server's limits
+		setBodyDeadline(b.w, b.r, bodyTimeout)
 	}
 	b.begun = true
 	return b.LimitedReader.Read(p)
 }
 
-// done takes the deadline back, for it was the body's.
+// done is for when all of the body is there.
 func (b *incomingBody) done() {
 	if b.bound {
-		_ = http.NewResponseController(b.w).SetReadDeadline(time.Time{})
+		endBodyDeadline(b.w, b.r)
 	}
 	*b = incomingBody{}
 }
@@ -261,7 +263,7 @@ func (p *push) readBody(w http.ResponseWriter, r *http.Request, max int64) error
 		// Of what is only announced no more than this: the sender has proved nothing yet.
 		buf.Grow(int(min(r.ContentLength, maxAnnounced)) + bytes.MinRead)
 	}
-	p.incoming = incomingBody{LimitedReader: io.LimitedReader{R: r.Body, N: max + 1}, w: w}
+	p.incoming = incomingBody{LimitedReader: io.LimitedReader{R: r.Body, N: max + 1}, w: w, r: r, all: max + 1 - r.ContentLength}
 	n, err := buf.ReadFrom(&p.incoming)
 	p.body = buf.Bytes()
 	switch {

@@ -34,7 +34,8 @@ func TestPushBodyDeadline(t *testing.T) {
 	}{
 		"at once":       {iotest.DataErrReader(strings.NewReader(text)), nil, 0},
 		"in pieces":     {iotest.DataErrReader(iotest.OneByteReader(strings.NewReader(text))), nil, 2},
-		"end by itself": {strings.NewReader(text), nil, 2},
+		"end by itself": {onlyReader{strings.NewReader(text)}, nil, 2},
+		"all announced": {strings.NewReader(text), nil, 0},
 		"stops":         {io.MultiReader(strings.NewReader(text), iotest.ErrReader(os.ErrDeadlineExceeded)), errSlowBody, 1},
 		"never begins":  {iotest.ErrReader(os.ErrDeadlineExceeded), errBody, 0},
 		"breaks off":    {io.MultiReader(strings.NewReader(text), iotest.ErrReader(io.ErrUnexpectedEOF)), errBody, 1},
