@@ -65,28 +65,34 @@ func TestPushBodyThatTrickles(t *testing.T) {
 				late(t, began, resp.StatusCode)
 			})
 		}
-		t.Run("h2"+path, func(t *testing.T) {
-			t.Parallel()
-			in, out := io.Pipe()
-			defer in.Close()
-			done, began := make(chan struct{}), time.Now()
-			defer close(done)
-			go trickle(done, func() { _, _ = io.WriteString(out, "x") })
-			own, err := w.Client()
-			if err != nil {
-				t.Fatal(err)
-			}
-			own.Timeout = time.Minute
-			resp, err := own.Post(w.URL(path+query), "text/xml", in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = resp.Body.Close()
-			if resp.ProtoMajor != 2 {
-				t.Errorf("it was %s", resp.Proto)
-			}
-			late(t, began, resp.StatusCode)
-		})
+		for version, major := range map[string]int{"h2": 2, "h3": 3} {
+			t.Run(version+path, func(t *testing.T) {
+				t.Parallel()
+				in, out := io.Pipe()
+				defer in.Close()
+				done := make(chan struct{})
+				defer close(done)
+				own, err := w.Client()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if major == 3 {
+					own.Transport = http3Transport(t, w)
+				}
+				own.Timeout = time.Minute
+				began := time.Now()
+				go trickle(done, func() { _, _ = io.WriteString(out, "x") })
+				resp, err := own.Post(w.URL(path+query), "text/xml", in)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = resp.Body.Close()
+				if resp.ProtoMajor != major {
+					t.Errorf("it was %s", resp.Proto)
+				}
+				late(t, began, resp.StatusCode)
+			})
+		}
 	}
 	t.Run("takes its time", func(t *testing.T) {
 		t.Parallel()
