@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -151,6 +152,31 @@ func TestSharedPace(t *testing.T) {
 						t.Errorf("%v answers are late", late)
 					}
 				})
+			})
+		}
+	}
+}
+
+// TestSharedLastWhateverPushesSays: nine seconds after the first push is counted from the one that came to another node, also of a message
+// that does not say when it was made.
+func TestSharedLastWhateverPushesSays(t *testing.T) {
+	t.Parallel()
+	created := regexp.MustCompile("<CreateTime>.*</CreateTime>")
+	for _, nodes := range [][]int{{0, 1, 2}, {0, 0, 1}, {0, 1, 1}, {0, 1, 0}} {
+		for pushes, want := range map[int]seen{
+			2:  {"success", 9500 * time.Millisecond, 2},
+			5:  {"success", 14500 * time.Millisecond, 3},
+			10: {"success", 14500 * time.Millisecond, 3},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 3, func(m *Message) { m.Pushes = pushes }, after(30*time.Second, replyXML))
+				if got := f.send(created.ReplaceAllString(paceMessage(1), ""), nodes...); got != want {
+					t.Errorf("pushes %d, to nodes %v: %+v, want %+v", pushes, nodes, got, want)
+				}
+				time.Sleep(time.Minute)
+				if n := f.runs.Load(); n != 1 {
+					t.Errorf("pushes %d, to nodes %v: the backend ran %d times", pushes, nodes, n)
+				}
 			})
 		}
 	}
