@@ -215,7 +215,7 @@ func (m *Message) heed(w http.ResponseWriter, r *http.Request, p *push, t *turn,
 		if !claims.dead(held.owner) || held.run >= maxRuns {
 			return held, false, nil
 		}
-		if held.age() > time.Duration(m.Pushes)*wechatWait+takeOverSlack {
+		if held.age() > time.Duration(min(m.Pushes, wechatPushes))*wechatWait+takeOverSlack {
 			writePlain(w, success)
 			return held, true, nil
 		}

@@ -238,6 +238,33 @@ func TestSharedQuickAnswerGetsLost(t *testing.T) {
 	})
 }
 
+// TestSharedNoRetryOfWeChats: what comes later than a retry of WeChat's can is no reason to have a message begun once more that a node had
+// which is gone, whatever pushes says.
+func TestSharedNoRetryOfWeChats(t *testing.T) {
+	t.Parallel()
+	for _, pushes := range []int{3, 10} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFleet(t, 2, func(m *Message) { m.Pushes = pushes }, after(0, replyXML))
+			message := paceMessage(1)
+			if answer, _ := f.nodes[0].push(message); answer != replyXML {
+				t.Errorf("pushes %d: %q", pushes, answer)
+			}
+			f.freeze(0)
+			time.Sleep(wechatPushes*wechatWait + takeOverSlack + time.Second)
+			began := time.Now()
+			for time.Since(began) < 20*time.Second {
+				if again, ok := f.nodes[1].push(message); ok && again != "success" {
+					t.Errorf("pushes %d: %q", pushes, again)
+				}
+				time.Sleep(time.Second)
+			}
+			if n := f.runs.Load(); n != 1 {
+				t.Errorf("pushes %d: the backend ran %d times", pushes, n)
+			}
+		})
+	}
+}
+
 // TestSharedOwnerDies: the message of a node that dies, or is stopped for a while, is begun once more; what that node has to say
 // when it wakes counts nothing.
 func TestSharedOwnerDies(t *testing.T) {
