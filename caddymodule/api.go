@@ -155,7 +155,7 @@ func (a *API) proxyConfig() map[string]any {
 		"load_balancing": object{"selection_policy": object{"policy": "first"}, "retries": len(upstreams) - 1},
 	}
 	if len(upstreams) > 1 {
-		// The transport reports nothing but failed dials as errors, so this counts nothing else.
+		// The transport reports nothing but calls that had no connection as errors, so this counts nothing else.
 		config["health_checks"] = object{"passive": object{"fail_duration": caddy.Duration(apiPassiveFail), "max_fails": 1}}
 	}
 	return config
