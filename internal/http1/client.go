@@ -381,6 +381,10 @@ func (e *exchange) readHead() error {
 		if code >= 200 || code == http.StatusSwitchingProtocols {
 			break
 		}
+		// It has no body, but one that could be read in two ways is refused as in any other head.
+		if _, err := frame(&e.res, e.out.method); err != nil {
+			return err
+		}
 		if code == http.StatusContinue && e.sender != nil && e.sender.proceed != nil {
 			if trace != nil && trace.Got100Continue != nil {
 				trace.Got100Continue()
@@ -394,7 +398,7 @@ func (e *exchange) readHead() error {
 			}
 			limit = most // whoever takes them limits them
 		}
-		e.res.Header = nil
+		e.res = http.Response{}
 	}
 	if e.stopTimer() {
 		return ErrHeaderTimeout
