@@ -15,26 +15,8 @@ func (m *Manager) TakeTickets(from *Manager, env *Environment) {
 		}
 		held.durable = false // in m's store
 		if m.tickets.offer(p.AppID, held).same(held.Ticket) {
-			m.queue.add("taken ticket "+p.AppID, 0, m.saveTaken(p.AppID))
+			m.queue.add("taken ticket "+p.AppID, 0, m.saveHeldTicket(p.AppID, func() {}))
 		}
-	}
-}
-
-// saveTaken is the job that writes a ticket of another manager's.
-func (m *Manager) saveTaken(platform string) func(context.Context) error {
-	return func(ctx context.Context) error {
-		env, err := m.current()
-		if err != nil {
-			return nil //nolint:nilerr // closed: Close writes what waits
-		}
-		if _, ok := env.platform(platform); !ok {
-			m.tickets.forget(platform)
-			return nil
-		}
-		if m.tickets.get(platform).durable {
-			return nil
-		}
-		return m.saveTicket(ctx, env, platform)
 	}
 }
 

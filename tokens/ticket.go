@@ -306,6 +306,14 @@ func (m *Manager) PutTicket(ctx context.Context, platform string, t Ticket) erro
 // saveTicketLater is the job that writes a ticket which the store did not take, and then has WeChat asked for more:
 // it may have stopped pushing to a gateway that did not acknowledge.
 func (m *Manager) saveTicketLater(platform string) func(context.Context) error {
+	return m.saveHeldTicket(platform, func() {
+		m.tickets.want(platform, true)
+		m.wantTicket(platform)
+	})
+}
+
+// saveHeldTicket is a job that writes the ticket held in memory, and then calls saved, unless a push that came later was taken.
+func (m *Manager) saveHeldTicket(platform string, saved func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		env, err := m.current()
 		if err != nil {
@@ -321,8 +329,7 @@ func (m *Manager) saveTicketLater(platform string) func(context.Context) error {
 		if err := m.saveTicket(ctx, env, platform); err != nil {
 			return err
 		}
-		m.tickets.want(platform, true)
-		m.wantTicket(platform)
+		saved()
 		return nil
 	}
 }
