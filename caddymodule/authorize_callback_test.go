@@ -423,14 +423,8 @@ func TestAuthorizeStateLivesHalfAnHour(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		env := *f.app.env
-		env.API, env.Store = client, tokens.NewMemStore()
-		manager := tokens.NewManager()
-		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
-		defer inner.manager.Close()
-		defer inner.users.Close()
 		a := *f.Authorize
-		a.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
+		a.app = withinBubble(t, f.app, client)
 		req := &authorizeRequest{at: place{"http://example.com", authorizeBase}, platform: f.app.platform(platformID)}
 		cookie := strings.Repeat("c", 22)
 		state, err := a.newState(t.Context(), cookie, req)

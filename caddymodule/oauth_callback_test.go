@@ -109,14 +109,8 @@ func TestOAuthLaterTheCodeIsUsed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		env := *f.app.env
-		env.API, env.Store = client, tokens.NewMemStore()
-		manager := tokens.NewManager()
-		inner := &shared{manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
-		defer inner.manager.Close()
-		defer inner.users.Close()
 		o := *f.OAuth
-		o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
+		o.app = withinBubble(t, f.app, client)
 		get := func() *httptest.ResponseRecorder {
 			return serve(t, &o, httptest.NewRequest(http.MethodGet, oauthBase+"/authUserReceive/"+accountID+"/verify?code=c1&state=s", nil), nil)
 		}

@@ -153,6 +153,23 @@ type oauthFixture struct {
 
 const oauthBase = "/wx/thirdParty"
 
+// withinBubble is an app like another, with a state of its own: what runs for the other is outside of the caller's synctest bubble.
+func withinBubble(t *testing.T, like *App, client *tokens.Client) *App {
+	t.Helper()
+	env := *like.env
+	env.API, env.Store = client, tokens.NewMemStore()
+	manager := tokens.NewManager()
+	inner := &shared{
+		manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil),
+		feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits(),
+	}
+	t.Cleanup(func() {
+		inner.users.Close()
+		manager.Close()
+	})
+	return &App{byAppID: like.byAppID, env: &env, shared: inner, generations: new(generations)}
+}
+
 // newOAuth provisions o, with the funcs of these tests, behind two platforms and an account.
 func newOAuth(t *testing.T, o *OAuth) *oauthFixture {
 	t.Helper()

@@ -211,11 +211,7 @@ func TestIntentSurvivesACrash(t *testing.T) {
 func TestIntentThatIsNotGivenAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := started(t)
-		r.refuseExchanges()
-		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
-			t.Fatal(err)
-		}
+		r := startedWithOpenCode(t)
 		time.Sleep(time.Minute)
 		r.Close()
 		r.wx.set(func(f *fakeWeChat) { f.hook = nil })

@@ -17,11 +17,7 @@ import (
 func TestUnreadableIntentIsTakenUpWithItsKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := started(t)
-		r.refuseExchanges()
-		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
-			t.Fatal(err)
-		}
+		r := startedWithOpenCode(t)
 		other, err := crypto.NewSealer(bytes.Repeat([]byte{8}, 32))
 		if err != nil {
 			t.Fatal(err)
@@ -245,11 +241,7 @@ func TestIntentOfAPlatformThatOnlyAnotherNodeHas(t *testing.T) {
 func TestIntentOfAPlatformThatIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := started(t)
-		r.refuseExchanges()
-		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
-			t.Fatal(err)
-		}
+		r := startedWithOpenCode(t)
 		r.env.Platforms = r.env.Platforms[1:]
 		r.restart()
 		time.Sleep(2 * time.Hour)

@@ -25,11 +25,7 @@ func (r *rig) successor(t *testing.T) (next *rig) {
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := started(t)
-		r.refuseExchanges()
-		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
-			t.Fatal(err)
-		}
+		r := startedWithOpenCode(t)
 		time.Sleep(time.Second)
 		r.ticket(t, testPlatform) // the newest
 		asked := r.wx.count(pathStartPush)

@@ -447,6 +447,17 @@ func (r *rig) newCode(appid string) (code secret.String) {
 	return code
 }
 
+// startedWithOpenCode is a gateway that accepted a code which WeChat does not exchange yet.
+func startedWithOpenCode(t *testing.T) *rig {
+	t.Helper()
+	r := started(t)
+	r.refuseExchanges()
+	if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // refuseExchanges has WeChat not reached by exchanges, until hook is set again.
 func (r *rig) refuseExchanges() {
 	r.wx.set(func(f *fakeWeChat) {
