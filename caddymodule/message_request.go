@@ -329,6 +329,7 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 		{headerEvent, f.event}, {"Content-Type", contentType(p.fields.Format)},
 	}
 	// A map and an array of the right size: eight headers, which most pushes have no more of, take half of what nine take.
+	// Nor is a name assigned twice: a map of eight would grow for it.
 	var stack [16]string
 	names, further, count := stack[:0], 0, 0
 	for name, values := range from {
@@ -343,12 +344,9 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 			t.value = ""
 			continue
 		}
-		count++
-		if t.name != "Content-Type" || from["Content-Type"] == nil {
-			further++
-		}
+		further++
 	}
-	all := make([]string, 0, count)
+	all := make([]string, 0, count+further)
 	add := func(values ...string) []string {
 		start := len(all)
 		all = append(all, values...)
@@ -371,7 +369,7 @@ func plaintextHeader(from http.Header, p *push, f *facts) http.Header {
 // removed by proxies, our own headers included.
 func isPassedOn(name string) bool {
 	switch name {
-	case "Accept-Encoding", "Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Trailer",
+	case "Accept-Encoding", "Content-Encoding", "Content-Length", "Content-Type", "Transfer-Encoding", "Expect", "Trailer",
 		"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Upgrade",
 		"Idempotency-Key", "X-Idempotency-Key":
 		return false
