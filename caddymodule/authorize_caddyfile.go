@@ -69,6 +69,16 @@ func (a *Authorize) unmarshalAuthType(d *caddyfile.Dispenser) error {
 }
 
 // parseAuthorize sets up wechat_authorize as one route for the addresses below its base.
+// addresses are the paths of which the handler serves some; what comes on others it passes on.
+func (a *Authorize) addresses() caddyhttp.MatchPath {
+	base := strings.TrimSuffix(a.Base, "/")
+	paths := caddyhttp.MatchPath{base + "/", base + "/wx*", base + "/go", base + "/callback/*"}
+	if base != "" {
+		paths = append(caddyhttp.MatchPath{base}, paths...)
+	}
+	return paths
+}
+
 func parseAuthorize(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	a := new(Authorize)
 	if err := a.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -77,13 +87,8 @@ func parseAuthorize(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err := fitsOption(h, a); err != nil {
 		return nil, err
 	}
-	base := strings.TrimSuffix(a.Base, "/")
-	paths := caddyhttp.MatchPath{base + "/", base + "/wx*", base + "/go", base + "/callback/*"}
-	if base != "" {
-		paths = append(caddyhttp.MatchPath{base}, paths...)
-	}
 	return []httpcaddyfile.ConfigValue{{Class: "route", Value: caddyhttp.Route{
-		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(paths)}},
+		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(a.addresses())}},
 		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(a, "handler", "wechat_authorize", nil)},
 	}}}, nil
 }

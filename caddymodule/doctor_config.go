@@ -550,7 +550,7 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 	case !strings.HasPrefix(h.Handler, "wechat_") && !slices.Contains(passing, h.Handler):
 		r.answers = append(r.answers, at)
 	}
-	r.look(h.Handler, at)
+	r.look(h.Handler, at.narrowed(h.Handler, raw))
 	for _, host := range at.hosts {
 		s := r.config.site(strings.ToLower(host), r.port, r.secure(host), r.bound)
 		if strings.HasPrefix(h.Handler, "wechat_") && (host == "" || !r.again) {

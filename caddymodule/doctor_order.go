@@ -8,6 +8,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // taker is a handler of ours that passes nothing on of what comes to it, but for wechat_authorize, of which not all is its own that
@@ -38,6 +40,41 @@ type hiddenHandler struct {
 // own only if an appid stands there.
 func ownAddresses(within []string) []string {
 	return slices.DeleteFunc(slices.Clone(within), func(pattern string) bool { return strings.HasSuffix(pattern, "/wx*") })
+}
+
+// narrowed is the place of a handler that has a base, with what the handler itself takes of what comes there: a config in JSON may leave the
+// choice to it, where a Caddyfile's has a matcher too.
+func (s siteSpot) narrowed(name string, raw json.RawMessage) siteSpot {
+	h, ok := map[string]interface {
+		addresses() caddyhttp.MatchPath
+	}{"wechat_oauth": new(OAuth), "wechat_authorize": new(Authorize), "wechat_jssdk": new(JSSDK)}[name]
+	if !ok || json.Unmarshal(raw, h) != nil {
+		return s
+	}
+	if s.lost { // which of the addresses asked for it takes cannot be told
+		s.choosy = true
+		return s
+	}
+	own := []string(h.addresses())
+	if s.within == nil {
+		s.within = own
+		return s
+	}
+	var within []string
+	for _, pattern := range s.within {
+		if coversAll(own, []string{pattern}) {
+			within = append(within, pattern)
+		}
+	}
+	for _, pattern := range own {
+		if coversAll(s.within, []string{pattern}) && !slices.Contains(within, pattern) {
+			within = append(within, pattern)
+		}
+	}
+	if s.choosy = s.choosy || within == nil; within != nil {
+		s.within = within
+	}
+	return s
 }
 
 // look notes what of ours comes to a handler too late.

@@ -76,6 +76,50 @@ func TestDoctorOnTakenAddresses(t *testing.T) {
 	}
 }
 
+// TestDoctorOnTakenAddressesInJSON: a handler that has a base takes no more than what is below it, with a matcher before it or without, as
+// somebody writes it who writes JSON by hand.
+func TestDoctorOnTakenAddressesInJSON(t *testing.T) {
+	t.Parallel()
+	const (
+		oauth   = `{"handler": "wechat_oauth", "base": "/wx/o", "callback": "/wx/cb", "funcs": [{"key": "a", "prefix": "https://shop.example.com/"}]}`
+		jssdk   = `{"handler": "wechat_jssdk", "base": "/wx/jssdk", "hosts": ["shop.example.com"]}`
+		grant   = `{"handler": "wechat_authorize", "base": "/wx/authorize"}`
+		message = `{"match": [{"path": ["/wx/message/*"]}], "handle": [{"handler": "wechat_message"}, {"handler": "reverse_proxy", "upstreams": [{"dial": "127.0.0.1:1"}]}]}`
+		event   = `{"match": [{"path": ["/wx/event"]}], "handle": [{"handler": "wechat_event"}]}`
+	)
+	route := func(handlers ...string) string { return `{"handle": [` + strings.Join(handlers, ", ") + `]}` }
+	at := func(path string, handlers ...string) string {
+		return `{"match": [{"path": ["` + path + `"]}], "handle": [` + strings.Join(handlers, ", ") + `]}`
+	}
+	everything := route(`{"handler": "wechat_event"}`)
+	for _, tt := range []struct{ routes, subject, says string }{ // says: empty: nothing
+		{route(oauth) + "," + route(jssdk, grant) + "," + event + "," + message + "," + route(`{"handler": "wechat_ready"}`), "", ""},
+		{route(grant) + "," + message + "," + event + "," + route(jssdk, oauth), "", ""},
+		{at("/wx/*", oauth, jssdk) + "," + event + "," + message, "", ""},
+		{route(`{"handler": "subroute", "routes": [` + route(oauth) + "," + event + "," + message + `]}`), "", ""},
+		{at("/elsewhere", oauth) + "," + event + "," + message, "", ""},
+		{route(`{"handler": "rewrite", "uri": "/wx/jssdk/a"}`) + "," + route(oauth, jssdk) + "," + event + "," + message, "", ""},
+		{event + "," + route(oauth) + "," + message + "," + route(oauth), "wechat_oauth", "/wx/o/authorize/* is taken by wechat_oauth, which comes before it: nothing gets to it"},
+		{event + "," + at("/wx/o/authorize/*", oauth) + "," + message + "," + route(oauth), "wechat_oauth", "/wx/o/authorize/* is taken by wechat_oauth, which comes before it"},
+		{route(strings.Replace(oauth, "/wx/cb", "/wx/message", 1)) + "," + event + "," + message, "wechat_message", "/wx/message/* is taken by wechat_oauth"},
+		{event + "," + route(strings.Replace(jssdk, "/wx/jssdk", "/wx", 1)) + "," + message, "wechat_message", "/wx/message/* is taken by wechat_jssdk"},
+		{message + "," + everything + "," + route(oauth), "wechat_oauth", "stands behind wechat_event without a path"},
+	} {
+		d := newDoctor()
+		d.config = doctorConfig{file: "caddy.json", app: &App{Platforms: []*Platform{{AppID: platformID}}}, adapted: []byte(
+			`{"apps": {"http": {"servers": {"a": {"listen": [":443"], "routes": [{"match": [{"host": ["wechat.example.com"]}], "handle": [{"handler": "subroute", "routes": [` + tt.routes + `]}]}]}}}}}`)}
+		if err := d.config.readHTTP(); err != nil {
+			t.Fatal(err)
+		}
+		switch found := d.config.checkHidden(); {
+		case tt.says == "" && len(found) == 0:
+		case tt.says != "" && len(found) == 1 && found[0].Subject == tt.subject+" of https://wechat.example.com" && strings.Contains(found[0].Text.EN, tt.says):
+		default:
+			t.Errorf("%s:\n%+v, want %q of %s", tt.routes, found, tt.says, tt.subject)
+		}
+	}
+}
+
 // TestDoctorOnBackendsNeverReached: a backend for other paths than come to a wechat_message is none.
 func TestDoctorOnBackendsNeverReached(t *testing.T) {
 	t.Parallel()

@@ -58,14 +58,18 @@ func (j *JSSDK) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // parseJSSDK sets up wechat_jssdk as one route for all below its base.
+// addresses are the paths that the handler serves; what comes on others it passes on.
+func (j *JSSDK) addresses() caddyhttp.MatchPath {
+	return caddyhttp.MatchPath{strings.TrimSuffix(j.Base, "/") + "/*"}
+}
+
 func parseJSSDK(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	j := new(JSSDK)
 	if err := j.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
 	}
-	paths := caddyhttp.MatchPath{strings.TrimSuffix(j.Base, "/") + "/*"}
 	return []httpcaddyfile.ConfigValue{{Class: "route", Value: caddyhttp.Route{
-		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(paths)}},
+		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(j.addresses())}},
 		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(j, "handler", "wechat_jssdk", nil)},
 	}}}, nil
 }

@@ -203,6 +203,16 @@ func (f *Func) unmarshalOption(d *caddyfile.Dispenser) error {
 }
 
 // parseOAuth sets up wechat_oauth as one route for the addresses below its base and, if there is one, the callback.
+// addresses are the paths that the handler serves; what comes on others it passes on.
+func (o *OAuth) addresses() caddyhttp.MatchPath {
+	base := strings.TrimSuffix(o.Base, "/")
+	paths := caddyhttp.MatchPath{base + "/authorize/*", base + "/authUserReceive/*"}
+	if o.Callback != "" {
+		paths = append(paths, strings.TrimSuffix(o.Callback, "/")+"/*")
+	}
+	return paths
+}
+
 func parseOAuth(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	o := new(OAuth)
 	if err := o.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -211,13 +221,8 @@ func parseOAuth(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	if err := fitsOption(h, o); err != nil {
 		return nil, err
 	}
-	base := strings.TrimSuffix(o.Base, "/")
-	paths := caddyhttp.MatchPath{base + "/authorize/*", base + "/authUserReceive/*"}
-	if o.Callback != "" {
-		paths = append(paths, strings.TrimSuffix(o.Callback, "/")+"/*")
-	}
 	return []httpcaddyfile.ConfigValue{{Class: "route", Value: caddyhttp.Route{
-		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(paths)}},
+		MatcherSetsRaw: caddyhttp.RawMatcherSets{caddy.ModuleMap{"path": h.JSON(o.addresses())}},
 		HandlersRaw:    []json.RawMessage{caddyconfig.JSONModuleObject(o, "handler", "wechat_oauth", nil)},
 	}}}, nil
 }
