@@ -71,7 +71,7 @@ const (
 //	{wechat.appid}   the appid it calls for
 type API struct {
 	// RepeatBuffer is up to what size a request body is kept so that the call can be repeated with a renewed token,
-	// in bytes. Default: 1 MiB.
+	// in bytes, at most 1 GiB. Default: 1 MiB.
 	RepeatBuffer int64 `json:"repeat_buffer,omitempty"`
 	// TrustLoopback admits callers without a credential that connect from this machine: from a loopback address, and
 	// with no header that a proxy or a browser adds (Forwarded, X-Forwarded-*, X-Real-IP, Via, Origin, Sec-Fetch-*).
@@ -106,18 +106,27 @@ func (a *API) Provision(ctx caddy.Context) error {
 	if a.app, err = loadApp(ctx); err != nil {
 		return err
 	}
+	a.warnOfNobody(a.logger)
 	a.keys = newClientKeys(a.app.Clients)
 	config, err := json.Marshal(a.proxyConfig())
 	if err != nil {
 		return err
 	}
-	proxy, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
+	own := ctx.WithValue(apiProxyKey{}, true)
+	proxy, err := own.LoadModuleByID("http.handlers.reverse_proxy", config)
 	if err != nil {
 		return err
 	}
 	a.proxy = proxy.(caddyhttp.MiddlewareHandler)
 	a.proxyLog = ctx.Logger(proxy.(caddy.Module))
 	return nil
+}
+
+// warnOfNobody tells a log if every call will be refused.
+func (a *API) warnOfNobody(log *zap.Logger) {
+	if len(a.app.Clients) == 0 && !a.TrustLoopback {
+		log.Warn("wechat_api admits nobody here: there is no client; add one to the global option wechat, or trust_loopback for callers on this machine")
+	}
 }
 
 // Validate checks the settings.

@@ -34,8 +34,8 @@ import (
 // repeats it; and when WeChat refused the token it has the token renewed, once for all calls that wait for it, and repeats the call once.
 // Interim answers (1xx) are not passed on, and gzip, which is never asked for, is taken off.
 //
-// wechat_api sets it up by itself. Used in any other reverse_proxy it refuses every request: it sends nothing that
-// wechat_api has not admitted, and nothing to any host but the API origins of the wechat app.
+// wechat_api sets it up by itself, and no config has it: in any other reverse_proxy it is refused. It sends nothing that wechat_api has not
+// admitted, and nothing to any host but the API origins of the wechat app.
 type Transport struct {
 	*reverseproxy.HTTPTransport
 
@@ -67,6 +67,9 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if ctx.Value(apiProxyKey{}) == nil {
+		return errTransport
+	}
 	t.app = app
 	t.stall, t.answer = stallTimeout, responseTimeout
 	t.refusing = newRefusingPaths()
@@ -95,6 +98,11 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	}
 	return nil
 }
+
+var errTransport = errors.New("the transport wechat serves wechat_api alone: use the handler wechat_api in place of this reverse_proxy")
+
+// apiProxyKey is in the context in which wechat_api provisions its own reverse_proxy.
+type apiProxyKey struct{}
 
 // errTurnedAway is what a call ends with that no connection takes.
 var errTurnedAway = errors.New("WeChat closed each connection before it took the call")

@@ -27,7 +27,7 @@ import (
 const defaultOpen = "https://open.weixin.qq.com"
 
 // App holds what all parts of the WeChat gateway share: the platforms, accounts and clients, the store that keeps
-// tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`; the
+// tickets and tokens, and the way to WeChat's API. It is configured once, by the global option `wechat`, which in JSON is this app; the
 // handlers wechat_event, wechat_message, wechat_api, wechat_oauth, wechat_authorize and wechat_jssdk use it, and so do the verification files that are
 // added at run time and the permission wechat of on-demand TLS.
 //
@@ -182,9 +182,25 @@ func (a *App) refuseNull() error {
 		null("clients", slices.Index(a.Clients, nil)))
 }
 
+// refuseNameless refuses, by its place, what has no name by which an error could call it.
+func (a *App) refuseNameless() error {
+	nameless := func(list string, i int, field string) error {
+		if i < 0 {
+			return nil
+		}
+		return fmt.Errorf("%s: entry %d: %s is missing", list, i+1, field)
+	}
+	return cmp.Or(nameless("platforms", slices.IndexFunc(a.Platforms, func(p *Platform) bool { return p.AppID == "" }), "appid"),
+		nameless("accounts", slices.IndexFunc(a.Accounts, func(acc *Account) bool { return acc.AppID == "" }), "appid"),
+		nameless("clients", slices.IndexFunc(a.Clients, func(c *Client) bool { return c.Name == "" }), "name"))
+}
+
 // provisionNames resolves platforms, accounts and clients and refuses what is named twice.
 func (a *App) provisionNames(r resolver) error {
 	if err := a.refuseNull(); err != nil {
+		return err
+	}
+	if err := a.refuseNameless(); err != nil {
 		return err
 	}
 	a.byAppID = make(map[string]any, len(a.Platforms)+len(a.Accounts))
@@ -440,7 +456,7 @@ func (a *App) openOrigin() string { return a.open.String() }
 func loadApp(ctx caddy.Context) (*App, error) {
 	app, err := optionalApp(ctx)
 	if app == nil && err == nil {
-		err = errors.New("needs the global option wechat { … } with the platforms and accounts")
+		err = errors.New("needs the global option wechat { … } with the platforms and accounts (in JSON: the app wechat)")
 	}
 	return app, err
 }

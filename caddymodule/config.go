@@ -85,7 +85,7 @@ type Client struct {
 	// AppIDs are the accounts and authorizers the client may act for. "*" means all of them, but never a platform,
 	// which must be named: that grants what a component token grants, all its authorizers. Required.
 	AppIDs []string `json:"appids,omitempty"`
-	// Paths are the API paths the client may call, such as /cgi-bin/user/*. Default: every path that is neither
+	// Paths are the API paths the client may call, such as /cgi-bin/user/*, where * stands for any text, slashes too. Default: every path that is neither
 	// dangerous nor able to reveal a token.
 	Paths []string `json:"paths,omitempty"`
 

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -94,10 +95,7 @@ func (*Event) fits(app *App) error {
 
 // Validate refuses settings that make no sense.
 func (e *Event) Validate() error {
-	if e.TimestampWindow < 0 {
-		return errors.New("timestamp_window must not be negative")
-	}
-	return nil
+	return checkWindow(e.TimestampWindow)
 }
 
 func parseEvent(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
@@ -122,7 +120,7 @@ func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "timestamp_window":
-			if err := duration(d, &e.TimestampWindow); err != nil {
+			if err := windowOption(d, &e.TimestampWindow); err != nil {
 				return err
 			}
 		case "forward":
@@ -154,8 +152,49 @@ func duration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 	if err != nil || v <= 0 {
 		return d.Errf("%s: '%s' is not a duration: write it like 5m", name, arg)
 	}
+	if err := checkUnit(name, caddy.Duration(v)); err != nil {
+		return d.WrapErr(err)
+	}
 	*into = caddy.Duration(v)
 	return nil
+}
+
+// windowOption parses timestamp_window.
+func windowOption(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	if err := duration(d, into); err != nil {
+		return err
+	}
+	if err := checkWindow(*into); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
+}
+
+const (
+	// leastDuration is below what any duration of the configuration can mean. In JSON a number is of nanoseconds, and who writes one means
+	// seconds or milliseconds.
+	leastDuration = time.Millisecond
+	// maxTimestampWindow lets any recorded push pass, and twice as long, for which pushes are remembered, is still a time.Duration.
+	maxTimestampWindow = 100 * 365 * 24 * time.Hour
+)
+
+// checkUnit refuses a duration whose unit was left out.
+func checkUnit(field string, v caddy.Duration) error {
+	if v > 0 && time.Duration(v) < leastDuration {
+		return fmt.Errorf(`%s: %s is too short to be meant: give the unit, as in 5m; in JSON "5m", for a number there is of nanoseconds`, field, time.Duration(v))
+	}
+	return nil
+}
+
+// checkWindow refuses a timestamp_window that accepts nothing, or hardly anything but what it should not.
+func checkWindow(v caddy.Duration) error {
+	switch {
+	case v < 0:
+		return errors.New("timestamp_window must not be negative")
+	case time.Duration(v) > maxTimestampWindow:
+		return fmt.Errorf("timestamp_window: want at most %d years", maxTimestampWindow/(365*24*time.Hour))
+	}
+	return checkUnit("timestamp_window", v)
 }
 
 // ServeHTTP verifies, keeps and acknowledges an event.

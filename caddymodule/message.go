@@ -72,7 +72,7 @@ import (
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
 	AppID string `json:"appid,omitempty"`
-	// Pushes is how often WeChat pushes a message that is not answered. Whatever it is, a push 9 seconds after the first is the last. Default: 3.
+	// Pushes is how often WeChat pushes a message that is not answered, from 1 to 10. Whatever it is, a push 9 seconds after the first is the last. Default: 3.
 	Pushes int `json:"pushes,omitempty"`
 	// ReplyTimeout is the time from the last push to its answer, below WeChat's 5 s. Default: 4.5s.
 	ReplyTimeout caddy.Duration `json:"reply_timeout,omitempty"`
@@ -80,25 +80,25 @@ type Message struct {
 	// SlowReplyText; or customer_service: success, and the answer is sent through the customer-service API when it comes,
 	// once. Default: success.
 	SlowReply string `json:"slow_reply,omitempty"`
-	// SlowReplyText is the text of the slow reply text, and Required for it. What is known to be a mini program's gets success: it has no
-	// text replies.
+	// SlowReplyText is what SlowReply text answers. Required with it. What is known to be a mini program's gets success: it has no text
+	// replies.
 	SlowReplyText string `json:"slow_reply_text,omitempty"`
 	// FallbackText is what the sender is answered when the backend's answer cannot be used; in a mini program, nothing, as with
 	// SlowReplyText. Default: nothing.
 	FallbackText string `json:"fallback_text,omitempty"`
-	// BackendTimeout ends the backend's work on a message, answered or not. Default: 1m.
+	// BackendTimeout ends the backend's work on a message, answered or not: at least ReplyTimeout, and at most 1 h. Default: 1m.
 	BackendTimeout caddy.Duration `json:"backend_timeout,omitempty"`
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
-	// MaxBody is the largest push accepted, in bytes; the next handler's answer may be as large. Default: 1 MiB.
+	// MaxBody is the largest push accepted, in bytes, at most 1 GiB; the next handler's answer may be as large. Default: 1 MiB.
 	MaxBody int64 `json:"max_body,omitempty"`
-	// MaxInFlight is how many messages may be at the next handler at once. As many again wait for a place, and as many
+	// MaxInFlight is how many messages may be at the next handler at once, at most 1,000,000. As many again wait for a place, and as many
 	// again are held until WeChat drops them and pushes them again; of what comes then the connection is closed. Default: 10000.
 	MaxInFlight int `json:"max_in_flight,omitempty"`
 	// Deduplication is where pushes of one message meet: cluster, on whichever nodes they come, which takes a store that nodes
 	// share, such as redis; or local, on this node. Default: cluster with such a store, else local.
 	Deduplication string `json:"deduplication,omitempty"`
-	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message. Default: none.
+	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message; none of them twice. Default: none.
 	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
 
 	app       *App
@@ -193,8 +193,8 @@ func (m *Message) provisionDeduplication() error {
 
 // Validate refuses settings that make no sense.
 func (m *Message) Validate() error {
-	if m.TimestampWindow < 0 {
-		return errors.New("timestamp_window must not be negative")
+	if err := checkWindow(m.TimestampWindow); err != nil {
+		return err
 	}
 	if m.MaxBody < 0 || m.MaxBody > maxSize {
 		return errors.New("max_body: want a number of bytes up to 1 GiB")

@@ -115,7 +115,7 @@ func (m *Message) unmarshalOption(d *caddyfile.Dispenser) error {
 	case "backend_timeout":
 		return duration(d, &m.BackendTimeout)
 	case "timestamp_window":
-		return duration(d, &m.TimestampWindow)
+		return windowOption(d, &m.TimestampWindow)
 	case "max_body":
 		return size(d, &m.MaxBody)
 	case "max_in_flight":
@@ -172,11 +172,14 @@ func literalReplyTimeout(t caddy.Duration) error {
 	if t <= 0 || time.Duration(t) >= wechatWait {
 		return fmt.Errorf("reply_timeout: want less than the %s that WeChat waits, and some time for the way back", wechatWait)
 	}
-	return nil
+	return checkUnit("reply_timeout", t)
 }
 
 // checkBackendTimeout refuses a time that ends the backend's work before the last push must be answered, or hardly ever.
 func checkBackendTimeout(t, reply caddy.Duration) error {
+	if err := checkUnit("backend_timeout", t); err != nil {
+		return err
+	}
 	if t < reply || t > caddy.Duration(maxBackendTimeout) {
 		return fmt.Errorf("backend_timeout: want at least reply_timeout, which is %s, and at most %s", time.Duration(reply), maxBackendTimeout)
 	}

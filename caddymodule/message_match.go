@@ -17,23 +17,25 @@ import (
 //
 // A value matches exactly; with * in it, it is a glob in which * stands for any text; with ~ in front it is a regular
 // expression (RE2), which may match anywhere in the text. Of the values of one field one must match; of several
-// fields, each.
+// fields, each. A field without values does not count, but one at least has some.
+//
+// The matcher needs the app wechat.
 type MessageMatcher struct {
-	// AppID is the account.
+	// AppID is the account. Default: any.
 	AppID []string `json:"appid,omitempty"`
-	// Platform is the platform the account authorised; empty for a plain account.
+	// Platform is the platform the account authorised; empty for a plain account. Default: any, or none.
 	Platform []string `json:"platform,omitempty"`
-	// Type is the MsgType: text, image, event ….
+	// Type is the MsgType: text, image, event …. Default: any.
 	Type []string `json:"type,omitempty"`
-	// Event is the Event of a push that is no message of a user: CLICK, SCAN, LOCATION ….
+	// Event is the Event of a push that is no message of a user: CLICK, SCAN, LOCATION …. Default: any, or none.
 	Event []string `json:"event,omitempty"`
-	// EventKey is the event's EventKey.
+	// EventKey is the event's EventKey. Default: any, or none.
 	EventKey []string `json:"event_key,omitempty"`
-	// InfoType is the InfoType of an authorization event.
+	// InfoType is the InfoType of an authorization event, which wechat_event forwards. Default: any, or none.
 	InfoType []string `json:"info_type,omitempty"`
-	// From is the sender's openid.
+	// From is the sender's openid. Default: any.
 	From []string `json:"from,omitempty"`
-	// Content is a text message's text.
+	// Content is a text message's text. Default: any, or none.
 	Content []string `json:"content,omitempty"`
 
 	conditions []condition
@@ -120,8 +122,14 @@ func (m *MessageMatcher) unmarshalField(d *caddyfile.Dispenser) error {
 	return d.Errf("unknown field '%s': want %s", name, matchFieldNames)
 }
 
-// Provision compiles the values.
-func (m *MessageMatcher) Provision(caddy.Context) error { return m.compile() }
+// Provision compiles the values. Without the app there is no wechat_message either, and the matcher would match nothing for ever.
+func (m *MessageMatcher) Provision(ctx caddy.Context) error {
+	if err := m.compile(); err != nil {
+		return err
+	}
+	_, err := loadApp(ctx)
+	return err
+}
 
 func (m *MessageMatcher) compile() error {
 	m.conditions = nil

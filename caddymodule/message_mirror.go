@@ -44,6 +44,9 @@ func (m *Message) provisionMirrors(ctx caddy.Context) error {
 	if len(m.MirrorsRaw) == 0 {
 		return nil
 	}
+	if i := again(m.MirrorsRaw); i >= 0 {
+		return fmt.Errorf("mirrors: entry %d is there before: each message would be sent there twice", i+1)
+	}
 	loaded, err := ctx.LoadModule(m, "MirrorsRaw")
 	if err != nil {
 		return fmt.Errorf("mirrors: %w", err)
@@ -59,6 +62,23 @@ func (m *Message) provisionMirrors(ctx caddy.Context) error {
 		})
 	}
 	return nil
+}
+
+// again is the first of the values that one before it says too, in whatever order and spacing; -1: each is there once.
+func again(values []json.RawMessage) int {
+	seen := make(map[string]bool, len(values))
+	for i, raw := range values {
+		var v any
+		if json.Unmarshal(raw, &v) != nil || v == nil {
+			continue // Caddy says what is wrong with it
+		}
+		text, _ := json.Marshal(v)
+		if seen[string(text)] {
+			return i
+		}
+		seen[string(text)] = true
+	}
+	return -1
 }
 
 // sendMirrors sends each mirror a copy of a message, in the background. It is for the first push of a message alone, and

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -74,10 +75,10 @@ type OAuth struct {
 	// begin in a menu, and those that somebody puts into another person's browser. Default: false.
 	RequireStart bool `json:"require_start,omitempty"`
 	// BadCodes is how many codes that WeChat does not take one visitor may bring: so many at once, and so many a minute after
-	// that. A proxy in front must be one of the server's trusted_proxies, with trusted_proxies_strict if it adds to the header that
+	// that, up to 100,000. A proxy in front must be one of the server's trusted_proxies, with trusted_proxies_strict if it adds to the header that
 	// came: what comes from a private address is not counted, and all who come from another one count as one visitor. -1: any number. Default: 60.
 	BadCodes int `json:"bad_codes,omitempty"`
-	// MaxInFlight is how many codes may be with WeChat at once. As many again wait for a place, for a few seconds; beyond that
+	// MaxInFlight is how many codes may be with WeChat at once, at most 1,000,000. As many again wait for a place, for a few seconds; beyond that
 	// visitors are asked to try again. Default: 1000.
 	MaxInFlight int `json:"max_in_flight,omitempty"`
 	// Funcs are the landing places. At least one.
@@ -122,9 +123,12 @@ func (o *OAuth) Provision(ctx caddy.Context) (err error) {
 		o.logger.Warn("callback serves logins that begin in a menu, and require_start refuses all of them: leave out one of the two", zap.String("callback", o.Callback))
 	}
 	o.funcs = make(map[string]*Func, len(o.Funcs))
-	for _, f := range o.Funcs {
+	for i, f := range o.Funcs {
 		if f == nil {
-			return errNoFunc
+			return fmt.Errorf("funcs: entry %d is null: %w", i+1, errNoFunc)
+		}
+		if f.Key == "" {
+			return fmt.Errorf("funcs: entry %d: key is missing: %w", i+1, checkFuncKey(f.Key))
 		}
 		if err := f.provision(r); err != nil {
 			return fmt.Errorf("func %s: %w", f.Key, err)
@@ -148,9 +152,18 @@ func (o *OAuth) choosePlatform() {
 
 // fits implements fitting.
 func (o *OAuth) fits(app *App) error {
-	switch {
-	case o.Platform != "" && app.listedPlatform(o.Platform) == nil:
+	if o.Platform != "" && app.listedPlatform(o.Platform) == nil {
 		return errNoSuchPlatform(o.Platform)
+	}
+	for _, f := range o.Funcs {
+		if f == nil {
+			continue // refused elsewhere
+		}
+		if i := slices.IndexFunc(f.AppIDs, func(appid string) bool { return app.listedPlatform(appid) != nil }); i >= 0 {
+			return fmt.Errorf("func %s: appids: %s is a platform, which has no users: name the accounts that authorised it, or leave appids out for all", f.Key, f.AppIDs[i])
+		}
+	}
+	switch {
 	case o.Platform != "" || o.Callback == "":
 	case len(app.Platforms) == 0:
 		return errors.New("callback needs a platform in the global option wechat: WeChat names only authorizers in such a callback")

@@ -96,6 +96,9 @@ func (f *Func) check() error {
 	if f.TTL < 0 {
 		return errors.New("ttl must not be negative")
 	}
+	if err := checkUnit("ttl", f.TTL); err != nil {
+		return err
+	}
 	if f.RedirectStatus != 0 && !slices.Contains(redirectStatuses, f.RedirectStatus) {
 		return fmt.Errorf("redirect_status %d is no redirect: want 301, 302, 303, 307 or 308", f.RedirectStatus)
 	}

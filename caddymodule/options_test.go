@@ -323,6 +323,7 @@ func provisioned(t *testing.T) (modules map[string]any, standsFor map[string]any
 		"Verify": new(Verify), "Event": new(Event), "Message": new(Message),
 		"API": new(API), "OAuth": o, "Func": f, "Authorize": &Authorize{Base: "/wx/authorize"}, "JSSDK": new(JSSDK), "Permission": new(Permission),
 		"RedisStore": new(RedisStore), "RedisTLS": new(RedisTLS), "RedisSentinel": new(RedisSentinel),
+		"MessageMatcher": new(MessageMatcher),
 	}
 	for _, name := range []string{"Event", "Message", "API", "OAuth", "Authorize"} {
 		provisioning.Lock()

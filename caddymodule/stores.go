@@ -68,7 +68,7 @@ func (a *App) storesAlone() bool {
 	case a.env != nil:
 		_, shared := a.env.Store.(tokens.Claims)
 		return !shared
-	case len(a.StoreRaw) == 0:
+	case !a.namesStore():
 		return true
 	}
 	var named struct {
@@ -76,6 +76,9 @@ func (a *App) storesAlone() bool {
 	}
 	return json.Unmarshal(a.StoreRaw, &named) == nil && named.Module == "caddy"
 }
+
+// namesStore reports whether the configuration says which store there is to be. In JSON null says as little as nothing does.
+func (a *App) namesStore() bool { return len(a.StoreRaw) > 0 && string(a.StoreRaw) != "null" }
 
 // storeName is what a store's module is called in the configuration.
 func storeName(store StoreModule) string {
@@ -86,7 +89,7 @@ func storeName(store StoreModule) string {
 }
 
 func (a *App) provisionStore(ctx caddy.Context) (StoreModule, error) {
-	if len(a.StoreRaw) == 0 {
+	if !a.namesStore() {
 		a.StoreRaw = json.RawMessage(`{"module":"caddy"}`)
 	}
 	var named struct {

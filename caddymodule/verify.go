@@ -392,7 +392,7 @@ func checkPath(what, p string) error {
 		return fmt.Errorf("%s '%s' contains a '*': it is a path, not a matcher; everything below it is served", what, p)
 	case !strings.HasPrefix(p, "/"):
 		return fmt.Errorf("%s '%s' must begin with /", what, p)
-	case !plainPath.MatchString(p) || path.Clean(p) != strings.TrimSuffix(p, "/") && p != "/":
+	case !plainPath.MatchString(p) || p != "/" && path.Clean(p) != strings.TrimSuffix(p, "/") || p == "//":
 		return fmt.Errorf("%s '%s' is not a plain path: want segments of letters, digits and . _ ~ - only, as in /wx/login", what, p)
 	}
 	return nil

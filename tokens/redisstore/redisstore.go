@@ -46,6 +46,8 @@ const (
 	// operationLimit bounds one operation other than Lock, with all its attempts: WeChat waits five seconds for the answer
 	// that waits for it.
 	operationLimit = 3 * time.Second
+	// leastTimeout is below what any network keeps. A number without a unit, which in JSON is of nanoseconds, is below it too.
+	leastTimeout = time.Millisecond
 	// retries are made on a fresh connection. Every operation may be made twice without harm.
 	retries = 2
 	// maxPool bounds the connections to one server, and MaxPrefix the prefix.
@@ -106,8 +108,12 @@ func (o *Options) Check() error {
 		return fmt.Errorf("pool_size: want 1 to %d", maxPool)
 	case o.DialTimeout < 0 || o.DialTimeout > operationLimit:
 		return fmt.Errorf("dial_timeout: want more than 0 and at most %v, since WeChat waits five seconds in all", operationLimit)
+	case o.DialTimeout > 0 && o.DialTimeout < leastTimeout:
+		return errTooShort("dial_timeout", o.DialTimeout)
 	case o.Timeout < 0 || o.Timeout > operationLimit:
 		return fmt.Errorf("timeout: want more than 0 and at most %v, since WeChat waits five seconds in all", operationLimit)
+	case o.Timeout > 0 && o.Timeout < leastTimeout:
+		return errTooShort("timeout", o.Timeout)
 	}
 	for _, a := range o.Addresses {
 		if err := CheckAddress(a); err != nil {
@@ -115,6 +121,10 @@ func (o *Options) Check() error {
 		}
 	}
 	return nil
+}
+
+func errTooShort(field string, d time.Duration) error {
+	return fmt.Errorf(`%s: %s is too short to be meant: give the unit, as in 2s; in JSON "2s", for a number there is of nanoseconds`, field, d)
 }
 
 // CheckAddress refuses what is not host:port.

@@ -91,6 +91,9 @@ func TestOptionsAreChecked(t *testing.T) {
 		{"pool", Options{Addresses: address, PoolSize: -1}, "pool_size"},
 		{"dial_timeout", Options{Addresses: address, DialTimeout: 4e9}, "dial_timeout"},
 		{"timeout", Options{Addresses: address, Timeout: -1}, "timeout"},
+		{"dial_timeout without a unit", Options{Addresses: address, DialTimeout: 1}, "dial_timeout: 1ns is too short"},
+		{"timeout without a unit", Options{Addresses: address, Timeout: 2000}, "timeout: 2µs is too short"},
+		{"short timeouts", Options{Addresses: address, DialTimeout: 1e6, Timeout: 1e6}, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
