@@ -251,19 +251,22 @@ var (
 // it is free. No other call in this process is given the same: Caddy's listeners share ports with each other without
 // an error (SO_REUSEPORT), so that a port given twice would show as answers of the wrong gateway.
 func FreeAddr(wanted string) (string, error) {
-	if wanted != "" && free(wanted) {
+	if wanted != "" && freeOnAll(wanted) {
 		return wanted, nil
 	}
 	portMu.Lock()
 	defer portMu.Unlock()
 	for range ports {
 		port = (port + 1) % ports
-		if number := strconv.Itoa(firstPort + port); free("127.0.0.1:"+number) && free(":"+number) {
-			return "127.0.0.1:" + number, nil
+		if addr := "127.0.0.1:" + strconv.Itoa(firstPort+port); freeOnAll(addr) {
+			return addr, nil
 		}
 	}
 	return "", errors.New("no free port on the loopback interface")
 }
+
+// freeOnAll: sites listen on all addresses, and a browser asks [::1] first for localhost, where a development server may be.
+func freeOnAll(addr string) bool { return free(addr) && free(":"+Port(addr)) }
 
 func free(addr string) bool {
 	l, err := net.Listen("tcp", addr)

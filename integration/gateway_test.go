@@ -20,14 +20,19 @@ func TestFreeAddr(t *testing.T) {
 		}
 		seen[addr] = true
 	}
-	taken, err := net.Listen("tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = taken.Close() }()
-	port := integration.Port(taken.Addr().String())
-	got, err := integration.FreeAddr("127.0.0.1:" + port)
-	if err != nil || integration.Port(got) == port {
-		t.Errorf("gave %s, whose port is taken on all addresses: %v", got, err)
+	for _, on := range []string{"", "127.0.0.1", "127.0.0.2", "[::1]"} {
+		taken, err := net.Listen("tcp", on+":0")
+		if err != nil {
+			if on == "" || on == "127.0.0.1" { // the others are not on every machine
+				t.Fatal(err)
+			}
+			continue
+		}
+		port := integration.Port(taken.Addr().String())
+		got, err := integration.FreeAddr("127.0.0.1:" + port)
+		if err != nil || integration.Port(got) == port {
+			t.Errorf("gave %s, whose port is taken on %q: %v", got, on, err)
+		}
+		_ = taken.Close()
 	}
 }
