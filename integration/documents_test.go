@@ -411,6 +411,9 @@ func TestUnit(t *testing.T) {
 		"Service.Type": "notify", "Service.EnvironmentFile": "/etc/caddy/wechat.env", "Install.WantedBy": "multi-user.target",
 		"Service.ExecStart":  "/usr/local/bin/caddy run --config /etc/caddy/Caddyfile", // --environ would print the secrets
 		"Service.ExecReload": "/usr/local/bin/caddy reload --config /etc/caddy/Caddyfile --force",
+		// As operations.md says: a gateway that cannot start is not given up, and a module of another's takes a line back by its name.
+		"Service.Restart": "on-failure", "Service.RestartSec": "1s", "Unit.StartLimitIntervalSec": "0", "Service.MemoryDenyWriteExecute": "yes",
+		"Service.SystemCallFilter": "@system-service",
 	} {
 		if got := one(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
@@ -452,6 +455,11 @@ func TestUnit(t *testing.T) {
 		}
 		if out, err := exec.CommandContext(t.Context(), analyze, "verify", file).CombinedOutput(); err != nil || len(out) > 0 { //nolint:gosec // systemd's
 			t.Errorf("systemd-analyze: %v\n%s", err, out)
+		}
+		// Of 100, at which a process may do all that its user may.
+		security := exec.CommandContext(t.Context(), analyze, "security", "--no-pager", "--offline=yes", "--threshold=20", file) //nolint:gosec // systemd's
+		if out, err := security.CombinedOutput(); err != nil && !strings.Contains(string(out), "unrecognized option") {          // before systemd 250
+			t.Errorf("systemd-analyze security: %v\n%s", err, out)
 		}
 	}
 }
