@@ -20,6 +20,7 @@ SYSTEMS   ?= linux/386 linux/arm64 darwin/arm64 freebsd/amd64 windows/amd64
 # With COVER=file the race run of `make test` also writes a coverage profile.
 COVER     ?=
 
+GOVERSION = $(shell awk '$$1 == "go" { print $$2 }' go.mod)
 TOOL     := $(GO) tool -modfile=tools/go.mod
 RUN      := .run
 MODULES  := $(shell find . -name go.mod -not -path './tools/*' -not -path './.*' -not -path '*/testdata/*' -not -path '*/node_modules/*' -exec dirname {} \;)
@@ -39,15 +40,21 @@ run: build ## build the gateway and show its jobs against a simulated WeChat; Ct
 release-check: build ## rehearse WeChat's release check (全网发布接入检测) on the running example, or on one of its own
 	@bin/demo -release-check
 
+# Of go.mod, Go itself speaks of a version that is invalid (before 1.21), or of one that it may not fetch.
+.PHONY: check-go
+check-go:
+	@$(GO) list -m >/dev/null || { echo "This needs Go $(GOVERSION) or newer: https://go.dev/dl/ (in mainland China https://golang.google.cn/dl/)." >&2; \
+	echo "Go 1.21 and newer fetches it by itself from GOPROXY, unless GOTOOLCHAIN says local, as some distributions have it: GOTOOLCHAIN=auto make ..." >&2; exit 1; }
+
 .PHONY: build
-build: ## build bin/caddy, and bin/demo, which `make run` runs
+build: check-go ## build bin/caddy, and bin/demo, which `make run` runs
 	@echo "building bin/caddy and bin/demo (the first time all of Caddy is compiled, which takes minutes)"
 	@mkdir -p bin
 	$(BUILD) -o bin/caddy ./cmd/caddy
 	$(BUILD) -o bin/demo ./integration/demo
 
 .PHONY: test
-test: ## run all tests: race detector, shuffled, nested modules; then the allocation gates without it
+test: check-go ## run all tests: race detector, shuffled, nested modules; then the allocation gates without it
 	@sh scripts/install-test-needs.sh
 	@mkdir -p $(RUN)
 	@CGO_ENABLED=1 $(GO) run ./internal/testrun -p 2 -summary $(RUN)/summary $(if $(COVER),-cover $(COVER)) $(PKG)

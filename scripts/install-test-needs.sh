@@ -28,9 +28,15 @@ need 'chromium --version || chromium-browser --version || google-chrome --versio
 need '! command -v fc-list || fc-list :lang=zh | grep .' fonts-wqy-zenhei
 
 install_packages() {
-	if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	if ! command -v apt-get >/dev/null 2>&1; then
 		echo "The tests need what these Debian packages hold:$packages" >&2
 		echo "Install them, or what your system calls them, and try again." >&2
+		exit 1
+	fi
+	if [ "$(id -u)" -ne 0 ]; then
+		# Not this script by sudo: what npm writes below would be root's, and Go may not be on root's PATH.
+		echo "The tests need packages that only root can install. Install them and try again:" >&2
+		echo "sudo apt-get update && sudo apt-get install -y --no-install-recommends$packages" >&2
 		exit 1
 	fi
 	echo "Installing what the tests need:$packages"
