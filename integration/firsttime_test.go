@@ -57,10 +57,10 @@ func TestNeedsWithoutRoot(t *testing.T) {
 	}
 	for _, apt := range []bool{true, false} {
 		scripts := map[string]string{"go": "echo no-such-compiler", "id": "echo 1000", "sh": `exec ` + sh + ` "$@"`}
-		want := "The tests need what these Debian packages hold: gcc libc6-dev redis-server nodejs npm chromium\n"
+		want := "The tests need what these Debian packages hold: gcc libc6-dev redis-server nodejs npm chromium fonts-wqy-zenhei\n"
 		if apt {
 			scripts["apt-get"] = "echo apt-get ran"
-			want = "sudo apt-get update && sudo apt-get install -y --no-install-recommends gcc libc6-dev redis-server nodejs npm chromium\n"
+			want = "sudo apt-get update && sudo apt-get install -y --no-install-recommends gcc libc6-dev redis-server nodejs npm chromium fonts-wqy-zenhei\n"
 		}
 		cmd := exec.CommandContext(t.Context(), sh, "../scripts/install-test-needs.sh") //nolint:gosec // ours
 		cmd.Env = []string{"PATH=" + fakeTools(t, scripts)}

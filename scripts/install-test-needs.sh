@@ -23,9 +23,10 @@ need 'redis-server --version' redis-server
 need 'node --version && npm --version' nodejs npm
 
 # The browser that goes through the pages, and a font with Chinese characters, for whoever looks at its pictures. Fonts are
-# no reason to bother who has a browser and no fontconfig's tools.
-need 'chromium --version || chromium-browser --version || google-chrome --version || google-chrome-stable --version' chromium
-need '! command -v fc-list || fc-list :lang=zh | grep .' fonts-wqy-zenhei
+# no reason to bother who has a browser and no fontconfig's tools; Chromium brings these.
+browser='chromium --version || chromium-browser --version || google-chrome --version || google-chrome-stable --version'
+need "$browser" chromium
+need "if command -v fc-list; then fc-list :lang=zh | grep .; else $browser; fi" fonts-wqy-zenhei
 
 install_packages() {
 	if ! command -v apt-get >/dev/null 2>&1; then
