@@ -48,7 +48,8 @@ const (
 //
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
-// what it answers is ignored. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
+// what it answers is ignored. What is to be forwarded is durable too before the answer: while no backend can be reached, and if the
+// process ends meanwhile, it is forwarded later, by the next process if need be, so that a backend may get an event twice. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
 // unless the platform has release_check off.
 type Event struct {
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
@@ -77,6 +78,9 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 	}
 	if err := e.fits(e.app); err != nil {
 		return err
+	}
+	if e.Forward {
+		e.app.wantForwards()
 	}
 	e.detours = make(map[*Platform]*damper, len(e.app.Platforms))
 	for _, platform := range e.app.Platforms {
@@ -199,6 +203,12 @@ func checkWindow(v caddy.Duration) error {
 
 // ServeHTTP verifies, keeps and acknowledges an event.
 func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if f := resumedForward(r); f != nil {
+		if e.Forward {
+			f.handOn(r, next)
+		}
+		return nil
+	}
 	if onDetour(r) != nil {
 		return nil // a message that came here once already
 	}
@@ -261,9 +271,13 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	if err := e.app.keepEvent(r.Context(), p, window); err != nil {
 		return err
 	}
+	owed, err := e.oweForward(r, p)
+	if err != nil {
+		return err
+	}
 	writePlain(w, success)
-	if e.Forward && string(p.fields.InfoType) != doctorEvent {
-		e.forward(r, next, p)
+	if owed != nil {
+		e.forward(r, next, p, owed)
 	}
 	return nil
 }

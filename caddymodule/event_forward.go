@@ -3,61 +3,236 @@ package caddymodule
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
+	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // maxForwards is how many events are being forwarded at once. They are rare, and a backend that hangs must not pile them
 // up.
 const maxForwards = 64
 
-// forward hands an event that is durable to the next handler, in the background. Its codes are emptied; a ticket is
-// not for anybody, and WeChat's test accounts, which authorise the platform for the acceptance check, are nobody's
-// tenants: their tokens are kept, but no backend hears of them. What the next handler answers is ignored, unless it is
-// an error, which is logged. While it reaches no backend it is tried again, for backgroundTimeout and over a reload, but not by another process.
-func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push) {
+// owedForward is an event that is to be handed to the next handler, and is kept until it has been.
+type owedForward struct {
+	id      string
+	appid   string
+	message []byte
+}
+
+// oweForward keeps what is to be handed to the next handler, so that it gets there even if this process is killed; nil: nothing is. Codes
+// are emptied; a ticket is not for anybody, and WeChat's test accounts, which authorise the platform for the acceptance check, are
+// nobody's tenants: their tokens are kept, but no backend hears of them.
+func (e *Event) oweForward(r *http.Request, p *push) (*owedForward, error) {
 	f := &p.fields
-	platform, infoType := p.platform.AppID, string(f.InfoType)
-	if infoType == "component_verify_ticket" {
-		return
+	if infoType := string(f.InfoType); !e.Forward || infoType == "component_verify_ticket" || infoType == doctorEvent {
+		return nil, nil
 	}
 	appid := string(f.AuthorizerAppID)
 	if appid == "" {
 		appid = string(f.NotifyAppID)
 	}
 	if p.platform.releaseCheck() && isReleaseCheckAccount(appid) {
-		return
-	}
-	lost := func(err error) {
-		e.app.logger.Error("an event could not be forwarded; it was handled all the same",
-			append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
+		return nil, nil
 	}
 	message, err := withoutCodes(p.opened.Message)
 	if err != nil {
-		lost(err)
-		return
+		e.forwardLost(p.platform.AppID, string(f.InfoType), err)
+		return nil, nil
 	}
+	kept, err := json.Marshal(keptEventOf(r, message))
+	if err != nil {
+		return nil, err
+	}
+	// The event itself was kept meanwhile: both have the time of one.
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), p.entry.Time.Add(eventStoreTimeout))
+	defer cancel()
+	id, err := e.app.manager().KeepForward(ctx, tokens.Forward{
+		Platform: p.platform.AppID, AppID: appid, InfoType: string(f.InfoType), Event: kept,
+	})
+	if errors.Is(err, tokens.ErrForwardsFull) {
+		e.forwardLost(p.platform.AppID, string(f.InfoType), err)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keep what is to be forwarded: %w", err)
+	}
+	return &owedForward{id, appid, message}, nil
+}
+
+func (e *Event) forwardLost(platform, infoType string, err error) {
+	e.app.logger.Error("an event could not be forwarded; it was handled all the same",
+		append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
+}
+
+// forward hands an event that is durable to the next handler, in the background. What that answers is ignored, unless it is
+// an error, which is logged. While it reaches no backend it is tried again, for backgroundTimeout and over a reload, and after that by
+// the manager, also in the next process.
+func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push, owed *owedForward) {
+	platform, infoType := p.platform.AppID, string(p.fields.InfoType)
+	manager := e.app.manager()
 	select {
 	case e.forwards <- struct{}{}:
 	default:
-		lost(errForwardsFull)
+		e.forwardLost(platform, infoType, errForwardsFull)
+		manager.HandOnLater(owed.id)
 		return
 	}
-	copied := detach(r, f.Format, newFacts(p, appid), message)
+	copied := detach(r, p.fields.Format, newFacts(p, owed.appid), owed.message)
 	e.app.background(func(ctx context.Context) {
 		defer func() { <-e.forwards }()
-		if err := copied.serveReached(ctx, next); err != nil {
-			lost(err)
+		err := manager.HandOn(ctx, owed.id, func(ctx context.Context) error {
+			return handedOn(ctx, copied.serveReached(ctx, next))
+		})
+		switch {
+		case errors.Is(err, tokens.ErrNotForwarded):
+			e.app.logger.Warn("an event could not be forwarded yet; it is tried again",
+				append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
+		case err != nil:
+			e.forwardLost(platform, infoType, err)
 		}
 	})
 }
 
-var errForwardsFull = errors.New("too many events are being forwarded already: the next handler does not answer")
+var errForwardsFull = errors.New("too many events are being forwarded already, the next handler does not answer: this one is tried again in a few minutes")
+
+// handedOn says of the error of a handler whether the event is to be handed on once more: if nobody was reached, or this process ends
+// while somebody may have it.
+func handedOn(ctx context.Context, err error) error {
+	if notReached(err) || err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("%w: %w", tokens.ErrNotForwarded, err)
+	}
+	return err
+}
+
+// keptEvent is what another process needs to hand an event on as if it had just come: the request, and the event with its codes emptied.
+type keptEvent struct {
+	Server  string      `json:"server,omitempty"`
+	Host    string      `json:"host"`
+	URI     string      `json:"uri"`
+	TLS     bool        `json:"tls,omitempty"`
+	Proto   string      `json:"proto,omitempty"`
+	Remote  string      `json:"remote,omitempty"`
+	Local   string      `json:"local,omitempty"`
+	Header  http.Header `json:"header,omitempty"`
+	Message []byte      `json:"message"`
+}
+
+func keptEventOf(r *http.Request, message []byte) keptEvent {
+	k := keptEvent{Host: r.Host, URI: r.URL.RequestURI(), TLS: r.TLS != nil, Proto: r.Proto, Remote: r.RemoteAddr, Header: r.Header, Message: message}
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		k.URI = original.URL.RequestURI() // as it was before handlers such as handle_path
+	}
+	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		k.Server = server.Name()
+	}
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		k.Local = local.String()
+	}
+	return k
+}
+
+// request is the request that the event came with, on its way through the routes of a server.
+func (k *keptEvent) request(ctx context.Context, u *url.URL) *http.Request {
+	r := &http.Request{
+		Method: http.MethodPost, URL: u, Host: k.Host, RemoteAddr: k.Remote, Header: k.Header, Proto: k.Proto, RequestURI: k.URI, Body: http.NoBody,
+	}
+	r.ProtoMajor, r.ProtoMinor, _ = http.ParseHTTPVersion(k.Proto)
+	if k.TLS {
+		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: k.Host}
+	}
+	if local, err := netip.ParseAddrPort(k.Local); err == nil { // Caddy's placeholders of the connection panic without it
+		ctx = context.WithValue(ctx, http.LocalAddrContextKey, net.TCPAddrFromAddrPort(local))
+	}
+	return r.WithContext(ctx)
+}
+
+// resumed is an event on its way to a wechat_event that forwards, whose next handler is to get it.
+type resumed struct {
+	detour  // no handler before that one can send it anywhere
+	ctx     context.Context
+	push    *push
+	appid   string
+	outcome error // of the next handler
+}
+
+type resumedKey struct{}
+
+// resumedForward is the event that a request stands for, which is no push; nil: it is one.
+func resumedForward(r *http.Request) *resumed {
+	f, _ := r.Context().Value(resumedKey{}).(*resumed)
+	return f
+}
+
+// handOn gives it to the next handler.
+func (f *resumed) handOn(r *http.Request, next caddyhttp.Handler) {
+	if !f.taken.CompareAndSwap(false, true) {
+		return
+	}
+	copied := detach(r, f.push.fields.Format, newFacts(f.push, f.appid), f.body)
+	f.outcome = handedOn(f.ctx, copied.serve(f.ctx, next))
+}
+
+// wantForwards has events forwarded that were kept and not forwarded yet. It is for Provision, as wantConfirmFiles is.
+func (a *App) wantForwards() { a.env.Forward = a.forwardKept }
+
+// forwardKept hands on an event that another process has accepted, through the routes of the site that it came to.
+func (a *App) forwardKept(ctx context.Context, f tokens.Forward) error {
+	v, err := a.ctx.AppIfConfigured("http")
+	sites, ok := v.(*caddyhttp.App)
+	if err != nil || !ok {
+		return fmt.Errorf("%w: there is no site", tokens.ErrNotForwarded)
+	}
+	return a.forwardThrough(ctx, sites.Servers, f)
+}
+
+// forwardThrough is forwardKept through the routes of these servers.
+func (a *App) forwardThrough(ctx context.Context, servers map[string]*caddyhttp.Server, f tokens.Forward) error {
+	ctx, cancel := context.WithTimeout(ctx, backgroundTimeout)
+	defer cancel()
+	var kept keptEvent
+	if err := json.Unmarshal(f.Event, &kept); err != nil {
+		return errors.New("what was kept of it is not of the form expected")
+	}
+	u, err := url.ParseRequestURI(kept.URI)
+	if err != nil {
+		return errors.New("what was kept of it names no path")
+	}
+	p := &push{platform: a.platform(f.Platform)}
+	if p.platform == nil {
+		return fmt.Errorf("%w: its platform is not configured", tokens.ErrNotForwarded)
+	}
+	if err := crypto.ScanFields(kept.Message, &p.fields); err != nil {
+		return errors.New("what was kept of it is no event")
+	}
+	names := slices.Sorted(maps.Keys(servers))
+	if i := slices.Index(names, kept.Server); i > 0 { // to which it came
+		names[0], names[i] = names[i], names[0]
+	}
+	for _, name := range names {
+		server := servers[name]
+		way := &resumed{detour: detour{server: server, path: u.Path, body: kept.Message}, ctx: ctx, push: p, appid: f.AppID}
+		answer := &detourAnswer{&ignoredAnswer{header: make(http.Header)}, &way.detour}
+		r := kept.request(context.WithValue(ctx, resumedKey{}, way), u)
+		err = way.serve(answer, way.request(r, answer, detourContext{r.Context(), &way.detour}))
+		if way.taken.Load() {
+			return way.outcome
+		}
+	}
+	return fmt.Errorf("%w: no site has a wechat_event with forward at %s%s: %v", tokens.ErrNotForwarded, kept.Host, u.Path, err) //nolint:errorlint // may be nil
+}
 
 // withoutCodes is an event with its codes emptied.
 func withoutCodes(message []byte) ([]byte, error) {

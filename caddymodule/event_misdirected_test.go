@@ -34,6 +34,7 @@ type sites struct {
 	t       *testing.T
 	app     *App
 	logs    *observer.ObservedLogs
+	servers map[string]*caddyhttp.Server
 	server  *httptest.Server
 	backend *recorder // BACKEND in the Caddyfile
 	other   *recorder // OTHER in the Caddyfile
@@ -99,7 +100,8 @@ func newSites(t *testing.T, root, caddyfile string) *sites {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.server = httptest.NewServer(v.(*caddyhttp.App).Servers["srv0"])
+	s.servers = v.(*caddyhttp.App).Servers
+	s.server = httptest.NewServer(s.servers["srv0"])
 	t.Cleanup(s.server.Close)
 	return s
 }

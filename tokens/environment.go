@@ -1,6 +1,7 @@
 package tokens
 
 import (
+	"context"
 	"log/slog"
 	"strconv"
 	"sync/atomic"
@@ -76,6 +77,9 @@ type Environment struct {
 	RosterEvery time.Duration
 	// ConfirmFiles: the verification file of each platform's web-view domain is fetched before anybody asks for it.
 	ConfirmFiles bool
+	// Forward hands on an event that an earlier process, another node or an earlier attempt has not: see ErrNotForwarded. Nil: this
+	// configuration hands on none.
+	Forward func(context.Context, Forward) error
 
 	serial    uint64       // of the Use that brought it
 	opens     *atomic.Bool // a sealed record has opened with its keys

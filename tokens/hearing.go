@@ -108,6 +108,7 @@ func (h *hearing) Listening(on bool) {
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
 	m.lookForIntents()
+	m.queue.add("forwards of others", takeOverAfter, m.resumeForwards)
 }
 
 // Changed implements Listener.
@@ -132,6 +133,10 @@ func (h *hearing) Changed(name string) {
 	}
 	if path.Dir(name) == intentFolder {
 		m.lookForIntents()
+		return
+	}
+	if path.Dir(name) == forwardFolder {
+		m.queue.add("forwards of others", takeOverAfter, m.resumeForwards)
 		return
 	}
 	if platform, ok := ticketPlatform(name); ok {

@@ -48,6 +48,7 @@ type Manager struct {
 	tickets   ticketTable
 	rosters   rosterTable
 	intents   openIntents
+	forwards  forwardTable
 	done      exchangedCodes
 	turns     *semaphore.Weighted // of exchanges of codes
 	queue     retryQueue
@@ -157,6 +158,9 @@ func (m *Manager) swap(old, env *Environment) bool {
 	m.env.Store(env)
 	if m.unreadIntents.Swap(false) || old == nil { // after env is there: who leaves one looks whether it still is
 		m.queue.add("resume", 0, m.resumeIntents)
+	}
+	if env.Forward != nil && (old == nil || old.Forward == nil) {
+		m.queue.add("forwards", 0, m.resumeForwards)
 	}
 	m.troubles.forgive()
 	for _, p := range env.Platforms {

@@ -104,6 +104,7 @@ func lived(t *testing.T) *rig {
 	if err := r.storeRecord(t.Context(), r.env.prepared(), confirmName(testAuthKey), confirm); err != nil {
 		t.Fatal(err)
 	}
+	r.keepForward(t)
 	r.UserName(testPlatform, testAuthorizer)
 	time.Sleep(time.Hour)
 	synctest.Wait()
@@ -153,7 +154,7 @@ func TestMoveWholeStore(t *testing.T) {
 				if len(names) != len(r.store.MemStore.records) || moved.Total().Written != len(names) || moved.Total().Refused > 0 {
 					t.Errorf("%d names, %d records, %+v", len(names), len(r.store.MemStore.records), moved)
 				}
-				if len(moved.Classes) != 12 { // all that there are
+				if len(moved.Classes) != 13 { // all that there are
 					t.Errorf("kinds of records: %+v", moved.Classes)
 				}
 				if last, _ := classOf(names[len(names)-1]); last != classRoster {

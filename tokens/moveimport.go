@@ -104,6 +104,8 @@ func (mv *Mover) put(ctx context.Context, class recordClass, r movedRecord, dry 
 		return putAs(ctx, mv, r, dry, keepLater(func(w *ticketWire) int64 { return w.CreatedAt }))
 	case classIntent:
 		return mv.putIntent(ctx, r, dry)
+	case classForward:
+		return putAs(ctx, mv, r, dry, keepLater(func(*forwardWire) int64 { return 0 }))
 	case classOpaque:
 		return putAs(ctx, mv, r, dry, mergeOpaque)
 	case classVerify:

@@ -23,6 +23,7 @@ const (
 	classAccount    recordClass = "accounts"
 	classJSTicket   recordClass = "JS tickets"
 	classIntent     recordClass = "accepted authorizations"
+	classForward    recordClass = "events to forward"
 	classOpaque     recordClass = "keys of opaque tokens"
 	classVerify     recordClass = "verification files"
 	classConfirm    recordClass = "WeChat's verification files"
@@ -42,6 +43,8 @@ func classOf(name string) (recordClass, bool) {
 		return classOpaque, true
 	case name == intentName(base) && isCodeHash(base):
 		return classIntent, true
+	case name == forwardName(base) && isCodeHash(base):
+		return classForward, true
 	case strings.HasPrefix(name, verifyFolder+"/"):
 		shard, err := hex.DecodeString(base)
 		return classVerify, err == nil && len(shard) == 1 && int(shard[0]) < verifyShards && name == verifyShardName(int(shard[0]))
@@ -94,7 +97,7 @@ func recordFolders(platforms []string) (folders []string) {
 		folders = append(folders, shards(path.Join(root, string(KindAuthorizer), recordID(p)))...)
 	}
 	// An account's record says whether a code was exchanged, so accepted authorizations come after it.
-	folders = append(folders, intentFolder, verifyFolder, path.Join(root, "verify", string(KindComponent)), path.Join(root, "push"))
+	folders = append(folders, intentFolder, forwardFolder, verifyFolder, path.Join(root, "verify", string(KindComponent)), path.Join(root, "push"))
 	folders = append(folders, shards(path.Join(root, "username"))...)
 	for _, kind := range []Kind{KindJSAPI, KindCard} {
 		folders = append(folders, shards(path.Join(root, string(kind), "account"))...)

@@ -11,8 +11,9 @@ import (
 
 // Record names. One place makes them, so that no text from outside can name another record.
 const (
-	root         = "wechat/v1"
-	intentFolder = root + "/intent"
+	root          = "wechat/v1"
+	intentFolder  = root + "/intent"
+	forwardFolder = root + "/forward"
 	// These tell the locks of a whole renewal and a whole exchange from the short one of a write to the record.
 	renewalLock  = "/renewal"
 	exchangeLock = "/exchange"
@@ -81,6 +82,9 @@ func ticketName(platform string) string { return path.Join(root, "ticket", recor
 // neither.
 func intentName(codeHash string) string { return path.Join(intentFolder, codeHash) }
 
+// forwardName is where an event is kept until it is handed on.
+func forwardName(id string) string { return path.Join(forwardFolder, id) }
+
 // codeHash names an authorization code of a platform, in lower-case hex.
 func codeHash(platform, code string) string {
 	sum := sha256.Sum256([]byte(platform + "\x00" + code))
@@ -131,7 +135,7 @@ func asideName(name string, at time.Time) string {
 	return path.Join(root, "aside", strings.TrimPrefix(name, root+"/"), "at-"+strconv.FormatInt(at.UnixNano(), 10))
 }
 
-// isCodeHash tells a record in the intent folder from stray files, such as a store's temporary ones.
+// isCodeHash tells a record in the folders of intents and of events from stray files, such as a store's temporary ones.
 func isCodeHash(name string) bool {
 	b, err := hex.DecodeString(name)
 	return err == nil && len(b) == 16

@@ -282,10 +282,10 @@ func decodeRecord(name string, data []byte, out any) error {
 	return nil
 }
 
-// hadFromWeChat reports whether WeChat knows what is in the record of that name: all but accepted codes, the keys of
-// opaque tokens, and the verification files that were added by hand.
+// hadFromWeChat reports whether WeChat knows what is in the record of that name: all but accepted codes, events that are to be
+// forwarded, the keys of opaque tokens, and the verification files that were added by hand.
 func hadFromWeChat(name string) bool {
-	return name != opaqueName && path.Dir(name) != intentFolder && path.Dir(name) != verifyFolder
+	return name != opaqueName && path.Dir(name) != intentFolder && path.Dir(name) != forwardFolder && path.Dir(name) != verifyFolder
 }
 
 // setAside moves a damaged record out of the way, so that what it stood for can be kept again. When nil is returned the
@@ -318,7 +318,10 @@ func (m *Manager) setAside(ctx context.Context, env *Environment, name string, o
 		return err
 	}
 	text := "a record is damaged: it was set aside, and what it stood for is fetched from WeChat again"
-	if path.Dir(name) == verifyFolder {
+	switch path.Dir(name) {
+	case forwardFolder:
+		text = "a record is damaged: it was set aside; no backend hears of the event in it"
+	case verifyFolder:
 		text = "a record is damaged: it was set aside; the verification files in it have to be added again"
 	}
 	env.Log.Error(text, "record", name, "aside", aside)

@@ -39,6 +39,7 @@ func (m *Manager) TakeOver(from *Manager) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeOverTimeout)
 	defer cancel()
+	defer m.takeForwards(ctx, env, from) // after codes, which die
 	taken, left := 0, 0
 	for _, open := range from.intents.open() {
 		if open.lost.Load() {
