@@ -263,6 +263,7 @@ func (m *Manager) end(ctx context.Context, k Key, when func(cur *record) (at tim
 		return nil, false, err
 	}
 	if dropped {
+		m.revocations.note(k)
 		m.troubles.over(k, secret.String{})
 		m.rosters.settled(k)
 		m.shown.Delete(k)

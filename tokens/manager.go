@@ -44,16 +44,17 @@ type Manager struct {
 	refusals refusalTable
 	failures refusalTable // of the gateway's own, that a log line of theirs tells of
 
-	takenOver lineBudget // of authorizations that the store did not have
-	tickets   ticketTable
-	rosters   rosterTable
-	intents   openIntents
-	forwards  forwardTable
-	done      exchangedCodes
-	turns     *semaphore.Weighted // of exchanges of codes
-	queue     retryQueue
-	forced    forcedRefreshes
-	opaque    opaqueKeys
+	takenOver   lineBudget // of authorizations that the store did not have
+	tickets     ticketTable
+	rosters     rosterTable
+	intents     openIntents
+	forwards    forwardTable
+	done        exchangedCodes
+	revocations revocations
+	turns       *semaphore.Weighted // of exchanges of codes
+	queue       retryQueue
+	forced      forcedRefreshes
+	opaque      opaqueKeys
 
 	// beat counts what is heard from other nodes, and orders it with what is read here; hearing is nil where the store
 	// has no Bus.

@@ -2,6 +2,9 @@ package tokens
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,12 +23,17 @@ func (m *Manager) TakeTickets(from *Manager, env *Environment) {
 	}
 }
 
-// takeOverTimeout bounds TakeOver, for which a reload waits.
-const takeOverTimeout = 2 * storeTimeout
+const (
+	// takeOverTimeout bounds TakeOver, for which a reload waits.
+	takeOverTimeout = 2 * storeTimeout
+	// maxRevocations is how many of the last revocations are remembered for a manager that takes the place of this one.
+	maxRevocations = 256
+)
 
 // TakeOver makes what a closed manager had accepted and not finished the duty of m: the codes that are still to be exchanged, and tickets
-// that came while m was used already. What m does not take stays in the store of the other. WeChat is asked for accounts that m's store
-// does not know, since others may have authorised under the store of before.
+// that came while m was used already. What m does not take stays in the store of the other, and nothing else does, which may be used again.
+// WeChat is asked for accounts that m's store does not know, since others may have authorised under the store of before; those that were
+// revoked there are so here.
 func (m *Manager) TakeOver(from *Manager) {
 	env, err := m.current()
 	if err != nil || from.env.Load() == nil {
@@ -40,8 +48,11 @@ func (m *Manager) TakeOver(from *Manager) {
 	ctx, cancel := context.WithTimeout(context.Background(), takeOverTimeout)
 	defer cancel()
 	defer m.takeForwards(ctx, env, from) // after codes, which die
+	if lately := from.revocations.all(); len(lately) > 0 {
+		m.queue.add("taken revocations", 0, m.takeRevocations(from, lately))
+	}
 	taken, left := 0, 0
-	for _, open := range from.intents.open() {
+	for hash, open := range from.intents.open() {
 		if open.lost.Load() {
 			continue
 		}
@@ -50,6 +61,7 @@ func (m *Manager) TakeOver(from *Manager) {
 			failed = m.Accept(ctx, open.Intent)
 		}
 		if failed == nil {
+			_ = from.deleteRecord(ctx, from.env.Load(), intentName(hash)) // else it is tried in vain when that store is used again
 			taken++
 			continue
 		}
@@ -100,6 +112,45 @@ func (m *Manager) moveRoster(platform string) func(context.Context) error {
 		}
 		m.rosters.change(platform, func(r *roster) { r.complete = false })
 		m.hastenRoster(platform)
+		return nil
+	}
+}
+
+// revocations are the last that this node has noted, the oldest first.
+type revocations struct {
+	mu   sync.Mutex
+	keys []Key
+}
+
+func (l *revocations) note(k Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keys = slices.DeleteFunc(l.keys, func(there Key) bool { return there == k })
+	if len(l.keys) == maxRevocations {
+		l.keys = slices.Delete(l.keys, 0, 1)
+	}
+	l.keys = append(l.keys, k)
+}
+
+func (l *revocations) all() []Key {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.keys)
+}
+
+// takeRevocations is the job that notes in m's store what was revoked under the store of before, and is still so there.
+func (m *Manager) takeRevocations(from *Manager, keys []Key) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for len(keys) > 0 {
+			k := keys[0]
+			var wire recordWire
+			if err := from.loadRecord(ctx, from.env.Load(), k.recordName(), &wire); err == nil && wire.record().revoked() {
+				if err := m.Revoke(ctx, k.Platform, k.AppID, wire.record().RevokedAt); errors.Is(err, ErrStore) {
+					return err
+				}
+			}
+			keys = keys[1:] // that store may be gone by the next attempt; WeChat tells of the account at its first use
+		}
 		return nil
 	}
 }

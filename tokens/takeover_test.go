@@ -259,3 +259,55 @@ func TestTakeOverFromTheRefused(t *testing.T) {
 		})
 	}
 }
+
+// The store of before comes back: what another one has taken over is done there too, and nothing of it is found again. What was revoked while
+// the other one was in use is revoked in it, unless the account has authorised again meanwhile.
+func TestTakeOverAndBack(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]bool{"revoked": false, "and authorised again": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				const other = "wx00000000000000ee"
+				r := started(t)
+				r.authorize(t, testPlatform, other)
+				r.get(t, AuthorizerKey(testPlatform, other))
+				r.refuseExchanges()
+				if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+					t.Fatal(err)
+				}
+				next := r.successor(t)
+				r.Close()
+				next.TakeOver(r.Manager)
+				next.wx.set(func(f *fakeWeChat) { f.hook = nil })
+				time.Sleep(10 * time.Minute)
+				next.get(t, testAuthKey)
+				if r.intents(t)+next.intents(t) != 0 {
+					t.Errorf("%d duties are left in the store of before, %d in the other", r.intents(t), next.intents(t))
+				}
+				if err := next.Revoke(t.Context(), testPlatform, other, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+				if again {
+					time.Sleep(time.Minute)
+					next.authorize(t, testPlatform, other)
+				}
+				time.Sleep(2 * time.Hour)
+
+				r.Manager = NewManager()
+				r.TakeTickets(next.Manager, r.env)
+				r.Use(r.env)
+				next.Close()
+				r.TakeOver(next.Manager)
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				if got := r.stored(t, AuthorizerKey(testPlatform, other)).revoked(); got == again {
+					t.Errorf("revoked in the store of before: %v", got)
+				}
+				if n := r.log.count("died before it was exchanged") + r.log.count("could not be exchanged"); n != 0 {
+					t.Errorf("the log has %d lines about a code that was exchanged under the other store", n)
+				}
+			})
+		})
+	}
+}
