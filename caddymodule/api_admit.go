@@ -91,7 +91,7 @@ func (a *API) authenticate(req *apiRequest, opaque string) *apiRefusal {
 // authenticateOpaque takes an opaque token for what it says.
 func (a *API) authenticateOpaque(req *apiRequest, opaque string) *apiRefusal {
 	req.form = formOpaque
-	claims, err := a.app.manager().OpenOpaque(req.Context(), opaque)
+	claims, err := lasting(a.app, func(m *tokens.Manager) (tokens.OpaqueClaims, error) { return m.OpenOpaque(req.Context(), opaque) })
 	switch {
 	case errors.Is(err, tokens.ErrOpaqueExpired):
 		return refuse(http.StatusUnauthorized, codeTokenExpired, "expired", "access_token expired")
@@ -158,7 +158,7 @@ func (a *API) admit(req *apiRequest) (*apiCall, *apiRefusal) {
 	}
 	call.key = key
 	var err error
-	call.token, err = a.app.manager().Get(req.Context(), key)
+	call.token, err = a.app.token(req.Context(), key)
 	if err != nil {
 		return nil, a.noToken(req, err)
 	}
@@ -233,7 +233,7 @@ func (a *API) admitUser(req *apiRequest) (*apiCall, *apiRefusal) {
 		}
 		call.extra = []queryParam{{paramAccess, secret.New(query.rawCredential)}}
 	}
-	_, err := a.app.manager().OpenOpaque(req.Context(), userToken)
+	_, err := lasting(a.app, func(m *tokens.Manager) (tokens.OpaqueClaims, error) { return m.OpenOpaque(req.Context(), userToken) })
 	switch {
 	case errors.Is(err, tokens.ErrOpaqueUnknown):
 	case err == nil || errors.Is(err, tokens.ErrOpaqueExpired):
@@ -299,7 +299,7 @@ func (a *API) admitLogin(req *apiRequest) (*apiCall, *apiRefusal) {
 	call.extra = append(call.extra, queryParam{paramComponentAppID, secret.New(whose.Platform)})
 	req.path = componentLogin[strings.ToLower(req.path)]
 	var err error
-	if call.token, err = a.app.manager().Get(req.Context(), call.key); err != nil {
+	if call.token, err = a.app.token(req.Context(), call.key); err != nil {
 		return nil, a.noToken(req, err)
 	}
 	return call, nil

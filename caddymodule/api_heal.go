@@ -34,12 +34,14 @@ func newRefusingPaths() *tokens.Window[refusingPath, struct{}] {
 // that says why there was none.
 func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, first *http.Response) (*http.Response, error) {
 	path := refusingPath{key: call.key, path: strings.ToLower(call.path), once: !call.repeatable()}
-	renew := t.app.manager().Renew
+	renew := (*tokens.Manager).Renew
 	if t.believesNot(path) {
 		// Unless the token was replaced while the call was under way: then the refusal says nothing about the path.
-		renew = t.app.manager().Replaced
+		renew = (*tokens.Manager).Replaced
 	}
-	token, err := renew(req.Context(), call.key, call.token.Value)
+	token, err := lasting(t.app, func(m *tokens.Manager) (tokens.Token, error) {
+		return renew(m, req.Context(), call.key, call.token.Value)
+	})
 	switch {
 	case errors.Is(err, tokens.ErrNotReplaced):
 		return t.refusedAgain(req, call, first), nil

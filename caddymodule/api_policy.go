@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -230,13 +231,13 @@ func (a *API) target(req *apiRequest, use tokenUse) (tokens.Key, *apiRefusal) {
 // is for, or else the first that the client lists and that holds an authorization, or else the first of all. A client
 // that lists a platform may act for each of its authorizers, as a component token can.
 func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
-	ctx, c, appid, m := req.Context(), req.client, req.appid, a.app.manager()
+	ctx, c, appid := req.Context(), req.client, req.appid
 	listed := c.mayUse(appid, false)
 	if req.platform != "" {
 		if !listed && !c.mayUse(req.platform, true) {
 			return "", forbiddenAppID(c, appid)
 		}
-		if _, err := m.Authorizer(ctx, req.platform, appid); err != nil {
+		if err := a.holds(ctx, req.platform, appid); err != nil {
 			return "", tokenRefusal(err, appid, req.form.sdk())
 		}
 		return req.platform, nil
@@ -245,7 +246,7 @@ func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 		if !c.mayUse(p.AppID, true) {
 			continue
 		}
-		_, err := m.Authorizer(ctx, p.AppID, appid)
+		err := a.holds(ctx, p.AppID, appid)
 		switch {
 		case err == nil:
 			return p.AppID, nil
@@ -256,7 +257,7 @@ func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 	if !listed {
 		return "", forbiddenAppID(c, appid)
 	}
-	platform, err := m.PlatformOf(ctx, appid)
+	platform, err := lasting(a.app, func(m *tokens.Manager) (string, error) { return m.PlatformOf(ctx, appid) })
 	switch {
 	case err == nil:
 		return platform, nil
@@ -264,6 +265,12 @@ func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 		return "", tokenRefusal(tokens.ErrNotConfigured, appid, false)
 	}
 	return "", tokenRefusal(err, appid, false)
+}
+
+// holds returns no error if a platform holds an authorization of the account.
+func (a *API) holds(ctx context.Context, platform, appid string) error {
+	_, err := lasting(a.app, func(m *tokens.Manager) (tokens.Authorizer, error) { return m.Authorizer(ctx, platform, appid) })
+	return err
 }
 
 func forbiddenAppID(c *Client, appid string) *apiRefusal {

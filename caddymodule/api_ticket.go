@@ -65,7 +65,9 @@ func (a *API) jsTicket(req *apiRequest) (tokens.Token, *apiRefusal) {
 	if refused != nil {
 		return none, refused
 	}
-	ticket, err := a.app.manager().GetLasting(req.Context(), js(key.Platform, key.AppID), tokens.JSTicketMargin)
+	ticket, err := lasting(a.app, func(m *tokens.Manager) (tokens.Token, error) {
+		return m.GetLasting(req.Context(), js(key.Platform, key.AppID), tokens.JSTicketMargin)
+	})
 	if err != nil {
 		return none, a.noToken(req, err)
 	}

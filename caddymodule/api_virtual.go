@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -194,7 +195,7 @@ func (a *API) grant(req *apiRequest, use tokenUse) (string, *apiRefusal) {
 	if refused != nil {
 		return "", refused
 	}
-	if _, err := a.app.manager().Get(req.Context(), key); err != nil {
+	if _, err := a.app.token(req.Context(), key); err != nil {
 		return "", a.noToken(req, err)
 	}
 	claims := tokens.OpaqueClaims{
@@ -204,7 +205,7 @@ func (a *API) grant(req *apiRequest, use tokenUse) (string, *apiRefusal) {
 	if req.client == loopbackClient {
 		claims.Client = ""
 	}
-	token, err := a.app.manager().IssueOpaque(req.Context(), claims)
+	token, err := lasting(a.app, func(m *tokens.Manager) (secret.String, error) { return m.IssueOpaque(req.Context(), claims) })
 	if err != nil {
 		return "", a.noToken(req, err)
 	}

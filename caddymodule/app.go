@@ -400,6 +400,23 @@ func (a *App) wantConfirmFiles() { a.env.ConfirmFiles = true }
 // manager is what keeps tickets and tokens.
 func (a *App) manager() *tokens.Manager { a.inForce(); return a.shared.current().manager }
 
+// lasting asks the manager, and, if that ends meanwhile since a reload has changed the store, the one that has taken its place.
+func lasting[T any](a *App, ask func(*tokens.Manager) (T, error)) (T, error) {
+	m := a.manager()
+	answer, err := ask(m)
+	if errors.Is(err, tokens.ErrClosed) {
+		if heir := a.manager(); heir != m {
+			return ask(heir)
+		}
+	}
+	return answer, err
+}
+
+// token is a token for a call.
+func (a *App) token(ctx context.Context, k tokens.Key) (tokens.Token, error) {
+	return lasting(a, func(m *tokens.Manager) (tokens.Token, error) { return m.Get(ctx, k) })
+}
+
 // users keeps who came through OAuth.
 func (a *App) users() *tokens.UserTable { return a.shared.current().users }
 
