@@ -44,7 +44,7 @@ const (
 // wechat_message route of the same site, which answers it as if it had come there, and the log names the field to mend. The
 // route is found by the path matchers before it: an asterisk in one stands for the account's appid, which is known by the
 // gh_ id in the message. If there is no such route, or the account is not known, the answer is `success` and an entry in
-// the log.
+// the log; an account that is not known is then looked for, among those of the platform.
 //
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;

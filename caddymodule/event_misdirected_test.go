@@ -106,8 +106,8 @@ func newSites(t *testing.T, root, caddyfile string) *sites {
 	return s
 }
 
-// know makes the gateway learn the authorizer's gh_ id.
-func (s *sites) know() {
+// authorize makes the authorizer authorize the platform.
+func (s *sites) authorize() {
 	s.t.Helper()
 	m := s.app.manager()
 	if err := m.PutTicket(s.t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
@@ -116,6 +116,13 @@ func (s *sites) know() {
 	if _, err := m.ExchangeAuthCode(s.t.Context(), platformID, authorizerID, secret.New("queryauthcode@@@1")); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// know makes the gateway learn the authorizer's gh_ id.
+func (s *sites) know() {
+	s.t.Helper()
+	s.authorize()
+	m := s.app.manager()
 	for tick := time.NewTicker(5 * time.Millisecond); ; {
 		if _, ok := m.UserName(platformID, authorizerID); ok {
 			tick.Stop()
@@ -452,6 +459,41 @@ func (s *sites) checkLog(path, shown, why string) {
 		if text := fmt.Sprint(e.Message, e.ContextMap()); strings.Contains(text, "secret content") || strings.Contains(text, openID) {
 			s.t.Errorf("logged: %s", text)
 		}
+	}
+}
+
+// TestMisdirectedUnknown: no message ever came to the right URL, so that the gateway knows no account by its gh_ id. WeChat has its `success` to
+// the first message, and the account is looked for: the next ones are delivered.
+func TestMisdirectedUnknown(t *testing.T) {
+	s := newSites(t, filepath.Join(t.TempDir(), "storage"), `http://a.example.com {
+	wechat_event /wx/event
+	route /wx/message/* {
+		wechat_message
+		reverse_proxy BACKEND
+	}
+}
+`)
+	s.authorize()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for n := 0; len(s.backend.copies()) == 0; n++ {
+		wechat := platformSender(t)
+		wechat.nonce = fmt.Sprint(n)
+		got := s.push("a.example.com", wechat.push("/wx/event", textMessage(fmt.Sprintf("text %d", n))))
+		if n == 0 && got.Body != "success" {
+			t.Errorf("the first one: %d %q", got.Status, got.Body)
+		}
+		if n == 0 && s.logs.FilterFieldKey("error").Len()+s.logs.FilterMessageSnippet("was not delivered").Len() == 0 {
+			t.Error("the log does not say that it was not delivered")
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal("no message was delivered")
+		}
+	}
+	if got := s.backend.copies()[0]; got.path != "/wx/message/"+authorizerID {
+		t.Errorf("delivered to %s", got.path)
 	}
 }
 

@@ -55,16 +55,23 @@ func (e *Event) messageRoute(r *http.Request, p *push) (*detour, error) {
 		case found == nil:
 			found = d
 		case found.appid != d.appid:
-			return nil, errWhichAccount
+			return nil, e.whichAccount(p)
 		}
 	}
 	switch {
 	case found != nil:
 		return found, nil
 	case account == "" && paths.any:
-		return nil, errWhichAccount
+		return nil, e.whichAccount(p)
 	}
 	return nil, errNoMessageRoute
+}
+
+// whichAccount says that a message's account is not known, and has it looked for: the gateway learns the gh_ ids of accounts by messages on
+// their own paths, of which none may ever come.
+func (e *Event) whichAccount(p *push) error {
+	e.app.manager().SeekUserNames(p.platform.AppID)
+	return errWhichAccount
 }
 
 // messagePaths collects the paths on which a message may come to a site, by the path matchers before wechat_message.

@@ -68,6 +68,7 @@ type Manager struct {
 
 	shares sharing
 	names  names
+	seeks  seeks
 	shown  *Window[Key, shownInfo]
 	orders *Window[Key, time.Time]
 
