@@ -57,8 +57,12 @@ func (req *apiRequest) outcome(refused *apiRefusal) string {
 func tokenRefusal(err error, appid string, sdk bool) *apiRefusal {
 	switch {
 	case errors.Is(err, tokens.ErrNoTicket):
+		of := ""
+		if lacking, ok := errors.AsType[*tokens.NoTicketError](err); ok {
+			of = " of " + lacking.Platform
+		}
 		return refuse(http.StatusOK, codeNoTicket, "ticket",
-			"component ticket is expired: waiting for WeChat's next component_verify_ticket, pushed every 10 minutes to the authorization event URL")
+			"component ticket is expired: waiting for WeChat's next component_verify_ticket%s, pushed every 10 minutes to the authorization event URL", of)
 	case errors.Is(err, tokens.ErrNotAuthorized):
 		return refuse(http.StatusOK, codeNotAuthorized, "authorization",
 			"component is not authorized by this account: %s has not authorized the platform, or has revoked it", appid)

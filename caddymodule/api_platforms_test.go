@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // twoPlatforms is an app with two platforms and, for each, a client that lists it; crm may act for all authorizers.
@@ -39,6 +42,30 @@ func (g *gateway) askAuthorizer(platform, key string) answer {
 		`{"component_appid":"`+platform+`","component_appsecret":"`+key+`","component_verify_ticket":"ticket@@@x"}`)
 	return g.post("/cgi-bin/component/api_authorizer_token?component_access_token="+g.tokenOf(a, "component_access_token"),
 		`{"component_appid":"`+platform+`","authorizer_appid":"`+authorizerID+`","authorizer_refresh_token":"r"}`)
+}
+
+// One of two platforms has no ticket, and the other one has not the account: whether the first has it cannot be told, so the caller does not
+// hear 61003, on which apps give an account up, but which platform it is that has to get a ticket.
+func TestAPIPlatformWithoutTicket(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"errcode":61003,"errmsg":"component is not authorized by this account"}`)
+	})
+	g := newGateway(t, wechat, twoPlatforms(wechat.URL), "")
+	ticket := tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}
+	if err := g.app.manager().PutTicket(t.Context(), platformID, ticket); err != nil {
+		t.Fatal(err)
+	}
+	got := g.get("/"+strangerID+"/cgi-bin/user/info", bearer(crmKey))
+	if got.code(t) != codeNoTicket || !strings.Contains(got.Body, otherPlatform) || strings.Contains(got.Body, platformID) {
+		t.Errorf("got %d %s", got.Status, got.Body)
+	}
+	if err := g.app.manager().PutTicket(t.Context(), otherPlatform, ticket); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.get("/"+strangerID+"/cgi-bin/user/info", bearer(crmKey)); got.code(t) != codeNotAuthorized {
+		t.Errorf("with both tickets: got %d %s", got.Status, got.Body)
+	}
 }
 
 // An account that authorized two platforms is called with the token of the one that is meant.

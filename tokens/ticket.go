@@ -68,13 +68,31 @@ type pushState struct {
 	refusal error
 }
 
-// noTicket says why there is none.
-func noTicket(platform string, cause error) error {
-	if cause != nil {
-		return fmt.Errorf("platform %s: %w: %w", platform, ErrNoTicket, cause)
-	}
-	return fmt.Errorf("platform %s: %w", platform, ErrNoTicket)
+// NoTicketError is ErrNoTicket, and says of which platform: an account that is asked for may have authorised another.
+type NoTicketError struct {
+	Platform string
+	cause    error // why there is none; nil: it has not come
 }
+
+// Error implements error.
+func (e *NoTicketError) Error() string {
+	text := "platform " + e.Platform + ": " + ErrNoTicket.Error()
+	if e.cause != nil {
+		text += ": " + e.cause.Error()
+	}
+	return text
+}
+
+// Unwrap is for errors.Is and errors.As.
+func (e *NoTicketError) Unwrap() []error {
+	if e.cause == nil {
+		return []error{ErrNoTicket}
+	}
+	return []error{ErrNoTicket, e.cause}
+}
+
+// noTicket says why there is none.
+func noTicket(platform string, cause error) error { return &NoTicketError{platform, cause} }
 
 // heldTicket is a ticket as this gateway has it.
 type heldTicket struct {
