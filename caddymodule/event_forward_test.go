@@ -99,4 +99,3 @@ func TestForwardKept(t *testing.T) {
 		})
 	}
 }
-
