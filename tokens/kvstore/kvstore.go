@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// DefaultTimeout bounds one operation other than Lock: WeChat waits five seconds for the answer that waits for it.
-	DefaultTimeout = 3 * time.Second
+	// Timeout bounds one operation other than Lock: WeChat waits five seconds for the answer that waits for it.
+	Timeout = 3 * time.Second
 	// lockTimeout bounds a Lock whose context has no end.
 	lockTimeout = 30 * time.Second
 	// maxOperations and maxLocks bound what runs at the same time, and so what a storage that hangs can hold up: when
@@ -47,8 +47,7 @@ type KV interface {
 // until it has ended, no other write to the same record is begun, and a lock of the record's name is kept, so that it cannot
 // undo a later one of this process or of another.
 type Store struct {
-	kv      KV
-	timeout time.Duration
+	kv KV
 
 	operations, locks chan struct{} // one element for each that runs
 
@@ -62,27 +61,17 @@ type write struct {
 	unlock []func()      // to be done then; guarded by Store.mu
 }
 
-// Option changes a Store's default.
-type Option func(*Store)
-
-// WithTimeout sets the deadline of one operation other than Lock. Default: DefaultTimeout.
-func WithTimeout(d time.Duration) Option { return func(s *Store) { s.timeout = d } }
-
 // New returns a store over kv. It does not touch kv.
-func New(kv KV, options ...Option) *Store {
-	s := &Store{
-		kv: kv, timeout: DefaultTimeout, writing: make(map[string]*write),
+func New(kv KV) *Store {
+	return &Store{
+		kv: kv, writing: make(map[string]*write),
 		operations: make(chan struct{}, maxOperations), locks: make(chan struct{}, maxLocks),
 	}
-	for _, o := range options {
-		o(s)
-	}
-	return s
 }
 
 // Load implements tokens.Store.
 func (s *Store) Load(ctx context.Context, name string) ([]byte, error) {
-	return run(ctx, s.timeout, s.operations, func(ctx context.Context) ([]byte, error) {
+	return run(ctx, Timeout, s.operations, func(ctx context.Context) ([]byte, error) {
 		return s.kv.Load(ctx, encodeName(name))
 	}, nil)
 }
@@ -109,7 +98,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 // left out.
 func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	folder := encodeName(prefix)
-	keys, err := run(ctx, s.timeout, s.operations, func(ctx context.Context) ([]string, error) {
+	keys, err := run(ctx, Timeout, s.operations, func(ctx context.Context) ([]string, error) {
 		return s.kv.List(ctx, folder, false)
 	}, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -158,7 +147,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 				return
 			}
 			go remove()
-			t := time.NewTimer(s.timeout)
+			t := time.NewTimer(Timeout)
 			defer t.Stop()
 			select {
 			case <-done:
@@ -199,7 +188,7 @@ func (s *Store) afterWrite(key string, do func()) bool {
 
 // unlock removes a lock, whatever became of the context that it was taken with.
 func (s *Store) unlock(lock string) {
-	ctx, cancel := context.WithTimeout(context.Background(), unlockAttempts*(s.timeout+unlockPause))
+	ctx, cancel := context.WithTimeout(context.Background(), unlockAttempts*(Timeout+unlockPause))
 	defer cancel()
 	for attempt := range unlockAttempts {
 		if attempt > 0 {
@@ -215,7 +204,7 @@ func (s *Store) unlock(lock string) {
 
 // write runs a change of a key once no earlier one is under way.
 func (s *Store) write(ctx context.Context, key string, fn func(ctx context.Context, key string) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	w, err := s.turn(ctx, key)
 	if err != nil {
@@ -230,7 +219,7 @@ func (s *Store) write(ctx context.Context, key string, fn func(ctx context.Conte
 			go unlock() // which ends by itself; the write's caller may still wait
 		}
 	}
-	_, err = run(ctx, s.timeout, s.operations, func(ctx context.Context) (struct{}, error) {
+	_, err = run(ctx, Timeout, s.operations, func(ctx context.Context) (struct{}, error) {
 		defer leave()
 		return struct{}{}, fn(ctx, key)
 	}, nil)

@@ -80,8 +80,8 @@ func TestHangingStorageEndsAtTheDeadline(t *testing.T) {
 			if err := operation(); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: %v, want a deadline", name, err)
 			}
-			if took := time.Since(start); took != kvstore.DefaultTimeout {
-				t.Errorf("%s took %v, want %v", name, took, kvstore.DefaultTimeout)
+			if took := time.Since(start); took != kvstore.Timeout {
+				t.Errorf("%s took %v, want %v", name, took, kvstore.Timeout)
 			}
 		}
 		start := time.Now()
@@ -101,7 +101,7 @@ func TestLateWriteDoesNotUndoALaterOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kv := newMemKV()
 		kv.hang = make(chan struct{})
-		s := kvstore.New(kv, kvstore.WithTimeout(time.Second))
+		s := kvstore.New(kv)
 		if err := s.Store(t.Context(), "wechat/v1/a", []byte("generation 1")); err == nil {
 			t.Fatal("the first write did not hang")
 		}
@@ -118,6 +118,39 @@ func TestLateWriteDoesNotUndoALaterOne(t *testing.T) {
 			t.Errorf("holds %q", got)
 		}
 	})
+}
+
+// Who gave up on a write may do with the value what he likes.
+func TestLateWriteHasTheValueAsItWas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		kv := &lateKV{memKV: newMemKV(), late: make(chan struct{})}
+		s := kvstore.New(kv)
+		value := []byte("as it was")
+		if err := s.Store(t.Context(), "wechat/v1/a", value); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("%v, want a deadline", err)
+		}
+		clear(value)
+		close(kv.late)
+		synctest.Wait()
+		if got, err := s.Load(t.Context(), "wechat/v1/a"); string(got) != "as it was" {
+			t.Errorf("holds %q, %v", got, err)
+		}
+	})
+}
+
+// A KV may give the keys of deeper folders, too.
+func TestListNamesNothingOfDeeperFolders(t *testing.T) {
+	t.Parallel()
+	s := kvstore.New(newMemKV())
+	for _, name := range []string{"wechat/v1/a", "wechat/v1/intent/b"} {
+		if err := s.Store(t.Context(), name, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names, err := s.List(t.Context(), "wechat/v1"); err != nil || len(names) != 1 || names[0] != "wechat/v1/a" {
+		t.Errorf("List = %q, %v; want the one record", names, err)
+	}
 }
 
 // A write that was given up on keeps the lock that it was made under, or another process would write in between.
@@ -214,7 +247,7 @@ func TestHangingOperationsAreBounded(t *testing.T) {
 		}
 		start := time.Now()
 		err := s.Store(t.Context(), "wechat/v1/b", []byte("never started"))
-		if err == nil || time.Since(start) != kvstore.DefaultTimeout {
+		if err == nil || time.Since(start) != kvstore.Timeout {
 			t.Errorf("Store on a full store: %v after %v", err, time.Since(start))
 		}
 		close(kv.hang)
@@ -254,7 +287,11 @@ func TestUnlockIsTriedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		kv.failUnlocks(2)
+		start := time.Now()
 		unlock()
+		if took := time.Since(start); took < 2*time.Second {
+			t.Errorf("a storage that fails for a moment is asked three times within %v", took)
+		}
 		time.Sleep(10 * time.Second) // in the bubble
 		if held := kv.held(); held != 0 {
 			t.Errorf("%d locks left", held)
