@@ -183,7 +183,7 @@ func storeUnfit(module string, err error) Finding {
 	return Finding{
 		Level: Red, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
 		Text:   texts("the store is not fit for what it is to keep: "+strings.Join(en, "; "), "存储的设置不满足要求："+strings.Join(zh, "；")),
-		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, and let the user's access list allow what docs/clustering.md names", "将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，访问权限见 docs/clustering.zh-CN.md"),
+		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, give the address of a master, and let the user's access list allow what docs/clustering.md names", "将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，地址应为主节点，访问权限见 docs/clustering.zh-CN.md"),
 	}
 }
 

@@ -226,7 +226,7 @@ func (*RedisStore) report(addresses []string) func(error) {
 			log.Info("Redis is reached again")
 		case errors.Is(err, redisstore.ErrEvicts):
 			log.Error("Redis is not set up to keep what it is given", zap.Error(err))
-		case errors.Is(err, redisstore.ErrTooOld):
+		case errors.Is(err, redisstore.ErrTooOld), errors.Is(err, redisstore.ErrReplica):
 			log.Error("Redis refuses what nodes need of it", zap.Error(err))
 		default:
 			log.Error("Redis cannot be reached, or does not pass on what other nodes change: live tokens serve on from memory, WeChat's events get 503 until it can; tried again",

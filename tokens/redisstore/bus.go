@@ -1,10 +1,12 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,6 +40,8 @@ var (
 	ErrEvicts = errors.New("redis may throw away refresh tokens when its memory is full: set maxmemory-policy to noeviction")
 	// ErrTooOld: the server is of before Redis 7.0, and refuses locks and claims.
 	ErrTooOld = errors.New("redis is too old: version 7.0 or later is needed")
+	// ErrReplica: the server takes no writes.
+	ErrReplica = errors.New("redis is a replica, which takes no writes: give the address of its master, or those of the Sentinels")
 
 	errSilent = errors.New("nothing that is published comes back")
 	errMoved  = errors.New("the Cluster has other masters")
@@ -77,8 +81,9 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 	}
 }
 
-// listen subscribes and passes on what it hears until that fails or ctx ends. Begun is called when it listens, and
-// again when the client has subscribed anew by itself.
+// listen subscribes and passes on what it hears until that fails or ctx ends. Begun is called when the first heartbeat has come
+// back, and so again when the client has subscribed anew by itself: a subscription alone does not tell that anything comes by
+// way of it.
 func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -115,36 +120,36 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	})
 	beats := time.NewTicker(beatEvery)
 	defer beats.Stop()
-	beating := make(chan struct{}, 1) // holds one element while a heartbeat is sent
 	last := time.Now()
+	silent := true // no heartbeat has come back by way of this subscription
+	sent := make(chan error, 1)
+	var beating bool  // a heartbeat is on its way
+	var refused error // why the last was not sent
 	beat := func() {
-		select {
-		case beating <- struct{}{}:
-			wg.Go(func() {
-				defer func() { <-beating }()
-				ctx, cancel := context.WithTimeout(ctx, silenceMost)
-				defer cancel()
-				if cluster != nil {
-					cluster.send(ctx)
-					return
-				}
-				_ = s.client.Publish(ctx, s.channel, s.origin+" ").Err() // it will not come back
-			})
-		default: // the one before is still on its way
+		if beating {
+			return
 		}
+		beating = true
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, silenceMost)
+			defer cancel()
+			if cluster != nil {
+				sent <- cluster.send(ctx)
+				return
+			}
+			sent <- s.client.Publish(ctx, s.channel, s.origin+" ").Err()
+		})
 	}
 	for {
 		select {
 		case msg := <-heard:
 			switch msg := msg.(type) {
 			case *redis.Subscription:
-				last = time.Now()
+				last, silent = time.Now(), true
 				if cluster != nil {
 					cluster.restart()
-					beat()
-					continue
 				}
-				begin()
+				beat()
 			case *redis.Message:
 				origin, name, _ := strings.Cut(msg.Payload, " ")
 				origin, master, _ := strings.Cut(origin, viaMaster)
@@ -155,10 +160,16 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 					}
 				case origin == s.origin:
 					last = time.Now()
+					if silent {
+						silent = false
+						begin()
+					}
 				case name != "":
 					l.Changed(name)
 				}
 			}
+		case refused = <-sent:
+			beating = false
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
@@ -171,6 +182,9 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 				}
 			}
 			if time.Since(last) > silenceMost {
+				if refused != nil { // it says why
+					return fmt.Errorf("%w: %w", errSilent, refused)
+				}
 				return errSilent
 			}
 			beat()
@@ -219,23 +233,35 @@ func (c *clusterBeats) look(ctx context.Context) {
 	_ = c.client.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil })
 }
 
-// send publishes a beat on each master, of those that the Cluster names now.
-func (c *clusterBeats) send(ctx context.Context) {
+// send publishes a beat on each master, of those that the Cluster names now. The error is one of those that did not take it.
+func (c *clusterBeats) send(ctx context.Context) error {
 	var mu sync.Mutex
 	var masters []string
+	var refused error
 	var wg sync.WaitGroup
-	defer wg.Wait()
 	err := c.client.ForEachMaster(ctx, func(_ context.Context, client *redis.Client) error {
 		addr := client.Options().Addr
 		mu.Lock()
 		masters = append(masters, addr)
 		mu.Unlock()
-		wg.Go(func() { _ = client.Publish(ctx, c.s.channel, c.s.origin+viaMaster+addr+" ").Err() }) // it will not come back
+		wg.Go(func() {
+			if err := client.Publish(ctx, c.s.channel, c.s.origin+viaMaster+addr+" ").Err(); err != nil {
+				mu.Lock()
+				refused = err
+				mu.Unlock()
+			}
+		})
 		return nil
 	})
-	if err != nil {
-		return
+	if err == nil {
+		c.named(masters)
 	}
+	wg.Wait()
+	return cmp.Or(err, refused)
+}
+
+// named takes note of who the masters are now.
+func (c *clusterBeats) named(masters []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	same := len(masters) == len(c.heard)
@@ -306,13 +332,35 @@ func (s *Store) checkServer(ctx context.Context) {
 	}
 }
 
-// Unfit asks the server whether it is fit for what it is to keep: the error is ErrEvicts, ErrTooOld, or both. One that does
-// not tell is taken to be.
+// Unfit asks the server, or all masters of a Cluster, whether it is fit for what it is to keep: the error joins what is wrong of
+// ErrEvicts, ErrTooOld and ErrReplica. One that does not tell is taken to be fit.
 func (s *Store) Unfit(ctx context.Context) error { return errors.Join(s.unfit(ctx)...) }
 
 func (s *Store) unfit(ctx context.Context) (errs []error) {
-	for _, section := range []string{"server", "memory"} { // of two at once Redis knows nothing before 7.0
-		info, err := s.client.Info(ctx, section).Result()
+	sections := []string{"server", "memory"} // of two at once Redis knows nothing before 7.0
+	if s.alone {
+		sections = append(sections, "replication") // others may say so of a server that was the master a moment ago
+	}
+	cluster, ok := s.client.(*redis.ClusterClient)
+	if !ok {
+		return unfitOf(ctx, s.client, sections)
+	}
+	var mu sync.Mutex
+	_ = cluster.ForEachMaster(ctx, func(ctx context.Context, client *redis.Client) error {
+		found := unfitOf(ctx, client, sections)
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, found...)
+		return nil
+	})
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return slices.CompactFunc(errs, func(a, b error) bool { return a.Error() == b.Error() })
+}
+
+// unfitOf is what is wrong with one server.
+func unfitOf(ctx context.Context, client redis.Cmdable, sections []string) (errs []error) {
+	for _, section := range sections {
+		info, err := client.Info(ctx, section).Result()
 		if err != nil {
 			return errs
 		}
@@ -337,6 +385,10 @@ func unfit(info string) error {
 			major, _, _ := strings.Cut(value, ".")
 			if n, err := strconv.Atoi(major); err == nil && n < leastVersion {
 				return &tokens.SaidError{Text: saidOf(value, "it is %s", "Redis 是 %s，需要 7.0 或更高版本"), Kind: ErrTooOld}
+			}
+		case "role":
+			if value != "master" {
+				return &tokens.SaidError{Text: saidOf(value, "its role is %s", "Redis 的角色是 %s，不接受写入：请改用主节点或 Sentinel 的地址"), Kind: ErrReplica}
 			}
 		case "maxmemory_policy":
 			if value != "noeviction" {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -125,7 +126,13 @@ func (s *Store) sendBatch(batch []*claimant) {
 			cmds = append(cmds, cmd)
 		}
 	}
-	_, _ = pipe.Exec(ctx) // each command has its error
+	// Each command has its error, but for what a server says to a new connection, such as that the password is wrong: go-redis
+	// leaves the commands, none of which was sent, without any.
+	if _, err := pipe.Exec(ctx); err != nil && !slices.ContainsFunc(cmds, func(c *redis.StringCmd) bool { return c.Err() != nil }) {
+		for _, cmd := range cmds {
+			cmd.SetErr(err)
+		}
+	}
 	for _, c := range batch {
 		var failed error
 		for i := range c.claims {
@@ -134,7 +141,7 @@ func (s *Store) sendBatch(batch []*claimant) {
 			switch {
 			case err == nil:
 				c.claims[i].Held = held
-			case errors.Is(err, redis.Nil):
+			case isNil(err):
 				c.claims[i].First = true
 			default:
 				failed = failure(ctx, err)
@@ -150,7 +157,7 @@ func (s *Store) PeekClaim(ctx context.Context, name string) (value []byte, left 
 	defer cancel()
 	answer, err := s.run(ctx, peekClaimScript, []string{s.claimKey(name)}).Slice()
 	switch {
-	case errors.Is(err, redis.Nil):
+	case isNil(err):
 		return nil, 0, fs.ErrNotExist
 	case err != nil:
 		return nil, 0, failure(ctx, err)
@@ -189,7 +196,7 @@ func (s *Store) Lives(ctx context.Context, node string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
 	err := s.client.Get(ctx, s.nodeKey(node)).Err()
-	if errors.Is(err, redis.Nil) {
+	if isNil(err) {
 		return false, nil
 	}
 	return err == nil, failure(ctx, err)

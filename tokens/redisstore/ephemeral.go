@@ -75,7 +75,7 @@ func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
 	defer cancel()
 	held, err := s.client.Get(ctx, s.onceKey(name)).Bytes()
 	switch {
-	case errors.Is(err, redis.Nil):
+	case isNil(err):
 		return nil, fs.ErrNotExist
 	case err != nil:
 		return nil, failure(ctx, err)
@@ -100,7 +100,7 @@ func (s *Store) Take(ctx context.Context, name string) ([]byte, error) {
 		switch {
 		case err == nil:
 			return []byte(value), nil
-		case !errors.Is(err, redis.Nil):
+		case !isNil(err):
 			s.doubt(name, doubts[i:])
 			return nil, failure(ctx, err)
 		}

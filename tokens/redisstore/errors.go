@@ -16,6 +16,26 @@ import (
 // maxSaid bounds what is passed on of a server's message, in bytes.
 const maxSaid = 200
 
+// errNoMaster: Sentinels were reached, and none knows the name.
+var errNoMaster = errors.New("no Sentinel that answers knows the name of the master: it is the one of \"sentinel monitor\" in their configuration")
+
+// isNil tells that Redis has no such value from all else: what goes wrong before a command is sent may wrap redis.Nil, as a
+// Sentinel's answer that it knows no such master.
+func isNil(err error) bool { return err == redis.Nil } //nolint:errorlint // see above
+
+// hints say what is to be done about what a server says, by what its message has in it.
+var hints = []struct{ said, hint string }{
+	{"NOAUTH ", "store redis needs a password"},
+	{"Protocol error: unauthenticated", "store redis needs a password"},
+	{"NOPERM ", "docs/clustering.md has what an access list must allow"},
+	{"The user executing the script can't", "docs/clustering.md has what an access list must allow"},
+	{"READONLY ", "it is a replica: give the address of its master, or those of the Sentinels"},
+	{"MOVED ", "it is a node of a Redis Cluster, for which store redis has the option cluster"},
+	{"cluster support disabled", "it is no node of a Redis Cluster: leave out the option cluster"},
+	{"unknown command 'sentinel'", "it is no Sentinel: leave out the option sentinel, or give the addresses of the Sentinels"},
+	{"Only HELLO messages are accepted by Sentinel", "it is a Sentinel, for which store redis has the option sentinel"},
+}
+
 // failure is the error of an operation: that of its context where that has ended.
 func failure(ctx context.Context, err error) error {
 	switch {
@@ -41,9 +61,18 @@ func discreet(err error) error {
 	if quotes {
 		return errors.New("the answer is none of Redis's, or not to what was asked")
 	}
-	if _, said := errors.AsType[redis.Error](err); !said || errors.Is(err, redis.Nil) {
+	if errors.Is(err, redis.Nil) && !isNil(err) {
+		return errNoMaster
+	}
+	if _, said := errors.AsType[redis.Error](err); !said {
 		return err
 	}
 	text, _, _ = strings.Cut(text, ", with args beginning with")
-	return errors.New(strings.ToValidUTF8(text[:min(len(text), maxSaid)], string(utf8.RuneError)))
+	text = strings.ToValidUTF8(text[:min(len(text), maxSaid)], string(utf8.RuneError))
+	for _, h := range hints {
+		if strings.Contains(text, h.said) {
+			return fmt.Errorf("%s (%s)", text, h.hint)
+		}
+	}
+	return errors.New(text)
 }

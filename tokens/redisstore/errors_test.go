@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -51,7 +52,7 @@ func TestErrorsShowNothingOfAnAnswer(t *testing.T) {
 		"+" + hidden + "\r\n", "$16\r\n" + hidden + "\r\n", hidden + "\r\n", ":" + hidden + "\r\n", "*1\r\n$16\r\n" + hidden + "\r\n",
 		"-ERR " + strings.Repeat("x", 10_000) + hidden + "\r\n", "-ERR unknown command `EVALSHA`, with args beginning with: `" + hidden + "`\r\n",
 	} {
-		s := open(t, Options{Addresses: []string{answering(t, answer)}})
+		s := open(t, Options{Addresses: []string{answering(t, answer, "evalsha", "eval")}})
 		concise(t, s.Store(t.Context(), "a", []byte("x")), "redis", hidden)
 	}
 }
@@ -69,8 +70,8 @@ func concise(t *testing.T, err error, want, hidden string) {
 	}
 }
 
-// answering is the address of a server that answers HELLO, PING and EVALSHA alike.
-func answering(t *testing.T, answer string) string {
+// answering is the address of a server that answers some commands, and no others.
+func answering(t *testing.T, answer string, commands ...string) string {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -88,10 +89,10 @@ func answering(t *testing.T, answer string) string {
 				defer func() { _ = c.Close() }()
 				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 				for lines := bufio.NewScanner(c); lines.Scan(); {
-					switch strings.ToLower(lines.Text()) {
-					case "hello":
+					switch command := strings.ToLower(lines.Text()); {
+					case command == "hello":
 						_, _ = c.Write([]byte("-ERR no\r\n"))
-					case "evalsha", "eval":
+					case slices.Contains(commands, command):
 						_, _ = c.Write([]byte(answer))
 					}
 				}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -461,6 +462,9 @@ type deafListener struct{}
 func (deafListener) Listening(bool) {}
 func (deafListener) Changed(string) {}
 
+// sentinelRights are enough for a user of the Sentinels, and docs/clustering.md names them.
+var sentinelRights = []any{"&+switch-master", "&+replica-reconf-done", "+@connection", "+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe"}
+
 // TestSentinelsHaveAUserOfTheirOwn: and the server another password.
 func TestSentinelsHaveAUserOfTheirOwn(t *testing.T) {
 	t.Parallel()
@@ -469,7 +473,10 @@ func TestSentinelsHaveAUserOfTheirOwn(t *testing.T) {
 	master.Do("ACL", "SETUSER", "gateway", "on", ">of-the-server", "~*", "&*", "+@all")
 	asked := redis.NewClient(&redis.Options{Addr: sentinel})
 	defer func() { _ = asked.Close() }()
-	for _, args := range [][]any{{"ACL", "SETUSER", "asker", "on", ">of-the-sentinels", "~*", "&*", "+@all"}, {"ACL", "SETUSER", "default", "off"}} {
+	err := open(t, Options{Addresses: []string{sentinel}}).Tell(t.Context(), "node", "x")
+	concise(t, err, "it is a sentinel, for which store redis has the option sentinel", "of-the")
+	rights := append([]any{"ACL", "SETUSER", "asker", "on", ">of-the-sentinels"}, sentinelRights...)
+	for _, args := range [][]any{rights, {"ACL", "SETUSER", "default", "off"}} {
 		if err := asked.Do(t.Context(), args...).Err(); err != nil {
 			t.Fatal(err)
 		}
@@ -481,6 +488,13 @@ func TestSentinelsHaveAUserOfTheirOwn(t *testing.T) {
 	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err != nil {
 		t.Error(err)
 	}
+	redistest.Eventually(t, "it hears of a fail-over", func() error {
+		clients, err := asked.Do(t.Context(), "CLIENT", "LIST", "TYPE", "pubsub").Text()
+		if err == nil && !regexp.MustCompile(`(?m) sub=2 .* user=asker `).MatchString(clients) {
+			err = fmt.Errorf("who subscribes: %s", clients)
+		}
+		return err
+	})
 	o.SentinelPassword = secret.New("of-nobody")
 	if err := open(t, o).Store(t.Context(), "a", []byte("x")); err == nil || !strings.Contains(err.Error(), "sentinels") || strings.Contains(err.Error(), "of-nobody") {
 		t.Errorf("with the wrong password the error is %v", err)

@@ -3,14 +3,11 @@ package redisstore
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -69,6 +66,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 		asked := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, operationLimit)
 		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds()).Text()
+		another := isNil(err) // it is held
 		err = failure(attempt, err)
 		cancel()
 		switch {
@@ -82,7 +80,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, ctx.Err())
 			}
 			return ctx.Err()
-		case !errors.Is(err, redis.Nil):
+		case !another:
 			s.abandon(l) // it may have been granted, and the answer lost
 			if held && ctx.Err() != nil && time.Since(asked) < s.timeout {
 				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, err)

@@ -79,7 +79,7 @@ type Options struct {
 	PoolSize    int           // connections to one server, at most. Default: DefaultPoolSize for each processor
 
 	// Report is told when the store begins to be out of reach for news of other nodes, rarely again while that lasts, and
-	// nil once it is over; and ErrEvicts or ErrTooOld. Default: nobody.
+	// nil once it is over; and ErrEvicts, ErrTooOld or ErrReplica. Default: nobody.
 	Report func(error)
 }
 
@@ -148,6 +148,8 @@ type Store struct {
 	lease   time.Duration // of a lock
 	timeout time.Duration // of one exchange
 
+	alone bool // one server, with neither Sentinels nor a Cluster
+
 	mu      sync.Mutex
 	closed  bool
 	closing chan struct{}    // closed with closed
@@ -182,7 +184,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife, timeout: o.Timeout,
+		origin: rand.Text(), report: o.Report, lease: leaseLife, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster,
 		closing: make(chan struct{}), held: make(map[string]*lock),
 		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
@@ -238,7 +240,7 @@ func (s *Store) Load(ctx context.Context, name string) ([]byte, error) {
 	defer cancel()
 	folder, field := s.place(name)
 	value, err := s.client.HGet(ctx, folder, field).Bytes()
-	if errors.Is(err, redis.Nil) {
+	if isNil(err) {
 		return nil, fs.ErrNotExist
 	}
 	return value, failure(ctx, err)
@@ -271,8 +273,13 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 func (s *Store) write(ctx context.Context, script *redis.Script, name, folder, field string, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	args = append([]any{s.channel, s.origin + " " + name, s.fence(name), field}, args...)
-	done, err := s.run(ctx, script, []string{folder, fenceKey(folder, field)}, args...).Int()
+	fence := s.fence(name)
+	keys := []string{folder}
+	if fence != "" { // else a Cluster that moves the folder to another node would have to have the key there
+		keys = append(keys, fenceKey(folder, field))
+	}
+	args = append([]any{s.channel, s.origin + " " + name, fence, field}, args...)
+	done, err := s.run(ctx, script, keys, args...).Int()
 	switch {
 	case err != nil:
 		return failure(ctx, err)
@@ -299,14 +306,27 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	return fields, nil
 }
 
-// run calls a script, unless ctx has ended: go-redis would send it all the same.
+// run calls a script, unless ctx has ended: go-redis would send it all the same. A Cluster that is moving the keys' slot to
+// another node takes no script of several keys that are not all there, and go-redis does not wait for the end of it.
 func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
 	if err := ctx.Err(); err != nil {
 		cmd := redis.NewCmd(ctx)
 		cmd.SetErr(err)
 		return cmd
 	}
-	return script.Run(ctx, s.client, keys, args...)
+	for {
+		cmd := script.Run(ctx, s.client, keys, args...)
+		if !redis.IsTryAgainError(cmd.Err()) {
+			return cmd
+		}
+		t := time.NewTimer(pauseMost)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return cmd
+		}
+	}
 }
 
 // place is the key of a record's folder, and its field there.

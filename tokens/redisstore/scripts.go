@@ -13,7 +13,7 @@ const (
 // Those of locks and of Take begin with a line that lets them run in a Redis that is full: a lock is what keeps two nodes
 // from refreshing one token, it is small, and it ends by itself.
 
-// The scripts of records have KEYS: folder, fence; ARGV: channel, message, the fence of the writer's lock or ”, field.
+// The scripts of records have KEYS: folder, and fence under a lock; ARGV: channel, message, the fence of the writer's lock or ”, field.
 var (
 	storeScript = redis.NewScript(`
 if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end

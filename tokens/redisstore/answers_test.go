@@ -1,0 +1,225 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+func claimOne(t *testing.T, s *Store) (tokens.Claim, error) {
+	t.Helper()
+	claims := []tokens.Claim{{Name: "x", Value: []byte("1"), TTL: time.Minute}}
+	err := s.ClaimAll(claims, time.Minute)
+	return claims[0], err
+}
+
+// A claim whose connection was refused is neither made nor another's: a push would be taken for a replay of another.
+func TestClaimsOnAConnectionThatIsRefused(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--requirepass", "right-password")
+	s := open(t, Options{Addresses: []string{server.Addr}, Password: secret.New("wrong-password")})
+	if c, err := claimOne(t, s); err == nil || !strings.Contains(err.Error(), "WRONGPASS") {
+		t.Errorf("ClaimAll: first %v, held %q, error %v", c.First, c.Held, err)
+	}
+}
+
+// A master that the Sentinels do not know is no record that is absent, no lock that is held, and no claim that was had.
+func TestSentinelsThatKnowNoSuchMaster(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Addresses: []string{answering(t, "*-1\r\n", "get-master-addr-by-name")}, Master: "other"})
+	for what, do := range map[string]func(context.Context) error{
+		"Load":      func(ctx context.Context) error { _, err := s.Load(ctx, locked); return err },
+		"Peek":      func(ctx context.Context) error { _, err := s.Peek(ctx, "x"); return err },
+		"Take":      func(ctx context.Context) error { _, err := s.Take(ctx, "x"); return err },
+		"PeekClaim": func(ctx context.Context) error { _, _, err := s.PeekClaim(ctx, "x"); return err },
+		"Lives":     func(ctx context.Context) error { _, err := s.Lives(ctx, "x"); return err },
+		"ClaimAll":  func(context.Context) error { _, err := claimOne(t, s); return err },
+		"Lock": func(ctx context.Context) error {
+			_, err := s.Lock(ctx, locked)
+			return err
+		},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), operationLimit)
+		err := do(ctx)
+		cancel()
+		if !errors.Is(err, errNoMaster) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, tokens.ErrLockHeld) {
+			t.Errorf("%s: %v, want %v", what, err, errNoMaster)
+		}
+	}
+}
+
+// What a server says is passed on with what is to be done about it.
+func TestErrorsSayWhatToDo(t *testing.T) {
+	t.Parallel()
+	guarded, plain := redistest.Start(t, "--requirepass", "right-password"), redistest.Start(t)
+	plain.Do("ACL", "SETUSER", "gateway", "on", ">right-password", "~wechat:*", "+@all", "-hget")
+	user := Options{Addresses: []string{plain.Addr}, Username: "gateway", Password: secret.New("right-password")}
+	load := func(s *Store) error { _, err := s.Load(t.Context(), locked); return err }
+	swap := func(s *Store) error { return s.Swap(t.Context(), locked, nil, []byte("x")) }
+	tell := func(s *Store) error { return s.Tell(t.Context(), "node", "x") }
+	write := func(s *Store) error { return s.Store(t.Context(), locked, []byte("x")) }
+	for name, tt := range map[string]struct {
+		options Options
+		do      func(*Store) error
+		want    string
+	}{
+		"no password":           {Options{Addresses: []string{guarded.Addr}}, load, "store redis needs a password"},
+		"no password, a script": {Options{Addresses: []string{guarded.Addr}}, swap, "store redis needs a password"},
+		"a command":             {user, load, "docs/clustering.md has what an access list must allow"},
+		"a channel":             {user, tell, "docs/clustering.md has what an access list must allow"},
+		"a channel, a script":   {user, write, "docs/clustering.md has what an access list must allow"},
+		"no cluster":            {Options{Addresses: []string{plain.Addr}, Cluster: true}, load, "leave out the option cluster"},
+		"no sentinel":           {Options{Addresses: []string{plain.Addr}, Master: "wechat"}, load, "leave out the option sentinel"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			concise(t, tt.do(open(t, tt.options)), tt.want, "right-password")
+		})
+	}
+}
+
+// reporting is a store that is listened on, and what it reports.
+func reporting(t *testing.T, o Options) (s *Store, on listening, reports chan error) {
+	t.Helper()
+	on, reports = make(listening, 100), make(chan error, 100)
+	o.Report = func(err error) { reports <- err }
+	s = open(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Watch(ctx, on) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return s, on, reports
+}
+
+// A subscription on which nothing can come is none: the log hears why, once, and not each second that all is well again.
+func TestPublishingThatIsRefused(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	server.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all", "-publish")
+	_, on, reports := reporting(t, Options{Addresses: []string{server.Addr}, Username: "gateway", Password: secret.New("pass")})
+	concise(t, <-reports, "'publish'", "pass ")
+	subscribed := func() bool {
+		n, _ := server.Do("PUBSUB", "NUMSUB", "wechat:changed:0").([]any)
+		return len(n) == 2 && n[1] == int64(1)
+	}
+	for _, want := range []bool{false, true} { // once more in vain
+		redistest.Eventually(t, "another subscription", func() error {
+			if subscribed() != want {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	if len(on) > 0 || len(reports) > 0 {
+		t.Errorf("it listens %v times, and reported %d times more", len(on), len(reports))
+	}
+	server.Do("ACL", "SETUSER", "gateway", "+publish")
+	if !<-on {
+		t.Error("it ceased to listen")
+	}
+	if err := <-reports; err != nil {
+		t.Errorf("reported %v once all is well", err)
+	}
+}
+
+// TestReplicaIsReported: one that was given by mistake can be read, and what is published on it comes back.
+func TestReplicaIsReported(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--replicaof", "127.0.0.1 1")
+	s, _, reports := reporting(t, Options{Addresses: []string{server.Addr}})
+	if err := <-reports; !errors.Is(err, ErrReplica) {
+		t.Errorf("reported %v, want %v", err, ErrReplica)
+	}
+	if err := s.Unfit(t.Context()); !errors.Is(err, ErrReplica) {
+		t.Errorf("Unfit: %v, want %v", err, ErrReplica)
+	}
+	concise(t, s.Beat(t.Context(), "node", time.Minute), "give the address of its master", "none")
+}
+
+// tryAgain closes a channel once a Cluster has said to a store that it is moving the keys.
+type tryAgain struct{ heldOnce }
+
+func (h *tryAgain) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if redis.IsTryAgainError(err) {
+			h.once.Do(func() { close(h.said) })
+		}
+		return err
+	}
+}
+
+// TestClusterMovesASlot to another node: nobody who has no lock notices, and who takes one waits. No key of the folder but itself is there.
+func TestClusterMovesASlot(t *testing.T) {
+	t.Parallel()
+	nodes := redistest.Cluster(t)
+	s := open(t, Options{Addresses: []string{nodes[0].Addr}, Cluster: true})
+	if err := s.Store(t.Context(), locked, []byte("0")); err != nil {
+		t.Fatal(err)
+	}
+	folder, _ := s.place(locked)
+	i := redistest.MasterOf(nodes, folder)
+	from, to := nodes[i], nodes[(i+1)%len(nodes)]
+	slot := from.Do("CLUSTER", "KEYSLOT", folder)
+	to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", from.Do("CLUSTER", "MYID"))
+	from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", to.Do("CLUSTER", "MYID"))
+	writes := func(when string) {
+		t.Helper()
+		for what, err := range map[string]error{
+			"Store": s.Store(t.Context(), locked, []byte("1")),
+			"Swap":  s.Swap(t.Context(), locked, []byte("1"), []byte("2")),
+		} {
+			if err != nil && !errors.Is(err, tokens.ErrSwapped) {
+				t.Errorf("%s: %s: %v", when, what, err)
+			}
+		}
+	}
+	writes("the folder has not moved")
+	host, port, _ := net.SplitHostPort(to.Addr)
+	from.Do("MIGRATE", host, port, folder, 0, 10_000)
+	writes("the folder has moved")
+
+	hook := &tryAgain{heldOnce{said: make(chan struct{})}}
+	s.client.AddHook(hook)
+	result := make(chan error, 1)
+	go func() {
+		unlock, err := s.Lock(t.Context(), locked)
+		if err == nil {
+			unlock()
+		}
+		result <- err
+	}()
+	select {
+	case <-hook.said:
+	case err := <-result:
+		t.Fatalf("the slot has moved already: %v", err)
+	}
+	for _, n := range nodes {
+		n.Do("CLUSTER", "SETSLOT", slot, "NODE", to.Do("CLUSTER", "MYID"))
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Lock: %v", err)
+	}
+	writes("the slot has moved")
+
+	err := open(t, Options{Addresses: []string{from.Addr}}).Store(t.Context(), locked, nil)
+	concise(t, err, "for which store redis has the option cluster", "none")
+	for _, n := range nodes { // whichever it is
+		n.Do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+		if err := s.Unfit(t.Context()); !errors.Is(err, ErrEvicts) || strings.Count(err.Error(), "allkeys-lru") != 1 {
+			t.Errorf("Unfit: %v, want %v", err, ErrEvicts)
+		}
+		n.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+	}
+}
