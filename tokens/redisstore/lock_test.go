@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,6 +191,122 @@ func TestWriteUnderALostLock(t *testing.T) {
 	}
 }
 
+// Who has given a lock back writes without it: others may have had it since.
+func TestWriteAfterALock(t *testing.T) {
+	t.Parallel()
+	_, a, b := pair(t, time.Minute)
+	unlock := mustLock(t, a)
+	l := a.held[locked]
+	unlock()
+	mustLock(t, b)()
+	if err := a.Store(t.Context(), locked, []byte("x")); err != nil {
+		t.Error(err)
+	}
+	if l.renewal.Stop() {
+		t.Error("a lock that was given back is to be renewed")
+	}
+	// A renewal that was under way took it again.
+	a.renew(locked, mustHave(t, a))
+	mustLock(t, b)()
+}
+
+// mustHave is a lock that was given back, and that nobody else has had.
+func mustHave(t *testing.T, s *Store) *lock {
+	t.Helper()
+	unlock := mustLock(t, s)
+	l := s.held[locked]
+	unlock()
+	return l
+}
+
+// A lock that Redis may have granted, and whose answer was lost, is nobody's: others do not wait for its lease to end.
+func TestLockWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr)
+	a, b := open(t, Options{Addresses: []string{relay.Addr}}), open(t, Options{Addresses: []string{server.Addr}})
+	a.lease = time.Minute
+	mustLock(t, a)() // Redis knows the script, and there is a connection
+	relay.HangAnswers()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := a.Lock(ctx, locked); err == nil || errors.Is(err, tokens.ErrLockHeld) {
+		t.Fatalf("Lock: %v", err)
+	}
+	relay.Pass()
+	mustLock(t, b)()
+}
+
+// failures counts what fails.
+type failures struct {
+	heldOnce
+	want atomic.Int32
+}
+
+func (f *failures) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if err != nil && f.want.Add(-1) == 0 {
+			close(f.said)
+		}
+		return err
+	}
+}
+
+// A holder that cannot renew its lock tries again until its lease is over, and soon.
+func TestLockIsRenewedAgain(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	const lease = 3 * time.Second
+	for try := range stall.Tries(t, lease/10, server.Turn) {
+		relay := redistest.NewRelay(t, server.Addr)
+		a, b := open(t, Options{Addresses: []string{relay.Addr}}), open(t, Options{Addresses: []string{server.Addr}})
+		a.lease, b.lease = lease, lease
+		unlock := mustLock(t, a)
+		hook := &failures{heldOnce: heldOnce{said: make(chan struct{})}}
+		hook.want.Store(3)
+		a.client.AddHook(hook)
+		relay.Cut()
+		ctx, cancel := context.WithTimeout(t.Context(), lease*3/2)
+		result := make(chan error, 1)
+		go func() {
+			_, err := b.Lock(ctx, locked)
+			result <- err
+		}()
+		<-hook.said
+		relay.Pass()
+		if err := <-result; !errors.Is(err, tokens.ErrLockHeld) {
+			try.Errorf("another has the lock: %v", err)
+		}
+		cancel()
+		unlock()
+		a.Close()
+		b.Close()
+	}
+}
+
+// Close does not wait for locks that a Redis that hangs does not take back.
+func TestCloseLeavesLocksToTheirLeases(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	for try := range stall.Tries(t, releaseLimit/4, server.Turn) {
+		relay := redistest.NewRelay(t, server.Addr)
+		s := open(t, Options{Addresses: []string{relay.Addr}})
+		l := mustHave(t, s)
+		relay.Hang()
+		end := time.Now().Add(time.Minute)
+		s.mu.Lock()
+		s.freeLocked(freedLock{l, end})
+		s.freeLocked(freedLock{l, end}, freedLock{l, end}, freedLock{l, end}, freedLock{l, end})
+		s.mu.Unlock()
+		start := time.Now()
+		s.Close()
+		if took := try.Since(start); took > releaseLimit*3/2 {
+			try.Errorf("Close took %v", took)
+		}
+	}
+}
+
 // What Redis did not hear of an unlock, it hears when it is back: the others do not wait for the lease to end.
 func TestUnlockThatIsLost(t *testing.T) {
 	t.Parallel()
@@ -258,12 +375,17 @@ func TestFreedLocksAreBounded(t *testing.T) {
 func TestLockPassesOnSoon(t *testing.T) {
 	t.Parallel()
 	_, a, b := pair(t, time.Minute)
+	asks := new(failures)
+	b.client.AddHook(asks) // "held" is an error there
 	unlock := mustLock(t, a)
 	freed := make(chan time.Time, 1)
 	time.AfterFunc(500*time.Millisecond, func() { freed <- time.Now(); unlock() })
 	mustLock(t, b)()
 	if took := time.Since(<-freed); took > 2*time.Second {
 		t.Errorf("the waiter got it %v after it was free", took)
+	}
+	if n := -asks.want.Load(); n < 2 || n > 25 { // a quarter of a tenth of a second and more for each, but for the first
+		t.Errorf("it asked %d times in half a second", n)
 	}
 }
 
