@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
+	"github.com/caddy-wechat/caddy-wechat/internal/stall"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -59,6 +60,78 @@ func TestSentinelsThatKnowNoSuchMaster(t *testing.T) {
 	}
 }
 
+// A caller that has gone has nothing done for it.
+func TestNothingIsBegunForNobody(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := open(t, Options{Addresses: []string{server.Addr}})
+	if _, err := s.Load(t.Context(), locked); !errors.Is(err, fs.ErrNotExist) { // there is a connection
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for what, err := range map[string]error{
+		"Store": s.Store(ctx, locked, []byte("x")), "Beat": s.Beat(ctx, "node", time.Minute), "Put": s.Put(ctx, "x", []byte("x"), time.Minute),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := server.Do("DBSIZE"); n != int64(0) {
+		t.Errorf("%d keys were written", n)
+	}
+}
+
+// A value of another program's is none of ours.
+func TestForeignValue(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := open(t, Options{Addresses: []string{server.Addr}})
+	server.Do("SET", s.onceKey("x"), strings.Repeat("x", tokenLength-1))
+	if got, err := s.Peek(t.Context(), "x"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Peek = %q, %v", got, err)
+	}
+	server.Do("DEL", s.onceKey("x"))
+	server.Do("HSET", s.onceKey("x"), "a", "b")
+	_, _, err := s.Claim(t.Context(), "x", nil, time.Minute)
+	concise(t, err, "wrongtype", "none")
+}
+
+// A connection on which a node is told something is tested when nothing comes, and is left alone as long as it lives.
+func TestHearingIsTested(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	for try := range stall.Tries(t, 100*time.Millisecond, server.Turn) {
+		relay := redistest.NewRelay(t, server.Addr)
+		s := open(t, Options{Addresses: []string{relay.Addr}, Timeout: 300 * time.Millisecond})
+		s.quiet = 50 * time.Millisecond
+		heard, ended := make(chan string, 100), make(chan bool, 1)
+		go func() { ended <- s.hear(t.Context(), "node", func(m string) { heard <- m }) }()
+		redistest.Eventually(t, "it listens", func() error {
+			if n := server.Do("PUBLISH", s.nodeKey("node"), "hello"); n != int64(1) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		<-heard
+		select {
+		case <-ended:
+			try.Errorf("a connection that lives is given up")
+			continue
+		case <-time.After(10 * s.quiet):
+		}
+		relay.Hang()
+		select {
+		case well := <-ended:
+			if !well {
+				try.Errorf("it says that it did not listen")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a dead connection is not given up")
+		}
+	}
+}
+
 // What a server says is passed on with what is to be done about it.
 func TestErrorsSayWhatToDo(t *testing.T) {
 	t.Parallel()
@@ -98,7 +171,15 @@ func reporting(t *testing.T, o Options) (s *Store, on listening, reports chan er
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Watch(ctx, on) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		for close(reports); len(reports) > 0; {
+			if err := <-reports; errors.Is(err, context.Canceled) {
+				t.Errorf("the end is reported: %v", err)
+			}
+		}
+	})
 	return s, on, reports
 }
 
@@ -113,7 +194,7 @@ func TestPublishingThatIsRefused(t *testing.T) {
 		n, _ := server.Do("PUBSUB", "NUMSUB", "wechat:changed:0").([]any)
 		return len(n) == 2 && n[1] == int64(1)
 	}
-	for _, want := range []bool{false, true} { // once more in vain
+	for _, want := range []bool{false, true, false} { // once more in vain
 		redistest.Eventually(t, "another subscription", func() error {
 			if subscribed() != want {
 				return errors.New("not yet")
@@ -131,6 +212,8 @@ func TestPublishingThatIsRefused(t *testing.T) {
 	if err := <-reports; err != nil {
 		t.Errorf("reported %v once all is well", err)
 	}
+	server.Do("ACL", "SETUSER", "gateway", "-publish")
+	concise(t, <-reports, "'publish'", "pass ") // another trouble, which is told at once
 }
 
 // TestReplicaIsReported: one that was given by mistake can be read, and what is published on it comes back.
@@ -204,6 +287,11 @@ func TestClusterMovesASlot(t *testing.T) {
 	case <-hook.said:
 	case err := <-result:
 		t.Fatalf("the slot has moved already: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := s.Lock(short, locked+"2"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "TRYAGAIN") {
+		t.Errorf("Lock while the slot moves: %v", err)
 	}
 	for _, n := range nodes {
 		n.Do("CLUSTER", "SETSLOT", slot, "NODE", to.Do("CLUSTER", "MYID"))

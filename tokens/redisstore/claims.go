@@ -234,7 +234,7 @@ func (s *Store) hear(ctx context.Context, node string, heard func(message string
 	defer stop()
 	tested := false
 	for {
-		msg, err := sub.ReceiveTimeout(ctx, quietMost)
+		msg, err := sub.ReceiveTimeout(ctx, s.quiet)
 		if err != nil {
 			timeout, ok := errors.AsType[net.Error](err)
 			if !ok || !timeout.Timeout() || tested || ctx.Err() != nil || sub.Ping(ctx) != nil {

@@ -665,8 +665,15 @@ func TestCloseEndsWhatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock := mustLock(t, s)
+	l := s.held[locked]
 	s.Close()
+	if l.renewal.Stop() {
+		t.Error("a lock is to be renewed")
+	}
 	unlock()
+	if _, err := claimOne(t, s); !errors.Is(err, tokens.ErrClosed) {
+		t.Errorf("ClaimAll: %v", err)
+	}
 	if _, err := s.Load(t.Context(), locked); !errors.Is(err, tokens.ErrClosed) {
 		t.Errorf("Load: %v", err)
 	}

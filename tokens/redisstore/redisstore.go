@@ -146,6 +146,7 @@ type Store struct {
 	origin  string // tells this store's messages from others
 	report  func(error)
 	lease   time.Duration // of a lock
+	quiet   time.Duration // quietMost
 	timeout time.Duration // of one exchange
 
 	alone bool // one server, with neither Sentinels nor a Cluster
@@ -184,7 +185,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster,
+		origin: rand.Text(), report: o.Report, lease: leaseLife, quiet: quietMost, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster,
 		closing: make(chan struct{}), held: make(map[string]*lock),
 		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
@@ -295,7 +296,6 @@ func (s *Store) write(ctx context.Context, script *redis.Script, name, folder, f
 func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	prefix = strings.TrimRight(prefix, "/")
 	fields, err := s.client.HKeys(ctx, s.folder(prefix)).Result()
 	if err != nil {
 		return nil, failure(ctx, err)
@@ -314,11 +314,16 @@ func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, ar
 		cmd.SetErr(err)
 		return cmd
 	}
+	var moving error
 	for {
 		cmd := script.Run(ctx, s.client, keys, args...)
 		if !redis.IsTryAgainError(cmd.Err()) {
+			if moving != nil && cmd.Err() != nil && ctx.Err() != nil { // it says what was waited for
+				cmd.SetErr(moving)
+			}
 			return cmd
 		}
+		moving = cmd.Err()
 		t := time.NewTimer(pauseMost)
 		select {
 		case <-t.C:

@@ -3,10 +3,12 @@ package redisstore
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
@@ -87,6 +89,10 @@ func TestOptionsAreChecked(t *testing.T) {
 		{"password of no Sentinels", Options{Addresses: address, SentinelPassword: hidden}, "and no sentinel"},
 		{"username of Sentinels alone", Options{Addresses: address, Master: "m", SentinelUsername: "u"}, "needs a password"},
 		{"prefix", Options{Addresses: address, Prefix: "a{b}"}, "hash tag"},
+		{"all that may be", Options{
+			Addresses: address, Prefix: strings.Repeat("a", maxPrefix), PoolSize: maxPool, DialTimeout: operationLimit, Timeout: operationLimit,
+		}, ""},
+		{"port in words", Options{Addresses: []string{"redis.internal:redis"}}, "want host:port"},
 		{"long prefix", Options{Addresses: address, Prefix: strings.Repeat("a", 129)}, "at most 128"},
 		{"pool", Options{Addresses: address, PoolSize: -1}, "pool_size"},
 		{"dial_timeout", Options{Addresses: address, DialTimeout: 4e9}, "dial_timeout"},
@@ -104,9 +110,30 @@ func TestOptionsAreChecked(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			case err != nil && strings.Contains(err.Error(), "hidden"):
 				t.Errorf("the error shows a secret: %v", err)
+			case err != nil:
+				if s, err := New(tt.options); err == nil {
+					s.Close()
+					t.Error("New takes the options")
+				}
 			}
 		})
 	}
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Addresses: []string{"127.0.0.1:1"}})
+	o := s.client.(*redis.Client).Options()
+	if o.DialTimeout != DefaultDialTimeout || o.ReadTimeout != DefaultTimeout || o.WriteTimeout != DefaultTimeout || s.timeout != DefaultTimeout {
+		t.Errorf("timeouts %v, %v, %v, %v", o.DialTimeout, o.ReadTimeout, o.WriteTimeout, s.timeout)
+	}
+	if want := DefaultPoolSize * runtime.GOMAXPROCS(0); o.PoolSize != want {
+		t.Errorf("%d connections, want %d", o.PoolSize, want)
+	}
+	if s.channel != DefaultPrefix+"changed:0" {
+		t.Errorf("channel %q", s.channel)
+	}
+	s.report(ErrEvicts) // nobody is told
 }
 
 func TestUnfit(t *testing.T) {
