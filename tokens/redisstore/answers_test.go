@@ -72,6 +72,7 @@ func TestNothingIsBegunForNobody(t *testing.T) {
 	cancel()
 	for what, err := range map[string]error{
 		"Store": s.Store(ctx, locked, []byte("x")), "Beat": s.Beat(ctx, "node", time.Minute), "Put": s.Put(ctx, "x", []byte("x"), time.Minute),
+		"Replace": s.Replace(ctx, "x", []byte("x")),
 	} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", what, err)
@@ -290,7 +291,7 @@ func TestClusterMovesASlot(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := s.Lock(short, locked+"2"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "TRYAGAIN") {
+	if _, err := s.Lock(short, locked+"2"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, tokens.ErrLockHeld) {
 		t.Errorf("Lock while the slot moves: %v", err)
 	}
 	for _, n := range nodes {
@@ -300,6 +301,13 @@ func TestClusterMovesASlot(t *testing.T) {
 		t.Errorf("Lock: %v", err)
 	}
 	writes("the slot has moved")
+	if unlock, err := s.Lock(t.Context(), "of no folder"); err != nil {
+		t.Errorf("Lock: %v", err)
+	} else if err := s.Store(t.Context(), "of no folder", []byte("x")); err != nil {
+		t.Errorf("Store: %v", err)
+	} else {
+		unlock()
+	}
 
 	err := open(t, Options{Addresses: []string{from.Addr}}).Store(t.Context(), locked, nil)
 	concise(t, err, "for which store redis has the option cluster", "none")

@@ -48,9 +48,6 @@ func (s *Store) Claim(ctx context.Context, name string, value []byte, ttl time.D
 func (s *Store) Put(ctx context.Context, name string, value []byte, ttl time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	if err := ctx.Err(); err != nil {
-		return failure(ctx, err)
-	}
 	ttl = time.Duration(milliseconds(ttl)) * time.Millisecond
 	return failure(ctx, s.client.Set(ctx, s.onceKey(name), rand.Text()+string(value), ttl).Err())
 }
@@ -59,9 +56,6 @@ func (s *Store) Put(ctx context.Context, name string, value []byte, ttl time.Dur
 func (s *Store) Replace(ctx context.Context, name string, value []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	if err := ctx.Err(); err != nil {
-		return failure(ctx, err)
-	}
 	replaced, err := s.client.SetXX(ctx, s.onceKey(name), rand.Text()+string(value), redis.KeepTTL).Result()
 	if err == nil && !replaced {
 		return fs.ErrNotExist

@@ -306,24 +306,14 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	return fields, nil
 }
 
-// run calls a script, unless ctx has ended: go-redis would send it all the same. A Cluster that is moving the keys' slot to
-// another node takes no script of several keys that are not all there, and go-redis does not wait for the end of it.
+// run calls a script. A Cluster that is moving the keys' slot to another node takes none of several keys that are not all
+// there, and go-redis does not wait for the end of that.
 func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
-	if err := ctx.Err(); err != nil {
-		cmd := redis.NewCmd(ctx)
-		cmd.SetErr(err)
-		return cmd
-	}
-	var moving error
 	for {
 		cmd := script.Run(ctx, s.client, keys, args...)
 		if !redis.IsTryAgainError(cmd.Err()) {
-			if moving != nil && cmd.Err() != nil && ctx.Err() != nil { // it says what was waited for
-				cmd.SetErr(moving)
-			}
 			return cmd
 		}
-		moving = cmd.Err()
 		t := time.NewTimer(pauseMost)
 		select {
 		case <-t.C:
