@@ -231,6 +231,58 @@ func TestReplicaIsReported(t *testing.T) {
 	concise(t, s.Beat(t.Context(), "node", time.Minute), "give the address of its master", "none")
 }
 
+// What is heard by way of all masters is heard, and other masters are noticed.
+func TestClusterBeats(t *testing.T) {
+	t.Parallel()
+	begun := time.Now().Add(-time.Hour)
+	c := &clusterBeats{begun: begun}
+	is := func(what string, got, want bool) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	for round := range 2 {
+		is("a master that nobody named", c.came("a"), false)
+		c.named([]string{"a", "b"})
+		is("one of two", c.came("a"), false)
+		is("one of two, again", c.came("a"), false)
+		is("one of two has moved", c.moved(), false)
+		is("as of the beginning", c.last().Equal(c.begun), true)
+		c.named([]string{"b", "a"})
+		is("both", c.came("b"), true)
+		is("both, again", c.came("a"), false)
+		is("both have moved", c.moved(), false)
+		oldest := time.Now().Add(-time.Minute)
+		c.heard["b"] = oldest
+		is("as of the oldest", c.last().Equal(oldest), true)
+		c.named([]string{"a", "b"})
+		is("the same have moved", c.moved(), false)
+		is("as of the oldest, still", c.last().Equal(oldest), true)
+		if round == 0 {
+			c.named([]string{"a", "c"})
+		} else {
+			c.named([]string{"a", "b", "c"})
+		}
+		is("others have moved", c.moved(), true)
+		c.restart()
+		is("another subscription has moved", c.moved(), false)
+		is("as of then", c.last().After(begun), true)
+	}
+	// Before a beat came back from each, others are no news.
+	c.named([]string{"a"})
+	c.named([]string{"b"})
+	is("others have moved before", c.moved(), false)
+	is("one that is a master no more", c.came("a"), false)
+	is("the only one", c.came("b"), true)
+	c.restart()
+	c.named([]string{"a", "b"})
+	is("one of two", c.came("a"), false)
+	c.named([]string{"a", "b", "c"})
+	is("two of three", c.came("b"), false)
+	is("all three", c.came("c"), true)
+}
+
 // tryAgain closes a channel once a Cluster has said to a store that it is moving the keys.
 type tryAgain struct{ heldOnce }
 
@@ -308,6 +360,15 @@ func TestClusterMovesASlot(t *testing.T) {
 	} else {
 		unlock()
 	}
+
+	from.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all", "-publish")
+	for _, n := range nodes {
+		if n != from {
+			n.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all")
+		}
+	}
+	user := open(t, Options{Addresses: []string{to.Addr}, Cluster: true, Username: "gateway", Password: secret.New("pass")})
+	concise(t, failure(t.Context(), user.clusterBeats().send(t.Context())), "'publish'", "pass ")
 
 	err := open(t, Options{Addresses: []string{from.Addr}}).Store(t.Context(), locked, nil)
 	concise(t, err, "for which store redis has the option cluster", "none")
