@@ -142,6 +142,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	load := func(s *Store) error { _, err := s.Load(t.Context(), locked); return err }
 	swap := func(s *Store) error { return s.Swap(t.Context(), locked, nil, []byte("x")) }
 	tell := func(s *Store) error { return s.Tell(t.Context(), "node", "x") }
+	newer := answering(t, "-ERR ACL failure in script: No permissions to access a channel script: 1, on @user_script:4.\r\n", "evalsha")
 	write := func(s *Store) error { return s.Store(t.Context(), locked, []byte("x")) }
 	for name, tt := range map[string]struct {
 		options Options
@@ -153,6 +154,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"a command":             {user, load, "docs/clustering.md has what an access list must allow"},
 		"a channel":             {user, tell, "docs/clustering.md has what an access list must allow"},
 		"a channel, a script":   {user, write, "docs/clustering.md has what an access list must allow"},
+		"a channel, since 7.2":  {Options{Addresses: []string{newer}}, write, "docs/clustering.md has what an access list must allow"},
 		"no cluster":            {Options{Addresses: []string{plain.Addr}, Cluster: true}, load, "leave out the option cluster"},
 		"no sentinel":           {Options{Addresses: []string{plain.Addr}, Master: "wechat"}, load, "leave out the option sentinel"},
 	} {

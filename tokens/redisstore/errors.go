@@ -29,6 +29,7 @@ var hints = []struct{ said, hint string }{
 	{"Protocol error: unauthenticated", "store redis needs a password"},
 	{"NOPERM ", "docs/clustering.md has what an access list must allow"},
 	{"The user executing the script can't", "docs/clustering.md has what an access list must allow"},
+	{"ACL failure in script", "docs/clustering.md has what an access list must allow"}, // since 7.2
 	{"READONLY ", "it is a replica: give the address of its master, or those of the Sentinels"},
 	{"MOVED ", "it is a node of a Redis Cluster, for which store redis has the option cluster"},
 	{"cluster support disabled", "it is no node of a Redis Cluster: leave out the option cluster"},
