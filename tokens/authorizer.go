@@ -144,7 +144,7 @@ func (m *Manager) fetchAuthorizer(ctx context.Context, env *Environment, k Key, 
 				g.release = nil
 			}
 		}()
-		if now, failed := m.reload(ctx, env, k); failed == nil && (!now.renewable() || !now.rec.RefreshToken.Same(rec.RefreshToken)) {
+		if now, failed := m.recall(ctx, env, k); failed == nil && (!now.renewable() || !now.rec.RefreshToken.Same(rec.RefreshToken)) {
 			return grant{}, errOvertaken // by one that was exchanged meanwhile, or revoked
 		}
 		current, failed := m.currentRefreshToken(ctx, env, k, rec.RefreshToken)

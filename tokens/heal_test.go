@@ -63,6 +63,47 @@ func TestVoidRefreshTokenIsReplaced(t *testing.T) {
 	})
 }
 
+// An account that authorised here while WeChat called its refresh token invalid has the token of that: it is not refreshed once more,
+// although the store cannot be read.
+func TestVoidRefreshTokenOvertakenWithoutStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.wx.kill(r.get(t, testAuthKey))
+		r.wx.set(func(f *fakeWeChat) {
+			f.strict, f.refresh[testAuthorizer] = true, "refreshtoken@@@anew"
+			f.hook = func(path string, _ map[string]any) (string, error) {
+				if path != pathAuthorizerToken {
+					return "", nil
+				}
+				r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+				r.authorize(t, testPlatform, testAuthorizer)
+				r.store.fail(func(op, name string) error {
+					if op == "load" && name == testAuthKey.recordName() {
+						return errors.New("down")
+					}
+					return nil
+				})
+				return wxError(codeRefreshTokenInvalid, "refresh_token is invalid"), nil
+			}
+		})
+		refreshed := r.wx.count(pathAuthorizerToken)
+		got, err := r.Renew(t.Context(), testAuthKey, secret.String{})
+		if err != nil {
+			t.Fatalf("Renew: %v", err)
+		}
+		time.Sleep(time.Minute) // what it began goes on without it
+		r.store.fail(nil)
+		if !r.stored(t, testAuthKey).AccessToken.Same(got.Value) {
+			t.Error("got another token than that of the new authorization")
+		}
+		if n := r.wx.count(pathAuthorizerToken) - refreshed; n != 1 {
+			t.Errorf("refreshed %d times, want the one that came too late alone", n)
+		}
+	})
+}
+
 // Where WeChat names no other refresh token, the error is WeChat's, what is stored stays, and WeChat is not asked more
 // often than renewals are tried.
 func TestVoidRefreshTokenWithoutAnother(t *testing.T) {
