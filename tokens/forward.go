@@ -21,6 +21,12 @@ const (
 	maxForwards = 1000
 	// forwardLife is for how long one is kept that nobody takes: an outage over a long holiday.
 	forwardLife = 7 * 24 * time.Hour
+	// forwardTries is how many attempts of a run may reach nobody: a thousand events for a backend that is down, on every node, are not to be
+	// looked at every minute. The next run begins where this one ended.
+	forwardTries = 20
+	// forgetAfter is when an event that was not accepted is deleted, in case that the store has it all the same: before another node, which has
+	// heard of it, looks for what was left behind.
+	forgetAfter = takeOverAfter / 2
 	// adoptLockWait bounds the wait for a node that is just handing on what is to go to another store: the reload waits.
 	adoptLockWait = time.Second
 )
@@ -52,6 +58,7 @@ type forwardTable struct {
 	byID map[string]bool // whether it is being handed on, or is about to be
 	heir *Manager        // has what waits here from now on; nil: nobody has
 	said time.Time       // when the log last heard that one is tried again
+	shut time.Time       // when it last heard that one cannot be read
 	next string          // with which the next run begins: the last one had no time for it; empty: with the first
 }
 
@@ -97,21 +104,44 @@ func (t *forwardTable) done(id string) {
 	delete(t.byID, id)
 }
 
-// keepOnly forgets what waits and is not among ids: another node has handed it on.
-func (t *forwardTable) keepOnly(ids []string) {
+// stored notes that ids, which are in order, are all that there are: others that wait another node has handed on.
+func (t *forwardTable) stored(ids []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.byID == nil {
+		t.byID = make(map[string]bool)
+	}
+	for _, id := range ids {
+		t.byID[id] = t.byID[id]
+	}
 	for id, underWay := range t.byID {
-		if !underWay && !slices.Contains(ids, id) {
+		if _, there := slices.BinarySearch(ids, id); !underWay && !there {
 			delete(t.byID, id)
 		}
 	}
+}
+
+func (t *forwardTable) waiting() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, underWay := range t.byID {
+		if !underWay {
+			n++
+		}
+	}
+	return n
 }
 
 func (t *forwardTable) inherit(heir *Manager) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.heir = heir
+}
+
+func (t *forwardTable) inheritor() *Manager {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.heir
 }
 
 // turn orders ids for a run: who is not reached takes so long to tell that others are not to wait for it time and again.
@@ -129,15 +159,15 @@ func (t *forwardTable) interrupted(next string) {
 	t.next = next
 }
 
-// mayLog reports whether the log is to hear once more that events are tried again.
-func (t *forwardTable) mayLog() bool {
+// mayLog reports whether the log is to hear of one of the two once more.
+func (t *forwardTable) mayLog(last *time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	if !t.said.IsZero() && now.Sub(t.said) < troubleLogEvery {
+	if !last.IsZero() && now.Sub(*last) < troubleLogEvery {
 		return false
 	}
-	t.said = now
+	*last = now
 	return true
 }
 
@@ -171,15 +201,31 @@ func (m *Manager) KeepForward(ctx context.Context, f Forward) (id string, err er
 	}
 	if err := m.storeRecord(ctx, env, forwardName(id), forwardWire(f)); err != nil {
 		// Writing it may take effect yet, and WeChat pushes again: nobody is to get it twice, the second time after days.
-		m.queue.add("forwarded "+id, takeOverAfter, m.forgetForward(env, id))
+		m.queue.add("forwarded "+id, forgetAfter, m.forgetForward(env, id))
 		return "", err
 	}
 	return id, nil
 }
 
+// ForwardsWaiting is how many events wait to be handed on, as far as this node knows: nobody could be reached with them.
+func (m *Manager) ForwardsWaiting() int {
+	if env := m.env.Load(); env == nil || env.Forward == nil {
+		return 0
+	}
+	return m.forwards.waiting()
+}
+
 // HandOnLater leaves an event to a later attempt.
 func (m *Manager) HandOnLater(id string) {
-	m.forwards.wait(id)
+	if heir := m.forwards.wait(id); heir != nil {
+		heir.queue.add("taken forward "+id, 0, func(ctx context.Context) error {
+			if err := heir.takeForward(ctx, m, id); err != nil {
+				heir.forwardsLeft(1, err)
+			}
+			return nil
+		})
+		return
+	}
 	m.queue.add("forwards later", takeOverAfter, m.resumeForwards)
 }
 
@@ -262,25 +308,29 @@ func (m *Manager) resumeForwards(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.forwards.keepOnly(ids)
+	m.forwards.stored(ids)
 	var failed error
+	failures := 0
 	for _, id := range m.forwards.turn(ids) {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || m.closed.Load() || failures == forwardTries {
 			m.forwards.interrupted(id)
 			return ErrNotForwarded // the others next time
 		}
 		if !m.forwards.take(id) {
 			continue // it is under way
 		}
-		if err := m.resumeForward(ctx, env, id); err != nil {
-			failed = err
+		if err := m.resumeForward(env, id); err != nil {
+			failures, failed = failures+1, err
 		}
 	}
 	return failed
 }
 
-// resumeForward is one attempt. The error says that there is to be another.
-func (m *Manager) resumeForward(ctx context.Context, env *Environment, id string) error {
+// resumeForward is one attempt. The error says that there is to be another. It has a time of its own: a backend that has the event is not to be
+// left since others took most of the run's.
+func (m *Manager) resumeForward(env *Environment, id string) error {
+	ctx, cancel := context.WithTimeout(m.workCtx, jobTimeout)
+	defer cancel()
 	name := forwardName(id)
 	unlock, err := m.lockStore(ctx, env, name, writeLockWait)
 	if err != nil {
@@ -298,23 +348,29 @@ func (m *Manager) resumeForward(ctx context.Context, env *Environment, id string
 		return m.setAside(ctx, env, name, new(forwardWire), true)
 	case errors.Is(err, errUnreadable):
 		m.forwards.done(id)
-		env.Log.Error("an event that is to be forwarded cannot be read and is left alone", "record", name, "error", err)
+		m.unreadForwards.Store(true)
+		if m.forwards.mayLog(&m.forwards.shut) {
+			env.Log.Error("an event that is to be forwarded cannot be read and is left alone", "record", name, "error", err)
+		}
+		if m.env.Load() != env {
+			return err // the keys may be there by now
+		}
 		return nil
 	case err != nil:
 		m.forwards.wait(id)
 		return err
 	}
-	args := []any{"platform", wire.Platform, "appid", wire.AppID, "info_type", printable(wire.InfoType, maxID)}
-	err = m.handOn(ctx, env, id, func(ctx context.Context) error {
-		err := env.Forward(ctx, Forward(wire))
-		if errors.Is(err, ErrNotForwarded) && time.Since(forwardTime(id)) > forwardLife {
-			return fmt.Errorf("given up after %v: %v", forwardLife, err) //nolint:errorlint // it is not to be tried again
+	args := []any{"platform", wire.Platform, "appid", printable(wire.AppID, maxID), "info_type", printable(wire.InfoType, maxID)}
+	err = m.handOn(ctx, env, id, func(ctx context.Context) (err error) {
+		if time.Since(forwardTime(id)) > forwardLife { // also what waited for a configuration that forwards, or in an archive
+			return fmt.Errorf("given up after %v", forwardLife)
 		}
-		return err
+		defer m.recovered(&err)
+		return env.Forward(ctx, Forward(wire))
 	})
 	switch {
 	case errors.Is(err, ErrNotForwarded):
-		if m.forwards.mayLog() {
+		if m.forwards.mayLog(&m.forwards.said) {
 			env.Log.Warn("an event could not be forwarded yet; it is tried again", append(args, "error", err)...)
 		}
 		return err
@@ -335,25 +391,47 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 	}
 	from.forwards.inherit(m)
 	ids, err := from.storedForwards(ctx, old)
+	left := 0
 	for _, id := range ids {
-		if !from.forwards.take(id) {
-			continue
+		if failed := m.takeForward(ctx, from, id); failed != nil {
+			left, err = left+1, failed
 		}
-		unlock, locked := from.lockStore(ctx, old, forwardName(id), adoptLockWait)
-		if locked != nil {
-			continue // it stays with the node that has it
-		}
-		err = errors.Join(err, m.adoptForward(ctx, from, old, id))
-		unlock()
 	}
 	if err != nil {
-		env.Log.Error("events that wait to be forwarded cannot be taken over from the store of before: they stay there", "error", err)
+		m.forwardsLeft(left, err)
 	}
+}
+
+func (m *Manager) forwardsLeft(events int, why error) {
+	if env := m.env.Load(); env != nil {
+		env.Log.Error("events that wait to be forwarded cannot be taken over from the store of before: they stay there, and are forwarded if it is used again within a week",
+			"events", events, "error", why)
+	}
+}
+
+// takeForward is takeForwards of one that waits.
+func (m *Manager) takeForward(ctx context.Context, from *Manager, id string) error {
+	if !from.forwards.take(id) {
+		return nil // it is under way
+	}
+	old := from.env.Load()
+	unlock, err := from.lockStore(ctx, old, forwardName(id), adoptLockWait)
+	switch {
+	case errors.Is(err, ErrLockHeld) && ctx.Err() == nil:
+		return nil // it stays with the node that has it
+	case err != nil:
+		return err
+	}
+	defer unlock()
+	return m.adoptForward(ctx, from, old, id)
 }
 
 // adoptForward moves an event from the store of another manager, under its lock there.
 func (m *Manager) adoptForward(ctx context.Context, from *Manager, old *Environment, id string) error {
 	env, err := m.current()
+	if heir := m.forwards.inheritor(); err != nil && heir != nil {
+		return heir.adoptForward(ctx, from, old, id) // the store was changed once more
+	}
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,17 @@
 package tokens
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 )
 
 // receiver is whom events are handed on to.
@@ -302,5 +306,223 @@ func TestForwardsAreTakenOver(t *testing.T) {
 		rc.answer(nil)
 		time.Sleep(time.Hour)
 		rc.want(t, next, 2, 0)
+	})
+}
+
+// An event that comes late in a run has a time of its own: a backend that has begun with it is not left.
+func TestForwardHasItsTime(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		r.env.Forward = func(ctx context.Context, f Forward) error {
+			select {
+			case <-time.After(25 * time.Second):
+				return rc.forward(ctx, f)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		rc.answer(nil)
+		r.keepForward(t)
+		r.keepForward(t)
+		r.restart()
+		time.Sleep(10 * time.Minute)
+		rc.want(t, r, 2, 0)
+	})
+}
+
+// Whoever is to hand on an event may have a bug: that costs one event, and says so.
+func TestForwardPanics(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		r.env.Forward = func(ctx context.Context, f Forward) error {
+			if f.AppID == testAuthorizer {
+				panic("a bug")
+			}
+			return rc.forward(ctx, f)
+		}
+		rc.answer(nil)
+		r.keepForward(t)
+		other := testForward
+		other.AppID = testAccount
+		if _, err := r.KeepForward(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+		r.restart()
+		time.Sleep(time.Hour)
+		rc.want(t, r, 1, 0)
+		if r.log.count("an event could not be forwarded; it") != 1 {
+			t.Error("the log does not say that it is lost")
+		}
+	})
+}
+
+// An event that is older than is promised gets to nobody, wherever it was meanwhile: in a configuration that forwards none, or in an archive.
+func TestForwardIsTooOld(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		r.keepForward(t)
+		with := *r.env
+		r.env.Forward = nil
+		r.restart()
+		time.Sleep(forwardLife + time.Second)
+		r.Use(&with)
+		rc.want(t, r, 0, 0)
+		if r.log.count("an event could not be forwarded; it") != 1 {
+			t.Error("the log does not say that it is lost")
+		}
+	})
+}
+
+// A backend that is down costs a bounded number of attempts, however many events wait for it, and gets all of them soon once it is up.
+func TestForwardsCost(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		const events = 20 * forwardTries
+		for range events {
+			r.keepForward(t)
+		}
+		r.restart()
+		synctest.Wait()
+		if n := r.ForwardsWaiting(); n != events { // also those that were not tried yet
+			t.Errorf("%d events are known to wait", n)
+		}
+		time.Sleep(time.Hour)
+		rc.want(t, r, 0, events)
+		if rc.runs < events || rc.runs > 80*forwardTries {
+			t.Errorf("%d attempts in an hour", rc.runs)
+		}
+		rc.answer(nil)
+		time.Sleep(backoffMost)
+		rc.want(t, r, events, 0)
+		if n := r.ForwardsWaiting(); n != 0 {
+			t.Errorf("%d events are known to wait", n)
+		}
+	})
+}
+
+// Events that are sealed with a key that is missing wait for it, and the log does not hear of each of them each time.
+func TestForwardsAreSealed(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		var err error
+		with, without := *r.env, *r.env
+		if with.Sealer, err = crypto.NewSealer(bytes.Repeat([]byte{7}, 32)); err != nil {
+			t.Fatal(err)
+		}
+		if without.Sealer, err = crypto.NewSealer(bytes.Repeat([]byte{9}, 32)); err != nil {
+			t.Fatal(err)
+		}
+		r.Use(&with)
+		for range 3 {
+			r.keepForward(t)
+		}
+		for name, data := range r.store.MemStore.records {
+			if strings.HasPrefix(name, forwardFolder) && strings.Contains(string(data), testAuthorizer) {
+				t.Errorf("stored unsealed: %s", data)
+			}
+		}
+		r.env = &without
+		r.restart()
+		for range 5 {
+			time.Sleep(time.Minute)
+			r.queue.add("forwards", 0, r.resumeForwards)
+			synctest.Wait()
+		}
+		rc.want(t, r, 0, 3)
+		if n := r.log.count("cannot be read and is left alone"); n != 1 {
+			t.Errorf("the log has %d lines", n)
+		}
+		r.Use(&with)
+		rc.want(t, r, 3, 0)
+	})
+}
+
+// A process that ends does not go on through all that waits.
+func TestForwardsEnd(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		r.env.Forward = func(ctx context.Context, f Forward) error { time.Sleep(time.Second); return rc.forward(ctx, f) }
+		for range 40 {
+			r.keepForward(t)
+		}
+		r.restart()
+		synctest.Wait()
+		began := time.Now()
+		r.Close()
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it ended after %v", took)
+		}
+		rc.want(t, r, 1, 39)
+	})
+}
+
+// An event that the store has taken although it said otherwise is gone before another node, which has heard of it, looks for it.
+func TestForwardIsNotLeftToOthers(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		r.store.fail(func(op, name string) error {
+			if op == "store" && strings.HasPrefix(name, forwardFolder) {
+				_ = r.store.MemStore.Store(context.Background(), name, []byte(`{"v":1}`))
+				return errors.New("no answer")
+			}
+			return nil
+		})
+		if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrStore) {
+			t.Errorf("error %v", err)
+		}
+		r.store.fail(nil)
+		time.Sleep(takeOverAfter - time.Second)
+		rc.want(t, r, 0, 0)
+	})
+}
+
+// What found no place before the store was changed, and says so after it, goes over, and so does what is under way when the store is changed
+// twice.
+func TestForwardsAreTakenOverLater(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		later, underWay := r.keepForward(t), r.keepForward(t)
+		done := make(chan error)
+		go func() {
+			done <- r.HandOn(context.Background(), underWay, func(context.Context) error { time.Sleep(5 * time.Second); return ErrNotForwarded })
+		}()
+		synctest.Wait()
+		next := r.successor(t)
+		r.Close()
+		next.TakeOver(r.Manager)
+		r.HandOnLater(later)
+		rc.want(t, next, 1, 0)
+		last := next.successor(t)
+		next.Close()
+		last.TakeOver(next.Manager)
+		if err := <-done; !errors.Is(err, ErrNotForwarded) {
+			t.Error(err)
+		}
+		rc.want(t, last, 2, 0)
+		rc.want(t, next, 2, 0)
+		rc.want(t, r, 2, 0)
+	})
+}
+
+// What cannot be taken over in the time that a reload has is told.
+func TestForwardsAreLeft(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		const events = 20
+		for range events {
+			r.HandOnLater(r.keepForward(t))
+		}
+		next := r.successor(t)
+		r.Close()
+		r.store.fail(func(op, name string) error {
+			if op == "load" && strings.HasPrefix(name, forwardFolder) {
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		next.TakeOver(r.Manager)
+		synctest.Wait()
+		if got, left := next.kept(t), r.kept(t); got == 0 || left == 0 || got+left != events {
+			t.Errorf("%d are taken over, %d are left", got, left)
+		}
+		if text := next.log.String(); next.log.count("cannot be taken over from the store of before") != 1 || !strings.Contains(text, fmt.Sprintf("events=%d ", r.kept(t))) {
+			t.Errorf("the log does not say how many are left:\n%s", text)
+		}
 	})
 }

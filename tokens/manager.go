@@ -62,9 +62,11 @@ type Manager struct {
 	hearing atomic.Pointer[hearing]
 	written recentWrites
 
-	unreadIntents atomic.Bool   // the store holds accepted authorizations that could not be read, or whose platform is not configured
-	givenUp       atomic.Uint64 // writings of accepted authorizations
-	lookedFor     atomic.Uint64 // of those
+	unreadIntents atomic.Bool // the store holds accepted authorizations that could not be read, or whose platform is not configured
+	// unreadForwards: the store holds events to forward that could not be read.
+	unreadForwards atomic.Bool
+	givenUp        atomic.Uint64 // writings of accepted authorizations
+	lookedFor      atomic.Uint64 // of those
 
 	shares sharing
 	names  names
@@ -161,7 +163,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 	if m.unreadIntents.Swap(false) || old == nil { // after env is there: who leaves one looks whether it still is
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
-	if env.Forward != nil && (old == nil || old.Forward == nil) {
+	if env.Forward != nil && (m.unreadForwards.Swap(false) || old == nil || old.Forward == nil) {
 		m.queue.add("forwards", 0, m.resumeForwards)
 	}
 	m.troubles.forgive()
