@@ -101,8 +101,18 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	if err == nil && answer.status >= http.StatusMultipleChoices {
 		err = fmt.Errorf("status %d", answer.status)
 	}
+	if err != nil && ctx.Err() != nil && !seen.parts.sent.isBegun() {
+		err = unsentError{err}
+	}
 	return err
 }
+
+// unsentError is of a push whose time was over before any of it was sent: reverse_proxy was dialling, which with a machine that is down
+// takes longer than a refusal.
+type unsentError struct{ error }
+
+// Unwrap is for errors.Is and errors.As.
+func (e unsentError) Unwrap() error { return e.error }
 
 // serveReached is serve, again and again until ctx ends while no backend can be reached: reverse_proxy gives up what it tries when its
 // configuration ends.

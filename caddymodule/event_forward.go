@@ -27,6 +27,7 @@ const maxForwards = 64
 
 // owedForward is an event that is to be handed to the next handler, and is kept until it has been.
 type owedForward struct {
+	manager *tokens.Manager // that keeps it: a reload may put another in its place
 	id      string
 	appid   string
 	message []byte
@@ -59,7 +60,8 @@ func (e *Event) oweForward(r *http.Request, p *push) (*owedForward, error) {
 	// The event itself was kept meanwhile: both have the time of one.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), p.entry.Time.Add(eventStoreTimeout))
 	defer cancel()
-	id, err := e.app.manager().KeepForward(ctx, tokens.Forward{
+	manager := e.app.manager()
+	id, err := manager.KeepForward(ctx, tokens.Forward{
 		Platform: p.platform.AppID, AppID: appid, InfoType: string(f.InfoType), Event: kept,
 	})
 	if errors.Is(err, tokens.ErrForwardsFull) {
@@ -69,7 +71,7 @@ func (e *Event) oweForward(r *http.Request, p *push) (*owedForward, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep what is to be forwarded: %w", err)
 	}
-	return &owedForward{id, appid, message}, nil
+	return &owedForward{manager, id, appid, message}, nil
 }
 
 func (e *Event) forwardLost(platform, infoType string, err error) {
@@ -82,18 +84,17 @@ func (e *Event) forwardLost(platform, infoType string, err error) {
 // the manager, also in the next process.
 func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push, owed *owedForward) {
 	platform, infoType := p.platform.AppID, string(p.fields.InfoType)
-	manager := e.app.manager()
 	select {
 	case e.forwards <- struct{}{}:
 	default:
 		e.forwardLost(platform, infoType, errForwardsFull)
-		manager.HandOnLater(owed.id)
+		owed.manager.HandOnLater(owed.id)
 		return
 	}
 	copied := detach(r, p.fields.Format, newFacts(p, owed.appid), owed.message)
 	e.app.background(func(ctx context.Context) {
 		defer func() { <-e.forwards }()
-		err := manager.HandOn(ctx, owed.id, func(ctx context.Context) error {
+		err := owed.manager.HandOn(ctx, owed.id, func(ctx context.Context) error {
 			return handedOn(ctx, copied.serveReached(ctx, next))
 		})
 		switch {
@@ -111,7 +112,8 @@ var errForwardsFull = errors.New("too many events are being forwarded already, t
 // handedOn says of the error of a handler whether the event is to be handed on once more: if nobody was reached, or this process ends
 // while somebody may have it.
 func handedOn(ctx context.Context, err error) error {
-	if notReached(err) || err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	_, unsent := errors.AsType[unsentError](err)
+	if notReached(err) || unsent || err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("%w: %w", tokens.ErrNotForwarded, err)
 	}
 	return err
@@ -150,13 +152,22 @@ func (k *keptEvent) request(ctx context.Context, u *url.URL) *http.Request {
 		Method: http.MethodPost, URL: u, Host: k.Host, RemoteAddr: k.Remote, Header: k.Header, Proto: k.Proto, RequestURI: k.URI, Body: http.NoBody,
 	}
 	r.ProtoMajor, r.ProtoMinor, _ = http.ParseHTTPVersion(k.Proto)
+	if r.Header == nil {
+		r.Header = make(http.Header)
+	}
 	if k.TLS {
-		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: k.Host}
+		name, _, err := net.SplitHostPort(k.Host)
+		if err != nil {
+			name = k.Host
+		}
+		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: name}
 	}
-	if local, err := netip.ParseAddrPort(k.Local); err == nil { // Caddy's placeholders of the connection panic without it
-		ctx = context.WithValue(ctx, http.LocalAddrContextKey, net.TCPAddrFromAddrPort(local))
+	// Caddy's placeholders of the connection panic without it.
+	var local net.Addr = &net.UnixAddr{Net: "unix", Name: k.Local}
+	if addr, err := netip.ParseAddrPort(k.Local); err == nil {
+		local = net.TCPAddrFromAddrPort(addr)
 	}
-	return r.WithContext(ctx)
+	return r.WithContext(context.WithValue(ctx, http.LocalAddrContextKey, local))
 }
 
 // resumed is an event on its way to a wechat_event that forwards, whose next handler is to get it.
@@ -174,6 +185,16 @@ type resumedKey struct{}
 func resumedForward(r *http.Request) *resumed {
 	f, _ := r.Context().Value(resumedKey{}).(*resumed)
 	return f
+}
+
+// run has it go through the routes. What handlers around the next one make of its end, such as a panic, is not the event's.
+func (f *resumed) run(w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicError{value: v, stack: zap.Stack("").String}
+		}
+	}()
+	return f.serve(w, r)
 }
 
 // handOn gives it to the next handler.
@@ -217,6 +238,7 @@ func (a *App) forwardThrough(ctx context.Context, servers map[string]*caddyhttp.
 	if err := crypto.ScanFields(kept.Message, &p.fields); err != nil {
 		return errors.New("what was kept of it is no event")
 	}
+	unfound := fmt.Errorf("%w: no site has a wechat_event with forward at %s%s", tokens.ErrNotForwarded, kept.Host, u.Path)
 	names := slices.Sorted(maps.Keys(servers))
 	if i := slices.Index(names, kept.Server); i > 0 { // to which it came
 		names[0], names[i] = names[i], names[0]
@@ -226,12 +248,15 @@ func (a *App) forwardThrough(ctx context.Context, servers map[string]*caddyhttp.
 		way := &resumed{detour: detour{server: server, path: u.Path, body: kept.Message}, ctx: ctx, push: p, appid: f.AppID}
 		answer := &detourAnswer{&ignoredAnswer{header: make(http.Header)}, &way.detour}
 		r := kept.request(context.WithValue(ctx, resumedKey{}, way), u)
-		err = way.serve(answer, way.request(r, answer, detourContext{r.Context(), &way.detour}))
+		err := way.run(answer, way.request(r, answer, detourContext{r.Context(), &way.detour}))
 		if way.taken.Load() {
 			return way.outcome
 		}
+		if err != nil {
+			unfound = fmt.Errorf("%w: %w", unfound, err)
+		}
 	}
-	return fmt.Errorf("%w: no site has a wechat_event with forward at %s%s: %v", tokens.ErrNotForwarded, kept.Host, u.Path, err) //nolint:errorlint // may be nil
+	return unfound
 }
 
 // withoutCodes is an event with its codes emptied.

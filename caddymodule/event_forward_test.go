@@ -4,14 +4,22 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -98,4 +106,163 @@ func TestForwardKept(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestForwardRunsOutOfTime: a backend whose machine is down is being dialled when the time is up. Nobody has the event, so that it is tried
+// again; unless it was read by then.
+func TestForwardRunsOutOfTime(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		read, again bool
+		err         error // with which the next handler returns
+	}{
+		"dialling":                 {false, true, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded)},
+		"dialling, with no error":  {false, true, nil},
+		"waiting for the answer":   {true, false, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded)},
+		"in time, and not reached": {false, true, reverseproxy.NewDialError(errors.New("connection refused"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				copied := detach(httptest.NewRequest(http.MethodPost, "/wx/event", nil), crypto.FormatXML, &facts{platform: platformID}, []byte(eventXML("unauthorized", "")))
+				ctx, cancel := context.WithTimeout(t.Context(), backgroundTimeout)
+				defer cancel()
+				err := handedOn(ctx, copied.serveReached(ctx, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+					if tt.read {
+						_, _ = io.Copy(io.Discard, r.Body)
+					}
+					<-r.Context().Done()
+					if tt.err == nil {
+						w.WriteHeader(statusCanceled)
+					}
+					return tt.err
+				})))
+				if err == nil || errors.Is(err, tokens.ErrNotForwarded) != tt.again {
+					t.Errorf("tried again: %v, want %v: %v", !tt.again, tt.again, err)
+				}
+			})
+		})
+	}
+}
+
+// TestForwardStaysWithItsManager: a reload changes the store just when WeChat has its `success`. What the manager of before keeps of the event
+// is done with when the event is.
+func TestForwardStaysWithItsManager(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	_, next := newEvent(t)
+	next.manager() // in use
+	e.Forward = true
+	r := eventSender(t).push("/wx/event", eventXML("something_new", ""))
+	rec := &hookedRecorder{httptest.NewRecorder(), func() { app.shared.heir.Store(next.shared) }}
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), rec, &caddyhttp.Server{})
+	forwarded := make(chan struct{})
+	if err := e.ServeHTTP(rec, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { close(forwarded); return nil })); err != nil {
+		t.Fatal(err)
+	}
+	<-forwarded
+	next.shared.work.Wait()
+	if left, err := app.env.Store.List(t.Context(), "wechat/v1/forward"); err != nil || len(left) != 0 || rec.Body.String() != string(success) {
+		t.Errorf("answered %q, and %d events are kept: %v", rec.Body, len(left), err)
+	}
+}
+
+// hookedRecorder tells of an answer.
+type hookedRecorder struct {
+	*httptest.ResponseRecorder
+	written func()
+}
+
+func (r *hookedRecorder) Write(b []byte) (int, error) {
+	r.written()
+	return r.ResponseRecorder.Write(b)
+}
+
+// TestForwardKeptRequest: handlers find of the request what they need not to panic.
+func TestForwardKeptRequest(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ host, local, name, at string }{
+		{"wechat.example.com:8443", "127.0.0.1:8443", "wechat.example.com", "127.0.0.1:8443"},
+		{"wechat.example.com", "/run/caddy.sock", "wechat.example.com", "/run/caddy.sock"},
+	} {
+		k := keptEvent{Host: tt.host, URI: "/wx/event", TLS: true, Proto: "HTTP/1.1", Local: tt.local}
+		r := k.request(t.Context(), &url.URL{Path: "/wx/event"})
+		repl := caddy.NewReplacer()
+		r = caddyhttp.PrepareRequest(r, repl, httptest.NewRecorder(), &caddyhttp.Server{})
+		r.Header.Set("X-A", "b")
+		if got := repl.ReplaceAll("{http.request.tls.server_name} {http.request.local}", ""); got != tt.name+" "+tt.at {
+			t.Errorf("%s: %s", tt.host, got)
+		}
+	}
+}
+
+func init() {
+	caddy.RegisterModule(panicsAfter{})
+	httpcaddyfile.RegisterHandlerDirective("test_panics_after", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		return panicsAfter{}, nil
+	})
+}
+
+// panicsAfter is a handler that panics when what comes after it is done.
+type panicsAfter struct{}
+
+// CaddyModule implements caddy.Module.
+func (panicsAfter) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.test_panics_after", New: func() caddy.Module { return new(panicsAfter) }}
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (panicsAfter) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	_ = next.ServeHTTP(w, r)
+	panic("a bug")
+}
+
+// TestForwardKeptAndPanic: a handler around wechat_event panics once the event is with the backend, which has it.
+func TestForwardKeptAndPanic(t *testing.T) {
+	s := newSites(t, t.TempDir(), ":8080 {\nroute /wx/event {\ntest_panics_after\nwechat_event {\nforward\n}\nreverse_proxy BACKEND\n}\n}\n")
+	event, err := json.Marshal(keptEvent{Server: "srv0", Host: "a.example.com", URI: "/wx/event", Proto: "HTTP/1.1", Message: []byte(eventXML("unauthorized", ""))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.app.forwardThrough(t.Context(), s.servers, tokens.Forward{Platform: platformID, InfoType: "unauthorized", Event: event}); err != nil {
+		t.Errorf("error %v", err)
+	}
+	if n := len(s.backend.copies()); n != 1 {
+		t.Errorf("the backend got %d requests", n)
+	}
+	other := keptEvent{Server: "srv0", Host: "a.example.com", URI: "/elsewhere", Proto: "HTTP/1.1", Message: []byte(eventXML("unauthorized", ""))}
+	if event, err = json.Marshal(other); err != nil {
+		t.Fatal(err)
+	}
+	err = s.app.forwardThrough(t.Context(), s.servers, tokens.Forward{Platform: platformID, InfoType: "unauthorized", Event: event})
+	if !errors.Is(err, tokens.ErrNotForwarded) || strings.Contains(err.Error(), "nil") {
+		t.Errorf("to a path that is no more: %v", err)
+	}
+}
+
+// TestForwardsWaitInTheStatus: what waits for a backend is told, also after a restart, and no longer once the backend has it.
+func TestForwardsWaitInTheStatus(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	var up atomic.Bool
+	app.env.Forward = func(context.Context, tokens.Forward) error {
+		if up.Load() {
+			return nil
+		}
+		return tokens.ErrNotForwarded
+	}
+	m := app.manager()
+	for range 2 {
+		id, err := m.KeepForward(t.Context(), tokens.Forward{Platform: platformID, InfoType: "something_new", Event: []byte("{}")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = m.HandOn(t.Context(), id, func(context.Context) error { return tokens.ErrNotForwarded })
+	}
+	eventually(t, app, "two events wait", func(s Status) bool {
+		f := s.finding("forwards_waiting", "")
+		return f != nil && f.Level == Yellow && strings.HasPrefix(f.Text.EN, "2 events")
+	})
+	up.Store(true)
+	eventually(t, app, "none waits", func(s Status) bool { return s.finding("forwards_waiting", "") == nil })
 }

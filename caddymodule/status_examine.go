@@ -301,6 +301,9 @@ func (x *examination) configuration(ctx context.Context) {
 	if a.env.Sealer == nil {
 		x.found(noSealKey())
 	}
+	if n := a.manager().ForwardsWaiting(); n > 0 {
+		x.found(forwardsWait(n))
+	}
 	for _, acc := range a.Accounts {
 		if acc.mode == modePlain {
 			x.found(plainMode(acc.AppID))
