@@ -68,7 +68,6 @@ func (a *Authorize) unmarshalAuthType(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseAuthorize sets up wechat_authorize as one route for the addresses below its base.
 // addresses are the paths of which the handler serves some; what comes on others it passes on.
 func (a *Authorize) addresses() caddyhttp.MatchPath {
 	base := strings.TrimSuffix(a.Base, "/")
@@ -79,6 +78,7 @@ func (a *Authorize) addresses() caddyhttp.MatchPath {
 	return paths
 }
 
+// parseAuthorize sets up wechat_authorize as one route for the addresses below its base.
 func parseAuthorize(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	a := new(Authorize)
 	if err := a.UnmarshalCaddyfile(h.Dispenser); err != nil {

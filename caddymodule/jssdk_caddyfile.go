@@ -57,12 +57,12 @@ func (j *JSSDK) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseJSSDK sets up wechat_jssdk as one route for all below its base.
 // addresses are the paths that the handler serves; what comes on others it passes on.
 func (j *JSSDK) addresses() caddyhttp.MatchPath {
 	return caddyhttp.MatchPath{strings.TrimSuffix(j.Base, "/") + "/*"}
 }
 
+// parseJSSDK sets up wechat_jssdk as one route for all below its base.
 func parseJSSDK(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	j := new(JSSDK)
 	if err := j.UnmarshalCaddyfile(h.Dispenser); err != nil {

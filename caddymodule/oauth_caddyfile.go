@@ -202,7 +202,6 @@ func (f *Func) unmarshalOption(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseOAuth sets up wechat_oauth as one route for the addresses below its base and, if there is one, the callback.
 // addresses are the paths that the handler serves; what comes on others it passes on.
 func (o *OAuth) addresses() caddyhttp.MatchPath {
 	base := strings.TrimSuffix(o.Base, "/")
@@ -213,6 +212,7 @@ func (o *OAuth) addresses() caddyhttp.MatchPath {
 	return paths
 }
 
+// parseOAuth sets up wechat_oauth as one route for the addresses below its base and, if there is one, the callback.
 func parseOAuth(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	o := new(OAuth)
 	if err := o.UnmarshalCaddyfile(h.Dispenser); err != nil {

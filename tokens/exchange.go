@@ -154,6 +154,7 @@ func (m *Manager) exchangeOnce(ctx context.Context, env *Environment, c authCode
 	}
 	env.Log.Info("account authorised", "platform", c.platform, "appid", g.appid)
 	env.Observer.Happened(Authorized, AuthorizerKey(c.platform, g.appid), nil)
+	m.seekAuthorized(AuthorizerKey(c.platform, g.appid))
 	return a, nil
 }
 

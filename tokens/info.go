@@ -153,15 +153,15 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	return e.rec.UserName, e.rec.UserName != ""
 }
 
-// learn asks WeChat about an account, unless the store knows about it.
-func (m *Manager) learn(ctx context.Context, k Key) {
+// learn asks WeChat about an account, unless the store knows about it, and reports whether it did.
+func (m *Manager) learn(ctx context.Context, k Key) (asked bool) {
 	env, err := m.current()
 	if err != nil {
-		return
+		return false
 	}
 	e, err := m.lookup(ctx, env, k)
 	if err != nil || !e.renewable() || e.rec.UserName != "" {
-		return
+		return false
 	}
 	e.infoAt.Store(time.Now().Add(infoEvery).UnixNano())
 	info, err := m.authorizerInfo(ctx, env, k)
@@ -171,6 +171,7 @@ func (m *Manager) learn(ctx context.Context, k Key) {
 	if err != nil {
 		env.Log.Debug("an account's name cannot be fetched; tried again in an hour", "platform", k.Platform, "appid", k.AppID, "error", err)
 	}
+	return true
 }
 
 // keepInfo keeps what was learned of an account with its record, and the way back from its gh_ id.

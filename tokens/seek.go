@@ -50,6 +50,13 @@ func (s *seeks) move(platform, cursor string) {
 	}
 }
 
+// sought reports whether there has been a step.
+func (s *seeks) sought(platform string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.next[platform].IsZero()
+}
+
 // SeekUserNames has the gh_ ids learned of accounts of a platform of which none is known, a few a minute, for as long as it is called: a
 // message came whose account only its gh_ id could tell. It does not wait. The platform is one that is configured.
 func (m *Manager) SeekUserNames(platform string) {
@@ -73,11 +80,20 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 			if asked == seekAccounts || ctx.Err() != nil {
 				return // those that are known by then are passed over
 			}
-			asked++
-			m.learn(ctx, k)
+			if m.learn(ctx, k) { // not of one without a refresh token: there may be a page full of them
+				asked++
+			}
 		}
 		if m.seeks.move(platform, page.Next); page.Next == "" {
 			return
 		}
+	}
+}
+
+// seekAuthorized has the gh_ id learned of an account that has just authorised a platform whose accounts are looked for: the search may
+// rest, or be past it.
+func (m *Manager) seekAuthorized(k Key) {
+	if m.seeks.sought(k.Platform) {
+		m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
 	}
 }
