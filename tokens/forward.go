@@ -112,7 +112,9 @@ func (t *forwardTable) stored(ids []string) {
 		t.byID = make(map[string]bool)
 	}
 	for _, id := range ids {
-		t.byID[id] = t.byID[id]
+		if _, known := t.byID[id]; !known {
+			t.byID[id] = false
+		}
 	}
 	for id, underWay := range t.byID {
 		if _, there := slices.BinarySearch(ids, id); !underWay && !there {
