@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -281,22 +280,10 @@ func (m *Manager) forgetForward(env *Environment, id string) func(context.Contex
 }
 
 // storedForwards are the ids of the events that the store has, in the order in which they came.
-func (m *Manager) storedForwards(ctx context.Context, env *Environment) (ids []string, err error) {
-	var names []string
-	err = env.operate(ctx, "list", storeTimeout, func(ctx context.Context) (err error) {
-		names, err = env.Store.List(ctx, forwardFolder)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: list %s: %w", ErrStore, forwardFolder, err)
-	}
-	for _, name := range names {
-		if id := path.Base(name); isCodeHash(id) { // else a store's temporary file
-			ids = append(ids, id)
-		}
-	}
+func (m *Manager) storedForwards(ctx context.Context, env *Environment) ([]string, error) {
+	ids, err := m.storedIn(ctx, env, forwardFolder)
 	slices.Sort(ids)
-	return ids, nil
+	return ids, err
 }
 
 // resumeForwards is the job that hands on what an earlier process, another node or an earlier attempt has not: at the first Use, when another

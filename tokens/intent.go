@@ -410,21 +410,26 @@ func (m *Manager) resumeLateIntents(ctx context.Context) error {
 }
 
 // storedIntents are the hashes of the codes that the store has intents of.
-func (m *Manager) storedIntents(ctx context.Context, env *Environment) (hashes []string, err error) {
+func (m *Manager) storedIntents(ctx context.Context, env *Environment) ([]string, error) {
+	return m.storedIn(ctx, env, intentFolder)
+}
+
+// storedIn are the last parts of the names that the store has in the folder of intents or of events.
+func (m *Manager) storedIn(ctx context.Context, env *Environment, folder string) (found []string, err error) {
 	var names []string
 	err = env.operate(ctx, "list", storeTimeout, func(ctx context.Context) (err error) {
-		names, err = env.Store.List(ctx, intentFolder)
+		names, err = env.Store.List(ctx, folder)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: list %s: %w", ErrStore, intentFolder, err)
+		return nil, fmt.Errorf("%w: list %s: %w", ErrStore, folder, err)
 	}
 	for _, name := range names {
-		if hash := path.Base(name); isCodeHash(hash) { // else a store's temporary file
-			hashes = append(hashes, hash)
+		if id := path.Base(name); isCodeHash(id) { // else a store's temporary file
+			found = append(found, id)
 		}
 	}
-	return hashes, nil
+	return found, nil
 }
 
 // resumeIntents is the job that takes up what was accepted and not finished, by an earlier process at the first Use.
