@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -21,8 +22,9 @@ const (
 
 	apiDialTimeout      = 3 * time.Second
 	apiHandshakeTimeout = 5 * time.Second
-	responseTimeout     = 30 * time.Second      // from a request's end to its answer's beginning: committing a mini program's code takes WeChat ten seconds and more
-	stallTimeout        = 30 * time.Second      // without a byte more of an answer, or without one of a request being taken
+	responseTimeout     = 30 * time.Second      // default of response_header_timeout: committing a mini program's code takes WeChat ten seconds and more
+	stallTimeout        = 30 * time.Second      // default of stall_timeout
+	maxAPITimeout       = time.Hour             // of both
 	freeDials           = 10                    // of one sending of a call: connections after which net/http waits before it begins the next
 	firstDialPause      = 10 * time.Millisecond // before that one; it doubles each time
 	lastDialPause       = time.Second
@@ -79,6 +81,11 @@ type API struct {
 	// accounts and authorizers, and for no platform, also when clients are configured; an SDK, which has to send some
 	// secret, may send any. A key in Authorization must be right all the same. Default: false.
 	TrustLoopback bool `json:"trust_loopback,omitempty"`
+	// ResponseHeaderTimeout is how long WeChat may take from a request's end to its answer's beginning, at most 1 h. The caller gets 504
+	// after that. Default: 30s.
+	ResponseHeaderTimeout caddy.Duration `json:"response_header_timeout,omitempty"`
+	// StallTimeout is how long an answer may go without a byte more, or a request without WeChat taking one, at most 1 h. Default: 30s.
+	StallTimeout caddy.Duration `json:"stall_timeout,omitempty"`
 
 	app      *App
 	logger   *zap.Logger
@@ -102,6 +109,12 @@ func (a *API) Provision(ctx caddy.Context) error {
 	if a.RepeatBuffer == 0 {
 		a.RepeatBuffer = defaultRepeatBuffer
 	}
+	if a.ResponseHeaderTimeout == 0 {
+		a.ResponseHeaderTimeout = caddy.Duration(responseTimeout)
+	}
+	if a.StallTimeout == 0 {
+		a.StallTimeout = caddy.Duration(stallTimeout)
+	}
 	var err error
 	if a.app, err = loadApp(ctx); err != nil {
 		return err
@@ -112,7 +125,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	own := ctx.WithValue(apiProxyKey{}, true)
+	own := ctx.WithValue(apiProxyKey{}, a)
 	proxy, err := own.LoadModuleByID("http.handlers.reverse_proxy", config)
 	if err != nil {
 		return err
@@ -134,7 +147,18 @@ func (a *API) Validate() error {
 	if a.RepeatBuffer < 0 || a.RepeatBuffer > maxSize {
 		return errors.New("repeat_buffer: want a number of bytes up to 1 GiB")
 	}
-	return nil
+	if err := checkAPITimeout("response_header_timeout", a.ResponseHeaderTimeout); err != nil {
+		return err
+	}
+	return checkAPITimeout("stall_timeout", a.StallTimeout)
+}
+
+// checkAPITimeout refuses a time in which WeChat cannot answer, or in which nobody waits any more.
+func checkAPITimeout(field string, t caddy.Duration) error {
+	if t <= 0 || time.Duration(t) > maxAPITimeout {
+		return fmt.Errorf("%s: want more than 0 and at most %s", field, maxAPITimeout)
+	}
+	return checkUnit(field, t)
 }
 
 // proxyConfig is the reverse_proxy that carries the calls.
@@ -144,7 +168,7 @@ func (a *API) proxyConfig() map[string]any {
 		"protocol":                "wechat",
 		"compression":             false, // an answer has to be readable, and keep its length
 		"dial_timeout":            caddy.Duration(apiDialTimeout),
-		"response_header_timeout": caddy.Duration(responseTimeout),
+		"response_header_timeout": a.ResponseHeaderTimeout,
 		"keep_alive":              object{"idle_timeout": caddy.Duration(apiIdleTimeout), "max_idle_conns_per_host": 64},
 		"network_proxy":           object{"from": "none"},
 	}

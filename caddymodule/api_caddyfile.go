@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -18,8 +19,10 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // UnmarshalCaddyfile sets up the handler from the directive:
 //
 //	wechat_api [<matcher>] {
-//		repeat_buffer  <size>
+//		repeat_buffer           <size>
 //		trust_loopback
+//		response_header_timeout <duration>
+//		stall_timeout           <duration>
 //	}
 func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
@@ -40,9 +43,28 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.ArgErr()
 			}
 			a.TrustLoopback = true
+		case "response_header_timeout":
+			if err := apiTimeout(d, &a.ResponseHeaderTimeout); err != nil {
+				return err
+			}
+		case "stall_timeout":
+			if err := apiTimeout(d, &a.StallTimeout); err != nil {
+				return err
+			}
 		default:
-			return d.Errf("unknown subdirective '%s': want repeat_buffer or trust_loopback", d.Val())
+			return d.Errf("unknown subdirective '%s': want repeat_buffer, trust_loopback, response_header_timeout or stall_timeout", d.Val())
 		}
+	}
+	return nil
+}
+
+func apiTimeout(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	name := d.Val()
+	if err := duration(d, into); err != nil {
+		return err
+	}
+	if err := checkAPITimeout(name, *into); err != nil {
+		return d.WrapErr(err)
 	}
 	return nil
 }

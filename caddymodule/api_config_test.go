@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -22,27 +23,44 @@ import (
 
 func TestAPIValidate(t *testing.T) {
 	t.Parallel()
-	for _, a := range []*API{{RepeatBuffer: -1}, {RepeatBuffer: maxSize + 1}} {
-		if a.Validate() == nil {
-			t.Errorf("%+v is accepted", a)
+	valid := func(change func(*API)) *API {
+		a := &API{RepeatBuffer: 1, ResponseHeaderTimeout: caddy.Duration(maxAPITimeout), StallTimeout: caddy.Duration(leastDuration)}
+		change(a)
+		return a
+	}
+	if err := valid(func(*API) {}).Validate(); err != nil {
+		t.Error(err)
+	}
+	for want, a := range map[string]*API{
+		"repeat_buffer: want":                         valid(func(a *API) { a.RepeatBuffer = -1 }),
+		"repeat_buffer: want a number of bytes up to": valid(func(a *API) { a.RepeatBuffer = maxSize + 1 }),
+		"response_header_timeout: want more than 0":   valid(func(a *API) { a.ResponseHeaderTimeout = -1 }),
+		"response_header_timeout: 30ns":               valid(func(a *API) { a.ResponseHeaderTimeout = 30 }),
+		"stall_timeout: want more than 0 and at most": valid(func(a *API) { a.StallTimeout = caddy.Duration(maxAPITimeout + 1) }),
+		"stall_timeout: 30ns":                         valid(func(a *API) { a.StallTimeout = 30 }),
+	} {
+		if err := a.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got %v, want %q", a, err, want)
 		}
 	}
 }
 
 func TestAPIUnmarshalCaddyfile(t *testing.T) {
 	t.Parallel()
-	h := httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser("wechat_api {\n repeat_buffer 2MiB\n trust_loopback\n}")}
+	h := httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser("wechat_api {\n repeat_buffer 2MiB\n trust_loopback\n response_header_timeout 2m\n stall_timeout 45s\n}")}
 	handler, err := parseAPI(h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := handler.(*API); a.RepeatBuffer != 2<<20 || !a.TrustLoopback {
+	if a := handler.(*API); a.RepeatBuffer != 2<<20 || !a.TrustLoopback || time.Duration(a.ResponseHeaderTimeout) != 2*time.Minute || time.Duration(a.StallTimeout) != 45*time.Second {
 		t.Errorf("got %+v", a)
 	}
 	for input, want := range map[string]string{
 		"wechat_api x": "wrong argument count", "wechat_api {\n nope\n}": "unknown subdirective 'nope'", "wechat_api {\n repeat_buffer\n}": "wrong argument count",
 		"wechat_api {\n repeat_buffer 1MiB 2MiB\n}": "wrong argument count", "wechat_api {\n repeat_buffer much\n}": "'much' is not a size",
 		"wechat_api {\n repeat_buffer 0\n}": "is not a size", "wechat_api {\n repeat_buffer 1MiB\n repeat_buffer 1MiB\n}": "given twice",
+		"wechat_api {\n stall_timeout 2h\n}": "stall_timeout: want more than 0 and at most 1h", "wechat_api {\n response_header_timeout 2h\n}": "response_header_timeout: want",
+		"wechat_api {\n stall_timeout 5\n}": "'5' is not a duration", "wechat_api {\n stall_timeout 5s\n stall_timeout 5s\n}": "given twice",
 		"wechat_api {\n trust_loopback yes\n}": "wrong argument count", "wechat_api {\n trust_loopback\n trust_loopback\n}": "given twice",
 	} {
 		_, err := parseAPI(httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser(input)})

@@ -317,6 +317,40 @@ func TestAPIAnswersThatAreNoneWithoutSecret(t *testing.T) {
 	}
 }
 
+// TestAPITimeouts: how long WeChat may take is configured, for the beginning of an answer and for what follows.
+func TestAPITimeouts(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, api string
+		begin     bool
+	}{
+		{"no answer", `{"response_header_timeout":"100ms"}`, false},
+		{"half an answer", `{"stall_timeout":"100ms"}`, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			release := make(chan struct{})
+			wechat := newFakeWeChat(t)
+			defer close(release)
+			g := newGateway(t, wechat, "", tt.api)
+			wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+				if tt.begin {
+					_, _ = io.WriteString(w, `{"errcode":`)
+					_ = http.NewResponseController(w).Flush()
+				}
+				<-release
+			})
+			began := time.Now()
+			if a := g.get("/"+accountID+"/cgi-bin/x", bearer(crmKey)); a.Status != http.StatusGatewayTimeout || a.code(t) != 504 {
+				t.Errorf("got %d %s", a.Status, a.Body)
+			}
+			if took := time.Since(began); took < 100*time.Millisecond || took > responseTimeout/2 {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
 // WeChat sends headers, or the beginning of an answer, and then nothing more.
 func TestAPIStalls(t *testing.T) {
 	release := make(chan struct{})

@@ -43,8 +43,8 @@ type Transport struct {
 	origins map[string]*url.URL // by dial address
 	hosts   map[*url.URL]*hostHealth
 	logger  *zap.Logger
-	stall   time.Duration // stallTimeout, but for tests
-	answer  time.Duration // responseTimeout, but for tests
+	stall   time.Duration // stall_timeout of wechat_api
+	answer  time.Duration // its response_header_timeout
 	stalls  stallTimers
 	lost    damper
 
@@ -67,11 +67,12 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if ctx.Value(apiProxyKey{}) == nil {
+	api, ok := ctx.Value(apiProxyKey{}).(*API)
+	if !ok {
 		return errTransport
 	}
 	t.app = app
-	t.stall, t.answer = stallTimeout, responseTimeout
+	t.stall, t.answer = time.Duration(api.StallTimeout), time.Duration(api.ResponseHeaderTimeout)
 	t.refusing = newRefusingPaths()
 	t.origins, t.hosts = make(map[string]*url.URL), make(map[*url.URL]*hostHealth)
 	for _, origin := range app.apiOrigins() {
@@ -101,7 +102,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 
 var errTransport = errors.New("the transport wechat serves wechat_api alone: use the handler wechat_api in place of this reverse_proxy")
 
-// apiProxyKey is in the context in which wechat_api provisions its own reverse_proxy.
+// apiProxyKey is what has the wechat_api in the context in which that provisions its own reverse_proxy.
 type apiProxyKey struct{}
 
 // errTurnedAway is what a call ends with that no connection takes.

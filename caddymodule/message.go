@@ -66,8 +66,8 @@ import (
 // event that comes to this URL is handled as wechat_event would, but is forwarded to nobody: the forward of that is of what comes to it. WeChat's acceptance check (全网发布) is answered without the next handler.
 //
 // Each mirror gets a copy of every message that the next handler gets, as that gets it: one account, several environments.
-// Copies are sent in the background, once however often WeChat pushes the message, at most 256 at a time to one mirror and
-// for at most 15 s each; what a mirror answers, or that it does not, is counted and changes nothing. WeChat's acceptance
+// Copies are sent in the background, once however often WeChat pushes the message, at most MirrorMaxInFlight at a time to one mirror
+// and for at most MirrorTimeout each; what a mirror answers, or that it does not, is counted and changes nothing. WeChat's acceptance
 // check, and a text that begins with QUERY_AUTH_CODE:, are never mirrored.
 type Message struct {
 	// AppID is the account whose pushes come to this route. Default: read from the path.
@@ -100,6 +100,11 @@ type Message struct {
 	Deduplication string `json:"deduplication,omitempty"`
 	// MirrorsRaw are handlers, such as reverse_proxy, that each get a copy of every message; none of them twice. Default: none.
 	MirrorsRaw []json.RawMessage `json:"mirrors,omitempty" caddy:"namespace=http.handlers inline_key=handler"`
+	// MirrorTimeout is how long one copy may take, at most 30 s. Default: 15s.
+	MirrorTimeout caddy.Duration `json:"mirror_timeout,omitempty"`
+	// MirrorMaxInFlight is how many copies may be under way to one mirror at once, at most 1,000,000; it gets none of the messages that come
+	// then. Default: 256.
+	MirrorMaxInFlight int `json:"mirror_max_in_flight,omitempty"`
 
 	app       *App
 	clustered bool

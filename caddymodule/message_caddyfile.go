@@ -47,16 +47,18 @@ func parseMessage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // UnmarshalCaddyfile sets up the handler:
 //
 //	wechat_message [<matcher>] [<appid>] {
-//		pushes           <number>
-//		reply_timeout    <duration>
-//		slow_reply       success | text <text> | customer_service
-//		fallback         text <text>
-//		backend_timeout  <duration>
-//		timestamp_window <duration>
-//		max_body         <size>
-//		max_in_flight    <number>
-//		deduplication    cluster | local
-//		mirror           <upstream>...
+//		pushes               <number>
+//		reply_timeout        <duration>
+//		slow_reply           success | text <text> | customer_service
+//		fallback             text <text>
+//		backend_timeout      <duration>
+//		timestamp_window     <duration>
+//		max_body             <size>
+//		max_in_flight        <number>
+//		deduplication        cluster | local
+//		mirror               <upstream>...
+//		mirror_timeout       <duration>
+//		mirror_max_in_flight <number>
 //	}
 func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
@@ -134,8 +136,22 @@ func (m *Message) unmarshalOption(d *caddyfile.Dispenser) error {
 		}
 	case "mirror":
 		return m.unmarshalMirror(d)
+	case "mirror_timeout":
+		if err := duration(d, &m.MirrorTimeout); err != nil {
+			return err
+		}
+		if err := checkMirrorTimeout(m.MirrorTimeout); err != nil {
+			return d.WrapErr(err)
+		}
+	case "mirror_max_in_flight":
+		if err := number(d, &m.MirrorMaxInFlight); err != nil {
+			return err
+		}
+		if m.MirrorMaxInFlight > maxMaxInFlight {
+			return d.Errf("mirror_max_in_flight: at most %d", maxMaxInFlight)
+		}
 	default:
-		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body, max_in_flight, deduplication or mirror", d.Val())
+		return d.Errf("unknown subdirective '%s': want pushes, reply_timeout, slow_reply, fallback, backend_timeout, timestamp_window, max_body, max_in_flight, deduplication, mirror, mirror_timeout or mirror_max_in_flight", d.Val())
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Limits of copies to mirrors.
+// Defaults of copies to mirrors.
 const (
 	maxMirrorCopies = 256              // under way at once to one mirror; one that hangs must not pile them up
 	mirrorTimeout   = 15 * time.Second // for one copy: as long as WeChat waits for the backend
@@ -41,8 +41,14 @@ type mirror struct {
 
 // provisionMirrors loads the mirrors' handlers.
 func (m *Message) provisionMirrors(ctx caddy.Context) error {
-	if len(m.MirrorsRaw) == 0 {
-		return nil
+	if m.MirrorTimeout == 0 {
+		m.MirrorTimeout = caddy.Duration(mirrorTimeout)
+	}
+	if m.MirrorMaxInFlight == 0 {
+		m.MirrorMaxInFlight = maxMirrorCopies
+	}
+	if err := m.checkMirrorLimits(); err != nil || len(m.MirrorsRaw) == 0 {
+		return err
 	}
 	if i := again(m.MirrorsRaw); i >= 0 {
 		return fmt.Errorf("mirrors: entry %d is there before: each message would be sent there twice", i+1)
@@ -58,10 +64,29 @@ func (m *Message) provisionMirrors(ctx caddy.Context) error {
 		}
 		m.mirrors = append(m.mirrors, &mirror{
 			handler: caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error { return h.ServeHTTP(w, r, nothing) }),
-			number:  i + 1, places: make(chan struct{}, maxMirrorCopies),
+			number:  i + 1, places: make(chan struct{}, m.MirrorMaxInFlight),
 		})
 	}
 	return nil
+}
+
+// checkMirrorLimits refuses limits of copies that send none, or that pile them up. It is for Provision, which makes room for them.
+func (m *Message) checkMirrorLimits() error {
+	if err := checkMirrorTimeout(m.MirrorTimeout); err != nil {
+		return err
+	}
+	if m.MirrorMaxInFlight < 0 || m.MirrorMaxInFlight > maxMaxInFlight {
+		return fmt.Errorf("mirror_max_in_flight: want a number from 1 to %d", maxMaxInFlight)
+	}
+	return nil
+}
+
+// checkMirrorTimeout refuses a time for a copy that is longer than work in the background gets.
+func checkMirrorTimeout(t caddy.Duration) error {
+	if t <= 0 || time.Duration(t) > backgroundTimeout {
+		return fmt.Errorf("mirror_timeout: want more than 0 and at most %s", backgroundTimeout)
+	}
+	return checkUnit("mirror_timeout", t)
 }
 
 // again is the first of the values that one before it says too, in whatever order and spacing; -1: each is there once.
@@ -102,7 +127,7 @@ func (m *Message) sendMirrors(r *http.Request, p *push, f *facts) {
 		}
 		m.app.background(func(ctx context.Context) {
 			defer func() { <-to.places }()
-			ctx, cancel := context.WithTimeout(ctx, mirrorTimeout)
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(m.MirrorTimeout))
 			defer cancel()
 			if err := copied.serve(ctx, to.handler); err != nil {
 				m.mirrored(to, mirrorError, err)

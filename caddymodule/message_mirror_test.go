@@ -30,7 +30,13 @@ func proxyTo(address string) json.RawMessage {
 // loadMirrored loads a wechat_message with mirrors from JSON, as Caddy does.
 func loadMirrored(t *testing.T, ctx caddy.Context, mirrors ...json.RawMessage) *Message {
 	t.Helper()
-	config, _ := json.Marshal(map[string]any{"mirrors": mirrors})
+	return loadMessage(t, ctx, map[string]any{"mirrors": mirrors})
+}
+
+// loadMessage loads a wechat_message from JSON, as Caddy does.
+func loadMessage(t *testing.T, ctx caddy.Context, options map[string]any) *Message {
+	t.Helper()
+	config, _ := json.Marshal(options)
 	provisioning.Lock()
 	defer provisioning.Unlock()
 	v, err := ctx.LoadModuleByID("http.handlers.wechat_message", config)
@@ -282,6 +288,10 @@ func TestMirrorsAreBounded(t *testing.T) {
 	if got := cap(real.mirrors[0].places); got != maxMirrorCopies {
 		t.Errorf("%d copies may be under way", got)
 	}
+	_, ctx := newTestApp(t, testConfig(""))
+	if got := cap(loadMessage(t, ctx, map[string]any{"mirrors": []json.RawMessage{proxyTo("127.0.0.1:1")}, "mirror_max_in_flight": 7}).mirrors[0].places); got != 7 {
+		t.Errorf("%d copies may be under way, where 7 are configured", got)
+	}
 }
 
 // TestMirrorsKnowTheConnection: what a handler may ask about the connection that a push came on, it may ask of a copy too.
@@ -322,11 +332,22 @@ func TestMirrorsFailQuietly(t *testing.T) {
 // TestMirrorsHaveADeadline: a copy is given up, also when the push that it is of was hung up long ago.
 func TestMirrorsHaveADeadline(t *testing.T) {
 	t.Parallel()
-	m, app := newMirrored(t)
+	for name, limit := range map[string]time.Duration{"": mirrorTimeout, "4s": 4 * time.Second} {
+		options := map[string]any{}
+		if name != "" {
+			options["mirror_timeout"] = name
+		}
+		app, ctx := newTestApp(t, testConfig(""))
+		testMirrorDeadline(t, loadMessage(t, ctx, options), app, limit)
+	}
+}
+
+func testMirrorDeadline(t *testing.T, m *Message, app *App, limit time.Duration) {
+	t.Helper()
 	mirrorTo(m, 1, func(_ http.ResponseWriter, r *http.Request) error {
 		deadline, ok := r.Context().Deadline()
-		if left := time.Until(deadline); !ok || left > mirrorTimeout || left < mirrorTimeout/2 {
-			t.Errorf("deadline in %v", left)
+		if left := time.Until(deadline); !ok || left > limit || left < limit/2 {
+			t.Errorf("deadline in %v, of %v", left, limit)
 		}
 		return r.Context().Err()
 	})
