@@ -1,6 +1,7 @@
 package tokens
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strconv"
@@ -80,6 +81,10 @@ type Environment struct {
 	// Forward hands on an event that an earlier process, another node or an earlier attempt has not: see ErrNotForwarded. Nil: this
 	// configuration hands on none.
 	Forward func(context.Context, Forward) error
+	// MaxForwards is how many events are kept that wait for Forward. Default: DefaultMaxForwards.
+	MaxForwards int
+	// ForwardLife is for how long one is kept. Default: DefaultForwardLife.
+	ForwardLife time.Duration
 
 	serial    uint64       // of the Use that brought it
 	opens     *atomic.Bool // a sealed record has opened with its keys
@@ -108,6 +113,8 @@ func (e *Environment) prepared() *Environment {
 	if p.RosterEvery == 0 {
 		p.RosterEvery = rosterEvery
 	}
+	p.MaxForwards = cmp.Or(p.MaxForwards, DefaultMaxForwards)
+	p.ForwardLife = cmp.Or(p.ForwardLife, DefaultForwardLife)
 	return &p
 }
 

@@ -14,12 +14,20 @@ import (
 	"time"
 )
 
-// Limits of events that are to be handed on.
+// Limits of events that are to be handed on, where the environment says no others.
 const (
-	// maxForwards is how many a node keeps: nobody takes them, and WeChat makes more.
-	maxForwards = 1000
-	// forwardLife is for how long one is kept that nobody takes: an outage over a long holiday.
-	forwardLife = 7 * 24 * time.Hour
+	// DefaultMaxForwards is how many are kept: nobody takes them, and WeChat makes more.
+	DefaultMaxForwards = 1000
+	// DefaultForwardLife is for how long one is kept that nobody takes: an outage over a long holiday.
+	DefaultForwardLife = 7 * 24 * time.Hour
+)
+
+const (
+	// forwardTimeout bounds one attempt: the lock, the record, and a minute, which is the most that whoever hands it on takes.
+	forwardTimeout = time.Minute + writeLockWait + 2*storeTimeout
+	// restLeast is how soon an event is tried again of which nobody knows whether somebody has it. Later it rests as long as it is old: for a
+	// backend that never answers, a few attempts for each order of magnitude.
+	restLeast = 10 * time.Second
 	// forwardTries is how many attempts of a run may reach nobody: a thousand events for a backend that is down, on every node, are not to be
 	// looked at every minute. The next run begins where this one ended.
 	forwardTries = 20
@@ -41,51 +49,76 @@ type Forward struct {
 // ErrNotForwarded: nobody can have got the event, or it is not known whether somebody has. It is handed on later.
 var ErrNotForwarded = errors.New("the event was not handed on")
 
+// ErrUnanswered is the ErrNotForwarded of an event that somebody may have, and be at work on: it is given a rest.
+var ErrUnanswered = fmt.Errorf("%w: no answer to it came", ErrNotForwarded)
+
 // ErrForwardsFull: as many events are waiting to be handed on as are kept.
-var ErrForwardsFull = fmt.Errorf("%d events are waiting to be handed on, and no more are kept", maxForwards)
+var ErrForwardsFull = errors.New("no more events are kept that wait to be handed on")
 
 type forwardWire struct {
-	Platform string          `json:"platform"`
-	AppID    string          `json:"appid,omitempty"`
-	InfoType string          `json:"info_type,omitempty"`
-	Event    json.RawMessage `json:"event"`
+	Platform  string          `json:"platform"`
+	AppID     string          `json:"appid,omitempty"`
+	InfoType  string          `json:"info_type,omitempty"`
+	Event     json.RawMessage `json:"event"`
+	NotBefore int64           `json:"not_before,omitempty"` // Unix milliseconds; 0: it rests no more
+}
+
+func (w *forwardWire) forward() Forward {
+	return Forward{Platform: w.Platform, AppID: w.AppID, InfoType: w.InfoType, Event: w.Event}
 }
 
 // forwardTable are the events that this node has to hand on.
 type forwardTable struct {
 	mu   sync.Mutex
-	byID map[string]bool // whether it is being handed on, or is about to be
-	heir *Manager        // has what waits here from now on; nil: nobody has
-	said time.Time       // when the log last heard that one is tried again
-	shut time.Time       // when it last heard that one cannot be read
-	next string          // with which the next run begins: the last one had no time for it; empty: with the first
+	byID map[string]forwardState
+	// forgetting are the deletions that are still to be done: of what was handed on, and of what the store would not take and may have all the
+	// same. Nothing else is done with these, and they are nobody's who waits.
+	forgetting map[string]func(context.Context) error
+	heir       *Manager  // has what waits here from now on; nil: nobody has
+	said       time.Time // when the log last heard that one is tried again
+	shut       time.Time // when it last heard that one cannot be read
+	next       string    // with which the next run begins: the last one had no time for it; empty: with the first
 }
 
-// add notes an event that is about to be handed on, unless there are too many.
-func (t *forwardTable) add(id string) bool {
+// forwardState is what this node knows of an event.
+type forwardState struct {
+	underWay bool      // it is being handed on, or is about to be
+	rest     time.Time // not before is it tried again
+}
+
+// add notes an event that is about to be handed on, unless there are too many. A store that cannot do away with what is done is not to be
+// given more: it is no backlog, and WeChat pushes again.
+func (t *forwardTable) add(id string, most int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.byID) >= maxForwards {
-		return false
+	switch {
+	case len(t.byID) >= most:
+		return fmt.Errorf("%w: there are %d", ErrForwardsFull, len(t.byID))
+	case len(t.forgetting) >= most:
+		return fmt.Errorf("%w: what it has of %d events that were handed on, or not taken, is still to be deleted", ErrStore, len(t.forgetting))
 	}
-	if t.byID == nil {
-		t.byID = make(map[string]bool)
-	}
-	t.byID[id] = true
-	return true
+	t.set(id, forwardState{underWay: true})
+	return nil
 }
 
-// take notes that an event that waits is being handed on, unless it is already.
+// set is for who has the lock.
+func (t *forwardTable) set(id string, s forwardState) {
+	if t.byID == nil {
+		t.byID = make(map[string]forwardState)
+	}
+	t.byID[id] = s
+}
+
+// take notes that an event that waits is being handed on, unless it is already, or done with.
 func (t *forwardTable) take(id string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[id] {
+	s := t.byID[id]
+	if s.underWay || t.forgetting[id] != nil {
 		return false
 	}
-	if t.byID == nil {
-		t.byID = make(map[string]bool)
-	}
-	t.byID[id] = true
+	s.underWay = true
+	t.set(id, s)
 	return true
 }
 
@@ -93,30 +126,61 @@ func (t *forwardTable) take(id string) bool {
 func (t *forwardTable) wait(id string) *Manager {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.byID[id] = false
+	s := t.byID[id]
+	s.underWay = false
+	t.set(id, s)
 	return t.heir
+}
+
+// rest notes until when an event is left alone.
+func (t *forwardTable) rest(id string, until time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.byID[id]
+	s.rest = until
+	t.set(id, s)
+}
+
+// rests is for how long an event is still left alone; 0: it is not.
+func (t *forwardTable) rests(id string) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(time.Until(t.byID[id].rest), 0)
+}
+
+// forget notes how what is done with is deleted, or says who does it from now on.
+func (t *forwardTable) forget(id string, how func(context.Context) error) *Manager {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byID, id)
+	if t.heir != nil {
+		return t.heir
+	}
+	if t.forgetting == nil {
+		t.forgetting = make(map[string]func(context.Context) error)
+	}
+	t.forgetting[id] = how
+	return nil
 }
 
 func (t *forwardTable) done(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.byID, id)
+	delete(t.forgetting, id)
 }
 
 // stored notes that ids, which are in order, are all that there are: others that wait another node has handed on.
 func (t *forwardTable) stored(ids []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID == nil {
-		t.byID = make(map[string]bool)
-	}
 	for _, id := range ids {
-		if _, known := t.byID[id]; !known {
-			t.byID[id] = false
+		if _, known := t.byID[id]; !known && t.forgetting[id] == nil {
+			t.set(id, forwardState{})
 		}
 	}
-	for id, underWay := range t.byID {
-		if _, there := slices.BinarySearch(ids, id); !underWay && !there {
+	for id, s := range t.byID {
+		if _, there := slices.BinarySearch(ids, id); !s.underWay && !there {
 			delete(t.byID, id)
 		}
 	}
@@ -125,18 +189,21 @@ func (t *forwardTable) stored(ids []string) {
 func (t *forwardTable) waiting() (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, underWay := range t.byID {
-		if !underWay {
+	for _, s := range t.byID {
+		if !s.underWay {
 			n++
 		}
 	}
 	return n
 }
 
-func (t *forwardTable) inherit(heir *Manager) {
+// inherit notes who takes the place of this node, and gives away what is still to be deleted.
+func (t *forwardTable) inherit(heir *Manager) (forgetting map[string]func(context.Context) error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.heir = heir
+	forgetting, t.forgetting = t.forgetting, nil
+	return forgetting
 }
 
 func (t *forwardTable) inheritor() *Manager {
@@ -197,18 +264,19 @@ func (m *Manager) KeepForward(ctx context.Context, f Forward) (id string, err er
 		return "", err
 	}
 	id = newForwardID(time.Now())
-	if !m.forwards.add(id) {
-		return "", ErrForwardsFull
+	if err := m.forwards.add(id, env.MaxForwards); err != nil {
+		return "", err
 	}
-	if err := m.storeRecord(ctx, env, forwardName(id), forwardWire(f)); err != nil {
+	wire := forwardWire{Platform: f.Platform, AppID: f.AppID, InfoType: f.InfoType, Event: f.Event}
+	if err := m.storeRecord(ctx, env, forwardName(id), wire); err != nil {
 		// Writing it may take effect yet, and WeChat pushes again: nobody is to get it twice, the second time after days.
-		m.queue.add("forwarded "+id, forgetAfter, m.forgetForward(env, id))
+		m.forgetLater(id, forgetAfter, m.deleteForward(env, id))
 		return "", err
 	}
 	return id, nil
 }
 
-// ForwardsWaiting is how many events wait to be handed on, as far as this node knows: nobody could be reached with them.
+// ForwardsWaiting is how many events wait to be handed on, as far as this node knows: nobody could be reached with them, or nobody answered.
 func (m *Manager) ForwardsWaiting() int {
 	if env := m.env.Load(); env == nil || env.Forward == nil {
 		return 0
@@ -219,6 +287,9 @@ func (m *Manager) ForwardsWaiting() int {
 // HandOnLater leaves an event to a later attempt.
 func (m *Manager) HandOnLater(id string) {
 	if heir := m.forwards.wait(id); heir != nil {
+		for next := heir.forwards.inheritor(); next != nil; next = heir.forwards.inheritor() {
+			heir = next // the jobs of the one before have ended
+		}
 		heir.queue.add("taken forward "+id, 0, func(ctx context.Context) error {
 			if err := heir.takeForward(ctx, m, id); err != nil {
 				heir.forwardsLeft(1, err)
@@ -255,28 +326,59 @@ func (m *Manager) handOn(ctx context.Context, env *Environment, id string, forwa
 	err := forward(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*storeTimeout)
 	defer cancel()
+	if errors.Is(err, ErrUnanswered) {
+		m.restForward(ctx, env, id)
+	}
 	if errors.Is(err, ErrNotForwarded) {
 		if heir := m.forwards.wait(id); heir != nil {
-			return errors.Join(err, heir.adoptForward(ctx, m, env, id))
+			if left := heir.adoptForward(ctx, m, env, id); left != nil {
+				heir.forwardsLeft(1, left)
+			}
 		}
 		return err
 	}
-	forget := m.forgetForward(env, id)
-	if forget(ctx) != nil {
-		m.queue.add("forwarded "+id, 0, forget)
+	forget := m.deleteForward(env, id)
+	if forget(ctx) == nil {
+		m.forwards.done(id)
+	} else {
+		m.forgetLater(id, 0, forget)
 	}
 	return err
 }
 
-// forgetForward is the job that deletes what the store holds of an event. Until it is done nothing else is done with that.
-func (m *Manager) forgetForward(env *Environment, id string) func(context.Context) error {
-	return func(ctx context.Context) error {
-		err := m.deleteRecord(ctx, env, forwardName(id))
+// restForward has an event left alone for as long as it is old by now, on all nodes. Where the store does not take that, the others try it
+// sooner.
+func (m *Manager) restForward(ctx context.Context, env *Environment, id string) {
+	now, made := time.Now(), forwardTime(id)
+	until := now.Add(max(now.Sub(made), restLeast))
+	if end := made.Add(env.ForwardLife); until.After(end) {
+		until = end
+	}
+	m.forwards.rest(id, until)
+	var wire forwardWire
+	if m.loadRecord(ctx, env, forwardName(id), &wire) == nil {
+		wire.NotBefore = until.UnixMilli()
+		_ = m.storeRecord(ctx, env, forwardName(id), wire)
+	}
+}
+
+func (m *Manager) deleteForward(env *Environment, id string) func(context.Context) error {
+	return func(ctx context.Context) error { return m.deleteRecord(ctx, env, forwardName(id)) }
+}
+
+// forgetLater has what a store holds of an event deleted in the background, by whoever has taken the place of m: the jobs of m have ended then.
+func (m *Manager) forgetLater(id string, delay time.Duration, how func(context.Context) error) {
+	if heir := m.forwards.forget(id, how); heir != nil {
+		heir.forgetLater(id, delay, how)
+		return
+	}
+	m.queue.add("forwarded "+id, delay, func(ctx context.Context) error {
+		err := how(ctx)
 		if err == nil {
 			m.forwards.done(id)
 		}
 		return err
-	}
+	})
 }
 
 // storedForwards are the ids of the events that the store has, in the order in which they came.
@@ -299,18 +401,28 @@ func (m *Manager) resumeForwards(ctx context.Context) error {
 	}
 	m.forwards.stored(ids)
 	var failed error
-	failures := 0
+	failures, rest := 0, time.Duration(0) // until the first of those that rest is to be tried
+	resting := func(id string) bool {
+		left := m.forwards.rests(id)
+		if left > 0 && (rest == 0 || left < rest) {
+			rest = left
+		}
+		return left > 0
+	}
 	for _, id := range m.forwards.turn(ids) {
 		if ctx.Err() != nil || m.closed.Load() || failures == forwardTries {
 			m.forwards.interrupted(id)
 			return ErrNotForwarded // the others next time
 		}
-		if !m.forwards.take(id) {
-			continue // it is under way
+		if resting(id) || !m.forwards.take(id) {
+			continue // or it is under way, or done with
 		}
-		if err := m.resumeForward(env, id); err != nil {
+		if err := m.resumeForward(env, id); err != nil && !resting(id) {
 			failures, failed = failures+1, err
 		}
+	}
+	if failed == nil && rest > 0 {
+		return retryError{after: min(max(rest, backoffFirst), backoffMost)}
 	}
 	return failed
 }
@@ -318,7 +430,7 @@ func (m *Manager) resumeForwards(ctx context.Context) error {
 // resumeForward is one attempt. The error says that there is to be another. It has a time of its own: a backend that has the event is not to be
 // left since others took most of the run's.
 func (m *Manager) resumeForward(env *Environment, id string) error {
-	ctx, cancel := context.WithTimeout(m.workCtx, jobTimeout)
+	ctx, cancel := context.WithTimeout(m.workCtx, forwardTimeout)
 	defer cancel()
 	name := forwardName(id)
 	unlock, err := m.lockStore(ctx, env, name, writeLockWait)
@@ -349,13 +461,18 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 		m.forwards.wait(id)
 		return err
 	}
+	if rest := time.UnixMilli(wire.NotBefore); wire.NotBefore > 0 && time.Now().Before(rest) { // by another node, or an earlier process
+		m.forwards.rest(id, rest)
+		m.forwards.wait(id)
+		return ErrUnanswered
+	}
 	args := []any{"platform", wire.Platform, "appid", printable(wire.AppID, maxID), "info_type", printable(wire.InfoType, maxID)}
 	err = m.handOn(ctx, env, id, func(ctx context.Context) (err error) {
-		if time.Since(forwardTime(id)) > forwardLife { // also what waited for a configuration that forwards, or in an archive
-			return fmt.Errorf("given up after %v", forwardLife)
+		if time.Since(forwardTime(id)) >= env.ForwardLife { // also what waited for a configuration that forwards, or in an archive
+			return fmt.Errorf("given up after %v", env.ForwardLife)
 		}
 		defer m.recovered(&err)
-		return env.Forward(ctx, Forward(wire))
+		return env.Forward(ctx, wire.forward())
 	})
 	switch {
 	case errors.Is(err, ErrNotForwarded):
@@ -378,10 +495,23 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 	if env.Forward == nil || old.Forward == nil {
 		return
 	}
-	from.forwards.inherit(m)
+	by := time.Now().Add(takeOverAfter)
+	forgetting := from.forwards.inherit(m)
+	for id, how := range forgetting {
+		m.forgetLater(id, forgetAfter, func(ctx context.Context) error {
+			err := how(ctx)
+			if time.Now().After(by) { // that store may be gone; if it is used again, somebody gets the event twice
+				return nil
+			}
+			return err
+		})
+	}
 	ids, err := from.storedForwards(ctx, old)
 	left := 0
 	for _, id := range ids {
+		if forgetting[id] != nil {
+			continue
+		}
 		if failed := m.takeForward(ctx, from, id); failed != nil {
 			left, err = left+1, failed
 		}
@@ -393,7 +523,7 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 
 func (m *Manager) forwardsLeft(events int, why error) {
 	if env := m.env.Load(); env != nil {
-		env.Log.Error("events that wait to be forwarded cannot be taken over from the store of before: they stay there, and are forwarded if it is used again within a week",
+		env.Log.Error("events that wait to be forwarded cannot be taken over from the store of before: they stay there, and are forwarded if it is used again before they are too old",
 			"events", events, "error", why)
 	}
 }

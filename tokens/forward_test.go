@@ -138,7 +138,7 @@ func TestForwardIsTriedAgain(t *testing.T) {
 
 		rc.answer(ErrNotForwarded)
 		hand()
-		time.Sleep(forwardLife - time.Hour)
+		time.Sleep(DefaultForwardLife - time.Hour)
 		rc.want(t, r, 1, 1)
 		if r.log.count("an event could not be forwarded; it") != 0 {
 			t.Error("given up too early")
@@ -257,7 +257,7 @@ func TestForwardIsForgotten(t *testing.T) {
 
 func TestForwardsAreBounded(t *testing.T) {
 	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
-		for range maxForwards {
+		for range DefaultMaxForwards {
 			r.keepForward(t)
 		}
 		if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrForwardsFull) {
@@ -265,7 +265,7 @@ func TestForwardsAreBounded(t *testing.T) {
 		}
 		rc.answer(nil)
 		r.restart()
-		rc.want(t, r, maxForwards, 0)
+		rc.want(t, r, DefaultMaxForwards, 0)
 		r.keepForward(t)
 	})
 }
@@ -362,7 +362,7 @@ func TestForwardIsTooOld(t *testing.T) {
 		with := *r.env
 		r.env.Forward = nil
 		r.restart()
-		time.Sleep(forwardLife + time.Second)
+		time.Sleep(DefaultForwardLife + time.Second)
 		r.Use(&with)
 		rc.want(t, r, 0, 0)
 		if r.log.count("an event could not be forwarded; it") != 1 {
@@ -523,6 +523,259 @@ func TestForwardsAreLeft(t *testing.T) {
 		}
 		if text := next.log.String(); next.log.count("cannot be taken over from the store of before") != 1 || !strings.Contains(text, fmt.Sprintf("events=%d ", r.kept(t))) {
 			t.Errorf("the log does not say how many are left:\n%s", text)
+		}
+	})
+}
+
+// undeleted is of how many events something is still to be deleted.
+func (r *rig) undeleted() int {
+	synctest.Wait()
+	r.forwards.mu.Lock()
+	defer r.forwards.mu.Unlock()
+	return len(r.forwards.forgetting)
+}
+
+func (rc *receiver) attempts() int {
+	synctest.Wait()
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return rc.runs
+}
+
+// failForwards has the store fail to write events, which it takes all the same if taken.
+func (r *rig) failForwards(taken bool) {
+	r.store.fail(func(op, name string) error {
+		if op != "store" || !strings.HasPrefix(name, forwardFolder) {
+			return nil
+		}
+		if taken {
+			_ = r.store.MemStore.Store(context.Background(), name, []byte(`{"v":1}`))
+		}
+		return errors.New("no answer")
+	})
+}
+
+// Events that the store has not taken are WeChat's to push again: they are no backlog, for which others would be given up. Nor do they pile
+// up without bound while the store does not delete what it may have of them either.
+func TestForwardsNotKeptAreNoBacklog(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		r.failForwards(false)
+		for range DefaultMaxForwards + 10 {
+			if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrStore) || errors.Is(err, ErrForwardsFull) {
+				t.Fatalf("error %v", err)
+			}
+		}
+		if n := r.undeleted(); n > DefaultMaxForwards {
+			t.Errorf("%d are to be deleted", n)
+		}
+		if n := r.ForwardsWaiting(); n != 0 {
+			t.Errorf("%d events are known to wait", n)
+		}
+		r.store.fail(nil)
+		time.Sleep(forgetAfter + time.Second)
+		if n := r.undeleted(); n != 0 {
+			t.Errorf("%d are still to be deleted", n)
+		}
+		if err := r.HandOn(t.Context(), r.keepForward(t), func(context.Context) error { return nil }); err != nil {
+			t.Error(err)
+		}
+		rc.want(t, r, 0, 0)
+	})
+}
+
+// Half as many as may wait are not taken by the store: that leaves all places to those that are.
+func TestForwardsNotKeptTakeNoPlace(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+		r.failForwards(false)
+		for range DefaultMaxForwards / 2 {
+			_, _ = r.KeepForward(t.Context(), testForward)
+		}
+		r.store.fail(nil)
+		for range DefaultMaxForwards {
+			r.keepForward(t)
+		}
+		if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrForwardsFull) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// The store is changed, once or twice, before what it has of an event is deleted: one that it took although it said otherwise, or one that was
+// handed on and could not be deleted. Neither is left there, nor handed on by the next.
+func TestForwardsAreForgottenAfterTheStoreChanged(t *testing.T) {
+	for name, refused := range map[string]bool{"not taken": true, "handed on": false} {
+		for changes := 1; changes <= 2; changes++ {
+			t.Run(fmt.Sprint(name, changes), func(t *testing.T) {
+				inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+					rc.answer(nil)
+					if refused {
+						r.failForwards(true)
+						if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrStore) {
+							t.Errorf("error %v", err)
+						}
+					} else {
+						id := r.keepForward(t)
+						r.store.fail(func(op, _ string) error {
+							if op == "delete" {
+								return errors.New("broken")
+							}
+							return nil
+						})
+						_ = r.HandOn(t.Context(), id, func(context.Context) error { return nil })
+					}
+					next := r.successor(t)
+					r.Close()
+					next.TakeOver(r.Manager)
+					r.store.fail(nil)
+					rc.want(t, r, 0, 1)
+					if changes == 2 {
+						last := next.successor(t)
+						next.Close()
+						last.TakeOver(next.Manager)
+						next = last
+					}
+					time.Sleep(takeOverAfter + time.Minute)
+					rc.want(t, next, 0, 0)
+					rc.want(t, r, 0, 0)
+				})
+			})
+		}
+	}
+}
+
+// Of the store of before nothing is deleted any more once it may be gone.
+func TestForwardsAreForgottenForAWhile(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+		r.failForwards(true)
+		_, _ = r.KeepForward(t.Context(), testForward)
+		next := r.successor(t)
+		r.Close()
+		r.store.fail(func(string, string) error { return errors.New("closed") })
+		next.TakeOver(r.Manager)
+		time.Sleep(takeOverAfter + 5*time.Minute)
+		if n := next.undeleted(); n != 0 {
+			t.Errorf("%d are still tried", n)
+		}
+	})
+}
+
+// What found no place goes over to whoever has the store now, also if that was changed twice meanwhile.
+func TestForwardLaterGoesToTheLast(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		later := r.keepForward(t)
+		next := r.successor(t)
+		r.Close()
+		next.TakeOver(r.Manager)
+		last := next.successor(t)
+		next.Close()
+		last.TakeOver(next.Manager)
+		r.HandOnLater(later)
+		rc.want(t, last, 1, 0)
+		rc.want(t, r, 1, 0)
+	})
+}
+
+// What nobody is reached with, and cannot go over to the store of now, is told.
+func TestForwardUnderWayIsLeft(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		id := r.keepForward(t)
+		next := r.successor(t)
+		done := make(chan error)
+		go func() {
+			done <- r.HandOn(context.Background(), id, func(context.Context) error { time.Sleep(5 * time.Second); return ErrNotForwarded })
+		}()
+		synctest.Wait()
+		r.Close()
+		next.TakeOver(r.Manager)
+		next.failForwards(false)
+		if err := <-done; !errors.Is(err, ErrNotForwarded) {
+			t.Error(err)
+		}
+		if next.log.count("cannot be taken over from the store of before") != 1 {
+			t.Errorf("the log does not say that it is left:\n%s", next.log)
+		}
+		rc.want(t, r, 0, 1)
+	})
+}
+
+// An event that somebody may have is tried again until an answer comes, ever more rarely, and not after a week. All nodes, and the next
+// process, leave it alone meanwhile.
+func TestForwardIsUnanswered(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		hang := func(context.Context) error { time.Sleep(30 * time.Second); return ErrUnanswered }
+		id := r.keepForward(t)
+		if err := r.HandOn(t.Context(), id, hang); !errors.Is(err, ErrNotForwarded) {
+			t.Errorf("error %v", err)
+		}
+		rc.answer(ErrUnanswered)
+		other := *r
+		other.Manager = NewManager()
+		t.Cleanup(other.Close)
+		other.Use(other.env)
+		r.restart()
+		time.Sleep(25 * time.Second)
+		if rc.attempts() != 0 || r.ForwardsWaiting() != 1 || other.ForwardsWaiting() != 1 {
+			t.Errorf("it was tried %d times within 55 s; %d and %d are known to wait", rc.attempts(), r.ForwardsWaiting(), other.ForwardsWaiting())
+		}
+		time.Sleep(time.Hour)
+		if rc.attempts() < 4 || rc.attempts() > 8 {
+			t.Errorf("tried %d times in an hour, by two nodes", rc.attempts())
+		}
+		time.Sleep(DefaultForwardLife - 2*time.Hour)
+		if rc.attempts() < 8 || rc.attempts() > 16 {
+			t.Errorf("tried %d times in a week", rc.attempts())
+		}
+		if r.log.count("an event could not be forwarded; it") != 0 {
+			t.Error("given up too early")
+		}
+		time.Sleep(2 * time.Hour)
+		rc.want(t, r, 0, 0)
+		if r.log.count("an event could not be forwarded; it") != 1 {
+			t.Error("the log does not say that it is lost")
+		}
+
+		rc.answer(nil)
+		_ = r.HandOn(t.Context(), r.keepForward(t), hang)
+		time.Sleep(3 * time.Minute)
+		rc.want(t, r, 1, 0)
+	})
+}
+
+// A backend that hangs does not keep others' events, which nobody was reached with, from being tried.
+func TestForwardsThatRestAreNoFailures(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		for range 3 * forwardTries {
+			_ = r.HandOn(t.Context(), r.keepForward(t), func(context.Context) error { return ErrUnanswered })
+		}
+		rc.answer(nil)
+		time.Sleep(time.Millisecond)
+		r.keepForward(t)
+		r.restart() // as of which it has to read that they rest
+		rc.want(t, r, 1, 3*forwardTries)
+		time.Sleep(2 * time.Minute)
+		rc.want(t, r, 1+3*forwardTries, 0)
+	})
+}
+
+// The environment has other limits.
+func TestForwardLimits(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		r.env.MaxForwards, r.env.ForwardLife = 2, time.Hour
+		r.Use(r.env)
+		for range 2 {
+			_ = r.HandOn(t.Context(), r.keepForward(t), func(context.Context) error { return ErrNotForwarded })
+		}
+		if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrForwardsFull) {
+			t.Errorf("error %v", err)
+		}
+		time.Sleep(time.Hour - time.Minute)
+		rc.want(t, r, 0, 2)
+		time.Sleep(3 * time.Minute)
+		rc.want(t, r, 0, 0)
+		if r.log.count("an event could not be forwarded; it") != 2 {
+			t.Error("the log does not say that they are lost")
 		}
 	})
 }
