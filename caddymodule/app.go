@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -427,7 +428,11 @@ func (a *App) authorizations() *authorizations { return a.shared.current().autho
 func (a *App) logins() *visitorLimits { return a.shared.current().logins }
 
 // background runs work that a push began: see shared.
-func (a *App) background(work func(context.Context)) { a.shared.current().background(work) }
+func (a *App) background(work func(context.Context)) { a.backgroundFor(backgroundTimeout, work) }
+
+func (a *App) backgroundFor(timeout time.Duration, work func(context.Context)) {
+	a.shared.current().background(timeout, work)
+}
 
 func (a *App) metrics() *metrics { return a.shared.metrics }
 

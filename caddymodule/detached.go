@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -95,17 +96,41 @@ func (d *detached) serve(ctx context.Context, h caddyhttp.Handler) error {
 	makePlaintext(r, &push{fields: crypto.Fields{Format: d.format}}, d.facts, &seen.parts)
 	r.Body = &seen.parts.sent
 	err := runNext(h, answer, r)
+	lost := unanswered(ctx, err, answer.status)
 	if notReached(err) && seen.hasArrived() { // at another backend than the one that was not reached
-		err = fmt.Errorf("a backend may have it, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again
+		err = fmt.Errorf("a backend may have it, and the one that was to get it then was not reached: %v", err) //nolint:errorlint // it is not to be tried again at once
+		lost = seen.arrived.Load()
 	}
 	if err == nil && answer.status >= http.StatusMultipleChoices {
 		err = fmt.Errorf("status %d", answer.status)
 	}
-	if err != nil && ctx.Err() != nil && !seen.parts.sent.isBegun() {
+	switch {
+	case err != nil && ctx.Err() != nil && !seen.parts.sent.isBegun():
 		err = unsentError{err}
+	case lost:
+		err = unansweredError{err}
 	}
 	return err
 }
+
+// unanswered reports whether a backend may have a push, and its answer did not come: its time is over, the connection broke, or nobody can
+// be talked to at its other end.
+func unanswered(ctx context.Context, err error, status int) bool {
+	if err == nil {
+		return status == statusCanceled && ctx.Err() != nil
+	}
+	if _, bug := errors.AsType[*panicError](err); bug || status != 0 || notReached(err) {
+		return false
+	}
+	he, ok := errors.AsType[caddyhttp.HandlerError](err)
+	return ctx.Err() != nil || ok && (he.StatusCode == http.StatusBadGateway || he.StatusCode == http.StatusGatewayTimeout)
+}
+
+// unansweredError is of a push that a backend may have, and has not answered.
+type unansweredError struct{ error }
+
+// Unwrap is for errors.Is and errors.As.
+func (e unansweredError) Unwrap() error { return e.error }
 
 // unsentError is of a push whose time was over before any of it was sent: reverse_proxy was dialling, which with a machine that is down
 // takes longer than a refusal.

@@ -48,16 +48,19 @@ const (
 //
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
-// what it answers is ignored. What is to be forwarded is durable too before the answer: while no backend can be reached, and if the
-// process ends meanwhile, it is forwarded later, by the next process if need be, so that a backend may get an event twice. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
+// what it answers is ignored. What is to be forwarded is durable too before the answer: until a backend has answered, whatever that is, it is
+// forwarded again, by the next process if need be, so that a backend gets each event at least once, and may get it twice. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
 // unless the platform has release_check off.
 type Event struct {
 	// TimestampWindow is how far a push's timestamp may be from this machine's clock. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
 	// Forward hands events to the next handler too. Default: false.
 	Forward bool `json:"forward,omitempty"`
+	// ForwardLimits bound that. Default: those of its fields.
+	ForwardLimits *ForwardLimits `json:"forward_limits,omitempty"`
 
 	app      *App
+	limits   ForwardLimits // with all defaults filled in
 	forwards chan struct{} // a place for each forward under way
 	detours  map[*Platform]*damper
 }
@@ -72,7 +75,14 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 	if e.TimestampWindow == 0 {
 		e.TimestampWindow = caddy.Duration(defaultTimestampWindow)
 	}
-	e.forwards = make(chan struct{}, maxForwards)
+	if e.ForwardLimits != nil {
+		e.limits = *e.ForwardLimits
+	}
+	if err := e.limits.check(); err != nil {
+		return fmt.Errorf("forward_limits: %w", err)
+	}
+	e.limits.provision()
+	e.forwards = make(chan struct{}, e.limits.MaxInFlight)
 	if e.app, err = loadApp(ctx); err != nil {
 		return err
 	}
@@ -80,7 +90,7 @@ func (e *Event) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	if e.Forward {
-		e.app.wantForwards()
+		e.app.wantForwards(&e.limits)
 	}
 	e.detours = make(map[*Platform]*damper, len(e.app.Platforms))
 	for _, platform := range e.app.Platforms {
@@ -99,6 +109,9 @@ func (*Event) fits(app *App) error {
 
 // Validate refuses settings that make no sense.
 func (e *Event) Validate() error {
+	if e.ForwardLimits != nil && !e.Forward {
+		return errLimitsWithoutForward
+	}
 	return checkWindow(e.TimestampWindow)
 }
 
@@ -114,8 +127,15 @@ func parseEvent(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //
 //	wechat_event [<matcher>] {
 //		timestamp_window <duration>
-//		forward
+//		forward {
+//			backend_timeout <duration>
+//			max_in_flight   <number>
+//			max_waiting     <number>
+//			try_duration    <duration>
+//		}
 //	}
+//
+// The block of forward may be left out.
 func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	if d.NextArg() {
@@ -128,13 +148,9 @@ func (e *Event) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return err
 			}
 		case "forward":
-			if e.Forward {
-				return d.Err("forward is given twice")
+			if err := e.unmarshalForward(d); err != nil {
+				return err
 			}
-			if d.NextArg() {
-				return d.ArgErr()
-			}
-			e.Forward = true
 		default:
 			return d.Errf("unknown subdirective '%s': want timestamp_window or forward", d.Val())
 		}
@@ -205,7 +221,7 @@ func checkWindow(v caddy.Duration) error {
 func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if f := resumedForward(r); f != nil {
 		if e.Forward {
-			f.handOn(r, next)
+			f.handOn(r, next, time.Duration(e.limits.BackendTimeout))
 		}
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
@@ -20,10 +21,6 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
-
-// maxForwards is how many events are being forwarded at once. They are rare, and a backend that hangs must not pile them
-// up.
-const maxForwards = 64
 
 // owedForward is an event that is to be handed to the next handler, and is kept until it has been.
 type owedForward struct {
@@ -79,28 +76,36 @@ func (e *Event) forwardLost(platform, infoType string, err error) {
 		append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
 }
 
+// forwardLater tells that an event waits.
+func (e *Event) forwardLater(platform, infoType string, err error) {
+	e.app.logger.Warn("an event could not be forwarded yet; it is tried again",
+		append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
+}
+
 // forward hands an event that is durable to the next handler, in the background. What that answers is ignored, unless it is
-// an error, which is logged. While it reaches no backend it is tried again, for backgroundTimeout and over a reload, and after that by
-// the manager, also in the next process.
+// an error, which is logged. While it reaches no backend it is tried again, for backend_timeout and over a reload, and after that, or when
+// no answer came, by the manager, also in the next process.
 func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push, owed *owedForward) {
 	platform, infoType := p.platform.AppID, string(p.fields.InfoType)
 	select {
 	case e.forwards <- struct{}{}:
 	default:
-		e.forwardLost(platform, infoType, errForwardsFull)
+		e.forwardLater(platform, infoType, errForwardsFull)
 		owed.manager.HandOnLater(owed.id)
 		return
 	}
 	copied := detach(r, p.fields.Format, newFacts(p, owed.appid), owed.message)
-	e.app.background(func(ctx context.Context) {
+	timeout := time.Duration(e.limits.BackendTimeout)
+	e.app.backgroundFor(timeout+backgroundTimeout, func(ctx context.Context) { // also for the store
 		defer func() { <-e.forwards }()
 		err := owed.manager.HandOn(ctx, owed.id, func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
 			return handedOn(ctx, copied.serveReached(ctx, next))
 		})
 		switch {
 		case errors.Is(err, tokens.ErrNotForwarded):
-			e.app.logger.Warn("an event could not be forwarded yet; it is tried again",
-				append(whyFields(err), zap.String("platform", platform), zap.String("info_type", infoType))...)
+			e.forwardLater(platform, infoType, err)
 		case err != nil:
 			e.forwardLost(platform, infoType, err)
 		}
@@ -109,12 +114,19 @@ func (e *Event) forward(r *http.Request, next caddyhttp.Handler, p *push, owed *
 
 var errForwardsFull = errors.New("too many events are being forwarded already, the next handler does not answer: this one is tried again in a few minutes")
 
-// handedOn says of the error of a handler whether the event is to be handed on once more: if nobody was reached, or this process ends
-// while somebody may have it.
+// handedOn says of the error of a handler whether the event is to be handed on once more: if nobody was reached, if this process ends
+// while somebody may have it, and, some time later, if whoever may have it has not answered. As with WeChat's own pushes an answer of any
+// kind is the end of it.
 func handedOn(ctx context.Context, err error) error {
 	_, unsent := errors.AsType[unsentError](err)
-	if notReached(err) || unsent || err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	_, unanswered := errors.AsType[unansweredError](err)
+	switch {
+	case err == nil:
+		return nil
+	case notReached(err), unsent, errors.Is(ctx.Err(), context.Canceled):
 		return fmt.Errorf("%w: %w", tokens.ErrNotForwarded, err)
+	case unanswered:
+		return fmt.Errorf("%w: %w", tokens.ErrUnanswered, err)
 	}
 	return err
 }
@@ -198,16 +210,30 @@ func (f *resumed) run(w http.ResponseWriter, r *http.Request) (err error) {
 }
 
 // handOn gives it to the next handler.
-func (f *resumed) handOn(r *http.Request, next caddyhttp.Handler) {
+func (f *resumed) handOn(r *http.Request, next caddyhttp.Handler, timeout time.Duration) {
 	if !f.taken.CompareAndSwap(false, true) {
 		return
 	}
 	copied := detach(r, f.push.fields.Format, newFacts(f.push, f.appid), f.body)
-	f.outcome = handedOn(f.ctx, copied.serve(f.ctx, next))
+	ctx, cancel := context.WithTimeout(f.ctx, timeout)
+	defer cancel()
+	f.outcome = handedOn(ctx, copied.serve(ctx, next))
 }
 
 // wantForwards has events forwarded that were kept and not forwarded yet. It is for Provision, as wantConfirmFiles is.
-func (a *App) wantForwards() { a.env.Forward = a.forwardKept }
+func (a *App) wantForwards(l *ForwardLimits) {
+	a.env.Forward = a.forwardKept
+	a.env.MaxForwards = max(a.env.MaxForwards, l.MaxWaiting)
+	a.env.ForwardLife = max(a.env.ForwardLife, time.Duration(l.TryDuration))
+}
+
+// unquotedError is an error as the log may have it: see whyFields.
+type unquotedError struct{ error }
+
+func (e unquotedError) Error() string { return unquotedText(e.error) }
+
+// Unwrap is for errors.Is and errors.As.
+func (e unquotedError) Unwrap() error { return e.error }
 
 // forwardKept hands on an event that another process has accepted, through the routes of the site that it came to.
 func (a *App) forwardKept(ctx context.Context, f tokens.Forward) error {
@@ -221,7 +247,14 @@ func (a *App) forwardKept(ctx context.Context, f tokens.Forward) error {
 
 // forwardThrough is forwardKept through the routes of these servers.
 func (a *App) forwardThrough(ctx context.Context, servers map[string]*caddyhttp.Server, f tokens.Forward) error {
-	ctx, cancel := context.WithTimeout(ctx, backgroundTimeout)
+	if err := a.sendThrough(ctx, servers, f); err != nil {
+		return unquotedError{err} // the manager logs it
+	}
+	return nil
+}
+
+func (a *App) sendThrough(ctx context.Context, servers map[string]*caddyhttp.Server, f tokens.Forward) error {
+	ctx, cancel := context.WithTimeout(ctx, maxForwardTimeout)
 	defer cancel()
 	var kept keptEvent
 	if err := json.Unmarshal(f.Event, &kept); err != nil {

@@ -1,10 +1,12 @@
 package caddymodule
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -109,17 +111,19 @@ func TestForwardKept(t *testing.T) {
 }
 
 // TestForwardRunsOutOfTime: a backend whose machine is down is being dialled when the time is up. Nobody has the event, so that it is tried
-// again; unless it was read by then.
+// again; and if it was read by then somebody may have it, who has not answered: that is tried again later.
 func TestForwardRunsOutOfTime(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		read, again bool
-		err         error // with which the next handler returns
+		read  bool
+		err   error // with which the next handler returns
+		again error
 	}{
-		"dialling":                 {false, true, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded)},
-		"dialling, with no error":  {false, true, nil},
-		"waiting for the answer":   {true, false, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded)},
-		"in time, and not reached": {false, true, reverseproxy.NewDialError(errors.New("connection refused"))},
+		"dialling":                              {false, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded), tokens.ErrNotForwarded},
+		"dialling, with no error":               {false, nil, tokens.ErrNotForwarded},
+		"waiting for the answer":                {true, caddyhttp.Error(http.StatusGatewayTimeout, context.DeadlineExceeded), tokens.ErrUnanswered},
+		"waiting for the answer, with no error": {true, nil, tokens.ErrUnanswered},
+		"in time, and not reached":              {false, reverseproxy.NewDialError(errors.New("connection refused")), tokens.ErrNotForwarded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -137,8 +141,8 @@ func TestForwardRunsOutOfTime(t *testing.T) {
 					}
 					return tt.err
 				})))
-				if err == nil || errors.Is(err, tokens.ErrNotForwarded) != tt.again {
-					t.Errorf("tried again: %v, want %v: %v", !tt.again, tt.again, err)
+				if !errors.Is(err, tt.again) || errors.Is(err, tokens.ErrUnanswered) != (tt.again == tokens.ErrUnanswered) { //nolint:errorlint // the value in the table
+					t.Errorf("%v, want %v", err, tt.again)
 				}
 			})
 		})
@@ -265,4 +269,107 @@ func TestForwardsWaitInTheStatus(t *testing.T) {
 	})
 	up.Store(true)
 	eventually(t, app, "none waits", func(s Status) bool { return s.finding("forwards_waiting", "") == nil })
+}
+
+// TestForwardIsAnswered: an answer is the end of an event, whatever it is; where none came a backend may have it, and it is tried again later.
+func TestForwardIsAnswered(t *testing.T) {
+	t.Parallel()
+	status := func(code int) func(http.ResponseWriter, *http.Request) error {
+		return func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(code); return nil }
+	}
+	fails := func(err error) func(http.ResponseWriter, *http.Request) error {
+		return func(http.ResponseWriter, *http.Request) error { return err }
+	}
+	for name, tt := range map[string]struct {
+		next  func(http.ResponseWriter, *http.Request) error
+		fails bool
+		again bool
+	}{
+		"200":                        {status(http.StatusOK), false, false},
+		"500":                        {status(http.StatusInternalServerError), true, false},
+		"502 of a proxy behind":      {status(http.StatusBadGateway), true, false},
+		"499 of a backend's own":     {status(statusCanceled), true, false},
+		"the connection broke":       {fails(caddyhttp.Error(http.StatusBadGateway, io.ErrUnexpectedEOF)), true, true},
+		"its own time ran out":       {fails(caddyhttp.Error(http.StatusGatewayTimeout, errors.New("timeout awaiting response headers"))), true, true},
+		"refused by another handler": {fails(caddyhttp.Error(http.StatusForbidden, errors.New("no"))), true, false},
+		"a bug":                      {func(http.ResponseWriter, *http.Request) error { panic("a bug") }, true, false},
+		"broke off, then none reached": {func(_ http.ResponseWriter, r *http.Request) error {
+			_, _ = io.Copy(io.Discard, r.Body)
+			noteArrival(r, io.ErrUnexpectedEOF)
+			return reverseproxy.NewDialError(errors.New("connection refused"))
+		}, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			copied := detach(httptest.NewRequest(http.MethodPost, "/wx/event", nil), crypto.FormatXML, &facts{platform: platformID}, []byte(eventXML("unauthorized", "")))
+			err := handedOn(t.Context(), copied.serveReached(t.Context(), caddyhttp.HandlerFunc(tt.next)))
+			if (err != nil) != tt.fails || errors.Is(err, tokens.ErrUnanswered) != tt.again || errors.Is(err, tokens.ErrNotForwarded) != tt.again {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// TestForwardLimitsOfSeveral: what waits is kept in one place, whose limits are the largest; each wechat_event has its own places.
+func TestForwardLimitsOfSeveral(t *testing.T) {
+	s := newSites(t, t.TempDir(), `:8080 {
+		wechat_event /a {
+			forward {
+				max_waiting 5
+				try_duration 2h
+			}
+		}
+		wechat_event /b {
+			forward {
+				max_waiting 7
+				try_duration 1h
+			}
+		}
+	}
+`)
+	if env := s.app.env; env.MaxForwards != 7 || env.ForwardLife != 2*time.Hour {
+		t.Errorf("%d events for %v", env.MaxForwards, env.ForwardLife)
+	}
+}
+
+// TestForwardKeptHasItsTime: what was kept has as long as the route gives it, and what an answer that is no HTTP had in it is not told.
+func TestForwardKeptHasItsTime(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	answer := make(chan string, 2)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer func() { _ = c.Close() }()
+			if r, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				_, _ = io.Copy(io.Discard, r.Body)
+			}
+			_, _ = io.WriteString(c, <-answer)
+		}
+	}()
+	s := newSites(t, t.TempDir(), ":8080 {\nroute /wx/event {\nwechat_event {\nforward {\nbackend_timeout 1s\n}\n}\nreverse_proxy "+l.Addr().String()+"\n}\n}\n")
+	event, err := json.Marshal(keptEvent{Server: "srv0", Host: "a.example.com", URI: "/wx/event", Proto: "HTTP/1.1", Message: []byte(eventXML("unauthorized", ""))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := tokens.Forward{Platform: platformID, InfoType: "unauthorized", Event: event}
+	answer <- ""
+	began := time.Now()
+	if err := s.app.forwardThrough(t.Context(), s.servers, f); !errors.Is(err, tokens.ErrUnanswered) {
+		t.Errorf("error %v", err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it ended after %v", took)
+	}
+	answer <- "access_token=abc\r\n"
+	err = s.app.forwardThrough(t.Context(), s.servers, f)
+	if !errors.Is(err, tokens.ErrUnanswered) || strings.Contains(err.Error(), "access_token") {
+		t.Errorf("error %v", err)
+	}
 }

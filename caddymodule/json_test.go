@@ -27,6 +27,11 @@ func TestJSONIsRefused(t *testing.T) {
 	}{
 		{"window without a unit", app, "http.handlers.wechat_event", `{"timestamp_window": 300}`, []string{"timestamp_window: 300ns", unit}},
 		{"window of a number", app, "http.handlers.wechat_event", `{"timestamp_window": 300000000000}`, nil},
+		{"limits of forward", app, "http.handlers.wechat_event", `{"forward": true, "forward_limits": {"backend_timeout": "5s", "max_in_flight": 1, "max_waiting": 2, "try_duration": "1h"}}`, nil},
+		{"limits without forward", app, "http.handlers.wechat_event", `{"forward_limits": {"max_waiting": 2}}`, []string{`put "forward": true beside it`}},
+		{"a backend's time without a unit", app, "http.handlers.wechat_event", `{"forward": true, "forward_limits": {"backend_timeout": 30}}`, []string{"forward_limits: backend_timeout: 30ns", unit}},
+		{"tried for no time", app, "http.handlers.wechat_event", `{"forward": true, "forward_limits": {"try_duration": -1}}`, []string{"forward_limits: try_duration: want at least 1m0s"}},
+		{"a number of events below 0", app, "http.handlers.wechat_event", `{"forward": true, "forward_limits": {"max_in_flight": -1}}`, []string{"forward_limits: max_in_flight: want a number from 1"}},
 		{"window of nothing", app, "http.handlers.wechat_event", `{"timestamp_window": null}`, nil},
 		{"window of for ever", app, "http.handlers.wechat_event", `{"timestamp_window": "1300000h"}`, []string{"timestamp_window: want at most 100 years"}},
 		{"a message's window without a unit", app, "http.handlers.wechat_message", `{"timestamp_window": 300}`, []string{"timestamp_window: 300ns", unit}},

@@ -348,12 +348,14 @@ var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
 
 // whyFields are an error's fields in the log. What it quotes may be a part of an answer, and is left out.
 func whyFields(err error) []zap.Field {
-	fields := []zap.Field{zap.String("error", quoted.ReplaceAllString(err.Error(), `"…"`))}
+	fields := []zap.Field{zap.String("error", unquotedText(err))}
 	if pe, ok := errors.AsType[*panicError](err); ok {
 		fields = append(fields, zap.String("stack", pe.stack))
 	}
 	return fields
 }
+
+func unquotedText(err error) string { return quoted.ReplaceAllString(err.Error(), `"…"`) }
 
 // ending is the end of a push whose handler is busy with the backend: a timer answers it, or drops it. The same timer ends the
 // backend's work when that takes too long.

@@ -34,6 +34,7 @@ var optionParsers = map[string]struct{ of, path string }{
 	"RedisStore.unmarshalSentinel":  {"RedisStore", "store sentinel"},
 	"Verify.UnmarshalCaddyfile":     {"Verify", "wechat_verify"},
 	"Event.UnmarshalCaddyfile":      {"Event", "wechat_event"},
+	"Event.unmarshalForward":        {"Event", "wechat_event forward"},
 	"Message.unmarshalOption":       {"Message", "wechat_message"},
 	"API.UnmarshalCaddyfile":        {"API", "wechat_api"},
 	"OAuth.UnmarshalCaddyfile":      {"OAuth", "wechat_oauth"},
@@ -323,8 +324,9 @@ func provisioned(t *testing.T) (modules map[string]any, standsFor map[string]any
 		"Verify": new(Verify), "Event": new(Event), "Message": new(Message),
 		"API": new(API), "OAuth": o, "Func": f, "Authorize": &Authorize{Base: "/wx/authorize"}, "JSSDK": new(JSSDK), "Permission": new(Permission),
 		"RedisStore": new(RedisStore), "RedisTLS": new(RedisTLS), "RedisSentinel": new(RedisSentinel),
-		"MessageMatcher": new(MessageMatcher),
+		"MessageMatcher": new(MessageMatcher), "ForwardLimits": new(ForwardLimits),
 	}
+	modules["ForwardLimits"].(*ForwardLimits).provision()
 	for _, name := range []string{"Event", "Message", "API", "OAuth", "Authorize"} {
 		provisioning.Lock()
 		err := modules[name].(caddy.Provisioner).Provision(ctx)
@@ -456,6 +458,7 @@ func TestDefaultsAreAsDocumented(t *testing.T) {
 	for name, p := range optionParsers {
 		owners[p.path], _, _ = strings.Cut(name, ".")
 	}
+	owners["wechat_event forward"] = "ForwardLimits"
 	owners["wechat platform"], owners["wechat account"], owners["wechat client"] = "Platform", "Account", "Client"
 	for _, file := range []string{"README.md", "README.zh-CN.md", "docs/clustering.md", "docs/clustering.zh-CN.md"} {
 		options, tables := inDocument(t, file)

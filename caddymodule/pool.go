@@ -274,9 +274,9 @@ func (t *tasks) Wait() {
 
 // background runs work that a push began and whose answer does not wait for it. It survives reloads, has a
 // deadline, and is waited for when the process ends in good order.
-func (s *shared) background(work func(context.Context)) {
+func (s *shared) background(timeout time.Duration, work func(context.Context)) {
 	s.work.Go(func() {
-		ctx, cancel := context.WithTimeout(s.ctx, backgroundTimeout)
+		ctx, cancel := context.WithTimeout(s.ctx, timeout)
 		defer cancel()
 		defer func() {
 			if v := recover(); v != nil { // a bug costs one piece of work, not the process

@@ -129,7 +129,7 @@ func authorizationsWait(platform string, n int) Finding {
 func forwardsWait(n int) Finding {
 	return Finding{
 		Level: Yellow, Code: "forwards_waiting", Subject: thisMachine,
-		Text:   texts(fmt.Sprintf("%d events wait to be forwarded by wechat_event: no backend could be reached with them; it is tried again and again, for a week", n), fmt.Sprintf("%d 个事件等待 wechat_event 转交：连不上后端；网关会反复重试，最多一周", n)),
+		Text:   texts(fmt.Sprintf("%d events wait to be forwarded by wechat_event: no backend has answered them; it is tried again and again, for try_duration", n), fmt.Sprintf("%d 个事件等待 wechat_event 转交：后端连不上，或没有应答；网关会反复重试，直到 try_duration 为止", n)),
 		Remedy: texts("look whether the backend behind wechat_event runs, and whether the site still forwards; the log says what became of an attempt", "检查 wechat_event 之后的后端是否运行、站点是否仍写有 forward；日志写明重试的结果"),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caddy-wechat/caddy-wechat/integration"
@@ -160,4 +161,44 @@ func TestForwardIsKilledAtTheBackend(t *testing.T) {
 	awaitForward(t, heard)
 	nothingLeft(t, w)
 	checkViolations(t, w)
+}
+
+// TestForwardIsUnanswered: a backend takes an event and answers nothing, or breaks the connection. Nobody knows whether it has it: it gets it
+// again.
+func TestForwardIsUnanswered(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]http.HandlerFunc{
+		"hangs":  func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"breaks": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := freeAddr(t)
+			var begun atomic.Bool
+			backend, heard := hearing(t, addr, func(rw http.ResponseWriter, r *http.Request) {
+				if !begun.Swap(true) {
+					fail(rw, r)
+				}
+			})
+			w := forwarding(t, addr, func(config string) string {
+				const forward = "\t\t\tforward\n"
+				if strings.Count(config, forward) != 1 {
+					t.Error("there is no forward of the form that is looked for")
+				}
+				return strings.Replace(config, forward, "\t\t\tforward {\n\t\t\t\tbackend_timeout 1s\n\t\t\t}\n", 1)
+			})
+			authorize(t, w)
+			awaitForward(t, heard)
+			awaitForward(t, heard)
+			nothingLeft(t, w)
+			if n := len(backend.Received()); n != 2 {
+				t.Errorf("the backend got %d events, want 2", n)
+			}
+			log := w.Gateway.Log()
+			if strings.Contains(log, "an event could not be forwarded; it was handled all the same") || !strings.Contains(log, "an event could not be forwarded yet; it is tried again") {
+				t.Error("the log does not say what became of the event")
+			}
+			checkViolations(t, w)
+		})
+	}
 }
