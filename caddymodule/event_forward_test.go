@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
@@ -249,6 +251,15 @@ func TestForwardsWaitInTheStatus(t *testing.T) {
 	t.Parallel()
 	app, _ := newTestApp(t, testConfig(""))
 	var up atomic.Bool
+	const metric = "caddy_wechat_forwards_waiting"
+	waiting := func(n int) {
+		t.Helper()
+		text := fmt.Sprintf("# HELP %s %s\n# TYPE %[1]s gauge\n%[1]s %[3]d\n", metric,
+			"Events that wait to be forwarded by wechat_event, as far as this node knows; nodes that share a store count the same ones.", n)
+		if err := testutil.CollectAndCompare(app.metrics().keeping, strings.NewReader(text), metric); err != nil {
+			t.Error(err)
+		}
+	}
 	app.env.Forward = func(context.Context, tokens.Forward) error {
 		if up.Load() {
 			return nil
@@ -267,8 +278,10 @@ func TestForwardsWaitInTheStatus(t *testing.T) {
 		f := s.finding("forwards_waiting", "")
 		return f != nil && f.Level == Yellow && strings.HasPrefix(f.Text.EN, "2 events")
 	})
+	waiting(2)
 	up.Store(true)
 	eventually(t, app, "none waits", func(s Status) bool { return s.finding("forwards_waiting", "") == nil })
+	waiting(0)
 }
 
 // TestForwardIsAnswered: an answer is the end of an event, whatever it is; where none came a backend may have it, and it is tried again later.

@@ -221,6 +221,8 @@ var (
 		"Tokens in memory, by kind.", []string{"kind"}, nil)
 	recordsWaitingDesc = prometheus.NewDesc("caddy_wechat_records_waiting",
 		"Token records that the store has not taken yet, in the spill folder or in memory.", nil, nil)
+	forwardsWaitingDesc = prometheus.NewDesc("caddy_wechat_forwards_waiting",
+		"Events that wait to be forwarded by wechat_event, as far as this node knows; nodes that share a store count the same ones.", nil, nil)
 	recordsUnsavedDesc = prometheus.NewDesc("caddy_wechat_records_unsaved",
 		"Token records and tickets that live in this process's memory alone.", nil, nil)
 )
@@ -231,6 +233,7 @@ func (*keepingCollector) Describe(c chan<- *prometheus.Desc) {
 	c <- tokensCachedDesc
 	c <- recordsWaitingDesc
 	c <- recordsUnsavedDesc
+	c <- forwardsWaitingDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -243,6 +246,7 @@ func (k *keepingCollector) Collect(c chan<- prometheus.Metric) {
 	}
 	c <- prometheus.MustNewConstMetric(recordsWaitingDesc, prometheus.GaugeValue, float64(k.manager.Waiting()))
 	c <- prometheus.MustNewConstMetric(recordsUnsavedDesc, prometheus.GaugeValue, float64(k.manager.Unsaved()))
+	c <- prometheus.MustNewConstMetric(forwardsWaitingDesc, prometheus.GaugeValue, float64(k.manager.ForwardsWaiting()))
 }
 
 // ticketsSince is when each platform's newest ticket came. Without one it is when that was first seen: whoever waits for an age to
