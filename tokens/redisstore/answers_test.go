@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
@@ -143,6 +140,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	swap := func(s *Store) error { return s.Swap(t.Context(), locked, nil, []byte("x")) }
 	tell := func(s *Store) error { return s.Tell(t.Context(), "node", "x") }
 	newer := answering(t, "-ERR ACL failure in script: No permissions to access a channel script: 1, on @user_script:4.\r\n", "evalsha")
+	replica := answering(t, "-READONLY You can't write against a read only replica.\r\n", "publish")
 	write := func(s *Store) error { return s.Store(t.Context(), locked, []byte("x")) }
 	for name, tt := range map[string]struct {
 		options Options
@@ -157,6 +155,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"a channel, since 7.2":  {Options{Addresses: []string{newer}}, write, "docs/clustering.md has what an access list must allow"},
 		"no cluster":            {Options{Addresses: []string{plain.Addr}, Cluster: true}, load, "leave out the option cluster"},
 		"no sentinel":           {Options{Addresses: []string{plain.Addr}, Master: "wechat"}, load, "leave out the option sentinel"},
+		"a replica":             {Options{Addresses: []string{replica}}, tell, "give the address of its master"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -283,102 +282,4 @@ func TestClusterBeats(t *testing.T) {
 	c.named([]string{"a", "b", "c"})
 	is("two of three", c.came("b"), false)
 	is("all three", c.came("c"), true)
-}
-
-// tryAgain closes a channel once a Cluster has said to a store that it is moving the keys.
-type tryAgain struct{ heldOnce }
-
-func (h *tryAgain) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		err := next(ctx, cmd)
-		if redis.IsTryAgainError(err) {
-			h.once.Do(func() { close(h.said) })
-		}
-		return err
-	}
-}
-
-// TestClusterMovesASlot to another node: nobody who has no lock notices, and who takes one waits. No key of the folder but itself is there.
-func TestClusterMovesASlot(t *testing.T) {
-	t.Parallel()
-	nodes := redistest.Cluster(t)
-	s := open(t, Options{Addresses: []string{nodes[0].Addr}, Cluster: true})
-	if err := s.Store(t.Context(), locked, []byte("0")); err != nil {
-		t.Fatal(err)
-	}
-	folder, _ := s.place(locked)
-	i := redistest.MasterOf(nodes, folder)
-	from, to := nodes[i], nodes[(i+1)%len(nodes)]
-	slot := from.Do("CLUSTER", "KEYSLOT", folder)
-	to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", from.Do("CLUSTER", "MYID"))
-	from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", to.Do("CLUSTER", "MYID"))
-	writes := func(when string) {
-		t.Helper()
-		for what, err := range map[string]error{
-			"Store": s.Store(t.Context(), locked, []byte("1")),
-			"Swap":  s.Swap(t.Context(), locked, []byte("1"), []byte("2")),
-		} {
-			if err != nil && !errors.Is(err, tokens.ErrSwapped) {
-				t.Errorf("%s: %s: %v", when, what, err)
-			}
-		}
-	}
-	writes("the folder has not moved")
-	host, port, _ := net.SplitHostPort(to.Addr)
-	from.Do("MIGRATE", host, port, folder, 0, 10_000)
-	writes("the folder has moved")
-
-	hook := &tryAgain{heldOnce{said: make(chan struct{})}}
-	s.client.AddHook(hook)
-	result := make(chan error, 1)
-	go func() {
-		unlock, err := s.Lock(t.Context(), locked)
-		if err == nil {
-			unlock()
-		}
-		result <- err
-	}()
-	select {
-	case <-hook.said:
-	case err := <-result:
-		t.Fatalf("the slot has moved already: %v", err)
-	}
-	short, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if _, err := s.Lock(short, locked+"2"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, tokens.ErrLockHeld) {
-		t.Errorf("Lock while the slot moves: %v", err)
-	}
-	for _, n := range nodes {
-		n.Do("CLUSTER", "SETSLOT", slot, "NODE", to.Do("CLUSTER", "MYID"))
-	}
-	if err := <-result; err != nil {
-		t.Errorf("Lock: %v", err)
-	}
-	writes("the slot has moved")
-	if unlock, err := s.Lock(t.Context(), "of no folder"); err != nil {
-		t.Errorf("Lock: %v", err)
-	} else if err := s.Store(t.Context(), "of no folder", []byte("x")); err != nil {
-		t.Errorf("Store: %v", err)
-	} else {
-		unlock()
-	}
-
-	from.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all", "-publish")
-	for _, n := range nodes {
-		if n != from {
-			n.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all")
-		}
-	}
-	user := open(t, Options{Addresses: []string{to.Addr}, Cluster: true, Username: "gateway", Password: secret.New("pass")})
-	concise(t, failure(t.Context(), user.clusterBeats().send(t.Context())), "'publish'", "pass ")
-
-	err := open(t, Options{Addresses: []string{from.Addr}}).Store(t.Context(), locked, nil)
-	concise(t, err, "for which store redis has the option cluster", "none")
-	for _, n := range nodes { // whichever it is
-		n.Do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-		if err := s.Unfit(t.Context()); !errors.Is(err, ErrEvicts) || strings.Count(err.Error(), "allkeys-lru") != 1 {
-			t.Errorf("Unfit: %v, want %v", err, ErrEvicts)
-		}
-		n.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
-	}
 }

@@ -68,7 +68,7 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 		}
 		if now := time.Now(); reported.IsZero() || now.Sub(reported) >= reportEvery {
 			reported = now
-			s.report(failure(ctx, err))
+			s.report(s.failure(ctx, err))
 		}
 		t := time.NewTimer(pause/2 + mathrand.N(pause/2)) //nolint:gosec // no secret
 		select {

@@ -144,7 +144,7 @@ func (s *Store) sendBatch(batch []*claimant) {
 			case isNil(err):
 				c.claims[i].First = true
 			default:
-				failed = failure(ctx, err)
+				failed = s.failure(ctx, err)
 			}
 		}
 		c.done <- failed
@@ -160,7 +160,7 @@ func (s *Store) PeekClaim(ctx context.Context, name string) (value []byte, left 
 	case isNil(err):
 		return nil, 0, fs.ErrNotExist
 	case err != nil:
-		return nil, 0, failure(ctx, err)
+		return nil, 0, s.failure(ctx, err)
 	}
 	if len(answer) == 2 {
 		text, isText := answer[0].(string)
@@ -181,14 +181,14 @@ func (s *Store) SwapClaim(ctx context.Context, name string, old, next []byte, tt
 		keep = milliseconds(ttl)
 	}
 	n, err := s.run(ctx, swapClaimScript, []string{s.claimKey(name)}, old, next, keep).Int()
-	return n == 1, failure(ctx, err)
+	return n == 1, s.failure(ctx, err)
 }
 
 // Beat implements tokens.Claims.
 func (s *Store) Beat(ctx context.Context, node string, ttl time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	return failure(ctx, s.run(ctx, beatScript, []string{s.nodeKey(node)}, milliseconds(ttl)).Err())
+	return s.failure(ctx, s.run(ctx, beatScript, []string{s.nodeKey(node)}, milliseconds(ttl)).Err())
 }
 
 // Lives implements tokens.Claims.
@@ -199,14 +199,14 @@ func (s *Store) Lives(ctx context.Context, node string) (bool, error) {
 	if isNil(err) {
 		return false, nil
 	}
-	return err == nil, failure(ctx, err)
+	return err == nil, s.failure(ctx, err)
 }
 
 // Tell implements tokens.Claims.
 func (s *Store) Tell(ctx context.Context, node, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
-	return failure(ctx, s.client.Publish(ctx, s.nodeKey(node), message).Err())
+	return s.failure(ctx, s.client.Publish(ctx, s.nodeKey(node), message).Err())
 }
 
 // Hear implements tokens.Claims.

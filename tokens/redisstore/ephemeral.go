@@ -32,7 +32,7 @@ func (s *Store) Claim(ctx context.Context, name string, value []byte, ttl time.D
 	defer cancel()
 	answer, err := s.run(ctx, claimScript, []string{s.onceKey(name)}, rand.Text(), value, milliseconds(ttl)).Slice()
 	if err != nil {
-		return nil, false, failure(ctx, err)
+		return nil, false, s.failure(ctx, err)
 	}
 	if len(answer) == 2 {
 		n, isNumber := answer[0].(int64)
@@ -49,7 +49,7 @@ func (s *Store) Put(ctx context.Context, name string, value []byte, ttl time.Dur
 	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
 	ttl = time.Duration(milliseconds(ttl)) * time.Millisecond
-	return failure(ctx, s.client.Set(ctx, s.onceKey(name), rand.Text()+string(value), ttl).Err())
+	return s.failure(ctx, s.client.Set(ctx, s.onceKey(name), rand.Text()+string(value), ttl).Err())
 }
 
 // Replace implements tokens.Ephemeral.
@@ -60,7 +60,7 @@ func (s *Store) Replace(ctx context.Context, name string, value []byte) error {
 	if err == nil && !replaced {
 		return fs.ErrNotExist
 	}
-	return failure(ctx, err)
+	return s.failure(ctx, err)
 }
 
 // Peek implements tokens.Ephemeral.
@@ -72,7 +72,7 @@ func (s *Store) Peek(ctx context.Context, name string) ([]byte, error) {
 	case isNil(err):
 		return nil, fs.ErrNotExist
 	case err != nil:
-		return nil, failure(ctx, err)
+		return nil, s.failure(ctx, err)
 	case len(held) < tokenLength:
 		return nil, fmt.Errorf("redis: the value of %q is not one of ours", name)
 	}
@@ -96,7 +96,7 @@ func (s *Store) Take(ctx context.Context, name string) ([]byte, error) {
 			return []byte(value), nil
 		case !isNil(err):
 			s.doubt(name, doubts[i:])
-			return nil, failure(ctx, err)
+			return nil, s.failure(ctx, err)
 		}
 	}
 	return nil, fs.ErrNotExist

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -60,14 +61,22 @@ func TestErrorsShowNothingOfAnAnswer(t *testing.T) {
 // concise checks an error for what is to be in it, what is not, and for its length.
 func concise(t *testing.T, err error, want, hidden string) {
 	t.Helper()
+	if wrong := lacking(err, want, hidden); wrong != "" {
+		t.Error(wrong)
+	}
+}
+
+// lacking is what is wrong with an error for concise.
+func lacking(err error, want, hidden string) string {
 	switch {
 	case err == nil:
-		t.Error("no error")
+		return "no error"
 	case !strings.Contains(strings.ToLower(err.Error()), want) || len(err.Error()) > 2*maxSaid:
-		t.Errorf("the error is %q, want %q in few words", err, want)
+		return fmt.Sprintf("the error is %q, want %q in few words", err, want)
 	case strings.Contains(err.Error(), hidden):
-		t.Errorf("the error shows what it should not: %q", err)
+		return fmt.Sprintf("the error shows what it should not: %q", err)
 	}
+	return ""
 }
 
 // answering is the address of a server that answers some commands, and no others.

@@ -36,9 +36,7 @@ type lock struct {
 	renewal       *time.Timer
 }
 
-func (l *lock) keys() []string {
-	return []string{lockKey(l.folder, l.field), fenceKey(l.folder, l.field)}
-}
+func (l *lock) keys() []string { return []string{lockKey(l.folder, l.field)} }
 
 // Lock implements tokens.Store. The lock has a random owner, a lease that is renewed until unlock, and a number that is
 // higher than that of every owner before: see Store.Store.
@@ -67,7 +65,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 		attempt, cancel := context.WithTimeout(ctx, operationLimit)
 		fence, err := s.run(attempt, lockScript, l.keys(), l.owner, s.lease.Milliseconds(), fenceLife.Milliseconds()).Text()
 		another := isNil(err) // it is held
-		err = failure(attempt, err)
+		err = s.failure(attempt, err)
 		cancel()
 		switch {
 		case err == nil:

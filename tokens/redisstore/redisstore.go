@@ -5,8 +5,7 @@
 // from it. Its name is the hash tag of all keys that belong to it, so that each script stays in one slot of a Cluster:
 //
 //	<prefix>{wechat/v1/account}               hash: a field for each record
-//	<prefix>{wechat/v1/account}:lock:<name>   the owner of a lock, with its lease
-//	<prefix>{wechat/v1/account}:fence:<name>  the number of the last owner
+//	<prefix>{wechat/v1/account}:lock:<name>   the owner of a lock, with its lease, and the number of the last owner
 //	<prefix>once:{<name>}                     a value of Ephemeral
 //	<prefix>claim:<name>                      a claim
 //	<prefix>node:<node>                       that a node lives; and the channel on which it is told something
@@ -149,7 +148,7 @@ type Store struct {
 	quiet   time.Duration // quietMost
 	timeout time.Duration // of one exchange
 
-	alone bool // one server, with neither Sentinels nor a Cluster
+	alone, cluster bool // alone: one server, with neither Sentinels nor a Cluster
 
 	mu      sync.Mutex
 	closed  bool
@@ -185,7 +184,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife, quiet: quietMost, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster,
+		origin: rand.Text(), report: o.Report, lease: leaseLife, quiet: quietMost, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster, cluster: o.Cluster,
 		closing: make(chan struct{}), held: make(map[string]*lock),
 		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
@@ -244,7 +243,7 @@ func (s *Store) Load(ctx context.Context, name string) ([]byte, error) {
 	if isNil(err) {
 		return nil, fs.ErrNotExist
 	}
-	return value, failure(ctx, err)
+	return value, s.failure(ctx, err)
 }
 
 // Store implements tokens.Store. Under the lock of the same name it is refused with tokens.ErrLockLost once another owner
@@ -277,13 +276,17 @@ func (s *Store) write(ctx context.Context, script *redis.Script, name, folder, f
 	fence := s.fence(name)
 	keys := []string{folder}
 	if fence != "" { // else a Cluster that moves the folder to another node would have to have the key there
-		keys = append(keys, fenceKey(folder, field))
+		keys = append(keys, lockKey(folder, field))
 	}
 	args = append([]any{s.channel, s.origin + " " + name, fence, field}, args...)
-	done, err := s.run(ctx, script, keys, args...).Int()
+	run := s.run
+	if script == swapScript && fence != "" {
+		run = s.runSwap
+	}
+	done, err := run(ctx, script, keys, args...).Int()
 	switch {
 	case err != nil:
-		return failure(ctx, err)
+		return s.failure(ctx, err)
 	case done == lockLost:
 		return tokens.ErrLockLost
 	case done == swapped:
@@ -298,7 +301,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	defer cancel()
 	fields, err := s.client.HKeys(ctx, s.folder(prefix)).Result()
 	if err != nil {
-		return nil, failure(ctx, err)
+		return nil, s.failure(ctx, err)
 	}
 	for i := range fields {
 		fields[i] = prefix + "/" + fields[i]
@@ -307,11 +310,11 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 }
 
 // run calls a script. A Cluster that is moving the keys' slot to another node takes none of several keys that are not all
-// there, and go-redis does not wait for the end of that.
+// there, and at the end of that its nodes may send one to each other for a moment; go-redis does not wait for the end of either.
 func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
 	for {
 		cmd := script.Run(ctx, s.client, keys, args...)
-		if !redis.IsTryAgainError(cmd.Err()) {
+		if !redis.IsTryAgainError(cmd.Err()) && !s.astray(cmd.Err()) {
 			return cmd
 		}
 		t := time.NewTimer(pauseMost)
@@ -322,6 +325,33 @@ func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, ar
 			return cmd
 		}
 	}
+}
+
+// astray reports whether the nodes of a Cluster sent a command to each other until go-redis had enough.
+func (s *Store) astray(err error) bool {
+	_, moved := redis.IsMovedError(err)
+	return moved && s.cluster
+}
+
+// runSwap is run of swapScript under a lock. While a Cluster moves the slot, the folder and the lock may be on two nodes. Then each is
+// looked at by itself, which is as good: the record must be what it was when it was read.
+func (s *Store) runSwap(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
+	cmd := script.Run(ctx, s.client, keys, args...)
+	if !redis.IsTryAgainError(cmd.Err()) {
+		if s.astray(cmd.Err()) {
+			return s.run(ctx, script, keys, args...)
+		}
+		return cmd
+	}
+	held, err := s.client.Get(ctx, keys[1]).Result()
+	if err != nil && !isNil(err) {
+		return redis.NewCmdResult(nil, err)
+	}
+	if fence, _, _ := strings.Cut(held, " "); fence != args[2] {
+		return redis.NewCmdResult(int64(lockLost), nil)
+	}
+	args[2] = ""
+	return s.run(ctx, script, keys[:1], args...)
 }
 
 // place is the key of a record's folder, and its field there.
@@ -340,8 +370,7 @@ func (s *Store) folder(name string) string {
 	return s.prefix + "{" + braces.Replace(name) + "}"
 }
 
-func lockKey(folder, field string) string  { return folder + ":lock:" + field }
-func fenceKey(folder, field string) string { return folder + ":fence:" + field }
+func lockKey(folder, field string) string { return folder + ":lock:" + field }
 
 var (
 	_ tokens.Store   = (*Store)(nil)

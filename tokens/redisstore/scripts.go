@@ -13,24 +13,21 @@ const (
 // Those of locks and of Take begin with a line that lets them run in a Redis that is full: a lock is what keeps two nodes
 // from refreshing one token, it is small, and it ends by itself.
 
-// The scripts of records have KEYS: folder, and fence under a lock; ARGV: channel, message, the fence of the writer's lock or ”, field.
+// The scripts of records have KEYS: folder, and lock under one; ARGV: channel, message, the fence of the writer's lock or ”, field.
 var (
-	storeScript = redis.NewScript(`
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end
+	storeScript = redis.NewScript(fenced + `
 redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1`)
 
-	deleteScript = redis.NewScript(`
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end
+	deleteScript = redis.NewScript(fenced + `
 if redis.call('HDEL', KEYS[1], ARGV[4]) == 1 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return 1`)
 
 	// Then ARGV: next value, whether there is an old one, old value.
 	swapScript = redis.NewScript(`
 local held = redis.call('HGET', KEYS[1], ARGV[4])
-if held == ARGV[5] then return 1 end
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end
+if held == ARGV[5] then return 1 end` + fenced + `
 if ARGV[6] == '1' then
   if held ~= ARGV[7] then return 0 end
 elseif held then
@@ -41,38 +38,53 @@ redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1`)
 )
 
-// The scripts of locks have KEYS: lock, fence; ARGV: owner, lease and life of the fence in milliseconds.
+// fenced refuses a write under a lock that another had since.
+const fenced = `
+if ARGV[3] ~= '' and string.match(redis.call('GET', KEYS[2]) or '', '^%d+') ~= ARGV[3] then return -1 end`
+
+// The scripts of locks have KEYS: lock; ARGV: owner, lease and how long the fence is remembered in milliseconds.
+//
+// All that is known of a lock is one value: its fence, the end of its lease in milliseconds, and its owner; of one that was given
+// back the lease is 0. Two keys a Cluster refuses while it is moving them, and while it is moving their slot and they are not there yet.
 //
 // A fence is the time in microseconds, or one more than the last: numbers that grow, also when the server was emptied or
 // another one took over.
 var (
-	lockScript = redis.NewScript(`#!lua flags=allow-oom
-local owner = redis.call('GET', KEYS[1])
-if owner == ARGV[1] then return redis.call('GET', KEYS[2]) end
-if owner then return false end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local now = redis.call('TIME')
+	lockScript = redis.NewScript(lockHead + `
 local fence = now[1] * 1000000 + now[2]
-local last = tonumber(redis.call('GET', KEYS[2]) or '0')
-if fence <= last then fence = last + 1 end
+if held then
+  if not last then return false end
+  if tonumber(till) > ms then
+    if owner == ARGV[1] then return last end
+    return false
+  end
+  if fence <= tonumber(last) then fence = last + 1 end
+end
 fence = string.format('%.0f', fence)
-redis.call('SET', KEYS[2], fence, 'PX', ARGV[3])
+redis.call('SET', KEYS[1], fence .. ' ' .. lease .. ARGV[1], 'PX', ARGV[3])
 return fence`)
 
 	// Then ARGV: fence. A lock that is gone is taken again if nobody has had it since.
-	renewScript = redis.NewScript(`#!lua flags=allow-oom
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-local fence = redis.call('GET', KEYS[2])
-if fence and fence ~= ARGV[4] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
+	renewScript = redis.NewScript(lockHead + `
+if held and last ~= ARGV[4] then return 0 end
+redis.call('SET', KEYS[1], ARGV[4] .. ' ' .. lease .. ARGV[1], 'PX', ARGV[3])
 return 1`)
 
-	unlockScript = redis.NewScript(`
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0`)
+	// KEYS: lock; ARGV: owner.
+	unlockScript = redis.NewScript(`#!lua flags=allow-oom
+local last, owner = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) %d+ (.*)$')
+if owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], last .. ' 0 ', 'KEEPTTL')
+return 1`)
 )
+
+const lockHead = `#!lua flags=allow-oom
+local now = redis.call('TIME')
+local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local lease = string.format('%.0f ', ms + ARGV[2])
+local held = redis.call('GET', KEYS[1])
+local last, till, owner
+if held then last, till, owner = string.match(held, '^(%d+) (%d+) (.*)$') end`
 
 // The values of Ephemeral begin with the token, of tokenLength bytes, of the call that kept them.
 var (
