@@ -195,7 +195,7 @@ func (o *Options) universal() *redis.UniversalOptions {
 		Addrs: o.Addresses, MasterName: o.Master, IsClusterMode: o.Cluster, DB: o.DB,
 		Username: o.Username, Password: o.Password.Reveal(),
 		SentinelUsername: o.SentinelUsername, SentinelPassword: o.SentinelPassword.Reveal(),
-		TLSConfig: o.TLS,
+		TLSConfig: o.TLS, Dialer: o.dial,
 
 		DialTimeout: o.DialTimeout, ReadTimeout: o.Timeout, WriteTimeout: o.Timeout, PoolTimeout: operationLimit,
 		ContextTimeoutEnabled: true, PoolSize: o.PoolSize,
