@@ -29,6 +29,9 @@ const (
 	againMost  = time.Second
 	// reportEvery is how rarely a trouble that lasts is reported again.
 	reportEvery = 10 * time.Minute
+	// lookEvery is how often a server that is listened to is asked whether it is fit for what it is to keep: what it does when it is
+	// full can be changed while it runs.
+	lookEvery = time.Minute
 	// maxHeard bounds the messages that wait for the listener.
 	maxHeard = 64
 	// leastVersion of Redis, the first number of it, runs our scripts.
@@ -120,6 +123,8 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	})
 	beats := time.NewTicker(beatEvery)
 	defer beats.Stop()
+	looks := time.NewTicker(s.look)
+	defer looks.Stop()
 	last := time.Now()
 	silent := true // no heartbeat has come back by way of this subscription
 	sent := make(chan error, 1)
@@ -174,6 +179,8 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-looks.C:
+			wg.Go(func() { s.checkServer(ctx) })
 		case <-beats.C:
 			if cluster != nil {
 				last = cluster.last()
@@ -323,11 +330,28 @@ func (c *clusterBeats) moved() bool {
 	return c.changed
 }
 
-// checkServer reports a server that is not fit for what it is to keep.
+// checkServer reports a server that is not fit for what it is to keep: when that is new, and rarely again.
 func (s *Store) checkServer(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, silenceMost/2)
 	defer cancel()
-	for _, err := range s.unfit(ctx) {
+	errs := s.unfit(ctx)
+	if ctx.Err() != nil {
+		return // of what is missing it has not told
+	}
+	said := ""
+	if err := errors.Join(errs...); err != nil {
+		said = err.Error()
+	}
+	s.mu.Lock()
+	known := said == s.unfitSaid && time.Since(s.unfitAt) < reportEvery
+	if !known {
+		s.unfitSaid, s.unfitAt = said, time.Now()
+	}
+	s.mu.Unlock()
+	if known {
+		return
+	}
+	for _, err := range errs {
 		s.report(err)
 	}
 }

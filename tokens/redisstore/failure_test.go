@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -594,6 +595,53 @@ func TestEvictionIsReported(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestEvictionThatIsSetLater: a policy that is changed while the server runs is reported, too, and once.
+func TestEvictionThatIsSetLater(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	reports := make(chan error, 100)
+	s := open(t, Options{Addresses: []string{server.Addr}, Report: func(err error) { reports <- err }})
+	s.look = 20 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	on := make(listening, 10)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Watch(ctx, on) })
+	defer wg.Wait()
+	defer cancel()
+	if !<-on {
+		t.Fatal("does not listen")
+	}
+	looksAgain := func() {
+		asked := func() int {
+			stats, _ := server.Do("INFO", "commandstats").(string)
+			_, stats, _ = strings.Cut(stats, "cmdstat_info:calls=")
+			n, _, _ := strings.Cut(stats, ",")
+			calls, _ := strconv.Atoi(n) // nobody has asked yet
+			return calls
+		}
+		polls, before := 0, asked()
+		redistest.Eventually(t, "it looks again", func() error {
+			if polls++; asked()-before-polls < 10 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	looksAgain()
+	for range 2 {
+		server.Do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+		if err := <-reports; !errors.Is(err, ErrEvicts) {
+			t.Errorf("reported %v", err)
+		}
+		looksAgain()
+		server.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+		looksAgain()
+	}
+	if n := len(reports); n > 0 {
+		t.Errorf("%d more reports, the first: %v", n, <-reports)
+	}
 }
 
 // TestSilentConnectionIsNoticed: it stays, and nothing comes any more.

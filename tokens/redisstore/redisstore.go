@@ -78,7 +78,7 @@ type Options struct {
 	PoolSize    int           // connections to one server, at most. Default: DefaultPoolSize for each processor
 
 	// Report is told when the store begins to be out of reach for news of other nodes, rarely again while that lasts, and
-	// nil once it is over; and ErrEvicts, ErrTooOld or ErrReplica. Default: nobody.
+	// nil once it is over; and ErrEvicts, ErrTooOld or ErrReplica, as rarely. Default: nobody.
 	Report func(error)
 }
 
@@ -146,6 +146,7 @@ type Store struct {
 	report  func(error)
 	lease   time.Duration // of a lock
 	quiet   time.Duration // quietMost
+	look    time.Duration // lookEvery
 	timeout time.Duration // of one exchange
 
 	alone, cluster bool // alone: one server, with neither Sentinels nor a Cluster
@@ -157,8 +158,10 @@ type Store struct {
 	free    []freedLock      // of the time of one lease
 	work    sync.WaitGroup   // releases that nobody waits for, and claims; begun under mu or that of claims
 
-	claims batcher
-	doubts *tokens.Window[string, []string] // by name of an Ephemeral value that may have been taken: by which tokens
+	claims    batcher
+	unfitSaid string // what was reported last of a server that is not fit for what it is to keep, and when; guarded by mu
+	unfitAt   time.Time
+	doubts    *tokens.Window[string, []string] // by name of an Ephemeral value that may have been taken: by which tokens
 }
 
 // New returns a store. It connects on first use. What it holds is freed by Close.
@@ -184,7 +187,7 @@ func New(o Options) (*Store, error) {
 	silence()
 	return &Store{
 		client: redis.NewUniversalClient(o.universal()), prefix: o.Prefix, channel: o.Prefix + "changed:" + strconv.Itoa(o.DB),
-		origin: rand.Text(), report: o.Report, lease: leaseLife, quiet: quietMost, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster, cluster: o.Cluster,
+		origin: rand.Text(), report: o.Report, lease: leaseLife, quiet: quietMost, look: lookEvery, timeout: o.Timeout, alone: o.Master == "" && !o.Cluster, cluster: o.Cluster,
 		closing: make(chan struct{}), held: make(map[string]*lock),
 		doubts: tokens.NewWindow[string, []string](takenLife, maxDoubts),
 	}, nil
