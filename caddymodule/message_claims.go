@@ -41,8 +41,9 @@ const (
 	// maxRuns is how often a message may be begun: once, and once more if the node that had it died.
 	maxRuns = 2
 
-	beatEvery = time.Second     // a node shows that it lives, or tries to
-	beatLife  = 3 * time.Second // and counts as dead after that, if
+	beatEvery = time.Second        // a node shows that it lives, or tries to
+	beatWait  = 9 * beatEvery / 10 // for so long, so that one beat is over before the next
+	beatLife  = 3 * time.Second    // and counts as dead after that, if
 	deadAfter = 1200 * time.Millisecond
 	// for longer than a beat takes nothing is seen of it: a store that was emptied knows no node at first.
 	peerEvery = 300 * time.Millisecond // how often one node is looked for
@@ -284,6 +285,10 @@ func (c *claims) close() {
 // beat shows that this node lives, and tries a store that failed, until ctx ends. It shows that as often while the store fails:
 // others have this node's messages answered again when they do not see it, and only claims are worth backing off from.
 func (c *claims) beat(ctx context.Context, store tokens.Claims) {
+	ctx, cancel := context.WithCancel(ctx)
+	life := &sign{claims: c, store: store}
+	defer life.beat.Wait()
+	defer cancel()
 	var probeAt, backAt time.Time // probeAt is zero while the store is there
 	if c.away.Load() {
 		probeAt = time.Now() // this may be another store
@@ -322,7 +327,7 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 			return
 		}
 		beatDue = time.Now().Add(beatEvery)
-		err := c.showLife(ctx, store)
+		err := life.showLife(ctx)
 		late := errors.Is(err, context.DeadlineExceeded)
 		switch {
 		case !c.away.Load():
@@ -339,7 +344,7 @@ func (c *claims) beat(ctx context.Context, store tokens.Claims) {
 			}
 			probeAt, backAt = time.Time{}, time.Now()
 			c.back()
-			c.catchUp(ctx, store)
+			c.catchUp(ctx, life)
 		}
 		wasLate = late
 	}
@@ -350,19 +355,44 @@ func nextProbe(probe time.Duration) time.Time {
 	return time.Now().Add(probe/2 + mathrand.N(probe)) //nolint:gosec // no secret
 }
 
-// showLife is one beat.
-func (c *claims) showLife(ctx context.Context, store tokens.Claims) error {
-	limited, cancel := context.WithTimeout(ctx, claimWait)
-	defer cancel()
-	began := time.Since(c.start)
-	if err := store.Beat(limited, c.node, beatLife); err != nil {
+// sign is how this node shows in a store that it lives, one beat after the other.
+type sign struct {
+	*claims
+	store tokens.Claims
+	beat  sync.WaitGroup // the one under way
+}
+
+// showLife is one beat. It is late when it has not arrived within claimWait, and goes on then for beatWait in all: a store that is slow is
+// to see this node live, or others would have its messages answered again.
+func (s *sign) showLife(ctx context.Context) error {
+	s.beat.Wait()
+	done := make(chan error, 1)
+	s.beat.Go(func() {
+		limited, cancel := context.WithTimeout(ctx, beatWait)
+		defer cancel()
+		began := time.Since(s.start)
+		err := s.store.Beat(limited, s.node, beatLife)
+		if err == nil {
+			s.beaten(began)
+		}
+		done <- err
+	})
+	timer := time.NewTimer(claimWait)
+	defer timer.Stop()
+	select {
+	case err := <-done:
 		return err
+	case <-timer.C:
+		return context.DeadlineExceeded
 	}
+}
+
+// beaten notes that a beat has arrived, which began then.
+func (c *claims) beaten(began time.Duration) {
 	if now := time.Since(c.start); now-time.Duration(c.beatAt.Load()) >= lateBeat {
 		c.lateAt.Store(int64(now)) // before beatAt, or steady would miss it
 	}
 	c.beatAt.Store(int64(began))
-	return nil
 }
 
 // failed says that the store does not do what it should.
@@ -395,10 +425,10 @@ func (c *claims) back() {
 }
 
 // catchUp claims the messages that this node has taken on while the store was away. A store that is slow at that sees it live.
-func (c *claims) catchUp(ctx context.Context, live tokens.Claims) {
+func (c *claims) catchUp(ctx context.Context, life *sign) {
 	for batch := range slices.Chunk(c.calls.unclaimed(time.Now()), caughtUpAtOnce) {
 		if time.Since(c.start)-time.Duration(c.beatAt.Load()) >= beatEvery {
-			_ = c.showLife(ctx, live) // the claims show whether the store fails
+			_ = life.showLife(ctx) // the claims show whether the store fails
 		}
 		store := c.shared()
 		if store == nil {

@@ -704,6 +704,47 @@ func TestSharedTriesToBeat(t *testing.T) {
 	}
 }
 
+// TestSharedBeatsThatTakeLong: a node whose beats reach the store late, over a slow connection or to a busy master of a Cluster, is not taken for
+// dead, and its messages are not begun again.
+func TestSharedBeatsThatTakeLong(t *testing.T) {
+	t.Parallel()
+	for _, takes := range []time.Duration{claimWait + time.Millisecond, beatWait - time.Millisecond} {
+		t.Run(takes.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, 2, nil, after(12*time.Second, replyXML))
+				var slow atomic.Bool
+				f.through(0, &beatLog{beat: func(ctx context.Context) error {
+					if !slow.Load() {
+						return nil
+					}
+					select {
+					case <-time.After(takes):
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}})
+				_ = f.claims(0).shared()
+				synctest.Wait()
+				time.AfterFunc(500*time.Millisecond, func() { slow.Store(true) })
+				got := f.send(paceMessage(1), 0, 1, 1)
+				if got.answer != replyXML || got.attempt != 3 || f.runs.Load() != 1 {
+					t.Errorf("%+v, the backend ran %d times", got, f.runs.Load())
+				}
+				if !f.claims(0).away.Load() {
+					t.Error("a store that takes so long is used for claims")
+				}
+				slow.Store(false)
+				time.Sleep(time.Minute)
+				if !f.claims(0).steady(time.Second) {
+					t.Error("a store that is quick again does not count as such")
+				}
+			})
+		})
+	}
+}
+
 // TestSharedBeatsWhileItCatchesUp: a store that is slow to take what it missed sees the node live.
 func TestSharedBeatsWhileItCatchesUp(t *testing.T) {
 	t.Parallel()
