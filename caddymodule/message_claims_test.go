@@ -93,14 +93,23 @@ const firstRun = "<xml><Content>secret run 1</Content></xml>"
 func TestClaimsOnRedis(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
+	for try := range stall.Tries(t, claimWait/4, server.Turn) { // a node takes Redis for being away when the machine stands still for longer
+		server.Do("FLUSHALL")
+		claimsOnRedis(t, try, server)
+	}
+}
+
+func claimsOnRedis(t *testing.T, try *stall.Try, server *redistest.Server) {
+	t.Helper()
 	nodes := []*redisNode{newRedisNode(t, server), newRedisNode(t, server), newRedisNode(t, server)}
 	backend, message := new(counting), textMessage("plain words")
 	if got, _ := nodes[0].answer(t, message, backend); got != firstRun {
-		t.Errorf("first: %s", got)
+		try.Errorf("first: %s", got)
 	}
 	keys, _ := server.Do("KEYS", "wechat:claim:p*").([]any)
 	if len(keys) != 1 {
-		t.Fatalf("%d claims", len(keys))
+		try.Errorf("%d claims", len(keys))
+		return
 	}
 	// docs/clustering.md has this figure.
 	if size, _ := server.Do("MEMORY", "USAGE", keys[0]).(int64); size > 160 {
@@ -108,11 +117,11 @@ func TestClaimsOnRedis(t *testing.T) {
 	}
 	for i := range 6 {
 		if got, _ := nodes[i%3].answer(t, message, backend); got != firstRun {
-			t.Errorf("again: %s", got)
+			try.Errorf("again: %s", got)
 		}
 	}
 	if n := backend.runs.Load(); n != 1 {
-		t.Errorf("the backend ran %d times", n)
+		try.Errorf("the backend ran %d times", n)
 	}
 	keys, _ = server.Do("KEYS", "wechat:*").([]any)
 	answers := 0
@@ -130,7 +139,7 @@ func TestClaimsOnRedis(t *testing.T) {
 		}
 	}
 	if answers != 1 {
-		t.Errorf("%d answers in %q", answers, keys)
+		try.Errorf("%d answers in %q", answers, keys)
 	}
 }
 
