@@ -11,6 +11,8 @@ import (
 const (
 	// queueWorkers bounds the background jobs that run at the same time.
 	queueWorkers = 8
+	// maxAsking bounds the workers that ask WeChat what the gateway can do without: while WeChat hangs, each is at it for as long as a job may take.
+	maxAsking = queueWorkers / 2
 	// jobTimeout bounds one attempt of a job.
 	jobTimeout = renewTimeout
 )
@@ -24,6 +26,7 @@ type job struct {
 	again   bool      // added again while running
 	sooner  time.Time // when it is to run again, as it was hastened while running
 	light   bool
+	asks    bool         // WeChat, and may as well not be done
 	number  uint64       // of its last attempt
 	err     error        // what that came to
 	awaited []chan error // get what the attempt that is under way, or else the next, comes to
@@ -46,8 +49,9 @@ type retryQueue struct {
 	wake chan struct{}
 	free chan struct{} // one element per idle worker
 
-	light int    // jobs that addLight added
-	tries uint64 // attempts that have begun; each has its number
+	light  int    // jobs that addLight and addNews added
+	asking int    // of addLight's, that run
+	tries  uint64 // attempts that have begun; each has its number
 }
 
 func (q *retryQueue) init() {
@@ -74,27 +78,32 @@ func (q *retryQueue) add(id string, delay time.Duration, run func(context.Contex
 	}
 }
 
-// addLight queues a job that is done once, unless it is queued already or too many are.
-func (q *retryQueue) addLight(id string, run func(context.Context)) { q.addOnce(id, run, false) }
+// addLight queues a job that is done once and asks WeChat, unless it is queued already or too many are, and reports whether it did. Few of
+// them run at the same time.
+func (q *retryQueue) addLight(id string, run func(context.Context)) (queued bool) {
+	return q.addOnce(id, run, false)
+}
 
-// addNews is addLight of a job that reads what has just changed: one that is running, and may have read it as it was before, runs
-// once more.
+// addNews queues a job that is done once and reads what has just changed, unless too many are queued: one that is running, and may have read
+// it as it was before, runs once more.
 func (q *retryQueue) addNews(id string, run func(context.Context)) { q.addOnce(id, run, true) }
 
-func (q *retryQueue) addOnce(id string, run func(context.Context), news bool) {
+func (q *retryQueue) addOnce(id string, run func(context.Context), news bool) (queued bool) {
 	q.mu.Lock()
 	switch j := q.jobs[id]; {
 	case j != nil:
 		j.again = j.again || news && j.running
 	case q.light < maxLight:
 		q.light++
-		q.jobs[id] = &job{light: true, due: time.Now(), run: func(ctx context.Context) error { run(ctx); return nil }}
+		q.jobs[id] = &job{light: true, asks: !news, due: time.Now(), run: func(ctx context.Context) error { run(ctx); return nil }}
+		queued = true
 	}
 	q.mu.Unlock()
 	select {
 	case q.wake <- struct{}{}:
 	default:
 	}
+	return queued
 }
 
 // hasten makes a waiting job due now, unless it waits because it failed, and one that is running once it is to wait.
@@ -167,13 +176,16 @@ func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 	wait = -1
 	now := time.Now()
 	for name, candidate := range q.jobs {
-		if candidate.running {
+		if candidate.running || candidate.asks && q.asking == maxAsking { // the end of one that runs wakes the loop
 			continue
 		}
 		left := candidate.due.Sub(now)
 		if left <= 0 {
 			q.tries++
 			candidate.running, candidate.number = true, q.tries
+			if candidate.asks {
+				q.asking++
+			}
 			return name, candidate, 0
 		}
 		if wait < 0 || left < wait {
@@ -188,6 +200,9 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	j.running, j.err = false, err
+	if j.asks {
+		q.asking--
+	}
 	for _, ended := range j.awaited {
 		ended <- err
 	}
