@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -43,8 +44,9 @@ const (
 // A message that comes to this URL, because the platform's console has it as 消息与事件接收URL too, goes through the
 // wechat_message route of the same site, which answers it as if it had come there, and the log names the field to mend. The
 // route is found by the path matchers before it: an asterisk in one stands for the account's appid, which is known by the
-// gh_ id in the message. If there is no such route, or the account is not known, the answer is `success` and an entry in
-// the log; an account that is not known is then looked for, among those of the platform.
+// gh_ id in the message. An account that is not known is looked for, among those of the platform, and its message waits for
+// that; if the search takes longer, it goes unanswered, so that WeChat pushes it again. If there is no such route, or the account cannot
+// be told for now, the answer is `success` and an entry in the log. Messages of WeChat's acceptance check are answered here.
 //
 // The handler answers every request that reaches it. With Forward, events other than tickets also go to the next
 // handler as wechat_message would pass them on, in the background and once they are durable, with their codes emptied;
@@ -63,6 +65,7 @@ type Event struct {
 	limits   ForwardLimits // with all defaults filled in
 	forwards chan struct{} // a place for each forward under way
 	detours  map[*Platform]*damper
+	awaiting atomic.Int64 // messages that wait until it is known whose they are
 }
 
 // CaddyModule returns the Caddy module information.

@@ -23,27 +23,52 @@ import (
 const (
 	userNameTimeout     = time.Second      // to look up whose message it is, of the 5 s that WeChat waits
 	misdirectedLogEvery = 10 * time.Minute // between two log lines about a platform whose messages are handled all the same
+	// learnWait is for how long the last push of a message waits until its account is known; what is left of the 5 s is the backend's.
+	learnWait = 3 * time.Second
+	// maxAwaiting bounds the messages that wait for that at the same time.
+	maxAwaiting = 1000
 )
 
 // Why a message that came to the authorization-event URL was not delivered.
 var (
 	errNoMessageRoute = errors.New("this site has no wechat_message that is reached by a path with the account's appid")
 	errWhichAccount   = errors.New("the account's gh_ id is not known yet, so that the path of its messages is not either")
+	errAccountUnread  = errors.New("the store does not say whose gh_ id it is")
 	errRouteNotTaken  = errors.New("a handler before the site's wechat_message did not let it through")
+)
+
+// What becomes of messages that come to the authorization-event URL.
+var (
+	textHandled = texts("they are handled", "已照常处理")
+	textAwaited = texts("whose they are is looked for, and WeChat pushes them again", "正在查找所属账号，微信会重推")
+	textLost    = texts("they are not delivered: the log says why", "未能送达，原因见日志")
 )
 
 // misdirected has a message that came to the authorization-event URL handled by the site's wechat_message, as if it had
 // come there. If there is none, or it cannot be told on which path the account's messages come, it is answered success. The error
 // is errHeld or errDropped if it was not answered, and a refusedDetour if it was refused.
 func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) error {
-	e.app.health().sightings.saw(codeMessageMisdirected, p.platform.AppID, tokens.Text{})
-	found, err := e.messageRoute(r, p)
+	saw := func(what tokens.Text) { e.app.health().sightings.saw(codeMessageMisdirected, p.platform.AppID, what) }
+	if e.app.answerReleaseCheck(w, p, "") { // whatever routes there are
+		saw(textHandled)
+		return nil
+	}
+	found, err := e.awaitRoute(r, p)
+	if errors.Is(err, errHeld) {
+		saw(textAwaited)
+		p.entry.Reason += ", and whose it is is not known yet"
+		return errHeld
+	}
 	if err == nil {
+		saw(textHandled)
 		err = found.run(w, r, p)
 	}
 	_, refused := errors.AsType[refusedDetour](err)
 	taken := refused || errors.Is(err, errHeld) || errors.Is(err, errDropped)
 	if err != nil && !taken {
+		saw(textLost)
+		p.entry.Outcome = outcomeFailed
+		p.entry.Reason += " and was not delivered"
 		e.app.logger.Warn("a message came to the authorization-event URL and was not delivered: in the platform's console, 消息与事件接收URL must be the URL of the wechat_message route; compare it with 授权事件接收URL",
 			append(whyFields(err), zap.String("platform", p.platform.AppID), zap.ByteString("msg_type", p.fields.MsgType))...)
 		writePlain(w, success)
@@ -56,12 +81,62 @@ func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) err
 	return err
 }
 
+// awaitRoute is messageRoute of a message that waits, if need be, until it is known whose it is. The account is looked for: the gateway
+// learns gh_ ids by messages on their accounts' own paths, of which none may ever come. The error is errHeld if the search still goes on when
+// WeChat drops the push, so that it pushes the message again. Its last push is answered in time.
+func (e *Event) awaitRoute(r *http.Request, p *push) (*detour, error) {
+	found, err := e.messageRoute(r, p)
+	if !accountUnknown(err) || p.isDoctors() || len(p.fields.ToUserName) == 0 {
+		return found, err
+	}
+	defer e.awaiting.Add(-1)
+	if e.awaiting.Add(1) > maxAwaiting {
+		return nil, err
+	}
+	came, calls := p.entry.Time, e.app.calls()
+	a := calls.arrive(p.identity("", r), came, p.age(), p.query.unix()+int64(time.Duration(e.TimestampWindow)/time.Second),
+		pace{pushes: wechatPushes, replyTimeout: learnWait})
+	if a.call == nil { // it was answered on this path, before a reload
+		return nil, err
+	}
+	calls.abandon(a.call, came) // it is there for the count of its pushes alone
+	defer calls.leaveNow(a.call)
+	timer := time.NewTimer(time.Until(a.by))
+	defer timer.Stop()
+	for {
+		var learned <-chan struct{} // nil: WeChat's next push tells whether the store answers again
+		if errors.Is(err, errWhichAccount) {
+			learned = e.app.manager().SeekUserName(p.platform.AppID, string(p.fields.ToUserName))
+			// It may have become known before that.
+			if found, err = e.messageRoute(r, p); !accountUnknown(err) || learned == nil && errors.Is(err, errWhichAccount) {
+				return found, err
+			}
+		}
+		select {
+		case <-learned:
+		case <-r.Context().Done():
+			return nil, errHeld
+		case <-timer.C:
+			if !a.last {
+				return nil, errHeld
+			}
+			return nil, err
+		}
+	}
+}
+
+// accountUnknown reports whether a message has no route because it is not known whose it is.
+func accountUnknown(err error) bool {
+	return errors.Is(err, errWhichAccount) || errors.Is(err, errAccountUnread)
+}
+
 // detour is the way of a message from the authorization-event URL to the site's wechat_message.
 type detour struct {
 	server *caddyhttp.Server
 	path   string // on which the message would have come
 	appid  string // the account, as wechat_message reads it from that path
 	body   []byte
+	came   time.Time   // the push
 	taken  atomic.Bool // by wechat_message: only now the body can be read and an answer be given
 
 	answered time.Time // by wechat_message, whose handler may go on for long after that
@@ -87,9 +162,8 @@ type detourKey struct{}
 // onDetour returns the detour that a request is on, or nil.
 func onDetour(r *http.Request) *detour { d, _ := r.Context().Value(detourKey{}).(*detour); return d }
 
-// admit reports whether a request is for this handler, which it is unless it is on a detour to another account's.
-func (m *Message) admit(r *http.Request) bool {
-	d := onDetour(r)
+// admit reports whether a request is for this handler, which it is unless it is on a detour, not nil, to another account's.
+func (m *Message) admit(d *detour, r *http.Request) bool {
 	if d == nil || d.taken.Load() {
 		return true
 	}
@@ -100,7 +174,7 @@ func (m *Message) admit(r *http.Request) bool {
 // run sends the push, sealed as it came, through the site's routes. Until a wechat_message has taken it, its context is
 // done and its body cannot be read, so that no backend gets it, and nothing is answered.
 func (d *detour) run(w http.ResponseWriter, r *http.Request, p *push) error {
-	d.body = bytes.Clone(p.body)
+	d.body, d.came = bytes.Clone(p.body), p.entry.Time
 	before := w.Header().Clone()
 	answer := &detourAnswer{w, d}
 	ctx := detourContext{context.WithValue(r.Context(), detourKey{}, d), d}

@@ -2,12 +2,16 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
 // Limits of walks over a configuration's routes.
@@ -55,23 +59,24 @@ func (e *Event) messageRoute(r *http.Request, p *push) (*detour, error) {
 		case found == nil:
 			found = d
 		case found.appid != d.appid:
-			return nil, e.whichAccount(p)
+			return nil, whichAccount(unknown)
 		}
 	}
 	switch {
 	case found != nil:
 		return found, nil
 	case account == "" && paths.any:
-		return nil, e.whichAccount(p)
+		return nil, whichAccount(unknown)
 	}
 	return nil, errNoMessageRoute
 }
 
-// whichAccount says that a message's account is not known, and has it looked for: the gateway learns the gh_ ids of accounts by messages on
-// their own paths, of which none may ever come.
-func (e *Event) whichAccount(p *push) error {
-	e.app.manager().SeekUserNames(p.platform.AppID)
-	return errWhichAccount
+// whichAccount says why a message's account is not known.
+func whichAccount(why error) error {
+	if errors.Is(why, tokens.ErrNotAuthorized) {
+		return errWhichAccount
+	}
+	return fmt.Errorf("%w: %w", errAccountUnread, why)
 }
 
 // messagePaths collects the paths on which a message may come to a site, by the path matchers before wechat_message.

@@ -236,10 +236,14 @@ const maxSize = 1 << 30
 
 // ServeHTTP verifies and opens a push, has it answered, and seals the answer.
 func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !m.admit(r) {
+	d := onDetour(r)
+	if !m.admit(d, r) {
 		return nil
 	}
 	started := time.Now()
+	if d != nil {
+		started = d.came // WeChat has been waiting since
+	}
 	p := newPush()
 	defer p.release()
 	p.entry.Time = started
@@ -250,20 +254,20 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if errors.Is(err, errHeld) {
 			panic(http.ErrAbortHandler) // ends without an answer: who seems to have hung up may listen all the same
 		}
-		if d := onDetour(r); d != nil {
+		if d != nil {
 			d.dropped = true
 		}
 		return nil
 	case err != nil:
 		why := m.app.refuse(w, r, "message", p, err)
-		if d := onDetour(r); d != nil {
+		if d != nil {
 			d.refused = why
 		}
 		return nil
 	}
 	m.app.metrics().messageOK.Inc()
 	p.answered = p.answeredAt()
-	if d := onDetour(r); d != nil {
+	if d != nil {
 		d.answered = p.answered
 	}
 	m.app.metrics().messageDuration.Observe(p.answered.Sub(started).Seconds())

@@ -348,7 +348,7 @@ var sightedTexts = map[string]sightedText{
 		texts("authorization events come to a message URL; they are handled", "授权事件推送到了消息URL；已照常处理"),
 		texts("mend 授权事件接收URL in the platform's console", "修正第三方平台的授权事件接收URL")},
 	codeMessageMisdirected: {Yellow,
-		texts("messages come to the authorization-event URL", "消息推送到了授权事件接收URL"),
+		texts("messages come to the authorization-event URL; %s", "消息推送到了授权事件接收URL；%s"),
 		texts("mend 消息与事件接收URL in the platform's console: it is that of the wechat_message route", "修正第三方平台的消息与事件接收URL，应为 wechat_message 的地址")},
 	codeRepliesLost: {Red,
 		texts("messages are lost, for no backend could be reached: %s", "消息丢失：无法连接后端：%s"),

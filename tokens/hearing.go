@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -129,6 +130,10 @@ func (h *hearing) Changed(name string) {
 	}
 	if k, ok := confirmKey(name); ok {
 		m.confirm.news(k)
+		return
+	}
+	if strings.HasPrefix(name, userNameFolder+"/") {
+		m.seeks.learned(name)
 		return
 	}
 	if path.Dir(name) == intentFolder {

@@ -153,25 +153,27 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	return e.rec.UserName, e.rec.UserName != ""
 }
 
-// learn asks WeChat about an account, unless the store knows about it, and reports whether it did.
-func (m *Manager) learn(ctx context.Context, k Key) (asked bool) {
+// learn asks WeChat about an account, unless the store knows about it, and reports whether it did, and whether WeChat answered.
+func (m *Manager) learn(ctx context.Context, k Key) (asked, answered bool) {
 	env, err := m.current()
 	if err != nil {
-		return false
+		return false, false
 	}
 	e, err := m.lookup(ctx, env, k)
 	if err != nil || !e.renewable() || e.rec.UserName != "" {
-		return false
+		return false, false
 	}
 	e.infoAt.Store(time.Now().Add(infoEvery).UnixNano())
 	info, err := m.authorizerInfo(ctx, env, k)
+	_, refused := errors.AsType[*APIError](err)
+	answered = err == nil || refused && !errors.Is(err, errNoComponentToken)
 	if err == nil {
 		err = m.keepInfo(ctx, env, k, info)
 	}
 	if err != nil {
 		env.Log.Debug("an account's name cannot be fetched; tried again in an hour", "platform", k.Platform, "appid", k.AppID, "error", err)
 	}
-	return true
+	return true, answered
 }
 
 // keepInfo keeps what was learned of an account with its record, and the way back from its gh_ id.
@@ -179,11 +181,12 @@ func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info ac
 	if info.userName == "" {
 		return fmt.Errorf("%s: %w: the answer has no user_name", pathAuthorizerInfo, ErrUnreachable)
 	}
-	err := m.storeRecord(ctx, env, userNameName(info.userName), userNameWire{Platform: k.Platform, AppID: k.AppID})
-	if err != nil {
+	name := userNameName(info.userName)
+	if err := m.storeRecord(ctx, env, name, userNameWire{Platform: k.Platform, AppID: k.AppID}); err != nil {
 		return err
 	}
-	_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
+	m.seeks.learned(name)
+	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
 		if cur == nil || cur.revoked() {
 			return nil
 		}

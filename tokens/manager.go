@@ -190,6 +190,7 @@ func (m *Manager) Close() {
 		return
 	}
 	m.stopLoop()
+	m.seeks.close()
 	finished := make(chan struct{})
 	go func() { m.work.Wait(); close(finished) }()
 	if !waitFor(finished, closeGrace) {

@@ -53,7 +53,7 @@ func classOf(name string) (recordClass, bool) {
 	case strings.HasPrefix(name, path.Join(root, "verify", string(KindAuthorizer))+"/"):
 		platform := idOf(path.Base(path.Dir(path.Clean(path.Dir(name)))))
 		return classConfirm, name == confirmName(AuthorizerKey(platform, id))
-	case strings.HasPrefix(folder, path.Join(root, "username")+"/"):
+	case strings.HasPrefix(folder, userNameFolder+"/"):
 		return classUserName, name == userNameName(id)
 	case name == rosterName(id):
 		return classRoster, true
@@ -98,7 +98,7 @@ func recordFolders(platforms []string) (folders []string) {
 	}
 	// An account's record says whether a code was exchanged, so accepted authorizations come after it.
 	folders = append(folders, intentFolder, forwardFolder, verifyFolder, path.Join(root, "verify", string(KindComponent)), path.Join(root, "push"))
-	folders = append(folders, shards(path.Join(root, "username"))...)
+	folders = append(folders, shards(userNameFolder)...)
 	for _, kind := range []Kind{KindJSAPI, KindCard} {
 		folders = append(folders, shards(path.Join(root, string(kind), "account"))...)
 		for _, p := range platforms {

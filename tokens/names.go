@@ -11,9 +11,10 @@ import (
 
 // Record names. One place makes them, so that no text from outside can name another record.
 const (
-	root          = "wechat/v1"
-	intentFolder  = root + "/intent"
-	forwardFolder = root + "/forward"
+	root           = "wechat/v1"
+	intentFolder   = root + "/intent"
+	forwardFolder  = root + "/forward"
+	userNameFolder = root + "/username"
 	// These tell the locks of a whole renewal and a whole exchange from the short one of a write to the record.
 	renewalLock  = "/renewal"
 	exchangeLock = "/exchange"
@@ -94,7 +95,7 @@ func codeHash(platform, code string) string {
 // userNameName is where it is kept which account a gh_ id belongs to, spread like the authorizers.
 func userNameName(userName string) string {
 	sum := sha256.Sum256([]byte(userName))
-	return path.Join(root, "username", hex.EncodeToString(sum[:1]), recordID(userName))
+	return path.Join(userNameFolder, hex.EncodeToString(sum[:1]), recordID(userName))
 }
 
 // rosterName is where it is kept how far a platform's list of authorizers was read.

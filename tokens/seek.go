@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -12,41 +13,124 @@ const (
 	seekAccounts = 20          // that WeChat is asked about in a step
 	seekPages    = 20          // that are read of the store in a step
 	seekAgain    = time.Hour   // until a search that came to the end begins anew: WeChat may not have told of some
+	seekUnheard  = time.Minute // until an account is asked about again if WeChat gave no answer
 )
 
-// seeks are how far the searches of platforms are.
+// seeks are the searches of platforms.
 type seeks struct {
-	mu   sync.Mutex
-	at   map[string]string    // cursor of the page to read next
-	next map[string]time.Time // when the next step may be
+	mu     sync.Mutex
+	of     map[string]*seek
+	closed bool
 }
 
-// due reports whether a step may be now, and says that there is one.
-func (s *seeks) due(platform string, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.next == nil {
-		s.at, s.next = make(map[string]string), make(map[string]time.Time)
-	}
-	if now.Before(s.next[platform]) {
-		return false
-	}
-	s.next[platform] = now.Add(seekEvery)
-	return true
+// seek is how far the search of a platform is.
+type seek struct {
+	at   string    // cursor of the page to read next
+	next time.Time // when the next step may be
+	put  time.Time // when the first of the accounts that were passed over may be asked about; zero: none was
+	// awaited are the gh_ ids that somebody waits for, by the names of their records; nil: no step is under way.
+	awaited map[string]chan struct{}
 }
 
-func (s *seeks) cursor(platform string) string {
+// await returns what is closed once a step has learned a gh_ id, or has ended; nil: none is under way. The caller is to run the step that
+// begins.
+func (s *seeks) await(platform, userName string, now time.Time) (learned chan struct{}, begins bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.at[platform]
+	k := s.of[platform]
+	switch {
+	case s.closed:
+		return nil, false
+	case k == nil:
+		k = new(seek)
+		if s.of == nil {
+			s.of = make(map[string]*seek)
+		}
+		s.of[platform] = k
+	}
+	if k.awaited == nil {
+		if now.Before(k.next) {
+			return nil, false
+		}
+		begins, k.awaited = true, make(map[string]chan struct{})
+		k.next = now.Add(seekEvery)
+	}
+	name := userNameName(userName)
+	if learned = k.awaited[name]; learned == nil {
+		learned = make(chan struct{})
+		k.awaited[name] = learned
+	}
+	return learned, begins
+}
+
+// begin returns the page where a step begins.
+func (s *seeks) begin(platform string) (cursor string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.of[platform]
+	k.next = time.Now().Add(seekEvery) // it may have waited for its turn
+	return k.at
 }
 
 // move notes the page to read next; empty: that was the last one.
 func (s *seeks) move(platform, cursor string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.at[platform] = cursor; cursor == "" {
-		s.next[platform] = time.Now().Add(seekAgain)
+	k := s.of[platform]
+	if k.at = cursor; cursor != "" {
+		return
+	}
+	if rested := time.Now().Add(seekAgain); k.put.IsZero() || rested.Before(k.put) {
+		k.next = rested
+	} else if k.next.Before(k.put) {
+		k.next = k.put
+	}
+	k.put = time.Time{}
+}
+
+// passOver notes when an account may be asked about that was passed over.
+func (s *seeks) passOver(platform string, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.of[platform]; k.put.IsZero() || until.Before(k.put) {
+		k.put = until
+	}
+}
+
+// learned wakes those who wait for a gh_ id, by the name of its record.
+func (s *seeks) learned(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.of {
+		if awaited := k.awaited[name]; awaited != nil {
+			close(awaited)
+			delete(k.awaited, name)
+		}
+	}
+}
+
+// end wakes those who wait for what a step has not learned.
+func (s *seeks) end(platform string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of[platform].end()
+}
+
+// end is seeks.end; the lock is held.
+func (k *seek) end() {
+	for _, awaited := range k.awaited {
+		close(awaited)
+	}
+	k.awaited = nil
+}
+
+// close ends all steps, those that have not begun too, and lets no other begin.
+func (s *seeks) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, k := range s.of {
+		k.end()
 	}
 }
 
@@ -54,37 +138,63 @@ func (s *seeks) move(platform, cursor string) {
 func (s *seeks) sought(platform string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.next[platform].IsZero()
+	return s.of[platform] != nil
 }
 
-// SeekUserNames has the gh_ ids learned of accounts of a platform of which none is known, a few a minute, for as long as it is called: a
-// message came whose account only its gh_ id could tell. It does not wait. The platform is one that is configured.
-func (m *Manager) SeekUserNames(platform string) {
-	if m.seeks.due(platform, time.Now()) {
-		m.queue.addLight("gh_ ids of "+platform, func(ctx context.Context) { m.seekUserNames(ctx, platform) })
+// SeekUserName has the gh_ ids learned of accounts of a platform of which none is known, a few a minute, for as long as it is called: a
+// message came whose account only this gh_ id could tell. It does not wait. It returns what is closed once the gh_ id is known, which another
+// node may tell, or the search cannot tell it for now; nil: it cannot from the start. The platform is one that is configured.
+func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
+	learned, begins := m.seeks.await(platform, userName, time.Now())
+	if begins && !m.queue.addLight("gh_ ids of "+platform, func(ctx context.Context) {
+		defer m.seeks.end(platform)
+		m.seekUserNames(ctx, platform)
+	}) {
+		m.seeks.end(platform) // too much is queued
 	}
+	return learned
 }
 
+// seekUserNames is a step. It ends early when WeChat does not answer: it may hang, and others need the worker.
 func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 	asked := 0
+	cursor := m.seeks.begin(platform)
 	for range seekPages {
-		page, err := m.Authorizers(ctx, AuthorizerQuery{Platform: platform, Cursor: m.seeks.cursor(platform), Limit: MaxAuthorizers})
+		page, err := m.Authorizers(ctx, AuthorizerQuery{Platform: platform, Cursor: cursor, Limit: MaxAuthorizers})
 		if err != nil {
 			return // the next step begins here
 		}
+		// Other nodes may be at the same page: in another order they learn of each other what they would ask.
+		rand.Shuffle(len(page.Authorizers), func(i, j int) {
+			page.Authorizers[i], page.Authorizers[j] = page.Authorizers[j], page.Authorizers[i]
+		})
 		for _, a := range page.Authorizers {
-			k := AuthorizerKey(platform, a.AppID)
-			if e := m.cache.Load().get(k); a.State != StateAuthorized || a.UserName != "" || e != nil && time.Now().UnixNano() < e.infoAt.Load() {
+			if a.State != StateAuthorized || a.UserName != "" {
 				continue
 			}
-			if asked == seekAccounts || ctx.Err() != nil {
+			k := AuthorizerKey(platform, a.AppID)
+			if e := m.cache.Load().get(k); e != nil {
+				if due := e.infoAt.Load(); time.Now().UnixNano() < due {
+					m.seeks.passOver(platform, time.Unix(0, due))
+					continue
+				}
+			}
+			if asked == seekAccounts || ctx.Err() != nil || m.closed.Load() {
 				return // those that are known by then are passed over
 			}
-			if m.learn(ctx, k) { // not of one without a refresh token: there may be a page full of them
+			switch isAsked, isAnswered := m.learn(ctx, k); {
+			case !isAsked: // it has no refresh token, and there may be a page full of them; or another node has learned it
+			case !isAnswered:
+				if e := m.cache.Load().get(k); e != nil {
+					e.infoAt.Store(time.Now().Add(seekUnheard).UnixNano())
+				}
+				return
+			default:
 				asked++
 			}
 		}
-		if m.seeks.move(platform, page.Next); page.Next == "" {
+		cursor = page.Next
+		if m.seeks.move(platform, cursor); cursor == "" {
 			return
 		}
 	}

@@ -1,7 +1,9 @@
 package tokens
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,19 +11,32 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
 
+// unnamed is an authorizer whose gh_ id is not known, and is "gh_" and the end of its appid.
+func (r *rig) unnamed(t *testing.T, platform, appid string) {
+	t.Helper()
+	refresh := secret.New("refreshtoken@@@" + appid)
+	r.wx.set(func(f *fakeWeChat) { f.refresh[appid] = refresh.Reveal() })
+	r.seed(t, AuthorizerKey(platform, appid), &record{RefreshToken: refresh, AuthorizedAt: time.Now()})
+}
+
+// ended reports whether a channel is closed.
+func ended(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // Accounts whose gh_ ids are not known are learned a few a minute while somebody asks, each once an hour at most if WeChat does not tell.
-func TestSeekUserNames(t *testing.T) {
+func TestSeekUserName(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const accounts = 3*seekAccounts - 5
 		r := started(t)
-		has := func(appid string) {
-			refresh := secret.New("refreshtoken@@@" + appid)
-			r.wx.set(func(f *fakeWeChat) { f.refresh[appid] = refresh.Reveal() })
-			r.seed(t, AuthorizerKey(testPlatform, appid), &record{RefreshToken: refresh, AuthorizedAt: time.Now()})
-		}
 		for n := range accounts {
-			has(appidOf(n))
+			r.unnamed(t, testPlatform, appidOf(n))
 		}
 		known := func(n int) bool {
 			_, appid, err := r.ByUserName(t.Context(), fmt.Sprintf("gh_%s", appidOf(n)[2:]))
@@ -29,7 +44,7 @@ func TestSeekUserNames(t *testing.T) {
 		}
 		for step := 1; step <= 3; step++ {
 			for range 10 {
-				r.SeekUserNames(testPlatform)
+				r.SeekUserName(testPlatform, "gh_stranger")
 			}
 			synctest.Wait()
 			if got, want := r.wx.count(pathAuthorizerInfo), min(step*seekAccounts, accounts); got != want {
@@ -43,7 +58,7 @@ func TestSeekUserNames(t *testing.T) {
 			}
 		}
 		for range 100 {
-			r.SeekUserNames(testPlatform)
+			r.SeekUserName(testPlatform, "gh_stranger")
 			time.Sleep(seekEvery)
 		}
 		if got := r.wx.count(pathAuthorizerInfo); got != accounts {
@@ -51,10 +66,10 @@ func TestSeekUserNames(t *testing.T) {
 		}
 		r.refuse(pathAuthorizerInfo, 61003, "no")
 		for n := range accounts {
-			has(appidOf(accounts + n))
+			r.unnamed(t, testPlatform, appidOf(accounts+n))
 		}
 		for range 121 {
-			r.SeekUserNames(testPlatform)
+			r.SeekUserName(testPlatform, "gh_stranger")
 			time.Sleep(seekEvery)
 		}
 		if got := r.wx.count(pathAuthorizerInfo) - accounts; got < accounts || got > 3*accounts {
@@ -72,12 +87,9 @@ func TestSeekPassesOverAccountsWithoutRefreshToken(t *testing.T) {
 			r.seed(t, AuthorizerKey(testPlatform, appidOf(n)), &record{AuthorizedAt: time.Now()})
 		}
 		for n := range seekAccounts {
-			appid := appidOf(1000 + n)
-			refresh := secret.New("refreshtoken@@@" + appid)
-			r.wx.set(func(f *fakeWeChat) { f.refresh[appid] = refresh.Reveal() })
-			r.seed(t, AuthorizerKey(testPlatform, appid), &record{RefreshToken: refresh, AuthorizedAt: time.Now()})
+			r.unnamed(t, testPlatform, appidOf(1000+n))
 		}
-		r.SeekUserNames(testPlatform)
+		r.SeekUserName(testPlatform, "gh_stranger")
 		synctest.Wait()
 		for n := range seekAccounts {
 			appid := appidOf(1000 + n)
@@ -103,7 +115,7 @@ func TestAuthorizedWhileASearchRests(t *testing.T) {
 		if got := r.wx.count(pathAuthorizerInfo); got != 0 {
 			t.Errorf("WeChat was asked %d times, and nobody looks for an account", got)
 		}
-		r.SeekUserNames(testPlatform)
+		r.SeekUserName(testPlatform, "gh_stranger")
 		synctest.Wait()
 		authorize(appidOf(2))
 		for n := 1; n <= 2; n++ {
@@ -114,6 +126,258 @@ func TestAuthorizedWhileASearchRests(t *testing.T) {
 		authorize(appidOf(2))
 		if got := r.wx.count(pathAuthorizerInfo); got != 2 {
 			t.Errorf("WeChat was asked %d times about two accounts", got)
+		}
+	})
+}
+
+// Who waits for a gh_ id hears of it as soon as it is known, and of others when the step that could have learned them has ended. One search
+// is for all, and where none can tell, nobody waits.
+func TestSeekWakesWhoWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		for n := range seekAccounts {
+			r.unnamed(t, testPlatform, appidOf(n))
+		}
+		r.get(t, ComponentKey(testPlatform))
+		r.wx.set(func(f *fakeWeChat) { f.latency = 100 * time.Millisecond })
+		began := time.Now()
+		stranger := r.SeekUserName(testPlatform, "gh_stranger")
+		if again := r.SeekUserName(testPlatform, "gh_stranger"); again != stranger {
+			t.Error("two wait for one id in two ways")
+		}
+		for n := range seekAccounts {
+			<-r.SeekUserName(testPlatform, "gh_"+appidOf(n)[2:])
+			if _, appid, err := r.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err != nil || appid != appidOf(n) {
+				t.Errorf("account %d: %q, %v", n, appid, err)
+			}
+			if left := seekAccounts - r.wx.count(pathAuthorizerInfo); left > 0 && ended(stranger) {
+				t.Fatalf("the step has ended, and was to ask %d times more", left)
+			}
+			if r.wx.count(pathAuthorizerInfo) == seekAccounts {
+				break // those who come later find the others known
+			}
+		}
+		<-stranger
+		if took := time.Since(began); took != seekAccounts*100*time.Millisecond {
+			t.Errorf("the step took %s", took)
+		}
+		if got := r.wx.count(pathAuthorizerInfo); got != seekAccounts {
+			t.Errorf("WeChat was asked %d times", got)
+		}
+		time.Sleep(seekEvery) // it came to the end, and rests
+		if r.SeekUserName(testPlatform, "gh_stranger") != nil {
+			t.Error("somebody waits for a search that rests")
+		}
+		time.Sleep(seekAgain)
+		last := r.SeekUserName(testPlatform, "gh_stranger")
+		if last == nil {
+			t.Fatal("no search begins after the rest")
+		}
+		synctest.Wait()
+		if !ended(last) {
+			t.Error("a search that found nothing to ask did not end")
+		}
+	})
+}
+
+// A search between two steps can tell nothing, nor can one that has ended with the manager: it wakes who waits.
+func TestSeekBetweenStepsAndAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		for n := range 2*seekAccounts + 1 {
+			r.unnamed(t, testPlatform, appidOf(n))
+		}
+		<-r.SeekUserName(testPlatform, "gh_stranger")
+		if r.SeekUserName(testPlatform, "gh_stranger") != nil {
+			t.Error("somebody waits between two steps")
+		}
+		time.Sleep(seekEvery)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+		waits := r.SeekUserName(testPlatform, "gh_stranger")
+		time.Sleep(time.Millisecond)
+		if ended(waits) {
+			t.Fatal("the second step has ended")
+		}
+		began := time.Now()
+		var end sync.WaitGroup
+		defer end.Wait()
+		end.Go(r.Close)
+		<-waits
+		if took := time.Since(began); took != 0 {
+			t.Errorf("who waited was woken %s after the end", took)
+		}
+		if r.SeekUserName(testPlatform, "gh_stranger") != nil || r.SeekUserName(testPlatform2, "gh_stranger") != nil {
+			t.Error("a search begins after the end")
+		}
+	})
+}
+
+// While WeChat hangs, searches for many platforms leave workers to what must be done, and each ends with its first question.
+func TestSeekLeavesWorkersToOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const platforms = 2 * queueWorkers
+		r := newRig(t)
+		for n := range platforms {
+			r.env.Platforms = append(r.env.Platforms, PlatformCredentials{appidOf(1000 + n), secret.New(testPlatformSecret)})
+		}
+		r.Use(r.env)
+		for _, p := range r.env.Platforms {
+			r.ticket(t, p.AppID)
+			r.get(t, ComponentKey(p.AppID))
+		}
+		synctest.Wait()
+		for n := range platforms {
+			for a := range 3 {
+				r.unnamed(t, appidOf(1000+n), appidOf(10*n+a))
+			}
+		}
+		code := r.newCode(testAuthorizer)
+		r.wx.set(func(f *fakeWeChat) { f.latency = time.Hour })
+		var searches []<-chan struct{}
+		for n := range platforms {
+			searches = append(searches, r.SeekUserName(appidOf(1000+n), "gh_stranger"))
+		}
+		synctest.Wait()
+		if got := r.wx.count(pathAuthorizerInfo); got == 0 {
+			t.Fatal("no search has begun")
+		}
+		if err := r.Accept(t.Context(), r.push(code)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := r.wx.count(pathQueryAuth); got != 1 {
+			t.Errorf("the code of an event was tried %d times while WeChat hangs, want at once", got)
+		}
+		began := time.Now()
+		for _, s := range searches {
+			<-s
+		}
+		if took, want := time.Since(began), platforms/maxAsking*DefaultTimeout; took > want {
+			t.Errorf("the searches ended after %s, want within %s", took, want)
+		}
+		if got := r.wx.count(pathAuthorizerInfo); got != platforms {
+			t.Errorf("WeChat, which hangs, was asked %d times by %d searches", got, platforms)
+		}
+	})
+}
+
+// A question that WeChat does not answer, or for which there is no token of the platform's, puts nobody off for long.
+func TestSeekWhileWeChatIsAway(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]func(r *rig) (back func()){
+		"WeChat not reached": func(r *rig) func() {
+			r.ticket(t, testPlatform)
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = func(path string, _ map[string]any) (string, error) {
+					if path == pathAuthorizerInfo {
+						return "", errors.New("connection refused")
+					}
+					return "", nil
+				}
+			})
+			return func() { r.wx.set(func(f *fakeWeChat) { f.hook = nil }) }
+		},
+		"no ticket": func(r *rig) func() { return func() { r.ticket(t, testPlatform) } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				r.Use(r.env)
+				back := away(r)
+				synctest.Wait()
+				const accounts = 5
+				for n := range accounts {
+					r.unnamed(t, testPlatform, appidOf(n))
+				}
+				for range 10 {
+					asked := r.wx.count(pathAuthorizerInfo)
+					if s := r.SeekUserName(testPlatform, "gh_stranger"); s != nil {
+						<-s
+					}
+					if got := r.wx.count(pathAuthorizerInfo) - asked; got > 1 {
+						t.Errorf("a step asked %d times in vain", got)
+					}
+					time.Sleep(seekEvery)
+				}
+				back()
+				for range 3 {
+					r.SeekUserName(testPlatform, "gh_stranger")
+					time.Sleep(seekEvery)
+				}
+				for n := range accounts {
+					if _, appid, err := r.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err != nil || appid != appidOf(n) {
+						t.Errorf("account %d: %q, %v", n, appid, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Nodes that search at the same time hear of each other what they learn: WeChat is not asked about an account by each of them.
+func TestSeekOnTwoNodes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const accounts = 3 * seekAccounts
+		a, b, _ := cluster(t)
+		for n := range accounts {
+			a.unnamed(t, testPlatform, appidOf(n))
+		}
+		for _, r := range []*rig{a, b} {
+			r.get(t, ComponentKey(testPlatform))
+		}
+		a.wx.set(func(f *fakeWeChat) { f.latency = 50 * time.Millisecond })
+		for step := range 3 {
+			first, second := a.SeekUserName(testPlatform, "gh_stranger"), b.SeekUserName(testPlatform, "gh_stranger")
+			if first == nil || second == nil {
+				break
+			}
+			<-first
+			<-second
+			known := 0
+			for n := range accounts {
+				if _, _, err := b.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err == nil {
+					known++
+				}
+			}
+			// By chance both ask about the same one at the same moment: with each question one of the sixty, and later of the last.
+			if asked := a.wx.count(pathAuthorizerInfo); asked > known+10 || step == 0 && known < 3*seekAccounts/2 {
+				t.Errorf("after step %d WeChat was asked %d times, and %d accounts are known", step+1, asked, known)
+			}
+			time.Sleep(seekEvery)
+		}
+		for n := range accounts {
+			if _, _, err := b.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err != nil {
+				t.Errorf("account %d: %v", n, err)
+			}
+		}
+	})
+}
+
+// A node on which somebody waits hears what another node has learned.
+func TestSeekHearsOtherNodes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _ := cluster(t)
+		a.unnamed(t, testPlatform, testAuthorizer)
+		a.get(t, ComponentKey(testPlatform))
+		b.get(t, ComponentKey(testPlatform))
+		a.wx.set(func(f *fakeWeChat) { f.latency = 5 * time.Second })
+		waits := b.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
+		time.Sleep(time.Second)
+		a.wx.set(func(f *fakeWeChat) { f.latency = 0 })
+		began := time.Now()
+		a.SeekUserName(testPlatform, "gh_stranger")
+		<-waits
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it was heard of after %s", took)
+		}
+		if _, appid, err := b.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
+			t.Errorf("%q, %v", appid, err)
 		}
 	})
 }
