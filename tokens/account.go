@@ -41,15 +41,14 @@ func (f *forcedRefreshes) allow(appid string, rec *record) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	var last time.Time
+	lately := false
 	for _, r := range []*record{rec, f.last[appid]} {
-		if r != nil && r.ForcedAt.After(last) {
-			last = r.ForcedAt
-		}
+		// Further ahead is of a clock that was wrong, and would hold it back until that time comes.
+		lately = lately || r != nil && !r.ForcedAt.IsZero() && now.Sub(r.ForcedAt).Abs() < forceInterval
 	}
 	used := max(f.last[appid].forcedOn(now), rec.forcedOn(now))
 	switch {
-	case !last.IsZero() && now.Sub(last) < forceInterval:
+	case lately:
 		return said(ErrBackoff, fmt.Sprintf("account %s: WeChat refused the token that stable_token still gives, and a new one was forced less than %v ago", appid, forceInterval),
 			fmt.Sprintf("账号 %s：微信拒绝了 stable_token 仍在返回的令牌，而 %v 内已强制换过新令牌", appid, forceInterval))
 	case used >= forceDaily:

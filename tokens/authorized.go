@@ -67,7 +67,7 @@ func (m *Manager) holder(ctx context.Context, env *Environment, appid string) (*
 	if appid == "" || len(appid) > maxID {
 		return nil, nil
 	}
-	cold, now := false, time.Now().UnixNano()
+	cold, now := false, instantOf(time.Now())
 	for i := range env.Platforms {
 		e := m.cache.Load().get(AuthorizerKey(env.Platforms[i].AppID, appid))
 		switch {

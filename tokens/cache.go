@@ -33,42 +33,64 @@ type entry struct {
 	place uint16  // of the key's mark; see hearing
 	rec   *record // nil: the store has no record
 	token Token   // zero if the record has no access token
-	// Unix nanoseconds. Before staleAt the token is fresh, before deadAt it still works.
-	staleAt, deadAt int64
-	// recheckAt, if not 0, is when an entry without a token, or without the means to renew it, is read again.
+	// Before staleAt the token is fresh, before deadAt it still works.
+	staleAt, deadAt instant
+	// recheckAt, if not 0, is when an entry without a token, or without the means to renew it, is read again. It is steady time, as
+	// the others below are.
 	recheckAt int64
 	// refused is set once WeChat refused the token.
 	refused atomic.Bool
 	// unread is set while what the store has of it cannot be read, though the store answers.
 	unread atomic.Bool
-	// renewAt is when a background renewal may start next: Unix nanoseconds.
+	// renewAt is when a background renewal may start next.
 	renewAt atomic.Int64
-	// infoAt is when WeChat may be asked next for the account's gh_ id: Unix nanoseconds.
+	// infoAt is when WeChat may be asked next for the account's gh_ id.
 	infoAt atomic.Int64
 	// readAt is the manager's beat when the record was read or written here, and checkAt when it may be looked at next
-	// after that could not be done: Unix nanoseconds. See hearing.
+	// after that could not be done. See hearing.
 	readAt  atomic.Uint64
 	checkAt atomic.Int64
 }
 
-// newEntry works out the states of a record; rec is nil if there is none.
+// instant is a moment by two clocks, in nanoseconds: the wall clock, which somebody may set, and a steady one, which stands still while
+// the machine sleeps. What ends has ended once either says so.
+type instant struct{ wall, steady int64 }
+
+// before reports whether it is before o by both clocks.
+func (i instant) before(o instant) bool { return i.wall < o.wall && i.steady < o.steady }
+
+// steadyBegin is when steady time was steadyLead: 0 is before whatever time there can be, also in the tests that run in the year 2000.
+var steadyBegin = time.Now()
+
+const steadyLead = 100 * 365 * 24 * time.Hour
+
+func instantOf(t time.Time) instant { return instant{t.UnixNano(), steady(t)} }
+
+// steady is the steady time of t, which time.Now has returned, or what was added to that.
+func steady(t time.Time) int64 { return int64(t.Sub(steadyBegin) + steadyLead) }
+
+// newEntry works out the states of a record as of now; rec is nil if there is none.
+//
+// Its times may be by another node's clock, or by this one's before it was set. No token lives longer than it does from its birth: of one that
+// was asked for in the future, that is counted from now.
 func newEntry(k Key, rec *record, now time.Time) *entry {
 	e := &entry{key: k, rec: rec}
 	if rec == nil || rec.revoked() {
-		e.recheckAt = now.Add(absentRecheck).UnixNano()
+		e.recheckAt = steady(now.Add(absentRecheck))
 		return e
 	}
 	if k.Kind == KindAuthorizer && rec.RefreshToken.IsZero() {
-		e.recheckAt = now.Add(absentRecheck).UnixNano() // nothing can be renewed, unless it authorised again elsewhere
+		e.recheckAt = steady(now.Add(absentRecheck)) // nothing can be renewed, unless it authorised again elsewhere
 	}
 	if rec.AccessToken.IsZero() {
 		return e
 	}
-	e.token = Token{Value: rec.AccessToken, ExpiresAt: rec.ExpiresAt, Generation: rec.Gen}
 	life := rec.ExpiresAt.Sub(rec.ObtainedAt)
+	ends := now.Add(min(rec.ExpiresAt.Sub(now), max(life, 0)))
+	e.token = Token{Value: rec.AccessToken, ExpiresAt: ends, Generation: rec.Gen}
 	// A short life gets a margin in proportion, or its token would be stale from the start.
-	e.staleAt = rec.ExpiresAt.Add(-min(k.margin(), life/4)).UnixNano()
-	e.deadAt = rec.ExpiresAt.Add(-min(deadSkew, life/10)).UnixNano()
+	e.staleAt = instantOf(ends.Add(-min(k.margin(), life/4)))
+	e.deadAt = instantOf(ends.Add(-min(deadSkew, life/10)))
 	return e
 }
 
@@ -83,10 +105,10 @@ func (e *entry) gen() uint64 {
 func (e *entry) authorized() bool { return e.rec != nil && !e.rec.revoked() }
 
 // live reports whether the token can be used.
-func (e *entry) live(now int64) bool { return now < e.deadAt && !e.refused.Load() }
+func (e *entry) live(now instant) bool { return now.before(e.deadAt) && !e.refused.Load() }
 
 // fresh reports whether the token needs no renewal.
-func (e *entry) fresh(now int64) bool { return now < e.staleAt && !e.refused.Load() }
+func (e *entry) fresh(now instant) bool { return now.before(e.staleAt) && !e.refused.Load() }
 
 // renewable reports whether there is something to ask WeChat for a new token with.
 func (e *entry) renewable() bool {
@@ -105,7 +127,7 @@ func (e *entry) read(beat uint64) {
 }
 
 // believed reports whether an entry may be believed without another look into the store.
-func (e *entry) believed(now int64) bool { return e.recheckAt == 0 || now < e.recheckAt }
+func (e *entry) believed(now instant) bool { return e.recheckAt == 0 || now.steady < e.recheckAt }
 
 // cache is the read cache in front of the store. It may lose any entry at any time, but never goes back to a record
 // that another one superseded: put is called under the key's lock and leaves nothing in the cache's buffers.

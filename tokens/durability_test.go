@@ -176,6 +176,7 @@ func TestWaitingRecordYieldsToNews(t *testing.T) {
 		{"older generation", with(func(r *record) { r.Gen = 4 }), "waiting", 5, time.Time{}},
 		{"newer generation", with(func(r *record) { r.Gen = 6 }), "stored", 6, time.Time{}},
 		{"newer generation, asked earlier", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(-time.Second) }), "waiting", 9, time.Time{}},
+		{"newer generation, asked earlier by its clock, ranked later", with(func(r *record) { r.Gen, r.ObtainedAt, r.RankedAt = 8, now.Add(-time.Second), now.Add(time.Hour) }), "stored", 8, time.Time{}},
 		{"newer generation, asked later", with(func(r *record) { r.Gen, r.ObtainedAt = 8, now.Add(time.Second) }), "stored", 8, time.Time{}},
 		{"same generation, asked later", with(func(r *record) { r.ObtainedAt = now.Add(time.Second) }), "stored", 5, time.Time{}},
 		{"same generation, asked earlier", with(func(r *record) { r.ObtainedAt = now.Add(-time.Second) }), "waiting", 6, time.Time{}},

@@ -341,8 +341,7 @@ func (m *Manager) keepAuthorization(ctx context.Context, env *Environment, c aut
 			next.RefreshToken = g.refresh
 		}
 		if !g.access.IsZero() {
-			next.AccessToken = g.access
-			next.ExpiresAt, next.ObtainedAt = g.asked.Add(g.life).Truncate(time.Second), g.asked.Truncate(time.Millisecond)
+			next.take(g.grant)
 		}
 		return next
 	})

@@ -136,7 +136,7 @@ func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accou
 		}
 		if cur.gen() > 0 && !next.RefreshToken.Same(info.refresh) {
 			// Which refresh token the access token came from is not known: the next call fetches one.
-			next.AccessToken, next.ExpiresAt, next.ObtainedAt = secret.String{}, time.Time{}, time.Time{}
+			next.AccessToken, next.ExpiresAt, next.ObtainedAt, next.RankedAt = secret.String{}, time.Time{}, time.Time{}, time.Time{}
 		}
 		next.RefreshToken, next.RevokedAt = info.refresh, time.Time{}
 		if at.After(next.AuthorizedAt) {

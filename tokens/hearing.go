@@ -205,7 +205,7 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 	if h == nil {
 		return e
 	}
-	now := time.Now().UnixNano()
+	now := steady(time.Now())
 	due := e.checkAt.Load()
 	if h.since.Load() == deaf || h.tired.Load() {
 		if now >= due && e.checkAt.CompareAndSwap(due, now+int64(checkEvery)) {
@@ -228,7 +228,7 @@ func (m *Manager) upToDate(ctx context.Context, env *Environment, e *entry) *ent
 		case err != nil:
 			// What cannot be read says nothing about the store: other records are read before their uses as ever.
 			unreadable := errors.Is(err, errUnreadable)
-			e.checkAt.Store(time.Now().Add(checkEvery).UnixNano())
+			e.checkAt.Store(steady(time.Now().Add(checkEvery)))
 			e.unread.Store(unreadable)
 			if !unreadable {
 				h.tired.Store(true)

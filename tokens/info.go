@@ -136,7 +136,7 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	}
 	k := AuthorizerKey(platform, appid)
 	e := m.cache.Load().get(k)
-	now := time.Now().UnixNano()
+	now := instantOf(time.Now())
 	switch {
 	case e == nil || !e.believed(now):
 		if env.knows(k) == nil {
@@ -146,7 +146,7 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	case e.rec == nil:
 		return "", false
 	case e.rec.UserName == "" && e.renewable():
-		if due := e.infoAt.Load(); now >= due && e.infoAt.CompareAndSwap(due, now+int64(infoRetry)) {
+		if due := e.infoAt.Load(); now.steady >= due && e.infoAt.CompareAndSwap(due, now.steady+int64(infoRetry)) {
 			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
 		}
 	}
@@ -163,7 +163,7 @@ func (m *Manager) learn(ctx context.Context, k Key) (asked, answered bool) {
 	if err != nil || !e.renewable() || e.rec.UserName != "" {
 		return false, false
 	}
-	e.infoAt.Store(time.Now().Add(infoEvery).UnixNano())
+	e.infoAt.Store(steady(time.Now().Add(infoEvery)))
 	info, err := m.authorizerInfo(ctx, env, k)
 	_, refused := errors.AsType[*APIError](err)
 	answered = err == nil || refused && !errors.Is(err, errNoComponentToken)

@@ -41,7 +41,7 @@ func (m *Manager) tokenState(e *entry) TokenState {
 	s.FailedAt, s.Failures, s.Err = m.troubles.last(e.key)
 	if !e.token.Value.IsZero() {
 		s.ExpiresAt, s.ObtainedAt = e.token.ExpiresAt, e.rec.ObtainedAt
-		s.Live, s.Refused = e.live(time.Now().UnixNano()), e.refused.Load()
+		s.Live, s.Refused = e.live(instantOf(time.Now())), e.refused.Load()
 	}
 	return s
 }

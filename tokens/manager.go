@@ -338,7 +338,7 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 		return Token{}, err
 	}
 	e := m.cache.Load().get(k)
-	now := time.Now().UnixNano()
+	now := instantOf(time.Now())
 	if e == nil || !e.live(now) {
 		return m.awaitToken(ctx, env, k, e)
 	}
@@ -368,12 +368,12 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 	env.Observer.TokenAwaited(1)
 	defer env.Observer.TokenAwaited(-1)
 	var err error
-	if e == nil || !e.believed(time.Now().UnixNano()) {
+	if e == nil || !e.believed(instantOf(time.Now())) {
 		if e, err = m.lookup(ctx, env, k); err != nil {
 			return Token{}, err
 		}
 	}
-	if now := time.Now().UnixNano(); e.live(now) {
+	if now := instantOf(time.Now()); e.live(now) {
 		m.renewIfStale(env, e, now)
 		return e.token, nil
 	}
@@ -416,7 +416,7 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 		refused = e.token.Value
 	}
 	switch {
-	case !e.token.Value.Same(refused) && e.live(time.Now().UnixNano()):
+	case !e.token.Value.Same(refused) && e.live(instantOf(time.Now())):
 		return e.token, nil
 	case e.token.Value.Same(refused) && !refused.IsZero():
 		m.troubles.refuse(k, refused)
@@ -483,11 +483,11 @@ func (m *Manager) mayBeRenewed(k Key) bool {
 // lookup returns the entry of a key from the cache or else from the store, read once for all who ask at the same
 // time; its token may have ended.
 func (m *Manager) lookup(ctx context.Context, env *Environment, k Key) (*entry, error) {
-	if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) {
+	if e := m.cache.Load().get(k); e != nil && e.believed(instantOf(time.Now())) {
 		return m.upToDate(ctx, env, e), nil
 	}
 	e, err := share(ctx, m, env.flight("load", k), loadTimeout, func(ctx context.Context) (*entry, error) {
-		if e := m.cache.Load().get(k); e != nil && e.believed(time.Now().UnixNano()) && !m.outOfDate(e) {
+		if e := m.cache.Load().get(k); e != nil && e.believed(instantOf(time.Now())) && !m.outOfDate(e) {
 			return e, nil // read between the look and the turn
 		}
 		return m.reload(ctx, env, k)

@@ -156,7 +156,7 @@ func (p *pendingRecords) drop(k Key, rec *record) {
 // The generation of a waiting record follows on what this node knew while the store did not answer. Another node may have
 // gone further before that: of one authorization the token that was asked for later is the one that WeChat takes.
 func (p *pendingRecords) settle(k Key, waiting, stored *record) *record {
-	later := waiting.settledAt().Equal(stored.settledAt()) && waiting.ObtainedAt.After(stored.ObtainedAt)
+	later := waiting.settledAt().Equal(stored.settledAt()) && waiting.rankedAt().After(stored.rankedAt())
 	if stored.supersedes(waiting) && !later || stored.same(waiting) || p.outlived(k, waiting, stored) {
 		p.drop(k, waiting)
 		return stored

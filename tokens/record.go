@@ -45,10 +45,13 @@ var errUnsealed = fmt.Errorf("%w: record is not sealed", ErrStore)
 // record is what is kept of one token, in memory. Times are whole seconds, ObtainedAt whole milliseconds, as in the
 // store, so that a token looks the same before and after a restart.
 type record struct {
-	Gen          uint64
-	AccessToken  secret.String
-	ExpiresAt    time.Time
-	ObtainedAt   time.Time // when AccessToken was asked for: of two that nodes fetched on their own, the later one works
+	Gen         uint64
+	AccessToken secret.String
+	ExpiresAt   time.Time
+	ObtainedAt  time.Time // when AccessToken was asked for: of two that nodes fetched on their own, the later one works
+	// RankedAt is what counts in the place of ObtainedAt where the clock says that AccessToken was asked for before the one whose place it took:
+	// that one is of a node whose clock is ahead, or of before the clock was set back. Else it is zero.
+	RankedAt     time.Time
 	RefreshToken secret.String
 	FuncInfo     []int
 	AuthorizedAt time.Time
@@ -75,6 +78,7 @@ type recordWire struct {
 	ExpiresAt    int64  `json:"expires_at,omitempty"` // Unix seconds, as all times
 	ObtainedAt   int64  `json:"obtained_at,omitempty"`
 	ObtainedMs   int64  `json:"obtained_ms,omitempty"` // beyond that second
+	RankedMs     int64  `json:"ranked_ms,omitempty"`   // Unix milliseconds
 	RefreshToken string `json:"refresh_token,omitempty"`
 	FuncInfo     []int  `json:"func_info,omitempty"`
 	AuthorizedAt int64  `json:"authorized_at,omitempty"`
@@ -91,7 +95,7 @@ func (r *record) wire() recordWire {
 	return recordWire{
 		Gen: r.Gen, AccessToken: r.AccessToken.Reveal(), ExpiresAt: unix(r.ExpiresAt),
 		ObtainedAt: unix(r.ObtainedAt), ObtainedMs: int64(r.ObtainedAt.Nanosecond()) / int64(time.Millisecond),
-		RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
+		RankedMs: unixMilli(r.RankedAt), RefreshToken: r.RefreshToken.Reveal(), FuncInfo: r.FuncInfo, AuthorizedAt: unix(r.AuthorizedAt),
 		Here: r.AuthorizedHere, RevokedAt: unix(r.RevokedAt), CodeHash: r.CodeHash,
 		UserName: r.UserName, NickName: r.NickName, ForcedAt: unix(r.ForcedAt), Forced: r.Forced,
 	}
@@ -100,8 +104,8 @@ func (r *record) wire() recordWire {
 func (w *recordWire) record() *record {
 	return &record{
 		Gen: w.Gen, AccessToken: secret.New(w.AccessToken), ExpiresAt: fromUnix(w.ExpiresAt),
-		ObtainedAt:   fromUnix(w.ObtainedAt).Add(time.Duration(w.ObtainedMs) * time.Millisecond),
-		RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
+		ObtainedAt: fromUnix(w.ObtainedAt).Add(time.Duration(w.ObtainedMs) * time.Millisecond),
+		RankedAt:   fromUnixMilli(w.RankedMs), RefreshToken: secret.New(w.RefreshToken), FuncInfo: w.FuncInfo, AuthorizedAt: fromUnix(w.AuthorizedAt),
 		AuthorizedHere: w.Here, RevokedAt: fromUnix(w.RevokedAt), CodeHash: w.CodeHash,
 		UserName: w.UserName, NickName: w.NickName, ForcedAt: fromUnix(w.ForcedAt), Forced: w.Forced,
 	}
@@ -122,15 +126,32 @@ func (r *record) supersedes(o *record) bool {
 	switch {
 	case !rs.Equal(os):
 		return rs.After(os)
-	case r.RefreshToken.IsZero() && o.RefreshToken.IsZero() && !r.ObtainedAt.Equal(o.ObtainedAt):
+	case r.RefreshToken.IsZero() && o.RefreshToken.IsZero() && !r.rankedAt().Equal(o.rankedAt()):
 		// No refresh token can be lost, and the later one may have been fetched while the store could not tell its
 		// generation.
-		return r.ObtainedAt.After(o.ObtainedAt)
+		return r.rankedAt().After(o.rankedAt())
 	case r.Gen != o.Gen:
 		return r.Gen > o.Gen
 	default:
-		return r.ObtainedAt.After(o.ObtainedAt)
+		return r.rankedAt().After(o.rankedAt())
 	}
+}
+
+// rankedAt is by when the token counts beside another node's.
+func (r *record) rankedAt() time.Time {
+	if r.RankedAt.After(r.ObtainedAt) {
+		return r.RankedAt
+	}
+	return r.ObtainedAt
+}
+
+// take puts a token that WeChat has just given in the place of the record's, after which it ranks whatever the clocks say.
+func (r *record) take(g grant) {
+	asked, last := g.asked.Truncate(time.Millisecond), r.rankedAt()
+	if r.RankedAt = (time.Time{}); !asked.After(last) {
+		r.RankedAt = last.Add(time.Millisecond)
+	}
+	r.AccessToken, r.ExpiresAt, r.ObtainedAt = g.access, g.asked.Add(g.life).Truncate(time.Second), asked
 }
 
 // same reports whether both say the same, whatever their generations.

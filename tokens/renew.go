@@ -41,12 +41,12 @@ type grant struct {
 }
 
 // renewIfStale starts one background renewal of a live token, unless it is fresh or one was tried a moment ago.
-func (m *Manager) renewIfStale(env *Environment, e *entry, now int64) {
+func (m *Manager) renewIfStale(env *Environment, e *entry, now instant) {
 	if e.fresh(now) || !e.renewable() {
 		return
 	}
 	due := e.renewAt.Load()
-	if now < due || !e.renewAt.CompareAndSwap(due, now+int64(renewTimeout)) {
+	if now.steady < due || !e.renewAt.CompareAndSwap(due, now.steady+int64(renewTimeout)) {
 		return
 	}
 	launch(m, env.flight("renew", e.key), renewTimeout, func(ctx context.Context) (*entry, error) {
@@ -80,7 +80,7 @@ func (m *Manager) awaitRenewalFor(ctx context.Context, env *Environment, k Key, 
 			return Token{}, err
 		case k.Kind == KindAuthorizer && !e.authorized():
 			return Token{}, fmt.Errorf("%s: %w", k.AppID, ErrNotAuthorized)
-		case e.live(time.Now().UnixNano()) && (refused.IsZero() || !e.token.Value.Same(refused) || ordered && round > 0):
+		case e.live(instantOf(time.Now())) && (refused.IsZero() || !e.token.Value.Same(refused) || ordered && round > 0):
 			return e.token, nil
 		}
 	}
@@ -94,7 +94,7 @@ func (m *Manager) renewed(ctx context.Context, env *Environment, k Key, refused 
 	var renewal <-chan singleflight.Result
 	for {
 		arrived, leave := m.arrivals.await(k)
-		if e := m.cache.Load().get(k); e != nil && !m.outOfDate(e) && e.needless(refused, time.Now().UnixNano()) {
+		if e := m.cache.Load().get(k); e != nil && !m.outOfDate(e) && e.needless(refused, instantOf(time.Now())) {
 			leave()
 			return e, nil
 		}
@@ -119,7 +119,7 @@ func (m *Manager) renewed(ctx context.Context, env *Environment, k Key, refused 
 }
 
 // needless reports whether the entry's token needs no renewal, or at least is another one than the refused and works.
-func (e *entry) needless(refused secret.String, now int64) bool {
+func (e *entry) needless(refused secret.String, now instant) bool {
 	if refused.IsZero() {
 		return e.fresh(now)
 	}
@@ -178,7 +178,7 @@ func (m *Manager) barred(k Key) error {
 	case k.Kind == KindAccount:
 		return nil
 	case k.isJSTicket():
-		if a := m.cache.Load().get(k.account()); a != nil && a.live(time.Now().UnixNano()) {
+		if a := m.cache.Load().get(k.account()); a != nil && a.live(instantOf(time.Now())) {
 			return nil
 		}
 		return m.barred(k.account())
@@ -187,7 +187,7 @@ func (m *Manager) barred(k Key) error {
 	if err == nil || k.Kind == KindComponent {
 		return err
 	}
-	if c := m.cache.Load().get(ComponentKey(k.Platform)); c != nil && c.live(time.Now().UnixNano()) {
+	if c := m.cache.Load().get(ComponentKey(k.Platform)); c != nil && c.live(instantOf(time.Now())) {
 		return nil
 	}
 	return tokenMissing(ComponentKey(k.Platform), err)
@@ -218,7 +218,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 		return nil, err
 	}
-	now := time.Now().UnixNano()
+	now := instantOf(time.Now())
 	if e.refused.Load() {
 		refused, ordered = e.token.Value, false // also if the caller's was an earlier one
 	}
@@ -259,7 +259,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		}
 		return nil, err
 	}
-	if isRefused && !ordered && now < e.staleAt && !g.access.Same(refused) {
+	if isRefused && !ordered && now.before(e.staleAt) && !g.access.Same(refused) {
 		m.rogue(env, k)
 	}
 	return m.keep(ctx, env, k, e, g)
@@ -274,7 +274,7 @@ func (m *Manager) renewedElsewhere(ctx context.Context, env *Environment, e *ent
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkWait)
 	defer cancel()
 	now, err := m.reread(ctx, env, e.key)
-	if err != nil || !now.live(time.Now().UnixNano()) || now.token.Value.Same(e.token.Value) {
+	if err != nil || !now.live(instantOf(time.Now())) || now.token.Value.Same(e.token.Value) {
 		return nil
 	}
 	return now
@@ -360,7 +360,7 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 		if same {
 			return next
 		}
-		next.AccessToken, next.ExpiresAt, next.ObtainedAt = g.access, expires, g.asked.Truncate(time.Millisecond)
+		next.take(g)
 		if !g.refresh.IsZero() {
 			next.RefreshToken = g.refresh
 		}
@@ -375,7 +375,7 @@ func (m *Manager) keep(ctx context.Context, env *Environment, k Key, base *entry
 		return e, nil
 	case same:
 		// stable_token gives the same token until its last five minutes: no news, ask again a little later.
-		e.renewAt.Store(time.Now().Add(sameTokenPause).UnixNano())
+		e.renewAt.Store(steady(time.Now().Add(sameTokenPause)))
 		return e, nil
 	}
 	m.troubles.over(k, g.access)
@@ -447,7 +447,7 @@ func (m *Manager) renewalFailed(env *Environment, k Key, err error) {
 func (m *Manager) heldBack(k Key, err error) (say bool) {
 	retryAt, say := m.troubles.failed(k, err)
 	if e := m.cache.Load().get(k); e != nil {
-		e.renewAt.Store(retryAt.UnixNano())
+		e.renewAt.Store(steady(retryAt))
 	}
 	return say
 }

@@ -288,7 +288,10 @@ func (t *rosterTable) due(platform string, state *rosterWire, every time.Duratio
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
 	if fromUnix(state.CompletedAt).After(now.Add(clockSlack)) {
-		next = now // the clock was set back, by nobody knows how much
+		// The clock was set back, by nobody knows how much; or another node's is ahead, which takes what this node read for old in its turn.
+		if next = now; !r.walked.IsZero() {
+			next = r.walked.Add(every)
+		}
 	}
 	if !r.wanted.IsZero() {
 		again := r.walked.Add(rosterAgain)

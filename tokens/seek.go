@@ -174,8 +174,9 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 			}
 			k := AuthorizerKey(platform, a.AppID)
 			if e := m.cache.Load().get(k); e != nil {
-				if due := e.infoAt.Load(); time.Now().UnixNano() < due {
-					m.seeks.passOver(platform, time.Unix(0, due))
+				now := time.Now()
+				if left := time.Duration(e.infoAt.Load() - steady(now)); left > 0 {
+					m.seeks.passOver(platform, now.Add(left))
 					continue
 				}
 			}
@@ -186,7 +187,7 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 			case !isAsked: // it has no refresh token, and there may be a page full of them; or another node has learned it
 			case !isAnswered:
 				if e := m.cache.Load().get(k); e != nil {
-					e.infoAt.Store(time.Now().Add(seekUnheard).UnixNano())
+					e.infoAt.Store(steady(time.Now().Add(seekUnheard)))
 				}
 				return
 			default:

@@ -186,7 +186,7 @@ func (t *troubles) adopt(e *entry) {
 		}
 		e.refused.Store(!x.refused.IsZero() && e.token.Value.Same(x.refused))
 		if x.failures > 0 {
-			e.renewAt.Store(x.retryAt.UnixNano())
+			e.renewAt.Store(steady(x.retryAt))
 		}
 	}
 }
