@@ -56,6 +56,7 @@ type fakeWeChat struct {
 	pushErr  string            // in the place of each answer to api_start_push_ticket
 	pushes   chan struct{}     // if not nil, gets one for each of those
 	api      http.HandlerFunc  // what an API call with a good token gets
+	ahead    time.Duration     // of its clock, by the Date of its answers
 }
 
 func newFakeWeChat(t testing.TB) *fakeWeChat {
@@ -67,6 +68,9 @@ func newFakeWeChat(t testing.TB) *fakeWeChat {
 }
 
 func (f *fakeWeChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	w.Header().Set("Date", time.Now().Add(f.ahead).UTC().Format(http.TimeFormat))
+	f.mu.Unlock()
 	switch strings.TrimPrefix(r.URL.Path, "/cgi-bin/") {
 	case "stable_token":
 		f.grant(w, r, "access_token", "appid", "")

@@ -346,6 +346,8 @@ func (t *Transport) attempt(req *http.Request, call *apiCall, origin *url.URL, t
 	res.Body = &body.live
 	if res.StatusCode != http.StatusOK {
 		call.outcome = outcomeError
+	} else {
+		t.app.health().sawAnswer(res.Header, t.logger)
 	}
 	return t.inspect(req, call, res, body, token)
 }

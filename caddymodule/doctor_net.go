@@ -24,8 +24,6 @@ import (
 const (
 	// soonExpired is how long before its end a certificate is pointed out; Caddy renews with a third of its life left.
 	soonExpired = 7 * 24 * time.Hour
-	// clockDoubt is a difference between WeChat's clock and ours that is pointed out; at defaultTimestampWindow pushes are refused.
-	clockDoubt = time.Minute
 )
 
 // checkRoots: without CA roots no certificate of anybody's can be checked.

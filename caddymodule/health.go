@@ -37,6 +37,7 @@ type health struct {
 	store     storeHealth
 	hosts     hostTable
 	rings     ringTable
+	clock     wechatClock
 	verdict   verdict
 }
 

@@ -206,6 +206,7 @@ func (a *App) status(ctx context.Context) Status {
 		Hosts: x.hosts(), Backends: x.backends(), Pushes: x.pushes(),
 	}
 	x.sightings()
+	x.clock()
 	slices.SortStableFunc(x.findings, func(f, g Finding) int { return g.Level.rank() - f.Level.rank() })
 	s.Findings, s.Level = x.findings, Green
 	for _, f := range s.Findings {

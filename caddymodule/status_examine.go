@@ -69,6 +69,11 @@ func (a *App) examine(ctx context.Context) *examination {
 // found adds a finding.
 func (x *examination) found(f Finding) { x.findings = append(x.findings, f) }
 
+// has reports whether something with that code was found.
+func (x *examination) has(code string) bool {
+	return slices.ContainsFunc(x.findings, func(f Finding) bool { return f.Code == code })
+}
+
 // levelOf is the worst level of what was found about something.
 func (x *examination) levelOf(about string) Level {
 	level := Green
@@ -115,7 +120,7 @@ func (x *examination) examineStore(ctx context.Context) {
 // sealed reports whether an error says that a record waits for a seal_key, and has that found, once.
 func (x *examination) sealed(err error, unready bool) bool {
 	why, lacks := tokens.LacksSealKey(err)
-	if lacks && !slices.ContainsFunc(x.findings, func(f Finding) bool { return f.Code == codeSealKey }) {
+	if lacks && !x.has(codeSealKey) {
 		x.found(recordsSealed(x.store.Module, why, unready))
 	}
 	return lacks

@@ -304,6 +304,21 @@ func verifyFileDoubtful(name, doubt string) Finding {
 	}
 }
 
+// clockDiffers is about a clock of which WeChat's answers say that it is off. Tokens and logins end by it, too early or too late.
+func clockDiffers(ahead time.Duration) Finding {
+	by := aheadText(ahead)
+	f := Finding{
+		Level: Yellow, Code: codeClock, Subject: thisMachine,
+		Text:   texts("WeChat's clock is "+by.EN+", by the Date of its answers", "微信的时钟"+by.ZH+"（依据其应答的 Date）"),
+		Remedy: sightedTexts[codeClock].remedy,
+	}
+	if ahead.Abs() >= defaultTimestampWindow {
+		f.Level = Red
+		f.Text = texts(f.Text.EN+": pushes are refused", f.Text.ZH+"：推送被拒绝")
+	}
+	return f
+}
+
 // sightedText is what a code of sightings means.
 type sightedText struct {
 	level        Level

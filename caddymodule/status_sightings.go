@@ -110,11 +110,7 @@ func (a *App) inTime(p *push, window time.Duration) error {
 		return nil
 	}
 	if offset := p.query.clockOffset().Round(time.Second); offset.Abs() >= window {
-		ahead, before := fmt.Sprintf("%s ahead of this machine's", offset), fmt.Sprintf("比本机快 %s", offset)
-		if offset < 0 {
-			ahead, before = fmt.Sprintf("%s behind this machine's", -offset), fmt.Sprintf("比本机慢 %s", -offset)
-		}
-		s.saw(codeClock, thisMachine, texts(ahead, before))
+		s.saw(codeClock, thisMachine, aheadText(offset))
 	}
 	return err
 }

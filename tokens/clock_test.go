@@ -2,6 +2,8 @@ package tokens
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -204,4 +206,31 @@ func (f *fakeWeChat) lives(token Token) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.live(token.Value.Reveal())
+}
+
+// The Date of an answer counts if the answer is WeChat's, one that refuses too.
+func TestDateOfAnswers(t *testing.T) {
+	t.Parallel()
+	const date = "Tue, 15 Nov 1994 08:12:31 GMT"
+	for answer, want := range map[string]int{`{"errcode":0}`: 1, `{"errcode":40001,"errmsg":"invalid"}`: 1, `<html>sign in</html>`: 0} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", date)
+			_, _ = w.Write([]byte(answer))
+		}))
+		defer server.Close()
+		told := 0
+		client, err := NewClient(ClientOptions{Origins: []string{server.URL}, Dated: func(got string, at time.Time) {
+			if told++; got != date || time.Since(at) > time.Minute {
+				t.Errorf("%s: %q at %v", answer, got, at)
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = client.Post(t.Context(), "/x", nil, nil, nil) // what comes of it is not asked here
+		if told != want {
+			t.Errorf("%s: told %d times, want %d", answer, told, want)
+		}
+		client.Close()
+	}
 }

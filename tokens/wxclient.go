@@ -44,6 +44,8 @@ type ClientOptions struct {
 	// Heard, if not nil, is told how each exchange with an origin's host, host[:port], ended: an *APIError is an answer
 	// too. It must be quick, and safe for concurrent use.
 	Heard func(host string, err error)
+	// Dated, if not nil, is told the Date of each answer that is WeChat's, as it stands there, and when that answer came by the clock here.
+	Dated func(date string, at time.Time)
 	// Transport replaces the client's own, for tests. Proxy is not used then.
 	Transport http.RoundTripper
 }
@@ -56,15 +58,19 @@ type Client struct {
 	timeout time.Duration
 	http    *http.Client
 	heard   func(host string, err error)
+	dated   func(date string, at time.Time)
 	// traced: the transport reports its connections, so that "no connection" is known and not guessed.
 	traced bool
 }
 
 // NewClient checks the options; it opens no connection.
 func NewClient(o ClientOptions) (*Client, error) {
-	c := &Client{timeout: o.Timeout, heard: o.Heard}
+	c := &Client{timeout: o.Timeout, heard: o.Heard, dated: o.Dated}
 	if c.heard == nil {
 		c.heard = func(string, error) {}
+	}
+	if c.dated == nil {
+		c.dated = func(string, time.Time) {}
 	}
 	if c.timeout <= 0 {
 		c.timeout = DefaultTimeout
@@ -123,12 +129,15 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	defer cancel()
 	var err error
 	for _, origin := range c.origins {
-		var answer []byte
+		var answer answered
 		var connected bool
 		answer, connected, err = c.exchange(ctx, method, origin+path, query, payload)
 		if err == nil {
-			err = decodeAnswer(path, answer, out, func() []string { return secretsOf(query, payload) })
+			err = decodeAnswer(path, answer.body, out, func() []string { return secretsOf(query, payload) })
 			c.tell(origin, err)
+			if !errors.Is(err, ErrUnreachable) {
+				c.dated(answer.date, answer.at)
+			}
 			return err
 		}
 		c.tell(origin, err)
@@ -148,13 +157,20 @@ func (c *Client) tell(origin string, err error) {
 	c.heard(host, err)
 }
 
+// answered is what a request got.
+type answered struct {
+	body []byte
+	date string
+	at   time.Time
+}
+
 // exchange makes one request. Connected is false only if it is certain that nothing of it reached the other side.
-func (c *Client) exchange(ctx context.Context, method, target string, query url.Values, payload []byte) (answer []byte, connected bool, err error) {
+func (c *Client) exchange(ctx context.Context, method, target string, query url.Values, payload []byte) (answer answered, connected bool, err error) {
 	gotConn := false
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { gotConn = true }})
 	req, err := http.NewRequestWithContext(ctx, method, target, http.NoBody)
 	if err != nil {
-		return nil, true, errors.New("request cannot be built") // the cause would quote the URL
+		return answered{}, true, errors.New("request cannot be built") // the cause would quote the URL
 	}
 	req.URL.RawQuery = query.Encode()
 	// A body that net/http cannot read a second time keeps it from repeating a request whose connection broke. A GET
@@ -167,18 +183,19 @@ func (c *Client) exchange(ctx context.Context, method, target string, query url.
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, gotConn || !c.traced && !isDialError(err), safeCause(err, query, payload)
+		return answered{}, gotConn || !c.traced && !isDialError(err), safeCause(err, query, payload)
 	}
+	answer.date, answer.at = res.Header.Get("Date"), time.Now()
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
-		return nil, true, said(nil, fmt.Sprintf("answered HTTP %d", res.StatusCode), fmt.Sprintf("应答 HTTP %d", res.StatusCode))
+		return answered{}, true, said(nil, fmt.Sprintf("answered HTTP %d", res.StatusCode), fmt.Sprintf("应答 HTTP %d", res.StatusCode))
 	}
-	answer, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	answer.body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return nil, true, fmt.Errorf("answer broke off: %w", safeCause(err, query, payload))
-	case len(answer) > maxAnswer:
-		return nil, true, said(nil, fmt.Sprintf("answer exceeds %d bytes", maxAnswer), fmt.Sprintf("应答超过 %d 字节", maxAnswer))
+		return answered{}, true, fmt.Errorf("answer broke off: %w", safeCause(err, query, payload))
+	case len(answer.body) > maxAnswer:
+		return answered{}, true, said(nil, fmt.Sprintf("answer exceeds %d bytes", maxAnswer), fmt.Sprintf("应答超过 %d 字节", maxAnswer))
 	}
 	return answer, true, nil
 }

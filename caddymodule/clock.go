@@ -1,0 +1,94 @@
+package caddymodule
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-wechat/caddy-wechat/tokens"
+)
+
+const (
+	// clockDoubt is a difference between WeChat's clock and ours that is pointed out; at defaultTimestampWindow pushes are refused.
+	clockDoubt = time.Minute
+	// clockEvery is how often an app's call is looked at for it, and clockLogEvery how rarely the log hears of it.
+	clockEvery    = time.Minute
+	clockLogEvery = 10 * time.Minute
+	// clockMemory is for how long an answer is believed: each renewal of a token brings the next.
+	clockMemory = 3 * time.Hour
+)
+
+// wechatClock is how far WeChat's clock is from this machine's, by the Date of its answers. The zero value is ready.
+type wechatClock struct {
+	due atomic.Int64 // when an app's call is looked at next, since health.started
+
+	mu    sync.Mutex
+	at    time.Time // when the last answer came
+	ahead time.Duration
+	said  time.Time
+}
+
+// sawAnswer looks at the answer to an app's call, now and then. It is on the way of each call.
+func (h *health) sawAnswer(header http.Header, log *zap.Logger) {
+	now := time.Now()
+	since, due := int64(now.Sub(h.started)), h.clock.due.Load()
+	if since >= due && h.clock.due.CompareAndSwap(due, since+int64(clockEvery)) {
+		h.dated(header.Get("Date"), now, log)
+	}
+}
+
+// dated notes the Date of an answer of WeChat's, which came at a time by the clock here. It has whole seconds, and is half of one late on
+// average; what the answer took to come does not matter beside a minute.
+func (h *health) dated(date string, at time.Time, log *zap.Logger) {
+	theirs, err := http.ParseTime(date)
+	if err != nil {
+		return
+	}
+	c := &h.clock
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at, c.ahead = at, theirs.Add(time.Second/2).Sub(at).Round(time.Second)
+	if c.ahead.Abs() < clockDoubt {
+		c.said = time.Time{}
+		return
+	}
+	if c.said.IsZero() || at.Sub(c.said) >= clockLogEvery {
+		c.said = at
+		log.Error("this machine's clock differs from WeChat's, by the Date of its answers: correct this machine's clock", zap.Duration("wechat_ahead_by", c.ahead))
+	}
+}
+
+// offset is how far WeChat's clock is ahead, as far as is known: not any more once this machine's was set since, or it has slept, which is
+// alike from here.
+func (c *wechatClock) offset(now time.Time) (ahead time.Duration, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at.IsZero() {
+		return 0, false
+	}
+	return c.ahead, stillKnown(now.Round(0).Sub(c.at.Round(0)), now.Sub(c.at))
+}
+
+// stillKnown reports whether a difference of clocks holds after so much time by the wall clock, and by one that nobody sets.
+func stillKnown(wall, steady time.Duration) bool {
+	return steady <= clockMemory && (wall-steady).Abs() < clockDoubt/2
+}
+
+// aheadText says how far WeChat's clock is ahead of this machine's, or behind it.
+func aheadText(ahead time.Duration) tokens.Text {
+	if ahead < 0 {
+		return texts(fmt.Sprintf("%s behind this machine's", -ahead), fmt.Sprintf("比本机慢 %s", -ahead))
+	}
+	return texts(fmt.Sprintf("%s ahead of this machine's", ahead), fmt.Sprintf("比本机快 %s", ahead))
+}
+
+// clock looks at this machine's clock, unless pushes that are refused say what is wrong with it.
+func (x *examination) clock() {
+	if ahead, known := x.app.health().clock.offset(x.now); known && ahead.Abs() >= clockDoubt && !x.has(codeClock) {
+		x.found(clockDiffers(ahead))
+	}
+}
