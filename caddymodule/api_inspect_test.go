@@ -319,7 +319,6 @@ func TestAPIAnswersThatAreNoneWithoutSecret(t *testing.T) {
 
 // TestAPITimeouts: how long WeChat may take is configured, for the beginning of an answer and for what follows.
 func TestAPITimeouts(t *testing.T) {
-	t.Parallel()
 	for _, tt := range []struct {
 		name, api string
 		begin     bool
@@ -328,7 +327,6 @@ func TestAPITimeouts(t *testing.T) {
 		{"half an answer", `{"stall_timeout":"100ms"}`, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			release := make(chan struct{})
 			wechat := newFakeWeChat(t)
 			defer close(release)
