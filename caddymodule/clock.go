@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// clockDoubt is a difference between WeChat's clock and ours that is pointed out; at defaultTimestampWindow pushes are refused.
+	// clockDoubt is a difference between WeChat's clock and ours that is pointed out; at defaultTimestampWindow ours would refuse all pushes.
 	clockDoubt = time.Minute
 	// clockEvery is how often an app's call is looked at for it, and clockLogEvery how rarely the log hears of it.
 	clockEvery    = time.Minute
@@ -24,7 +24,8 @@ const (
 
 // wechatClock is how far WeChat's clock is from this machine's, by the Date of its answers. The zero value is ready.
 type wechatClock struct {
-	due atomic.Int64 // when an app's call is looked at next, since health.started
+	due     atomic.Int64 // when an app's call is looked at next, since health.started
+	differs atomic.Bool  // by the last answer, by clockDoubt or more
 
 	mu    sync.Mutex
 	at    time.Time // when the last answer came
@@ -52,6 +53,7 @@ func (h *health) dated(date string, at time.Time, log *zap.Logger) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at, c.ahead = at, theirs.Add(time.Second/2).Sub(at).Round(time.Second)
+	c.differs.Store(c.ahead.Abs() >= clockDoubt)
 	if c.ahead.Abs() < clockDoubt {
 		c.said = time.Time{}
 		return
@@ -71,6 +73,18 @@ func (c *wechatClock) offset(now time.Time) (ahead time.Duration, known bool) {
 		return 0, false
 	}
 	return c.ahead, stillKnown(now.Round(0).Sub(c.at.Round(0)), now.Sub(c.at))
+}
+
+// judges returns how far WeChat's clock is ahead if pushes are to be judged by that: if ours is off by so much that it would refuse what
+// WeChat has just sent; else 0. It is on the way of each push.
+func (c *wechatClock) judges(now time.Time, window time.Duration) time.Duration {
+	if !c.differs.Load() {
+		return 0
+	}
+	if ahead, known := c.offset(now); known && ahead.Abs() >= window {
+		return ahead
+	}
+	return 0
 }
 
 // stillKnown reports whether a difference of clocks holds after so much time by the wall clock, and by one that nobody sets.

@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"fmt"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
@@ -39,11 +41,15 @@ func TestStatusOfAClockByAnswers(t *testing.T) {
 	renewed(2*time.Minute).has(t, Yellow, codeClock, thisMachine, "ahead of this machine's, by the Date of its answers")
 	renewed(-2*time.Minute).has(t, Yellow, codeClock, thisMachine, "behind this machine's, by the Date of its answers")
 	s := renewed(10 * time.Minute)
-	s.has(t, Red, codeClock, thisMachine, "ahead of this machine's, by the Date of its answers: pushes are refused")
-	// A push that is refused says more, and what it says is said once.
+	s.has(t, Red, codeClock, thisMachine, "ahead of this machine's, by the Date of its answers, by which it is judged whether pushes are in time")
+	// A push that is refused all the same is old, and says nothing about the clock.
 	early := platformSender(t)
-	early.at = time.Now().Add(10 * time.Minute)
+	early.at = time.Now().Add(20 * time.Minute)
 	serve(t, m, early.push("/wx/message/"+authorizerID, textMessage("hello")), nil)
+	renewed(0).hasNot(t, codeClock)
+	// Before an answer says so, a push that is refused does, and what both say is said once.
+	serve(t, m, early.push("/wx/message/"+authorizerID, textMessage("hello")), nil)
+	renewed(20 * time.Minute)
 	n := 0
 	for _, f := range look(t, app).Findings {
 		if f.Code == codeClock {
@@ -53,8 +59,53 @@ func TestStatusOfAClockByAnswers(t *testing.T) {
 	if n != 1 {
 		t.Errorf("%d findings about the clock", n)
 	}
-	serve(t, m, platformSender(t).push("/wx/message/"+authorizerID, textMessage("hello")), quiet)
+	serve(t, m, early.push("/wx/message/"+authorizerID, textMessage("again")), quiet)
 	renewed(0).hasNot(t, codeClock)
+}
+
+// TestPushesByWeChatsClock: where WeChat's answers say how far our clock is off, what it pushes is in time by its own, and what is old by that
+// is not. What was pushed is known for as long as it could be taken for new by either.
+func TestPushesByWeChatsClock(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
+		app, ctx := newTestApp(t, testConfig(""))
+		m, e := messageHandler(t, ctx), eventHandler(t, ctx)
+		push := func(late time.Duration, text string) (status int) {
+			t.Helper()
+			s := platformSender(t)
+			s.at = time.Now().Add(ahead - late)
+			return serve(t, m, s.push("/wx/message/"+authorizerID, textMessage(text)), &answering{text: "success"}).Code
+		}
+		if got := push(0, "not known"); got != http.StatusForbidden {
+			t.Fatalf("%v: before an answer said so: got %d", ahead, got)
+		}
+		saw := func() {
+			app.health().dated(time.Now().Add(ahead).UTC().Format(http.TimeFormat), time.Now(), app.logger)
+		}
+		saw()
+		for late, want := range map[time.Duration]int{
+			0: http.StatusOK, 4 * time.Minute: http.StatusOK, 7 * time.Minute: http.StatusForbidden, -7 * time.Minute: http.StatusForbidden,
+		} {
+			if got := push(late, late.String()); got != want {
+				t.Errorf("%v: a push %v late: got %d, want %d", ahead, late, got, want)
+			}
+		}
+		s := eventSender(t)
+		s.at = time.Now().Add(ahead)
+		authorized := fmt.Sprintf("<xml><AppId><![CDATA[%s]]></AppId><CreateTime>%d</CreateTime><InfoType><![CDATA[authorized]]></InfoType><AuthorizerAppid><![CDATA[%s]]></AuthorizerAppid><AuthorizationCode><![CDATA[queryauthcode@@@2]]></AuthorizationCode></xml>",
+			platformID, s.at.Unix(), authorizerID)
+		if rec := serve(t, e, s.push("/wx/event", authorized), nil); rec.Body.String() != string(success) {
+			t.Errorf("%v: an authorization: got %d %q", ahead, rec.Code, rec.Body)
+		}
+		p := newPush()
+		p.query.timestamp, p.ahead = strconv.FormatInt(time.Now().Add(ahead).Unix(), 10), ahead
+		byWeChats := time.Now().Add(defaultTimestampWindow)         // until then by its clock
+		byOurs := time.Now().Add(ahead).Add(defaultTimestampWindow) // and by ours
+		if until := time.Unix(p.validUntil(defaultTimestampWindow)+1, 0); until.Before(byWeChats) || until.Before(byOurs) {
+			t.Errorf("%v: it is remembered until %v", ahead, until)
+		}
+		p.release()
+	}
 }
 
 // TestClockByAppsCalls: so do the answers to apps' calls, one in a minute.

@@ -94,7 +94,7 @@ func (e *Event) awaitRoute(r *http.Request, p *push) (*detour, error) {
 		return nil, err
 	}
 	came, calls := p.entry.Time, e.app.calls()
-	a := calls.arrive(p.identity("", r), came, p.age(), p.query.unix()+int64(time.Duration(e.TimestampWindow)/time.Second),
+	a := calls.arrive(p.identity("", r), came, p.age(), p.validUntil(time.Duration(e.TimestampWindow)),
 		pace{pushes: wechatPushes, replyTimeout: learnWait})
 	if a.call == nil { // it was answered on this path, before a reload
 		return nil, err

@@ -28,7 +28,7 @@ func (m *Message) pace() pace {
 
 // pass has the next handler answer a push, or joins it to the earlier push that did.
 func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, p *push, f *facts, at time.Time) error {
-	id, age, validUntil := p.identity(f.appid, r), p.age(), p.query.unix()+int64(time.Duration(m.TimestampWindow)/time.Second)
+	id, age, validUntil := p.identity(f.appid, r), p.age(), p.validUntil(time.Duration(m.TimestampWindow))
 	if m.clustered {
 		return m.passShared(w, r, next, p, f, &turn{id: id, at: at, age: age, validUntil: validUntil})
 	}

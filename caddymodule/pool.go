@@ -223,9 +223,10 @@ func (s *shared) firstBody(p *push, window time.Duration, guarded bool) bool {
 	}
 	p.scratch = b
 	id, text := shortSum(b), shortSum(p.body)
-	known, found := s.bodies.GetOrSetFor(id, 2*window, func() pushID { return text })
+	life := 2*window + p.ahead.Abs()
+	known, found := s.bodies.GetOrSetFor(id, life, func() pushID { return text })
 	if !found && guarded {
-		p.guard = &bodyGuard{id: id, text: text, life: 2 * window, shared: s}
+		p.guard = &bodyGuard{id: id, text: text, life: life, shared: s}
 	}
 	return !found || known == text
 }

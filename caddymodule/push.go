@@ -43,6 +43,7 @@ type push struct {
 	guard    *bodyGuard    // in plaintext mode, if other nodes are to say whether the text is the first
 	answered time.Time     // zero until then; see answeredAt
 	slow     bool          // it was answered without the backend's answer
+	ahead    time.Duration // by how much WeChat's clock is, if its time was judged by that; else 0
 	entry    Entry         // of the feed
 }
 
@@ -205,8 +206,7 @@ const maxMessageAge = 24 * time.Hour
 // inTime refuses a push that is stale. The signature covers timestamp and nonce without saying where one ends, so a
 // nonce of digits can be passed off as a timestamp; the CreateTime inside cannot be changed. WeChat may deliver late,
 // and some events have no such time, so that bound is wide.
-func (p *push) inTime(window time.Duration) error {
-	now := time.Now()
+func (p *push) inTime(now time.Time, window time.Duration) error {
 	if err := p.query.inWindow(now, window); err != nil {
 		return err
 	}
@@ -214,6 +214,11 @@ func (p *push) inTime(window time.Duration) error {
 		return errStale
 	}
 	return nil
+}
+
+// validUntil is until when, in Unix seconds by our clock, the push could be taken for one in time: by that clock, or by WeChat's.
+func (p *push) validUntil(window time.Duration) int64 {
+	return p.query.unix() + int64((window+max(-p.ahead, 0))/time.Second)
 }
 
 // clockOffset is how far WeChat's clock is ahead of ours; timestamp has been found to be of the right form.

@@ -314,7 +314,7 @@ func clockDiffers(ahead time.Duration) Finding {
 	}
 	if ahead.Abs() >= defaultTimestampWindow {
 		f.Level = Red
-		f.Text = texts(f.Text.EN+": pushes are refused", f.Text.ZH+"：推送被拒绝")
+		f.Text = texts(f.Text.EN+", by which it is judged whether pushes are in time", f.Text.ZH+"，推送是否及时改按微信的时钟判断")
 	}
 	return f
 }
