@@ -83,6 +83,7 @@ type forwardTable struct {
 // forwardState is what this node knows of an event.
 type forwardState struct {
 	underWay bool      // it is being handed on, or is about to be
+	first    bool      // for the first time, by whoever kept it
 	rest     time.Time // not before is it tried again
 }
 
@@ -94,10 +95,10 @@ func (t *forwardTable) add(id string, most int) error {
 	switch {
 	case len(t.byID) >= most:
 		return fmt.Errorf("%w: there are %d", ErrForwardsFull, len(t.byID))
-	case len(t.forgetting) >= most:
+	case len(t.forgetting) >= max(most, DefaultMaxForwards): // a store that failed once is none of those
 		return fmt.Errorf("%w: what it has of %d events that were handed on, or not taken, is still to be deleted", ErrStore, len(t.forgetting))
 	}
-	t.set(id, forwardState{underWay: true})
+	t.set(id, forwardState{underWay: true, first: true})
 	return nil
 }
 
@@ -127,7 +128,7 @@ func (t *forwardTable) wait(id string) *Manager {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.byID[id]
-	s.underWay = false
+	s.underWay, s.first = false, false
 	t.set(id, s)
 	return t.heir
 }
@@ -186,11 +187,12 @@ func (t *forwardTable) stored(ids []string) {
 	}
 }
 
+// waiting counts those that are just tried again too: an alert would end with each attempt.
 func (t *forwardTable) waiting() (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.byID {
-		if !s.underWay {
+		if !s.first {
 			n++
 		}
 	}
@@ -403,7 +405,7 @@ func (m *Manager) resumeForwards(ctx context.Context) error {
 	var failed error
 	failures, rest := 0, time.Duration(0) // until the first of those that rest is to be tried
 	resting := func(id string) bool {
-		left := m.forwards.rests(id)
+		left := min(m.forwards.rests(id), max(time.Until(forwardTime(id).Add(env.ForwardLife)), 0)) // a reload may have shortened its life
 		if left > 0 && (rest == 0 || left < rest) {
 			rest = left
 		}
@@ -461,7 +463,11 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 		m.forwards.wait(id)
 		return err
 	}
-	if rest := time.UnixMilli(wire.NotBefore); wire.NotBefore > 0 && time.Now().Before(rest) { // by another node, or an earlier process
+	rest := time.UnixMilli(wire.NotBefore)
+	if end := forwardTime(id).Add(env.ForwardLife); rest.After(end) {
+		rest = end
+	}
+	if wire.NotBefore > 0 && time.Now().Before(rest) { // by another node, or an earlier process
 		m.forwards.rest(id, rest)
 		m.forwards.wait(id)
 		return ErrUnanswered

@@ -779,3 +779,67 @@ func TestForwardLimits(t *testing.T) {
 		}
 	})
 }
+
+// An event that is just tried again waits all the same: with a backend that takes its time to refuse, an alert would end with each attempt. One
+// that is with a backend for the first time does not wait yet.
+func TestForwardsWaitWhileTheyAreTried(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+		r.env.Forward = func(context.Context, Forward) error { time.Sleep(5 * time.Second); return ErrNotForwarded }
+		r.Use(r.env)
+		id := r.keepForward(t)
+		if n := r.ForwardsWaiting(); n != 0 {
+			t.Errorf("%d are known to wait, and one is about to be handed on", n)
+		}
+		_ = r.HandOn(t.Context(), id, func(context.Context) error { return ErrNotForwarded })
+		for at := range 10 * 60 {
+			synctest.Wait()
+			if n := r.ForwardsWaiting(); n != 1 {
+				t.Fatalf("after %d s %d are known to wait", at, n)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// A store that failed a few times has room for what it takes now, also where few may wait.
+func TestForwardsNotKeptLeaveRoom(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+		r.env.MaxForwards = 2
+		r.Use(r.env)
+		r.failForwards(false)
+		for range 3 {
+			if _, err := r.KeepForward(t.Context(), testForward); !errors.Is(err, ErrStore) {
+				t.Errorf("error %v", err)
+			}
+		}
+		r.store.fail(nil)
+		r.keepForward(t)
+	})
+}
+
+// A reload shortens for how long events are tried: one that rests, as this node or another has noted, rests no longer than that.
+func TestForwardsRestNoLongerThanTheyLive(t *testing.T) {
+	for name, another := range map[string]bool{"here": false, "by another process": true} {
+		t.Run(name, func(t *testing.T) {
+			inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+				id := r.keepForward(t)
+				time.Sleep(24 * time.Hour)
+				_ = r.HandOn(t.Context(), id, func(context.Context) error { return ErrUnanswered })
+				with := *r.env
+				with.ForwardLife = 25 * time.Hour
+				if r.env = &with; another {
+					r.restart()
+				} else {
+					r.Use(r.env)
+				}
+				time.Sleep(time.Hour - time.Second)
+				rc.want(t, r, 0, 1)
+				time.Sleep(2 * time.Minute)
+				rc.want(t, r, 0, 0)
+				if rc.runs != 0 || r.log.count("an event could not be forwarded; it") != 1 {
+					t.Errorf("%d attempts, and the log does not say that it is lost", rc.runs)
+				}
+			})
+		})
+	}
+}
