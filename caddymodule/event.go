@@ -225,7 +225,7 @@ func checkWindow(v caddy.Duration) error {
 func (e *Event) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if f := resumedForward(r); f != nil {
 		if e.Forward {
-			f.handOn(r, next, time.Duration(e.limits.BackendTimeout))
+			e.handOn(f, r, next)
 		}
 		return nil
 	}

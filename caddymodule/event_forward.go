@@ -209,13 +209,20 @@ func (f *resumed) run(w http.ResponseWriter, r *http.Request) (err error) {
 	return f.serve(w, r)
 }
 
-// handOn gives it to the next handler.
-func (f *resumed) handOn(r *http.Request, next caddyhttp.Handler, timeout time.Duration) {
+// handOn gives it to the next handler, in a place of those for events that have just come.
+func (e *Event) handOn(f *resumed, r *http.Request, next caddyhttp.Handler) {
 	if !f.taken.CompareAndSwap(false, true) {
 		return
 	}
+	select {
+	case e.forwards <- struct{}{}:
+		defer func() { <-e.forwards }()
+	default:
+		f.outcome = fmt.Errorf("%w: %w", tokens.ErrNotForwarded, errForwardsFull)
+		return
+	}
 	copied := detach(r, f.push.fields.Format, newFacts(f.push, f.appid), f.body)
-	ctx, cancel := context.WithTimeout(f.ctx, timeout)
+	ctx, cancel := context.WithTimeout(f.ctx, time.Duration(e.limits.BackendTimeout))
 	defer cancel()
 	f.outcome = handedOn(ctx, copied.serve(ctx, next))
 }

@@ -386,3 +386,37 @@ func TestForwardKeptHasItsTime(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestForwardKeptTakesAPlace: what was kept goes to no more backends at once than max_in_flight says, and waits if there is no place.
+func TestForwardKeptTakesAPlace(t *testing.T) {
+	arrived, answer := make(chan struct{}, 2), make(chan struct{})
+	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived <- struct{}{}; <-answer }))
+	defer backend.Close()
+	s := newSites(t, t.TempDir(), ":8080 {\nroute /wx/event {\nwechat_event {\nforward {\nmax_in_flight 1\n}\n}\nreverse_proxy "+backend.Listener.Addr().String()+"\n}\n}\n")
+	event, err := json.Marshal(keptEvent{Server: "srv0", Host: "a.example.com", URI: "/wx/event", Proto: "HTTP/1.1", Message: []byte(eventXML("unauthorized", ""))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := tokens.Forward{Platform: platformID, InfoType: "unauthorized", Event: event}
+	first := make(chan error)
+	go func() { first <- s.app.forwardThrough(t.Context(), s.servers, f) }()
+	<-arrived
+	second := make(chan error)
+	go func() { second <- s.app.forwardThrough(t.Context(), s.servers, f) }()
+	select {
+	case err := <-second:
+		if !errors.Is(err, tokens.ErrNotForwarded) || errors.Is(err, tokens.ErrUnanswered) {
+			t.Errorf("error %v", err)
+		}
+	case <-arrived:
+		t.Error("two are with the backend")
+		defer func() { <-second }()
+	}
+	close(answer)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if err := s.app.forwardThrough(t.Context(), s.servers, f); err != nil {
+		t.Errorf("the place was not given back: %v", err)
+	}
+}
