@@ -23,6 +23,7 @@ const (
 
 	backgroundTimeout = 30 * time.Second // one piece of work begun for a push that was already answered
 	drainTimeout      = 5 * time.Second  // for such work when the last configuration goes
+	endTimeout        = time.Second      // then, for what has been cut off to leave to the next process, in its store, what it has not done
 	// exitTimeout is how long a process that ends waits for the backends that work on pushes: as long as WeChat does.
 	exitTimeout = 15 * time.Second
 	exitLook    = 20 * time.Millisecond // how often it looks whether they are done
@@ -329,16 +330,22 @@ func (s *shared) current() *shared {
 // drain waits for background work, for a while, and ends it. An heir waits in the place of this one, and the work goes on.
 func (s *shared) drain(heir *shared) {
 	if heir != nil {
-		heir.work.Go(func() { s.work.Wait(); s.cancel() }) // each piece of it has a deadline
+		heir.work.Go(func() { // each piece of it has a deadline
+			defer context.AfterFunc(heir.ctx, s.cancel)()
+			defer s.cancel()
+			s.work.Wait()
+		})
 		return
 	}
 	drained := make(chan struct{})
 	go func() { s.work.Wait(); close(drained) }()
-	select {
-	case <-drained:
-	case <-time.After(drainTimeout):
+	for _, timeout := range [...]time.Duration{drainTimeout, endTimeout} {
+		select {
+		case <-drained:
+		case <-time.After(timeout):
+		}
+		s.cancel()
 	}
-	s.cancel()
 }
 
 // Destruct ends everything once the last configuration that used it is gone. What was accepted and is not done yet becomes the duty of

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -167,5 +168,46 @@ func TestAnotherStoreIsRefused(t *testing.T) {
 	}
 	if now := loadEvents(t, filepath.Join(folder, "0"), 2); app.manager() != now.shared.manager || now.shared.holders.Load() != 1 {
 		t.Error("a reload after it does not take over")
+	}
+}
+
+// A process that ends cuts off the work that was begun, also under a store of before, and waits until that has told the store what is left of
+// it; but no longer than it says.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ takes, want time.Duration }{
+		"ends":  {endTimeout / 2, drainTimeout + endTimeout/2},
+		"hangs": {time.Minute, drainTimeout + endTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var states []*shared
+				ended := make(chan int, 3)
+				for i := range cap(ended) {
+					s := new(shared)
+					s.ctx, s.cancel = context.WithCancel(t.Context())
+					s.background(time.Hour, func(ctx context.Context) {
+						<-ctx.Done()
+						time.Sleep(tt.takes)
+						ended <- i
+					})
+					if i > 0 {
+						states[i-1].drain(s)
+					}
+					states = append(states, s)
+				}
+				began := time.Now()
+				states[2].drain(nil)
+				synctest.Wait()
+				if took := time.Since(began); took != tt.want {
+					t.Errorf("it took %v, want %v", took, tt.want)
+				}
+				if n := len(ended); (n == cap(ended)) != (name == "ends") {
+					t.Errorf("%d pieces of work have ended", n)
+				}
+				time.Sleep(tt.takes)
+			})
+		})
 	}
 }

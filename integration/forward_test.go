@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -201,4 +202,36 @@ func TestForwardIsUnanswered(t *testing.T) {
 			checkViolations(t, w)
 		})
 	}
+}
+
+// TestForwardUnderTheStoreOfBefore: a reload changes the store while an event is under way to a backend that cannot be reached, and the process
+// ends before that. The next one, which knows the new store alone, forwards it.
+func TestForwardUnderTheStoreOfBefore(t *testing.T) {
+	t.Parallel()
+	addr, server := freeAddr(t), redistest.Start(t)
+	w := forwarding(t, addr, func(config string) string { return config })
+	authorize(t, w)
+	config, err := os.ReadFile(w.Caddyfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const at = "\t\tseal_key "
+	if err := os.WriteFile(w.Caddyfile, []byte(strings.Replace(string(config), at, "\t\tstore redis {\n\t\t\taddress "+server.Addr+"\n\t\t}\n"+at, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.WeChat.AllowRefresh("component", integration.PlatformID) // that store has none
+	w.WeChat.AllowRefresh("authorizer", integration.AuthorizerID)
+	if err := w.Gateway.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Gateway.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, w)
+	_, heard := hearing(t, addr, nil)
+	if err := w.Gateway.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitForward(t, heard)
+	checkViolations(t, w)
 }
