@@ -3,7 +3,9 @@ package redisstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,6 +52,25 @@ func TestLockOfADeadHolder(t *testing.T) {
 	mustLock(t, b)()
 	if took := time.Since(start); took < lease/2 || took > lease+5*time.Second {
 		t.Errorf("the lock was free after %v, want about %v", took, lease)
+	}
+}
+
+// A lease that ends in an hour is of before the server's clock was put back, or of another server's clock. A holder that died has the lock
+// for one lease more, and no longer.
+func TestLockOfADeadHolderWhenTheClockIsPutBack(t *testing.T) {
+	t.Parallel()
+	const lease = 600 * time.Millisecond
+	server, a, b := pair(t, lease)
+	key := lockKey(a.place(locked))
+	later := time.Now().Add(time.Hour)
+	server.Do("SET", key, fmt.Sprintf("%d %d dead", later.UnixMicro(), later.UnixMilli()), "PX", 2*time.Hour.Milliseconds())
+	start := time.Now()
+	mustLock(t, b)()
+	if took := time.Since(start); took < lease/2 {
+		t.Errorf("the lock was free after %v: its holder may live", took)
+	}
+	if value, _ := server.Do("GET", key).(string); !strings.HasPrefix(value, fmt.Sprint(later.UnixMicro()+1, " ")) {
+		t.Errorf("the lock is %q: the fence of the dead holder is to be below", value)
 	}
 }
 

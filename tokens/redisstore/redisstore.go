@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"net"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -283,8 +284,8 @@ func (s *Store) write(ctx context.Context, script *redis.Script, name, folder, f
 	}
 	args = append([]any{s.channel, s.origin + " " + name, fence, field}, args...)
 	run := s.run
-	if script == swapScript && fence != "" {
-		run = s.runSwap
+	if fence != "" {
+		run = s.runFenced
 	}
 	done, err := run(ctx, script, keys, args...).Int()
 	switch {
@@ -312,11 +313,17 @@ func (s *Store) List(ctx context.Context, prefix string) ([]string, error) {
 	return fields, nil
 }
 
-// run calls a script. A Cluster that is moving the keys' slot to another node takes none of several keys that are not all
-// there, and at the end of that its nodes may send one to each other for a moment; go-redis does not wait for the end of either.
+// run calls a script.
 func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
+	return s.settled(ctx, func() *redis.Cmd { return script.Run(ctx, s.client, keys, args...) })
+}
+
+// settled repeats a command that a Cluster does not take for now. One that is moving the keys' slot to another node takes none of several
+// keys that are not all there, and at the end of that its nodes may send one to each other for a moment; go-redis does not wait for the end
+// of either.
+func (s *Store) settled(ctx context.Context, do func() *redis.Cmd) *redis.Cmd {
 	for {
-		cmd := script.Run(ctx, s.client, keys, args...)
+		cmd := do()
 		if !redis.IsTryAgainError(cmd.Err()) && !s.astray(cmd.Err()) {
 			return cmd
 		}
@@ -336,25 +343,53 @@ func (s *Store) astray(err error) bool {
 	return moved && s.cluster
 }
 
-// runSwap is run of swapScript under a lock. While a Cluster moves the slot, the folder and the lock may be on two nodes. Then each is
-// looked at by itself, which is as good: the record must be what it was when it was read.
-func (s *Store) runSwap(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
-	cmd := script.Run(ctx, s.client, keys, args...)
-	if !redis.IsTryAgainError(cmd.Err()) {
-		if s.astray(cmd.Err()) {
-			return s.run(ctx, script, keys, args...)
+// runFenced is run of a script of records under a lock. While a Cluster moves the slot, the folder and the lock may be on two nodes.
+func (s *Store) runFenced(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
+	return s.settled(ctx, func() *redis.Cmd {
+		cmd := script.Run(ctx, s.client, keys, args...)
+		if redis.IsTryAgainError(cmd.Err()) {
+			return s.runApart(ctx, script, keys, args)
 		}
 		return cmd
+	})
+}
+
+// runApart looks at the lock and at the record each by itself, which is as good: the record must be what it was before the lock was looked
+// at. Where it is another by then, who has written it may have the lock.
+func (s *Store) runApart(ctx context.Context, script *redis.Script, keys []string, args []any) *redis.Cmd {
+	for {
+		run, apart := script, slices.Clone(args)
+		apart[2] = ""
+		gone := false
+		if script != swapScript {
+			held, err := s.client.HGet(ctx, keys[0], args[3].(string)).Result()
+			if gone = isNil(err); err != nil && !gone {
+				return redis.NewCmdResult(nil, err)
+			}
+			switch {
+			case script == deleteScript:
+				apart = append(apart, held)
+			case gone:
+				run, apart = swapScript, append(apart, "0", "")
+			default:
+				run, apart = swapScript, append(apart, "1", held)
+			}
+		}
+		lock, err := s.client.Get(ctx, keys[1]).Result()
+		if err != nil && !isNil(err) {
+			return redis.NewCmdResult(nil, err)
+		}
+		if fence, _, _ := strings.Cut(lock, " "); fence != args[2] {
+			return redis.NewCmdResult(int64(lockLost), nil)
+		}
+		if script == deleteScript && gone {
+			return redis.NewCmdResult(int64(1), nil)
+		}
+		cmd := run.Run(ctx, s.client, keys[:1], apart...)
+		if done, err := cmd.Int(); script == swapScript || err != nil || done != swapped {
+			return cmd
+		}
 	}
-	held, err := s.client.Get(ctx, keys[1]).Result()
-	if err != nil && !isNil(err) {
-		return redis.NewCmdResult(nil, err)
-	}
-	if fence, _, _ := strings.Cut(held, " "); fence != args[2] {
-		return redis.NewCmdResult(int64(lockLost), nil)
-	}
-	args[2] = ""
-	return s.run(ctx, script, keys[:1], args...)
 }
 
 // place is the key of a record's folder, and its field there.

@@ -20,7 +20,9 @@ redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1`)
 
+	// Then ARGV, if the record must be what it was: that.
 	deleteScript = redis.NewScript(fenced + `
+if ARGV[5] and redis.call('HGET', KEYS[1], ARGV[4]) ~= ARGV[5] then return 0 end
 if redis.call('HDEL', KEYS[1], ARGV[4]) == 1 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return 1`)
 
@@ -49,6 +51,9 @@ if ARGV[3] ~= '' and string.match(redis.call('GET', KEYS[2]) or '', '^%d+') ~= A
 //
 // A fence is the time in microseconds, or one more than the last: numbers that grow, also when the server was emptied or
 // another one took over.
+//
+// A lease that ends later than one that begins now is of before the clock was put back, or of a server with another clock. Its owner may be
+// dead, and so it becomes one that begins now.
 var (
 	lockScript = redis.NewScript(lockHead + `
 local fence = now[1] * 1000000 + now[2]
@@ -56,6 +61,9 @@ if held then
   if not last then return false end
   if tonumber(till) > ms then
     if owner == ARGV[1] then return last end
+    if tonumber(till) > ms + ARGV[2] then
+      redis.call('SET', KEYS[1], last .. ' ' .. lease .. owner, 'PX', ARGV[3])
+    end
     return false
   end
   if fence <= tonumber(last) then fence = last + 1 end

@@ -102,8 +102,15 @@ func movesASlot(t *testing.T, try *stall.Try, nodes []*redistest.Server, o Optio
 			}
 			start := time.Now()
 			want(when+": Swap under a lock", a.Swap(t.Context(), record, []byte("2"), []byte("3")))
+			want(when+": Store under a lock", a.Store(t.Context(), record, []byte("4")))
+			want(when+": Delete under a lock", a.Delete(t.Context(), record))
+			want(when+": Delete of what is not there", a.Delete(t.Context(), record))
+			want(when+": Store of what was not there", a.Store(t.Context(), record, []byte("3")))
 			if took := try.Since(start); took > operationLimit/2 {
-				try.Errorf("%s: Swap under a lock took %v", when, took)
+				try.Errorf("%s: writes under a lock took %v", when, took)
+			}
+			if held, err := b.Load(t.Context(), record); err != nil || string(held) != "3" {
+				try.Errorf("%s: the record is %q, %v", when, held, err)
 			}
 			if err := a.Swap(t.Context(), record, []byte("2"), []byte("4")); !errors.Is(err, tokens.ErrSwapped) {
 				try.Errorf("%s: Swap of another value: %v", when, err)
@@ -125,6 +132,12 @@ func movesASlot(t *testing.T, try *stall.Try, nodes []*redistest.Server, o Optio
 			}
 			if err := a.Swap(t.Context(), record, []byte("2"), []byte("older")); !errors.Is(err, tokens.ErrLockLost) {
 				try.Errorf("%s: Swap under a lock that another had: %v", when, err)
+			}
+			if err := a.Store(t.Context(), record, []byte("older")); !errors.Is(err, tokens.ErrLockLost) {
+				try.Errorf("%s: Store under a lock that another had: %v", when, err)
+			}
+			if err := a.Delete(t.Context(), record); !errors.Is(err, tokens.ErrLockLost) {
+				try.Errorf("%s: Delete under a lock that another had: %v", when, err)
 			}
 			lost()
 		}
