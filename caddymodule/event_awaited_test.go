@@ -244,6 +244,45 @@ func TestMisdirectedLastPushInTime(t *testing.T) {
 	<-entered // it is delivered
 }
 
+// TestMisdirectedLastPushByItsNumber: wechat_message sees one push of a message of which two were left unanswered. It is the last all the same,
+// whether its account became known before it came or while it waits: left unanswered, it would be an error notice to the user.
+func TestMisdirectedLastPushByItsNumber(t *testing.T) {
+	release := make(chan struct{})
+	entered := make(chan struct{}, 2)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		entered <- struct{}{}
+		<-release
+		_, _ = io.WriteString(w, backendReply)
+	}))
+	t.Cleanup(slow.Close)
+	s := newSites(t, filepath.Join(t.TempDir(), "storage"), strings.NewReplacer("BACKEND", slow.Listener.Addr().String(), "wechat_message", "wechat_message {\n\t\t\treply_timeout 1s\n\t\t}").Replace(awaitedSite))
+	s.authorize()
+	t.Cleanup(func() { close(release) }) // before the server is closed, which waits for its handlers
+	told := s.hang()
+	messages := []string{madeAgo(ghID, -1, "undated"), madeAgo(ghID, -1, "undated")}
+	for _, message := range messages {
+		for range wechatPushes - 1 {
+			if s.drop(platformSender(t).push("/wx/event", message)) {
+				t.Fatal("a push was answered while its account is looked for")
+			}
+		}
+	}
+	for n, message := range messages {
+		pushed, request := make(chan answer, 1), platformSender(t).push("/wx/event", message)
+		go func() {
+			defer close(pushed) // where it fails
+			pushed <- s.push("a.example.com", request)
+		}()
+		if n == 0 {
+			s.until("the push does not wait", func() bool { return s.event().awaiting.Load() == 1 })
+			told()
+		}
+		if got := <-pushed; got.Status != http.StatusOK || got.Body != "success" {
+			t.Errorf("the last push of message %d: %d %q", n, got.Status, got.Body)
+		}
+	}
+}
+
 // TestMisdirectedDoesNotWait: where waiting is of no use, or too many do, the answer is there at once.
 func TestMisdirectedDoesNotWait(t *testing.T) {
 	s := newSites(t, filepath.Join(t.TempDir(), "storage"), awaitedSite+`http://b.example.com {
@@ -311,10 +350,17 @@ func TestMisdirectedWhileTheStoreIsAway(t *testing.T) {
 	if n := s.logs.FilterMessageSnippet("was not delivered").Len() + int(s.infos.Load()); n != 0 {
 		t.Errorf("log %v, and WeChat was asked %d times", s.logs.All(), s.infos.Load())
 	}
+	// The last push has no next one, and looks again.
+	last, pushed := wechat.push("/wx/event", madeAgo(ghID, lastAfter+time.Second, "late")), make(chan answer, 1)
+	go func() { pushed <- s.push("a.example.com", last) }()
+	s.until("the last push does not wait", func() bool { return s.event().awaiting.Load() == 1 })
 	if err := os.Remove(record); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.push("a.example.com", wechat.push("/wx/event", message)); got.Body == "success" || len(s.backend.copies()) != 1 {
+	if got := <-pushed; got.Body == "success" || len(s.backend.copies()) != 1 {
+		t.Errorf("the last push: %d %q, the backend got %d messages", got.Status, got.Body, len(s.backend.copies()))
+	}
+	if got := s.push("a.example.com", wechat.push("/wx/event", message)); got.Body == "success" || len(s.backend.copies()) != 2 {
 		t.Errorf("the second push: %d %q, the backend got %d messages", got.Status, got.Body, len(s.backend.copies()))
 	}
 }

@@ -25,6 +25,8 @@ const (
 	misdirectedLogEvery = 10 * time.Minute // between two log lines about a platform whose messages are handled all the same
 	// learnWait is for how long the last push of a message waits until its account is known; what is left of the 5 s is the backend's.
 	learnWait = 3 * time.Second
+	// rereadEvery is how often the last push looks whether a store answers again.
+	rereadEvery = 500 * time.Millisecond
 	// maxAwaiting bounds the messages that wait for that at the same time.
 	maxAwaiting = 1000
 )
@@ -86,34 +88,51 @@ func (e *Event) misdirected(w http.ResponseWriter, r *http.Request, p *push) err
 // WeChat drops the push, so that it pushes the message again. Its last push is answered in time.
 func (e *Event) awaitRoute(r *http.Request, p *push) (*detour, error) {
 	found, err := e.messageRoute(r, p)
+	came, calls, pace := p.entry.Time, e.app.calls(), pace{pushes: wechatPushes, replyTimeout: learnWait}
+	if err == nil {
+		found.last = calls.wouldBeLast(p.identity("", r), came, p.age(), pace) // others may have waited, in vain
+		return found, nil
+	}
 	if !accountUnknown(err) || p.isDoctors() || len(p.fields.ToUserName) == 0 {
-		return found, err
+		return nil, err
 	}
 	defer e.awaiting.Add(-1)
 	if e.awaiting.Add(1) > maxAwaiting {
 		return nil, err
 	}
-	came, calls := p.entry.Time, e.app.calls()
-	a := calls.arrive(p.identity("", r), came, p.age(), p.validUntil(time.Duration(e.TimestampWindow)),
-		pace{pushes: wechatPushes, replyTimeout: learnWait})
+	a := calls.arrive(p.identity("", r), came, p.age(), p.validUntil(time.Duration(e.TimestampWindow)), pace)
 	if a.call == nil { // it was answered on this path, before a reload
 		return nil, err
 	}
 	calls.abandon(a.call, came) // it is there for the count of its pushes alone
 	defer calls.leaveNow(a.call)
+	look := func() (unknown bool) {
+		if found, err = e.messageRoute(r, p); err == nil {
+			found.last = a.last
+		}
+		return accountUnknown(err)
+	}
 	timer := time.NewTimer(time.Until(a.by))
 	defer timer.Stop()
 	for {
-		var learned <-chan struct{} // nil: WeChat's next push tells whether the store answers again
+		var learned <-chan struct{}
 		if errors.Is(err, errWhichAccount) {
 			learned = e.app.manager().SeekUserName(p.platform.AppID, string(p.fields.ToUserName))
 			// It may have become known before that.
-			if found, err = e.messageRoute(r, p); !accountUnknown(err) || learned == nil && errors.Is(err, errWhichAccount) {
+			if !look() || learned == nil && errors.Is(err, errWhichAccount) {
 				return found, err
 			}
 		}
+		var again <-chan time.Time // nil: WeChat's next push tells whether the store answers again
+		if a.last && errors.Is(err, errAccountUnread) {
+			again = time.After(rereadEvery)
+		}
 		select {
 		case <-learned:
+		case <-again:
+			if !look() {
+				return found, err
+			}
 		case <-r.Context().Done():
 			return nil, errHeld
 		case <-timer.C:
@@ -137,6 +156,7 @@ type detour struct {
 	appid  string // the account, as wechat_message reads it from that path
 	body   []byte
 	came   time.Time   // the push
+	last   bool        // it is the last of its message, of which wechat_message may not have seen another
 	taken  atomic.Bool // by wechat_message: only now the body can be read and an answer be given
 
 	answered time.Time // by wechat_message, whose handler may go on for long after that

@@ -247,7 +247,7 @@ func (m *Message) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	p := newPush()
 	defer p.release()
-	p.entry.Time = started
+	p.entry.Time, p.last = started, d != nil && d.last
 	switch err := m.serve(w, r, next, p, started); {
 	case errors.Is(err, errHeld), errors.Is(err, errDropped):
 		m.app.metrics().pushes.WithLabelValues("message", "held").Inc()

@@ -196,6 +196,18 @@ func (t *callTable) enter(id pushID, at time.Time, age time.Duration, validUntil
 	return a
 }
 
+// wouldBeLast reports whether a push is the last of its message, which it is not noted for.
+func (t *callTable) wouldBeLast(id pushID, at time.Time, age time.Duration, p pace) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.find(id)
+	if c == nil {
+		return p.isLast(1, 0, age)
+	}
+	defer t.putBack(c, at)
+	return p.isLast(c.arrivals+1, at.Sub(c.first), age)
+}
+
 // find returns the call of a push, which it has from now on among those that are held, or nil. The caller holds mu.
 func (t *callTable) find(id pushID) *call {
 	if c := t.calls[id]; c != nil {

@@ -47,6 +47,9 @@ func (m *Message) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 
 // age is how long before this push its message was made, by WeChat's own clock: 0 where that cannot be told.
 func (p *push) age() time.Duration {
+	if p.last {
+		return lastAfter
+	}
 	created, err := strconv.ParseInt(string(p.fields.CreateTime), 10, 64)
 	if err != nil || len(p.fields.CreateTime) != len("1700000000") {
 		return 0

@@ -44,6 +44,7 @@ type push struct {
 	answered time.Time     // zero until then; see answeredAt
 	slow     bool          // it was answered without the backend's answer
 	ahead    time.Duration // by how much WeChat's clock is, if its time was judged by that; else 0
+	last     bool          // it is known to be the last of its message, although this is the first of them here
 	entry    Entry         // of the feed
 }
 
