@@ -302,9 +302,10 @@ func (a *App) provisionWeChat(r resolver) (*tokens.Client, error) {
 	if len(api) == 0 {
 		api = []string{tokens.DefaultOrigin}
 	}
+	log := a.logger
 	opts := tokens.ClientOptions{
 		Heard: func(host string, err error) { a.health().hosts.note(host, err) },
-		Dated: func(date string, at time.Time) { a.health().dated(date, at, a.logger) },
+		Dated: func(date string, at time.Time) { a.health().dated(date, at, log) },
 	}
 	a.origins = nil
 	for _, s := range api {
