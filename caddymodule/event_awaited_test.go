@@ -219,18 +219,26 @@ func TestMisdirectedHeld(t *testing.T) {
 	}
 }
 
-// TestMisdirectedLastPushInTime: what the last push of a message waited is not the backend's any more, for WeChat does not wait longer.
-func TestMisdirectedLastPushInTime(t *testing.T) {
-	entered, release := make(chan struct{}, 1), make(chan struct{})
-	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+// newSlowSites is a site whose backend says when a message has come, and answers it once the test is over.
+func newSlowSites(t *testing.T, replyTimeout string) (s *sites, entered chan struct{}) {
+	t.Helper()
+	entered, over := make(chan struct{}, 2), make(chan struct{})
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		entered <- struct{}{}
-		<-release
+		<-over
 		_, _ = io.WriteString(w, backendReply)
 	}))
-	t.Cleanup(slow.Close)
-	s := newSites(t, filepath.Join(t.TempDir(), "storage"), strings.NewReplacer("BACKEND", slow.Listener.Addr().String(), "wechat_message", "wechat_message {\n\t\t\treply_timeout 2s\n\t\t}").Replace(awaitedSite))
+	t.Cleanup(backend.Close)
+	s = newSites(t, filepath.Join(t.TempDir(), "storage"), strings.NewReplacer(
+		"BACKEND", backend.Listener.Addr().String(), "wechat_message", "wechat_message {\n\t\t\treply_timeout "+replyTimeout+"\n\t\t}").Replace(awaitedSite))
 	s.authorize()
-	t.Cleanup(func() { close(release) }) // before the server is closed, which waits for its handlers
+	t.Cleanup(func() { close(over) }) // before the servers are closed, which wait for their handlers
+	return s, entered
+}
+
+// TestMisdirectedLastPushInTime: what the last push of a message waited is not the backend's any more, for WeChat does not wait longer.
+func TestMisdirectedLastPushInTime(t *testing.T) {
+	s, entered := newSlowSites(t, "2s")
 	answer := s.hang()
 	learned := time.AfterFunc(1500*time.Millisecond, answer)
 	defer learned.Stop()
@@ -247,17 +255,7 @@ func TestMisdirectedLastPushInTime(t *testing.T) {
 // TestMisdirectedLastPushByItsNumber: wechat_message sees one push of a message of which two were left unanswered. It is the last all the same,
 // whether its account became known before it came or while it waits: left unanswered, it would be an error notice to the user.
 func TestMisdirectedLastPushByItsNumber(t *testing.T) {
-	release := make(chan struct{})
-	entered := make(chan struct{}, 2)
-	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		entered <- struct{}{}
-		<-release
-		_, _ = io.WriteString(w, backendReply)
-	}))
-	t.Cleanup(slow.Close)
-	s := newSites(t, filepath.Join(t.TempDir(), "storage"), strings.NewReplacer("BACKEND", slow.Listener.Addr().String(), "wechat_message", "wechat_message {\n\t\t\treply_timeout 1s\n\t\t}").Replace(awaitedSite))
-	s.authorize()
-	t.Cleanup(func() { close(release) }) // before the server is closed, which waits for its handlers
+	s, _ := newSlowSites(t, "1s")
 	told := s.hang()
 	messages := []string{madeAgo(ghID, -1, "undated"), madeAgo(ghID, -1, "undated")}
 	for _, message := range messages {
