@@ -55,6 +55,8 @@ func TestJSONIsRefused(t *testing.T) {
 		{"a mirror's time below none", app, "http.handlers.wechat_message", `{"mirror_timeout": "-1s"}`, []string{"mirror_timeout: want more than 0"}},
 		{"fewer copies than none", app, "http.handlers.wechat_message", `{"mirror_max_in_flight": -1}`, []string{"mirror_max_in_flight: want a number from 1"}},
 		{"copies without end", app, "http.handlers.wechat_message", `{"mirror_max_in_flight": 1000001}`, []string{"mirror_max_in_flight: want a number from 1 to 1000000"}},
+		{"a mirror's time without a mirror", app, "http.handlers.wechat_message", `{"mirror_timeout": "15s"}`, []string{"mirror_timeout and mirror_max_in_flight are of copies for a mirror, and there is none"}},
+		{"a mirror's copies without a mirror", app, "http.handlers.wechat_message", `{"mirror_max_in_flight": 7}`, []string{"mirror_timeout and mirror_max_in_flight are of copies for a mirror, and there is none"}},
 		{"two mirrors", app, "http.handlers.wechat_message", `{"mirrors": [` + proxy(`, "handler": "reverse_proxy"`) + `, ` + proxy(`, "handler": "reverse_proxy", "rewrite": {"uri": "/test"}`) + `]}`, nil},
 		{"nothing for a mirror", app, "http.handlers.wechat_message", `{"mirrors": [null, null]}`, []string{"mirrors: position 0"}},
 		{"base of slashes", app, "http.handlers.wechat_jssdk", `{"base": "//", "hosts": ["a.example"]}`, []string{"base '//' is not a plain path"}},

@@ -76,6 +76,9 @@ func (m *Message) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
+	if m.limitsNoMirror() {
+		return d.WrapErr(errNoMirror)
+	}
 	if m.BackendTimeout != 0 {
 		if err := checkBackendTimeout(m.BackendTimeout, cmp.Or(m.ReplyTimeout, caddy.Duration(defaultReplyTimeout))); err != nil {
 			return d.WrapErr(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -41,14 +42,21 @@ type mirror struct {
 
 // provisionMirrors loads the mirrors' handlers.
 func (m *Message) provisionMirrors(ctx caddy.Context) error {
+	unused := m.limitsNoMirror()
 	if m.MirrorTimeout == 0 {
 		m.MirrorTimeout = caddy.Duration(mirrorTimeout)
 	}
 	if m.MirrorMaxInFlight == 0 {
 		m.MirrorMaxInFlight = maxMirrorCopies
 	}
-	if err := m.checkMirrorLimits(); err != nil || len(m.MirrorsRaw) == 0 {
+	if err := m.checkMirrorLimits(); err != nil {
 		return err
+	}
+	if unused {
+		return errNoMirror
+	}
+	if len(m.MirrorsRaw) == 0 {
+		return nil
 	}
 	if i := again(m.MirrorsRaw); i >= 0 {
 		return fmt.Errorf("mirrors: entry %d is there before: each message would be sent there twice", i+1)
@@ -69,6 +77,13 @@ func (m *Message) provisionMirrors(ctx caddy.Context) error {
 	}
 	return nil
 }
+
+// limitsNoMirror reports whether there are limits and no mirror. It is for what has no defaults yet.
+func (m *Message) limitsNoMirror() bool {
+	return len(m.MirrorsRaw) == 0 && (m.MirrorTimeout != 0 || m.MirrorMaxInFlight != 0)
+}
+
+var errNoMirror = errors.New("mirror_timeout and mirror_max_in_flight are of copies for a mirror, and there is none")
 
 // checkMirrorLimits refuses limits of copies that send none, or that pile them up. It is for Provision, which makes room for them.
 func (m *Message) checkMirrorLimits() error {
