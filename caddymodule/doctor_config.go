@@ -230,7 +230,7 @@ func (c *doctorConfig) readHTTP() error {
 			}
 			r := siteReader{
 				config: c, port: addr.StartPort, bound: strings.Trim(addr.Host, "[]"), again: slices.Contains(ports, addr.StartPort),
-				named: s.Named, invoked: make(map[string]bool), deeds: make(map[string]pathDeed),
+				named: s.Named, invoked: make(map[string]bool), texts: make(map[string]*handlerText),
 			}
 			ports = append(ports, addr.StartPort)
 			r.secure = func(host string) bool {
@@ -265,8 +265,8 @@ type siteReader struct {
 	named  map[string]httpRoute
 	secure func(host string) bool
 
-	invoked map[string]bool     // named routes, each with the spot that it was invoked from
-	deeds   map[string]pathDeed // by the texts of handlers
+	invoked map[string]bool         // named routes, each with the spot that it was invoked from
+	texts   map[string]*handlerText // what was read of handlers
 
 	takers   []taker // so far, in the order in which they run
 	messages []messageSpot
@@ -412,7 +412,7 @@ func (r *siteReader) routes(routes []httpRoute, at siteSpot) {
 			if all := r.handler(raw, inside); inside.behind == "" {
 				inside.behind = all
 			}
-			does := r.pathDeed(raw)
+			does := r.text(raw)
 			if !does.keeps {
 				inside.only, at.only = nil, nil // of the routes after this one too
 			}
@@ -456,21 +456,33 @@ func putBack(stripped string, patterns []string) []string {
 	return list
 }
 
-// pathDeed is what a handler does to paths.
-type pathDeed struct {
+// handlerText is what a handler's text says.
+type handlerText struct {
+	Handler   string      `json:"handler"`
+	Name      string      `json:"name"` // of the route that invoke runs
+	Routes    []httpRoute `json:"routes"`
+	Upstreams []struct {
+		Dial string `json:"dial"`
+	} `json:"upstreams"`
+	Responses json.RawMessage `json:"handle_response"` // of whatever shape another handler has
+	Mirrors   json.RawMessage `json:"mirrors"`
+	Status    json.RawMessage `json:"status_code"` // a number or a string
+
+	unread bool   // it has another form
 	keeps  bool   // see keepsPath
 	leaves bool   // see leavesPath
 	takes  string // see prefixTaken
 }
 
-// pathDeed tells it by a handler's text, which a walk comes to by many ways, and which it takes a while to read.
-func (r *siteReader) pathDeed(raw json.RawMessage) pathDeed {
-	does, known := r.deeds[string(raw)]
-	if !known {
-		does = pathDeed{keepsPath(raw, 0), leavesPath(raw), prefixTaken(raw)}
-		r.deeds[string(raw)] = does
+// text reads a handler's text, which a walk comes to by many ways, and which it takes a while to read.
+func (r *siteReader) text(raw json.RawMessage) *handlerText {
+	h := r.texts[string(raw)]
+	if h == nil {
+		h = &handlerText{keeps: keepsPath(raw, 0), leaves: leavesPath(raw), takes: prefixTaken(raw)}
+		h.unread = json.Unmarshal(raw, h) != nil
+		r.texts[string(raw)] = h
 	}
-	return does
+	return h
 }
 
 // prefixTaken is what a handler takes from the beginning of paths.
@@ -528,18 +540,8 @@ func isEmptyJSON(list json.RawMessage) bool {
 // handler reads one and returns its name if nothing gets past it. A proxy that handles responses may go on with the next, as
 // forward_auth does, and so does an early hint.
 func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
-	var h struct {
-		Handler   string      `json:"handler"`
-		Name      string      `json:"name"` // of the route that invoke runs
-		Routes    []httpRoute `json:"routes"`
-		Upstreams []struct {
-			Dial string `json:"dial"`
-		} `json:"upstreams"`
-		Responses json.RawMessage `json:"handle_response"` // of whatever shape another handler has
-		Mirrors   json.RawMessage `json:"mirrors"`
-		Status    json.RawMessage `json:"status_code"` // a number or a string
-	}
-	if json.Unmarshal(raw, &h) != nil {
+	h := r.text(raw)
+	if h.unread {
 		r.answers = append(r.answers, at)
 		return ""
 	}
@@ -563,14 +565,15 @@ func (r *siteReader) handler(raw json.RawMessage, at siteSpot) string {
 		}
 	}
 	at.depth++
+	routes := h.Routes
 	if h.Handler == "invoke" {
 		if route, ok := r.named[h.Name]; ok && !slices.Contains(at.invoked, h.Name) && r.isNew(h.Name, at) { // else it runs itself
-			h.Routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
+			routes, at.invoked = []httpRoute{route}, append(slices.Clip(at.invoked), h.Name)
 		} else { // what it has is not looked at again
 			r.answers = append(r.answers, at)
 		}
 	}
-	r.routes(h.Routes, at)
+	r.routes(routes, at)
 	switch {
 	case at.never:
 	case h.Handler == "reverse_proxy" && isEmptyJSON(h.Responses):
