@@ -166,6 +166,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 	if env.Forward != nil && (m.unreadForwards.Swap(false) || old == nil || old.Forward == nil) {
 		m.queue.add("forwards", 0, m.resumeForwards)
 	}
+	m.queue.add("sealing", 0, m.keepSaying)
 	m.troubles.forgive()
 	for _, p := range env.Platforms {
 		m.queue.add(pushJob(p.AppID), 0, m.watchTicket(p.AppID))

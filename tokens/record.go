@@ -224,14 +224,14 @@ func (m *Manager) openRecord(ctx context.Context, env *Environment, name string,
 	if err != nil {
 		return false, err
 	}
-	return m.decodeStored(env, name, data, out)
+	return m.decodeStored(ctx, env, name, data, out)
 }
 
 // decodeStored is decode of what the store has: a record that only another node can open is not damaged.
-func (m *Manager) decodeStored(env *Environment, name string, data []byte, out any) (reseal bool, err error) {
+func (m *Manager) decodeStored(ctx context.Context, env *Environment, name string, data []byte, out any) (reseal bool, err error) {
 	reseal, err = m.decode(env, name, data, out)
 	if errors.Is(err, errDamaged) {
-		if other := m.sealedElsewhere(env, name, data); other != nil {
+		if other := m.sealedElsewhere(ctx, env, name, data); other != nil {
 			return false, other
 		}
 	}
@@ -328,7 +328,7 @@ func (m *Manager) setAside(ctx context.Context, env *Environment, name string, o
 	if err != nil {
 		return err
 	}
-	if _, err := m.decodeStored(env, name, data, out); !errors.Is(err, errDamaged) {
+	if _, err := m.decodeStored(ctx, env, name, data, out); !errors.Is(err, errDamaged) {
 		return err // another node has put it right
 	}
 	aside := asideName(name, time.Now())
@@ -382,6 +382,7 @@ func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string
 	if err != nil {
 		return err
 	}
+	m.saySealing(ctx, env)
 	return m.storeRaw(ctx, env, name, data)
 }
 
@@ -411,6 +412,7 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 	if err != nil {
 		return err
 	}
+	m.saySealing(ctx, env)
 	swapper, ok := env.Store.(Swapper)
 	if !ok {
 		return m.storeRaw(ctx, env, name, data)

@@ -528,7 +528,7 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 	raw, err := m.loadRaw(ctx, env, k.recordName())
 	reseal := false
 	if err == nil {
-		reseal, err = m.decodeStored(env, k.recordName(), raw, &wire)
+		reseal, err = m.decodeStored(ctx, env, k.recordName(), raw, &wire)
 	}
 	waiting := m.pending.get(k)
 	switch {

@@ -1,6 +1,10 @@
 package tokens
 
 import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -10,14 +14,22 @@ import (
 // missingSealKeyLife is for how long it is told that another node has a seal key which this one lacks.
 const missingSealKeyLife = 10 * time.Minute
 
+const (
+	// sealingLife is for how long nodes take it that another seals with a key, after that one has said so.
+	sealingLife = time.Minute
+	// sealingEvery is how often it says so.
+	sealingEvery = 20 * time.Second
+)
+
 // sealKeys knows the seal keys that this process has had, and what it met of others.
 //
 // A record that does not open with any key, while others do, is one that was left behind when its key was taken out: it is set
-// aside. But one that this node has held, and that now is sealed with a key which was never here, another node has written since: it
-// is the newer one, and what this node remembers must not take its place. So it is while seal_key is changed on one node
+// aside. But where another node seals with that key, or where this node has held the record and never had the key, another node has
+// written it: it is the newer one, and nothing of this node's must take its place. So it is while seal_key is changed on one node
 // after the other.
 type sealKeys struct {
 	mu      sync.Mutex
+	sealing time.Time // when the other nodes last heard what this one seals with
 	had     map[crypto.SealKeyID]struct{}
 	missing error // what was said of the last record of another node's that does not open here
 	at      time.Time
@@ -28,7 +40,7 @@ type sealKeys struct {
 func (s *sealKeys) use(sealer *crypto.Sealer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.missing, s.said = nil, time.Time{}
+	s.missing, s.said, s.sealing = nil, time.Time{}, time.Time{}
 	if sealer == nil {
 		return
 	}
@@ -72,18 +84,80 @@ func (m *Manager) MissingSealKey() error {
 	return s.missing
 }
 
-// sealedElsewhere returns the error of a record that was held here, and that another node has sealed since with a key which this
-// one lacks; nil: that is not why it cannot be read.
-func (m *Manager) sealedElsewhere(env *Environment, name string, raw []byte) error {
-	k, ok := keyOf(name)
-	if !ok || m.hearing.Load() == nil {
-		return nil // no other node writes there
+// sealingName is what nodes share while one of them seals with a key.
+func sealingName(id crypto.SealKeyID) string { return "sealing/" + hex.EncodeToString(id[:]) }
+
+// saySealing lets the other nodes know what this one seals with, which is before its first record with that key is there. A store that does
+// not take it will hardly take the record.
+func (m *Manager) saySealing(ctx context.Context, env *Environment) {
+	values, ok := env.Store.(Ephemeral)
+	if env.Sealer == nil || !ok {
+		return
 	}
-	held := m.cache.Load().get(k)
-	if held == nil || held.rec == nil || m.pending.get(k) != nil {
+	s := &m.sealKeys
+	s.mu.Lock()
+	lately := time.Since(s.sealing) < sealingEvery
+	s.mu.Unlock()
+	if lately {
+		return
+	}
+	name := sealingName(env.Sealer.KeyIDs()[0])
+	if env.operate(ctx, "share", sharedWait, func(ctx context.Context) error { return values.Put(ctx, name, nil, sealingLife) }) != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.env.Load() == env { // else another configuration's key may be due
+		s.sealing = time.Now()
+	}
+}
+
+// keepSaying is the job that repeats saySealing.
+func (m *Manager) keepSaying(ctx context.Context) error {
+	env, err := m.current()
+	if err != nil || env.Sealer == nil {
 		return nil
 	}
-	return m.lacksKeyOf(env, name, raw)
+	if _, ok := env.Store.(Ephemeral); !ok {
+		return nil
+	}
+	m.saySealing(ctx, env)
+	return retryError{after: sealingEvery}
+}
+
+// othersSealWith reports whether another node seals with the key of a record, or may: the store does not say.
+func (m *Manager) othersSealWith(ctx context.Context, env *Environment, raw []byte) bool {
+	values, ok := env.Store.(Ephemeral)
+	id, sealed := crypto.SealedWith(raw)
+	if !ok || !sealed {
+		return false
+	}
+	return !errors.Is(env.operate(ctx, "share", sharedWait, func(ctx context.Context) error {
+		_, err := values.Peek(ctx, sealingName(id))
+		return err
+	}, fs.ErrNotExist), fs.ErrNotExist)
+}
+
+// sealedElsewhere returns the error of a record that another node has sealed with a key which this one lacks; nil: that is not why it
+// cannot be read.
+func (m *Manager) sealedElsewhere(ctx context.Context, env *Environment, name string, raw []byte) error {
+	if m.hearing.Load() == nil {
+		return nil // no other node writes there
+	}
+	if m.isHeld(name) || m.othersSealWith(ctx, env, raw) {
+		return m.lacksKeyOf(env, name, raw)
+	}
+	return nil
+}
+
+// isHeld reports whether a record was read here, or written in full.
+func (m *Manager) isHeld(name string) bool {
+	k, ok := keyOf(name)
+	if !ok {
+		return false
+	}
+	held := m.cache.Load().get(k)
+	return held != nil && held.rec != nil && m.pending.get(k) == nil
 }
 
 // lacksKeyOf returns the error of a record that is sealed with a key which this process never had, and takes note of it; nil: it is not.

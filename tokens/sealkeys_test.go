@@ -283,3 +283,40 @@ func TestDamagedTicketAmongNodes(t *testing.T) {
 		}
 	})
 }
+
+// What a node has never held it leaves alone too, as long as another node seals with that key, and a while longer.
+func TestUnknownRecordOfANodeWithAnotherSealKey(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		useSealKeys(t, a, 8, 7)
+		const next = "wx00000000000000a7"
+		key := AuthorizerKey(testPlatform, next)
+		a.authorize(t, testPlatform, next)
+		written, err := a.store.MemStore.Load(t.Context(), key.recordName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.restart()                                                               // it holds nothing
+		if _, err := b.Get(t.Context(), ComponentKey(testPlatform)); err != nil { // so that something opens
+			t.Fatal(err)
+		}
+		for range 5 {
+			if _, err := b.Get(t.Context(), key); err == nil {
+				t.Error("the node without the key has a token")
+			} else if _, lacks := LacksSealKey(err); !lacks {
+				t.Errorf("it does not say that a seal key is missing: %v", err)
+			}
+			time.Sleep(10 * time.Minute)
+		}
+		if now, _ := a.store.MemStore.Load(t.Context(), key.recordName()); !bytes.Equal(now, written) {
+			t.Error("the node without the key wrote over the record")
+		}
+
+		a.Close()
+		time.Sleep(sealingLife + time.Second) // nobody seals with it any more
+		_, _ = b.Get(t.Context(), key)
+		time.Sleep(time.Minute)
+		if kept := setAsideOf(t, a.store.MemStore, key.recordName()); len(kept) != 1 {
+			t.Errorf("%d records were set aside once nobody had the key", len(kept))
+		}
+	})
+}
