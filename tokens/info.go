@@ -140,28 +140,32 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	switch {
 	case e == nil || !e.believed(now):
 		if env.knows(k) == nil {
-			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
 		}
 		return "", false
 	case e.rec == nil:
 		return "", false
 	case e.rec.UserName == "" && e.renewable():
 		if due := e.infoAt.Load(); now.steady >= due && e.infoAt.CompareAndSwap(due, now.steady+int64(infoRetry)) {
-			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
+			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
 		}
 	}
 	return e.rec.UserName, e.rec.UserName != ""
 }
 
-// learn asks WeChat about an account, unless the store knows about it, and reports whether it did, and whether WeChat answered.
-func (m *Manager) learn(ctx context.Context, k Key) (asked, answered bool) {
+// learn asks WeChat about an account, unless the store knows about it, and reports whether it did, and whether WeChat answered. The error says
+// that the store did not.
+func (m *Manager) learn(ctx context.Context, k Key) (asked, answered bool, err error) {
 	env, err := m.current()
 	if err != nil {
-		return false, false
+		return false, false, err
 	}
 	e, err := m.lookup(ctx, env, k)
+	if errors.Is(err, ErrStore) {
+		return false, false, err
+	}
 	if err != nil || !e.renewable() || e.rec.UserName != "" {
-		return false, false
+		return false, false, nil
 	}
 	e.infoAt.Store(steady(time.Now().Add(infoEvery)))
 	info, err := m.authorizerInfo(ctx, env, k)
@@ -173,7 +177,7 @@ func (m *Manager) learn(ctx context.Context, k Key) (asked, answered bool) {
 	if err != nil {
 		env.Log.Debug("an account's name cannot be fetched; tried again in an hour", "platform", k.Platform, "appid", k.AppID, "error", err)
 	}
-	return true, answered
+	return true, answered, nil
 }
 
 // keepInfo keeps what was learned of an account with its record, and the way back from its gh_ id.

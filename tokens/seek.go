@@ -13,7 +13,7 @@ const (
 	seekAccounts = 20          // that WeChat is asked about in a step
 	seekPages    = 20          // that are read of the store in a step
 	seekAgain    = time.Hour   // until a search that came to the end begins anew: WeChat may not have told of some
-	seekUnheard  = time.Minute // until an account is asked about again if WeChat gave no answer
+	seekUnheard  = time.Minute // until an account is asked about again if WeChat gave no answer, or the store none about it
 )
 
 // seeks are the searches of platforms.
@@ -183,7 +183,9 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 			if asked == seekAccounts || ctx.Err() != nil || m.closed.Load() {
 				return // those that are known by then are passed over
 			}
-			switch isAsked, isAnswered := m.learn(ctx, k); {
+			switch isAsked, isAnswered, err := m.learn(ctx, k); {
+			case err != nil:
+				m.seeks.passOver(platform, time.Now().Add(seekUnheard))
 			case !isAsked: // it has no refresh token, and there may be a page full of them; or another node has learned it
 			case !isAnswered:
 				if e := m.cache.Load().get(k); e != nil {
@@ -205,6 +207,6 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 // rest, or be past it.
 func (m *Manager) seekAuthorized(k Key) {
 	if m.seeks.sought(k.Platform) {
-		m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { m.learn(ctx, k) })
+		m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
 	}
 }

@@ -318,6 +318,38 @@ func TestSeekWhileWeChatIsAway(t *testing.T) {
 	}
 }
 
+// Nor does an account that the store did not give when its turn came, at the end of a search.
+func TestSeekWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.unnamed(t, testPlatform, appidOf(1))
+		name, loads := AuthorizerKey(testPlatform, appidOf(1)).recordName(), 0
+		r.store.fail(func(op, of string) error {
+			if op == "load" && of == name {
+				if loads++; loads > 1 { // it is there while the page is read
+					return errors.New("store away")
+				}
+			}
+			return nil
+		})
+		r.SeekUserName(testPlatform, "gh_stranger")
+		synctest.Wait()
+		if asked := r.wx.count(pathAuthorizerInfo); loads < 2 || asked > 0 {
+			t.Fatalf("loaded %d times, asked %d times", loads, asked)
+		}
+		r.store.fail(nil)
+		for range 3 {
+			time.Sleep(seekEvery)
+			r.SeekUserName(testPlatform, "gh_stranger")
+			synctest.Wait()
+		}
+		if _, appid, err := r.ByUserName(t.Context(), "gh_"+appidOf(1)[2:]); err != nil || appid != appidOf(1) {
+			t.Errorf("after three minutes: %q, %v", appid, err)
+		}
+	})
+}
+
 // Nodes that search at the same time hear of each other what they learn: WeChat is not asked about an account by each of them.
 func TestSeekOnTwoNodes(t *testing.T) {
 	t.Parallel()
