@@ -306,34 +306,40 @@ func (d *doctor) checkWeChat(ctx context.Context) []doctorResult {
 	return results
 }
 
-// checkClock compares this machine's clock with WeChat's.
-func (d *doctor) checkClock(ctx context.Context) []doctorResult {
+// clockOffset is how far this machine's clock is ahead of WeChat's, and whose answer says so; "": none does.
+func (d *doctor) clockOffset(ctx context.Context) (offset time.Duration, host string) {
 	for _, a := range d.askWeChat(ctx) {
 		if !a.speaks() {
 			continue // or it is somebody else's clock
 		}
-		theirs, err := http.ParseTime(a.header.Get("Date"))
-		if err != nil {
-			continue
+		if theirs, err := http.ParseTime(a.header.Get("Date")); err == nil {
+			// Date has whole seconds, and is half of one late on average.
+			return a.at.Sub(theirs.Add(time.Second / 2)).Round(time.Second), a.origin.Host
 		}
-		// Date has whole seconds, and is half of one late on average.
-		offset := a.at.Sub(theirs.Add(time.Second / 2)).Round(time.Second)
-		text := texts(fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset))
-		if offset < 0 {
-			text = texts(fmt.Sprintf("is %s behind WeChat's", -offset), fmt.Sprintf("比微信慢 %s", -offset))
-		}
-		remedy := texts("set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony")
-		switch {
-		case offset.Abs() >= defaultTimestampWindow:
-			text.EN += ": pushes are refused as stale"
-			text.ZH += "：推送会因过期被拒绝"
-			return []doctorResult{redOf(a.origin.Host, text, remedy)}
-		case offset.Abs() >= clockDoubt:
-			return []doctorResult{yellowOf(a.origin.Host, text, remedy)}
-		}
-		return []doctorResult{greenOf(a.origin.Host, fmt.Sprintf("agrees with WeChat's (%s)", offset), fmt.Sprintf("与微信一致（%s）", offset))}
 	}
-	return []doctorResult{skippedOf("", "no answer of WeChat's says the time", "没有得到微信的时间")}
+	return 0, ""
+}
+
+// checkClock compares this machine's clock with WeChat's.
+func (d *doctor) checkClock(ctx context.Context) []doctorResult {
+	offset, host := d.clockOffset(ctx)
+	if host == "" {
+		return []doctorResult{skippedOf("", "no answer of WeChat's says the time", "没有得到微信的时间")}
+	}
+	text := texts(fmt.Sprintf("is %s ahead of WeChat's", offset), fmt.Sprintf("比微信快 %s", offset))
+	if offset < 0 {
+		text = texts(fmt.Sprintf("is %s behind WeChat's", -offset), fmt.Sprintf("比微信慢 %s", -offset))
+	}
+	remedy := texts("set the clock by NTP: timedatectl set-ntp true, or start chrony", "请用 NTP 校时：timedatectl set-ntp true，或启动 chrony")
+	switch {
+	case offset.Abs() >= defaultTimestampWindow:
+		text.EN += ": pushes are refused as stale whenever the gateway cannot learn WeChat's time"
+		text.ZH += "：网关无法得知微信的时间时，推送会因过期被拒绝"
+		return []doctorResult{redOf(host, text, remedy)}
+	case offset.Abs() >= clockDoubt:
+		return []doctorResult{yellowOf(host, text, remedy)}
+	}
+	return []doctorResult{greenOf(host, fmt.Sprintf("agrees with WeChat's (%s)", offset), fmt.Sprintf("与微信一致（%s）", offset))}
 }
 
 // explainedOf is an errcode with what it means and what to do.

@@ -75,6 +75,7 @@ func (d *doctor) checkPushes(ctx context.Context) []doctorResult {
 		return []doctorResult{skippedOf("", "no wechat_event or wechat_message on a site with a public name has keys that resolve", "没有可检查的推送 URL")}
 	}
 	client := d.client()
+	d.askWeChat(ctx) // for wechatNow, before the time of the first begins
 	return doctorEach(d, ctx, urls, func(ctx context.Context, p pushURL) doctorResult {
 		if r := d.handshake(ctx, client, p); r.Level == doctorRed {
 			return r
@@ -88,9 +89,15 @@ func (d *doctor) checkPushes(ctx context.Context) []doctorResult {
 	})
 }
 
+// wechatNow is the time by WeChat's clock, which its pushes bear: by that the gateway judges them where the clock here is off.
+func (d *doctor) wechatNow(ctx context.Context) time.Time {
+	offset, _ := d.clockOffset(ctx)
+	return d.now().Add(-offset)
+}
+
 func (d *doctor) handshake(ctx context.Context, client *http.Client, p pushURL) doctorResult {
 	subject := p.url + " (" + p.keys.String() + ")"
-	stamp, nonce, echo := strconv.FormatInt(d.now().Unix(), 10), digits(10), digits(19)
+	stamp, nonce, echo := strconv.FormatInt(d.wechatNow(ctx).Unix(), 10), digits(10), digits(19)
 	query := url.Values{"signature": {p.keys.codec.Signature(stamp, nonce)}, "timestamp": {stamp}, "nonce": {nonce}, "echostr": {echo}}
 	a, err := d.ask(ctx, client, http.MethodGet, p.url+"?"+query.Encode(), "", nil)
 	if err != nil {
@@ -121,7 +128,7 @@ func (d *doctor) handshake(ctx context.Context, client *http.Client, p pushURL) 
 func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) doctorResult {
 	subject := p.url + " (" + p.keys.String() + ")"
 	zeros := strings.Repeat("0", 40)
-	query := url.Values{"signature": {zeros}, "msg_signature": {zeros}, "timestamp": {strconv.FormatInt(d.now().Unix(), 10)}, "nonce": {digits(10)}, "encrypt_type": {"aes"}}
+	query := url.Values{"signature": {zeros}, "msg_signature": {zeros}, "timestamp": {strconv.FormatInt(d.wechatNow(ctx).Unix(), 10)}, "nonce": {digits(10)}, "encrypt_type": {"aes"}}
 	body := "<xml><ToUserName>gh_000000000000</ToUserName><Encrypt>" + strings.Repeat("A", 128) + "</Encrypt></xml>"
 	a, err := d.ask(ctx, client, http.MethodPost, p.url+"?"+query.Encode(), body, http.Header{"Content-Type": {"text/xml"}})
 	if err == nil && a.status == http.StatusForbidden {
@@ -138,7 +145,7 @@ func (d *doctor) forgery(ctx context.Context, client *http.Client, p pushURL) do
 // and would believe this one.
 func (d *doctor) signed(ctx context.Context, client *http.Client, p pushURL) doctorResult {
 	subject := p.url + " (" + p.keys.String() + ")"
-	now := d.now().Unix()
+	now := d.wechatNow(ctx).Unix()
 	stamp, nonce, created := strconv.FormatInt(now, 10), digits(10), strconv.FormatInt(now, 10)
 	body := []byte("<xml><AppId>" + p.keys.appid + "</AppId><ToUserName>gh_000000000000</ToUserName><FromUserName>doctor</FromUserName><CreateTime>" + created +
 		"</CreateTime><MsgType>event</MsgType><Event>" + doctorEvent + "</Event></xml>")

@@ -1096,6 +1096,21 @@ func TestDoctorDialsAsWeChat(t *testing.T) {
 	})
 }
 
+// TestDoctorPushesByWeChatsClock: as WeChat would, so that a clock that is off is said to be, and not that pushes are refused.
+func TestDoctorPushesByWeChatsClock(t *testing.T) {
+	t.Parallel()
+	for _, off := range []time.Duration{20 * time.Minute, -20 * time.Minute} {
+		p := newPatient(t)
+		p.now = func() time.Time { return time.Now().Add(off) }
+		report := p.examine(t)
+		for _, r := range append(report.of("push"), report.of("clock")...) {
+			if want := map[string]string{"push": doctorGreen, "clock": doctorRed}[r.ID]; r.Level != want {
+				t.Errorf("%v: %s %s: %s, want %s: %s", off, r.ID, r.Subject, r.Level, want, r.Text.EN)
+			}
+		}
+	}
+}
+
 // TestDoctorOnAddressesOfIPv6: they are bracketed in a URL, also without a port.
 func TestDoctorOnAddressesOfIPv6(t *testing.T) {
 	t.Parallel()
