@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -20,6 +21,14 @@ const (
 	clockLogEvery = 10 * time.Minute
 	// clockMemory is for how long an answer is believed: each renewal of a token brings the next.
 	clockMemory = 3 * time.Hour
+	// clockMost is the largest difference that is believed. With a clock that is further off no certificate of WeChat's is good here.
+	clockMost = 366 * 24 * time.Hour
+	// clockAskEvery is how rarely WeChat is asked for its time: whoever sends old pushes again must not have us ask much.
+	clockAskEvery = 10 * time.Second
+	// clockAskWait is how long pushes wait to hear it. With eventStoreTimeout after that, what must be durable is within WeChat's 5 s.
+	clockAskWait = 1500 * time.Millisecond
+	// clockAskTimeout leaves time for a second origin where the first cannot be reached; pushes that come later have the answer.
+	clockAskTimeout = 4 * time.Second
 )
 
 // wechatClock is how far WeChat's clock is from this machine's, by the Date of its answers. The zero value is ready.
@@ -31,6 +40,8 @@ type wechatClock struct {
 	at    time.Time // when the last answer came
 	ahead time.Duration
 	said  time.Time
+	asked time.Time     // when WeChat was last asked for it
+	told  chan struct{} // closed when that is over; nil: it was never asked
 }
 
 // sawAnswer looks at the answer to an app's call, now and then. It is on the way of each call.
@@ -49,10 +60,14 @@ func (h *health) dated(date string, at time.Time, log *zap.Logger) {
 	if err != nil {
 		return
 	}
+	ahead := theirs.Add(time.Second / 2).Sub(at).Round(time.Second)
+	if ahead.Abs() > clockMost {
+		return
+	}
 	c := &h.clock
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.at, c.ahead = at, theirs.Add(time.Second/2).Sub(at).Round(time.Second)
+	c.at, c.ahead = at, ahead
 	c.differs.Store(c.ahead.Abs() >= clockDoubt)
 	if c.ahead.Abs() < clockDoubt {
 		c.said = time.Time{}
@@ -85,6 +100,43 @@ func (c *wechatClock) judges(now time.Time, window time.Duration) time.Duration 
 		return ahead
 	}
 	return 0
+}
+
+// ask has WeChat asked for its time, and returns when that is over, or clockAskWait. Pushes that wait at once share one request, and none is
+// made within clockAskEvery of the last. Request returns at once, and calls done in the end.
+func (c *wechatClock) ask(now time.Time, request func(done func())) {
+	c.mu.Lock()
+	if c.told == nil || now.Sub(c.asked) >= clockAskEvery {
+		told := make(chan struct{})
+		c.asked, c.told = now, told
+		request(func() { close(told) })
+	}
+	told := c.told
+	c.mu.Unlock()
+	wait := time.NewTimer(clockAskWait)
+	defer wait.Stop()
+	select {
+	case <-told:
+	case <-wait.C:
+	}
+}
+
+// learnClock has WeChat's clock known, if it answers in time. What it is asked is refused for want of a token: the Date counts of an answer that
+// is WeChat's, as of all calls, so that nothing in between that answers in its place can say by whose clock pushes are judged. The request is
+// no push's own: one whose sender has hung up is kept all the same.
+func (a *App) learnClock() (known bool) {
+	c := &a.health().clock
+	if _, known = c.offset(time.Now()); known {
+		return true
+	}
+	c.ask(time.Now(), func(done func()) {
+		a.shared.current().background(clockAskTimeout, func(ctx context.Context) {
+			defer done()
+			_ = a.env.API.Get(ctx, probePath, nil, nil) // that it cannot be reached is in the status as of any call
+		})
+	})
+	_, known = c.offset(time.Now())
+	return known
 }
 
 // stillKnown reports whether a difference of clocks holds after so much time by the wall clock, and by one that nobody sets.

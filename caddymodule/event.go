@@ -54,8 +54,8 @@ const (
 // forwarded again, by the next process if need be, so that a backend gets each event at least once, and may get it twice. Events about the test accounts of WeChat's acceptance check (全网发布) are not forwarded,
 // unless the platform has release_check off.
 type Event struct {
-	// TimestampWindow is how far a push's timestamp may be from this machine's clock, or, once WeChat's answers have shown that to be off by
-	// as much, from WeChat's. Default: 5m.
+	// TimestampWindow is how far a push's timestamp may be from this machine's clock, or, where that is off by as much by WeChat's answers,
+	// from WeChat's, which is asked for before a push is refused. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
 	// Forward hands events to the next handler too. Default: false.
 	Forward bool `json:"forward,omitempty"`
@@ -269,7 +269,7 @@ func (e *Event) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	candidates := e.app.platformCodecs
 	switch r.Method {
 	case http.MethodGet:
-		return p.handshake(w, candidates, window)
+		return e.app.handshake(w, p, candidates, window)
 	case http.MethodPost:
 	default:
 		return errMethod

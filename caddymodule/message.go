@@ -88,8 +88,8 @@ type Message struct {
 	FallbackText string `json:"fallback_text,omitempty"`
 	// BackendTimeout ends the backend's work on a message, answered or not: at least ReplyTimeout, and at most 1 h. Default: 1m.
 	BackendTimeout caddy.Duration `json:"backend_timeout,omitempty"`
-	// TimestampWindow is how far a push's timestamp may be from this machine's clock, or, once WeChat's answers have shown that to be off by
-	// as much, from WeChat's. Default: 5m.
+	// TimestampWindow is how far a push's timestamp may be from this machine's clock, or, where that is off by as much by WeChat's answers,
+	// from WeChat's, which is asked for before a push is refused. Default: 5m.
 	TimestampWindow caddy.Duration `json:"timestamp_window,omitempty"`
 	// MaxBody is the largest push accepted, in bytes, at most 1 GiB; the next handler's answer may be as large. Default: 1 MiB.
 	MaxBody int64 `json:"max_body,omitempty"`
@@ -291,7 +291,7 @@ func (m *Message) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	p.entry.AppID = appid
 	switch r.Method {
 	case http.MethodGet:
-		return p.handshake(w, candidates, window)
+		return m.app.handshake(w, p, candidates, window)
 	case http.MethodPost:
 	default:
 		return errMethod

@@ -358,7 +358,7 @@ func kindOfText(text []byte) tokens.Text {
 
 var sealedPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
-// writeReply encrypts an answer with the key that opened the push, and sends it. In plaintext mode it goes as it is.
+// writeReply encrypts an answer with the key that opened the push, and sends it, dated by the clock by which the push was judged. In plaintext mode it goes as it is.
 func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	if p.plain {
 		writeBody(w, contentType(p.format), reply)
@@ -366,7 +366,7 @@ func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	}
 	buf := sealedPool.Get().(*[]byte)
 	defer sealedPool.Put(buf)
-	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, p.answeredAt().Unix(), p.query.nonce, reply)
+	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, p.answeredAt().Add(p.ahead).Unix(), p.query.nonce, reply)
 	if err != nil {
 		return err
 	}

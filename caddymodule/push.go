@@ -409,35 +409,42 @@ func (p *push) notAnEnvelope() *refusal {
 	return errEnvelope
 }
 
-// handshake answers WeChat's check of a URL (服务器配置校验): the echostr, byte for byte, to a right signature. With
-// msg_signature the echostr itself is encrypted and signed. So is a push, by the same signature: only what cannot be one is
-// answered, or whoever has seen a push could have it decrypted.
-func (p *push) handshake(w http.ResponseWriter, candidates []candidate, window time.Duration) error {
+// handshake answers WeChat's check of a URL (服务器配置校验): the echostr, byte for byte, to a right signature that is in time.
+func (a *App) handshake(w http.ResponseWriter, p *push, candidates []candidate, window time.Duration) error {
+	echo, err := p.echo(candidates)
+	if err == nil {
+		err = a.inTime(p, window)
+	}
+	if err != nil {
+		return err
+	}
+	writePlain(w, echo)
+	return nil
+}
+
+// echo is what a handshake with a right signature is answered. With msg_signature the echostr itself is encrypted and signed. So is a push, by
+// the same signature: only what cannot be one is answered, or whoever has seen a push could have it decrypted.
+func (p *push) echo(candidates []candidate) ([]byte, error) {
 	q := &p.query
 	if !q.hasEcho {
-		return errQuery
+		return nil, errQuery
 	}
 	if len(candidates) == 0 {
-		return errUnknown
-	}
-	if err := q.inWindow(time.Now(), window); err != nil {
-		return err
+		return nil, errUnknown
 	}
 	for _, c := range candidates {
 		if q.msgSignature != "" {
 			params := crypto.Params{MsgSignature: q.msgSignature, Timestamp: q.timestamp, Nonce: q.nonce}
 			if opened, err := c.codec.Open(&p.buffers, params, []byte(q.echoStr)); err == nil && isNonce(string(opened.Message)) {
-				writePlain(w, opened.Message)
-				return nil
+				return opened.Message, nil
 			}
 			continue
 		}
 		if c.codec.VerifySignature(q.signature, q.timestamp, q.nonce) {
-			writePlain(w, []byte(q.echoStr))
-			return nil
+			return []byte(q.echoStr), nil
 		}
 	}
-	return errSignature
+	return nil, errSignature
 }
 
 // platformCandidates are the credentials of all platforms, or of the one that the path names.

@@ -101,12 +101,13 @@ func (a *App) sawRefused(r *http.Request, endpoint string, p *push, why *refusal
 	a.health().sightings.saw(code, subject, tokens.Text{})
 }
 
-// inTime is push.inTime, of a push that has opened and so tells of the clocks. It goes by WeChat's clock where
-// wechatClock.judges says so: what it refuses WeChat pushes to no other node.
+// inTime is push.inTime, of a push whose signature is right and which so tells of the clocks. It goes by WeChat's clock where
+// wechatClock.judges says so, and has that learned before it refuses one: what it refuses WeChat pushes to no other node.
 func (a *App) inTime(p *push, window time.Duration) error {
-	now := time.Now()
-	p.ahead = a.health().clock.judges(now, window)
-	err := p.inTime(now.Add(p.ahead), window)
+	err := a.judge(p, window)
+	if err != nil && p.ahead == 0 && p.inTime(time.Unix(p.query.unix(), 0), window) == nil && a.learnClock() {
+		err = a.judge(p, window)
+	}
 	s := &a.health().sightings
 	if err == nil {
 		s.mended(thisMachine, codeClock)
@@ -116,6 +117,13 @@ func (a *App) inTime(p *push, window time.Duration) error {
 		s.saw(codeClock, thisMachine, aheadText(offset))
 	}
 	return err
+}
+
+// judge is push.inTime by the clock that counts.
+func (a *App) judge(p *push, window time.Duration) error {
+	now := time.Now()
+	p.ahead = a.health().clock.judges(now, window)
+	return p.inTime(now.Add(p.ahead), window)
 }
 
 // sawAnswered notes what became of a message to an account.

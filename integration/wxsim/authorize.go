@@ -57,7 +57,7 @@ func (s *Server) pushGrant(ctx context.Context, platformID, appID, infoType stri
 	a.Push, err = s.PushEvent(ctx, platformID, appID, infoType,
 		Field{Name: "AuthorizerAppid", Value: appID}, Field{Name: "AuthorizationCode", Value: a.Code},
 		// Documented as seconds, in fact the time at which the code ends.
-		Field{Name: "AuthorizationCodeExpiredTime", Value: strconv.FormatInt(code.expires.Unix(), 10), Number: true},
+		Field{Name: "AuthorizationCodeExpiredTime", Value: strconv.FormatInt(code.expires.Add(time.Duration(s.ahead.Load())).Unix(), 10), Number: true},
 		Field{Name: "PreAuthCode", Value: a.PreAuthCode})
 	return a, err
 }

@@ -32,7 +32,7 @@ func (s *Server) PushTicket(ctx context.Context, platformAppID string) (PushResu
 		return PushResult{}, ErrTicketsStopped
 	}
 	h := holder{KindTicket, platformAppID, platformAppID}
-	old, oldAt, now := s.current[h], p.prevAt, time.Now()
+	old, oldAt, now := s.current[h], p.prevAt, s.now()
 	ticket := s.issue(h, s.cfg.Lives.Ticket)
 	s.current[h], p.prevAt = ticket, now
 	testURL := p.TestEventURL
@@ -84,7 +84,7 @@ func (s *Server) countTicket(platformID string, ok bool) {
 // PushEvent pushes any event of a platform: InfoType and the fields besides AppId and
 // CreateTime. AppID is the account that it is about, for the journal.
 func (s *Server) PushEvent(ctx context.Context, platformAppID, appID, infoType string, fields ...Field) (PushResult, error) {
-	d, err := s.eventDelivery(platformAppID, appID, infoType, time.Now(), fields...)
+	d, err := s.eventDelivery(platformAppID, appID, infoType, s.now(), fields...)
 	if err != nil {
 		return PushResult{}, err
 	}
@@ -108,7 +108,7 @@ type EventPush struct {
 // PushEventWith pushes a bent event.
 func (s *Server) PushEventWith(ctx context.Context, e EventPush) (PushResult, error) {
 	if e.CreateTime.IsZero() {
-		e.CreateTime = time.Now()
+		e.CreateTime = s.now()
 	}
 	d, err := s.eventDelivery(e.Platform, e.Platform, e.InfoType, e.CreateTime, e.Fields...)
 	if err != nil {
@@ -183,7 +183,7 @@ type Handshake struct {
 
 // VerifyEventURL checks a platform's event URL as the console does on saving: GET with echostr.
 func (s *Server) VerifyEventURL(ctx context.Context, platformAppID string) (Handshake, error) {
-	d, err := s.eventDelivery(platformAppID, platformAppID, "", time.Now())
+	d, err := s.eventDelivery(platformAppID, platformAppID, "", s.now())
 	if err != nil {
 		return Handshake{}, err
 	}
@@ -202,7 +202,7 @@ func (s *Server) VerifyMessageURL(ctx context.Context, platformAppID, appID stri
 
 func (d *delivery) verify(ctx context.Context) Handshake {
 	throw := d.s.dice.throw("echostr", d.appID)
-	timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), strconv.Itoa(throw.IntN(1_000_000_000))
+	timestamp, nonce := strconv.FormatInt(d.s.now().Unix(), 10), strconv.Itoa(throw.IntN(1_000_000_000))
 	echo := strconv.FormatUint(throw.Uint64(), 10)
 	if throw.IntN(2) == 0 {
 		echo = strings.Replace(randomText(40), "-", "+", 1) + "+/=" // as in the encrypted flavour: needs escaping

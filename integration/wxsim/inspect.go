@@ -150,7 +150,7 @@ func (c *call) authenticate() int64 {
 	}
 	// A user's token is the app's own: what is wrong with it is the app's doing.
 	own := rt.needs != needUser
-	if value == "" && !own {
+	if value == "" && (!own || rt.probed) {
 		return 41001
 	}
 	if value == "" {

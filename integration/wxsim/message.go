@@ -115,7 +115,7 @@ func (s *Server) prepare(m *Message) (*delivery, error) {
 	if d.plain = m.Raw; d.plain == nil {
 		d.plain = s.plaintext(m, d.format)
 	}
-	j := judging{crypt: d.crypt, mode: d.mode, format: d.format, user: m.From, account: m.To, mini: acc.MiniProgram, articles: articleLimit(m), ownBody: wantsOwnBody(m.Event)}
+	j := judging{crypt: d.crypt, mode: d.mode, format: d.format, user: m.From, account: m.To, mini: acc.MiniProgram, articles: articleLimit(m), ownBody: wantsOwnBody(m.Event), ahead: time.Duration(s.ahead.Load())}
 	d.judge = j.verdict
 	return d, nil
 }
@@ -137,7 +137,7 @@ func (s *Server) fill(m *Message, acc *account) {
 		}
 	}
 	if m.CreateTime.IsZero() {
-		m.CreateTime = time.Now()
+		m.CreateTime = s.now()
 	}
 	if m.MsgID == 0 && m.Type != "event" {
 		m.MsgID = s.nextMsgID()

@@ -203,7 +203,7 @@ func (d *delivery) again(ctx context.Context, r *PushResult) error {
 // compose makes the request of one attempt: fresh timestamp, nonce and ciphertext.
 func (d *delivery) compose() (*Outgoing, error) {
 	faults, dice, name := d.s.cfg.Faults, d.s.dice, d.platform+d.appID
-	timestamp := strconv.FormatInt(time.Now().Add(d.skew).Unix(), 10)
+	timestamp := strconv.FormatInt(d.s.now().Add(d.skew).Unix(), 10)
 	nonce := strconv.Itoa(100_000_000 + dice.throw("nonce", name).IntN(900_000_000))
 	out := &Outgoing{Method: http.MethodPost, URL: d.url, Header: http.Header{
 		"User-Agent": {"Mozilla/4.0"}, "Accept": {"*/*"}, "Pragma": {"no-cache"}, "Content-Type": {"text/xml"},

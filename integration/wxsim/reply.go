@@ -22,8 +22,9 @@ type judging struct {
 	user     string // openid that the reply must go to
 	account  string // gh_ id that it must come from
 	mini     bool
-	articles int  // most articles in a news reply
-	ownBody  bool // the event wants a body of its own kind
+	articles int           // most articles in a news reply
+	ownBody  bool          // the event wants a body of its own kind
+	ahead    time.Duration // WeChat's clock, see Server.SetClock
 }
 
 const answerSuccess = "success"
@@ -58,7 +59,7 @@ func (j judging) read(att Attempt) (verdict, error) {
 		return verdict{}, errors.New("encrypted reply in plain mode")
 	case j.mode == ModeSafe, sealed:
 		var err error
-		if message, err = j.open(att.Body, time.Now()); err != nil {
+		if message, err = j.open(att.Body, time.Now().Add(j.ahead)); err != nil {
 			return verdict{}, err
 		}
 		if string(bytes.TrimSpace(message)) == answerSuccess {

@@ -30,6 +30,7 @@ type route struct {
 	binary   bool // answers with a file, or with an error as JSON
 	precious bool // hands out tokens or uses up a code: bodies are secret, answers not lost by default
 	page     bool // for browsers
+	probed   bool // may be asked for without a token, to see that WeChat is there, or what time it is
 	handle   func(*call) answer
 }
 
@@ -71,7 +72,7 @@ func apiRoutes() map[string]route {
 		"/cgi-bin/token":                 {method: get, needs: needNone, precious: true, secret: true, handle: (*call).plainToken},
 		"/cgi-bin/stable_token":          secret((*call).stableToken),
 		"/cgi-bin/ticket/getticket":      {needs: needAccount, precious: true, handle: (*call).jsTicket},
-		"/cgi-bin/getcallbackip":         {method: get, needs: needEither, handle: (*call).ipList},
+		"/cgi-bin/getcallbackip":         {method: get, needs: needEither, probed: true, handle: (*call).ipList},
 		"/cgi-bin/get_api_domain_ip":     {method: get, needs: needEither, handle: (*call).ipList},
 		"/cgi-bin/clear_quota":           {method: post, needs: needEither, json: true, handle: (*call).clearQuota},
 		"/cgi-bin/openapi/quota/get":     {method: post, needs: needEither, json: true, handle: (*call).quota},

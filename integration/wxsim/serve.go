@@ -178,6 +178,7 @@ func (s *Server) send(w http.ResponseWriter, c *call, a answer, f Fault) {
 			a.contentType = textContentType
 		}
 	}
+	h.Set("Date", s.now().UTC().Format(http.TimeFormat))
 	h.Set("Content-Type", a.contentType)
 	h.Set("Content-Length", strconv.Itoa(len(a.body)))
 	if a.errcode != 0 {

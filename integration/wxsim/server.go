@@ -32,6 +32,7 @@ type Server struct {
 	prepared map[string][]*Fault
 
 	watcher atomic.Pointer[func(Progress)] // see Watch
+	ahead   atomic.Int64                   // see SetClock
 
 	mu             sync.Mutex
 	closed         bool
@@ -336,6 +337,13 @@ func (s *Server) SetOAuthHosts(hosts ...string) {
 	defer s.mu.Unlock()
 	s.cfg.OAuthHosts = slices.Clone(hosts)
 }
+
+// SetClock puts WeChat's clock ahead of this machine's, or behind it: by it are the Date of answers and the times of pushes. What is issued lives
+// as long as before.
+func (s *Server) SetClock(ahead time.Duration) { s.ahead.Store(int64(ahead)) }
+
+// now is the time by WeChat's clock.
+func (s *Server) now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 
 // SetPushKeys changes the push token and EncodingAESKey of a platform or plain account, as the
 // console does (key rotation). Replies to pushes under way are still judged by the old ones.
