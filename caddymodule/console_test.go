@@ -611,7 +611,7 @@ func TestConsoleReasons(t *testing.T) {
 	}
 
 	// What the gateway itself has in Chinese elsewhere is the same here.
-	unusable := []error{errBusy, errCrowded, errTooSlow, errBrokenOff, errReplyTooLong, errBadGzip, errNoEnd}
+	unusable := []error{errBusy, errCrowded, errTooSlow, errBrokenOff, errReplyTooLong, errBadGzip, errNoEnd, errEncrypted}
 	for _, text := range []string{"<!DOCTYPE html><p>", "<html><p>", "<error/>", `{"a":1}`, "Fatal error"} {
 		w := newReplyWriter(1 << 10)
 		if _, err := w.Write([]byte(text)); err != nil {

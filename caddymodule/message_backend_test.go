@@ -143,6 +143,50 @@ func TestReplyThatScriptsGoOnAfter(t *testing.T) {
 	}
 }
 
+// TestReplyThatIsEncrypted: an SDK that has the AESKey encrypts its answer, be the push encrypted or not. Nobody could read it if it were
+// encrypted once more.
+func TestReplyThatIsEncrypted(t *testing.T) {
+	t.Parallel()
+	jsonReply := `{"ToUserName":"o1","Encrypt":"x","MsgType":"text","Content":"x"}`
+	for _, c := range []struct {
+		text   string
+		format crypto.Format
+		bad    bool
+	}{
+		{"<xml><Encrypt>x</Encrypt><MsgSignature>x</MsgSignature><TimeStamp>1</TimeStamp><Nonce>x</Nonce></xml>", crypto.FormatXML, true}, // EasyWeChat's
+		{"<xml>\n<Encrypt><![CDATA[x]]></Encrypt>\n<MsgSignature><![CDATA[x]]></MsgSignature>\n</xml>", crypto.FormatXML, true},           // wechatpy's
+		{"<?xml version=\"1.0\"?>\n<xml a='>'>\r\n<MsgSignature >x</MsgSignature><Encrypt>x</Encrypt></xml>", crypto.FormatXML, true},
+		{`{"Encrypt":"x","MsgSignature":"x","TimeStamp":1,"Nonce":"x"}`, crypto.FormatJSON, true},
+		{"{\n\t\"Nonce\" : \"x\", \"Encrypt\": \"x\"}", crypto.FormatJSON, true},
+		{"<xml><ToUserName>o1</ToUserName><Content><Encrypt>x</Encrypt></Content></xml>", crypto.FormatXML, false},
+		{"<xml><Encrypted>x</Encrypted></xml>", crypto.FormatXML, false},
+		{"<xml></xml>", crypto.FormatXML, false},
+		{"<xml>x</xml>", crypto.FormatXML, false},
+		{jsonReply, crypto.FormatJSON, false},
+		{"{}", crypto.FormatJSON, false},
+		{"{Encrypt:1}", crypto.FormatJSON, false},
+	} {
+		m, app := newMessage(t, nil)
+		logs := watchLog(app)
+		s, message, path := platformSender(t), textMessage("x"), "/"+authorizerID
+		if c.format == crypto.FormatJSON {
+			s, message, path = accountSender(t), `{"ToUserName":"gh_1","MsgType":"text","MsgId":1}`, "/"+accountID
+			s.format = c.format
+		}
+		rec := serve(t, m, s.push(path, message), &answering{text: c.text})
+		found := logs.FilterMessageSnippet("cannot be used").All()
+		if !c.bad {
+			if reply, err := s.codec.OpenReply(rec.Body.Bytes()); err != nil || string(reply) != c.text || len(found) != 0 {
+				t.Errorf("%q became %q (%v), and the log says %v", c.text, reply, err, found)
+			}
+			continue
+		}
+		if rec.Body.String() != "success" || len(found) != 1 || found[0].ContextMap()["error"] != errEncrypted.Error() {
+			t.Errorf("%q became %q, and the log says %v; want success, and that it is encrypted", c.text, rec.Body, found)
+		}
+	}
+}
+
 // TestReplyInGzip: some backends compress whether they are asked to or not. The limit is one for what is unpacked.
 func TestReplyInGzip(t *testing.T) {
 	t.Parallel()

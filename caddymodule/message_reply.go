@@ -155,6 +155,9 @@ func (w *replyWriter) judge(format crypto.Format, err error) (body []byte, outco
 		if end < 0 {
 			return nil, outcomeUnusable, errNoEnd
 		}
+		if isEnvelope(format, text) {
+			return nil, outcomeUnusable, errEncrypted
+		}
 		return text[:end], outcomeSealed, nil
 	}
 	if coding := contentCoding(w.header["Content-Encoding"]); coding != "" {
@@ -215,6 +218,37 @@ func isReply(format crypto.Format, text []byte) bool {
 	return isXMLReply(text)
 }
 
+// errEncrypted is an answer that an SDK encrypted because it has the AESKey, though the push came to it in plaintext. WeChat would find an
+// envelope in the gateway's own, and tell the user that the account is out of order.
+var errEncrypted = said("it is encrypted already: the backend gets plaintext, and has to answer plaintext; take the AESKey out of the configuration of the backend's SDK",
+	"已经加密：后端收到的是明文，也应以明文应答；请从后端 SDK 的配置中去掉 AESKey")
+
+// isEnvelope reports whether an answer begins with one of the four values of an encrypted one. No message does.
+func isEnvelope(format crypto.Format, text []byte) bool {
+	switch string(firstName(format, text)) {
+	case "Encrypt", "MsgSignature", "TimeStamp", "Nonce":
+		return true
+	}
+	return false
+}
+
+// firstName is the name of the first value of an answer for which isReply holds, or nil.
+func firstName(format crypto.Format, text []byte) []byte {
+	before, after := "<", xmlSpace+"/>"
+	if format == crypto.FormatJSON {
+		text, before, after = text[1:], `"`, `"`
+	} else {
+		text = afterDeclaration(text)
+		text = text[max(endOfTag(text), 0):]
+	}
+	name, found := bytes.CutPrefix(bytes.TrimLeft(text, xmlSpace), []byte(before))
+	end := bytes.IndexAny(name, after)
+	if !found || end < 0 {
+		return nil
+	}
+	return name[:end]
+}
+
 // errNoEnd is an answer that ends before it should, though HTTP says that it is whole.
 var errNoEnd = said("the answer has no end: the backend broke off, or its Content-Length is too small, as one that counts characters and not bytes is",
 	"应答没有结尾：后端中途断开，或 Content-Length 偏小，例如按字符数而不是字节数计算")
@@ -255,7 +289,7 @@ func endOfXML(text []byte) int {
 			next = endOfSection(rest, instrStart, instrEnd)
 		case bytes.HasPrefix(rest, endTag):
 			next = len(endTag)
-			if after := bytes.TrimLeft(rest[len(endTag):], " \t\r\n"); len(after) > 0 && after[0] == '>' {
+			if after := bytes.TrimLeft(rest[len(endTag):], xmlSpace); len(after) > 0 && after[0] == '>' {
 				next = len(rest) - len(after) + 1
 				if depth--; depth <= 0 {
 					return i + next
@@ -323,15 +357,19 @@ func endOfJSON(text []byte) int {
 }
 
 // isXMLReply reports whether an answer begins like a message: <xml, after a declaration perhaps.
-func isXMLReply(text []byte) bool {
-	if rest, ok := bytes.CutPrefix(text, []byte("<?xml")); ok && len(rest) > 0 && isXMLSpace(rest[0]) {
-		end := bytes.Index(text, []byte("?>"))
-		if end < 0 {
-			return false
-		}
-		text = bytes.TrimLeft(text[end+2:], " \t\r\n")
+func isXMLReply(text []byte) bool { return isXMLTag(afterDeclaration(text)) }
+
+// afterDeclaration is an answer without its XML declaration: nothing, if that has no end.
+func afterDeclaration(text []byte) []byte {
+	rest, ok := bytes.CutPrefix(text, []byte("<?xml"))
+	if !ok || len(rest) == 0 || !isXMLSpace(rest[0]) {
+		return text
 	}
-	return isXMLTag(text)
+	end := bytes.Index(text, instrEnd)
+	if end < 0 {
+		return nil
+	}
+	return bytes.TrimLeft(text[end+len(instrEnd):], xmlSpace)
 }
 
 // isXMLTag reports whether a text begins with <xml>, with attributes perhaps.
@@ -339,6 +377,8 @@ func isXMLTag(text []byte) bool {
 	rest, ok := bytes.CutPrefix(text, []byte("<xml"))
 	return ok && len(rest) > 0 && (rest[0] == '>' || isXMLSpace(rest[0]))
 }
+
+const xmlSpace = " \t\r\n"
 
 func isXMLSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 

@@ -97,6 +97,7 @@ const REASONS = {
 	"the node that had it answered died, and so did the one that took it over": "负责应答的节点已停止，接手的节点也是",
 	"answer is larger than max_body": "应答超过 max_body",
 	"the answer is gzip that cannot be unpacked: the backend broke off, or has damaged it": "应答是无法解压的 gzip：后端中途断开，或数据已损坏",
+	"it is encrypted already: the backend gets plaintext, and has to answer plaintext; take the AESKey out of the configuration of the backend's SDK": "已经加密：后端收到的是明文，也应以明文应答；请从后端 SDK 的配置中去掉 AESKey",
 	"the answer has no end: the backend broke off, or its Content-Length is too small, as one that counts characters and not bytes is": "应答没有结尾：后端中途断开，或 Content-Length 偏小，例如按字符数而不是字节数计算",
 	"the method is not GET": "请求方法不是 GET",
 	"no such func": "没有这个 func",
