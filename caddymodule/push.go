@@ -491,7 +491,7 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p 
 	a.sawRefused(r, endpoint, p, why)
 	fields := []zap.Field{
 		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
-		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr),
+		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr), zap.Stringer("client_ip", visitorAddr(r)),
 	}
 	if why == errNotKept {
 		a.logger.Error("push not acknowledged, WeChat will push again", append(fields, zap.Error(err))...)
