@@ -218,7 +218,7 @@ func (e *Event) handOn(f *resumed, r *http.Request, next caddyhttp.Handler) {
 	case e.forwards <- struct{}{}:
 		defer func() { <-e.forwards }()
 	default:
-		f.outcome = fmt.Errorf("%w: %w", tokens.ErrNotForwarded, errForwardsFull)
+		f.outcome = fmt.Errorf("%w: %w", tokens.ErrNoPlace, errForwardsFull)
 		return
 	}
 	copied := detach(r, f.push.fields.Format, newFacts(f.push, f.appid), f.body)

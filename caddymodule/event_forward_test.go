@@ -405,7 +405,7 @@ func TestForwardKeptTakesAPlace(t *testing.T) {
 	go func() { second <- s.app.forwardThrough(t.Context(), s.servers, f) }()
 	select {
 	case err := <-second:
-		if !errors.Is(err, tokens.ErrNotForwarded) || errors.Is(err, tokens.ErrUnanswered) {
+		if !errors.Is(err, tokens.ErrNoPlace) || !errors.Is(err, tokens.ErrNotForwarded) || errors.Is(err, tokens.ErrUnanswered) {
 			t.Errorf("error %v", err)
 		}
 	case <-arrived:

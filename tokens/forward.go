@@ -28,9 +28,6 @@ const (
 	// restLeast is how soon an event is tried again of which nobody knows whether somebody has it. Later it rests as long as it is old: for a
 	// backend that never answers, a few attempts for each order of magnitude.
 	restLeast = 10 * time.Second
-	// forwardTries is how many attempts of a run may reach nobody: a thousand events for a backend that is down, on every node, are not to be
-	// looked at every minute. The next run begins where this one ended.
-	forwardTries = 20
 	// forgetAfter is when an event that was not accepted is deleted, in case that the store has it all the same: before another node, which has
 	// heard of it, looks for what was left behind.
 	forgetAfter = takeOverAfter / 2
@@ -51,6 +48,9 @@ var ErrNotForwarded = errors.New("the event was not handed on")
 
 // ErrUnanswered is the ErrNotForwarded of an event that somebody may have, and be at work on: it is given a rest.
 var ErrUnanswered = fmt.Errorf("%w: no answer to it came", ErrNotForwarded)
+
+// ErrNoPlace is the ErrNotForwarded of an event that nobody has tried to hand on: as many as may be are under way.
+var ErrNoPlace = fmt.Errorf("%w: no place is free", ErrNotForwarded)
 
 // ErrForwardsFull: as many events are waiting to be handed on as are kept.
 var ErrForwardsFull = errors.New("no more events are kept that wait to be handed on")
@@ -388,45 +388,6 @@ func (m *Manager) storedForwards(ctx context.Context, env *Environment) ([]strin
 	ids, err := m.storedIn(ctx, env, forwardFolder)
 	slices.Sort(ids)
 	return ids, err
-}
-
-// resumeForwards is the job that hands on what an earlier process, another node or an earlier attempt has not: at the first Use, when another
-// node has kept one a while ago, and for as long as there is any.
-func (m *Manager) resumeForwards(ctx context.Context) error {
-	env, err := m.current()
-	if err != nil || env.Forward == nil {
-		return nil //nolint:nilerr // closed, or they wait for a configuration that forwards
-	}
-	ids, err := m.storedForwards(ctx, env)
-	if err != nil {
-		return err
-	}
-	m.forwards.stored(ids)
-	var failed error
-	failures, rest := 0, time.Duration(0) // until the first of those that rest is to be tried
-	resting := func(id string) bool {
-		left := min(m.forwards.rests(id), max(time.Until(forwardTime(id).Add(env.ForwardLife)), 0)) // a reload may have shortened its life
-		if left > 0 && (rest == 0 || left < rest) {
-			rest = left
-		}
-		return left > 0
-	}
-	for _, id := range m.forwards.turn(ids) {
-		if ctx.Err() != nil || m.closed.Load() || failures == forwardTries {
-			m.forwards.interrupted(id)
-			return ErrNotForwarded // the others next time
-		}
-		if resting(id) || !m.forwards.take(id) {
-			continue // or it is under way, or done with
-		}
-		if err := m.resumeForward(env, id); err != nil && !resting(id) {
-			failures, failed = failures+1, err
-		}
-	}
-	if failed == nil && rest > 0 {
-		return retryError{after: min(max(rest, backoffFirst), backoffMost)}
-	}
-	return failed
 }
 
 // resumeForward is one attempt. The error says that there is to be another. It has a time of its own: a backend that has the event is not to be
