@@ -48,7 +48,7 @@ const defaultOpen = "https://open.weixin.qq.com"
 // caddy_wechat_api_credential_retries_total, caddy_wechat_api_errors_total, caddy_wechat_oauth_total, caddy_wechat_jssdk_total, caddy_wechat_authorize_total,
 // caddy_wechat_oauth_users, caddy_wechat_oauth_forgotten_total,
 // caddy_wechat_store_operation_duration_seconds, caddy_wechat_store_errors_total, caddy_wechat_lock_wait_seconds, caddy_wechat_tokens_cached,
-// caddy_wechat_api_calls_today, caddy_wechat_events_dropped_total, caddy_wechat_forwards_waiting.
+// caddy_wechat_api_calls_today, caddy_wechat_events_dropped_total, caddy_wechat_forwards_waiting, caddy_wechat_forwards_total.
 //
 // Events, through Caddy's events app, with the data platform, appid, kind, and for failures reason and errcode, as far as
 // they apply: wechat_ticket_received, wechat_ticket_overdue, wechat_authorized, wechat_unauthorized, wechat_token_refreshed,

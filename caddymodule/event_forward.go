@@ -47,6 +47,7 @@ func (e *Event) oweForward(r *http.Request, p *push) (*owedForward, error) {
 	}
 	message, err := withoutCodes(p.opened.Message)
 	if err != nil {
+		e.app.metrics().ForwardEnded(tokens.ForwardUnfit, 1)
 		e.forwardLost(p.platform.AppID, string(f.InfoType), err)
 		return nil, nil
 	}

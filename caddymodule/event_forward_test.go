@@ -420,3 +420,32 @@ func TestForwardKeptTakesAPlace(t *testing.T) {
 		t.Errorf("the place was not given back: %v", err)
 	}
 }
+
+// TestForwardEndsInTheMetrics: each event is counted by what became of it, also one that must not leave the gateway.
+func TestForwardEndsInTheMetrics(t *testing.T) {
+	t.Parallel()
+	e, app := newEvent(t)
+	e.Forward = true
+	app.env.MaxForwards = 1
+	e.forwards = make(chan struct{}, 1)
+	answer := make(chan struct{})
+	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { <-answer; return nil })
+	push := func(event string) {
+		t.Helper()
+		if rec := serve(t, e, eventSender(t).push("/wx/event", event), next); rec.Body.String() != string(success) {
+			t.Errorf("answered %d %q", rec.Code, rec.Body)
+		}
+	}
+	push(eventXML("something_new", ""))
+	push(eventXML("something_new", "<Another>1</Another>")) // while the other is at the backend
+	push(eventXML("something_new", "<AuthorizationCode>a&#64;code</AuthorizationCode>"))
+	close(answer)
+	app.shared.work.Wait()
+	for how, want := range map[tokens.ForwardEnd]float64{
+		tokens.ForwardAnswered: 1, tokens.ForwardFull: 1, tokens.ForwardUnfit: 1, tokens.ForwardFailed: 0, tokens.ForwardGivenUp: 0, tokens.ForwardLeft: 0,
+	} {
+		if got := testutil.ToFloat64(app.metrics().forwards.WithLabelValues(string(how))); got != want {
+			t.Errorf("%s: %v, want %v", how, got, want)
+		}
+	}
+}

@@ -39,6 +39,7 @@ type metrics struct {
 	storeErrors     *prometheus.CounterVec
 	lockWait        prometheus.Histogram
 	eventsDropped   prometheus.Counter
+	forwards        *prometheus.CounterVec
 	store           string // the store's module, as a label
 
 	// Those of every message, so that none looks for them.
@@ -130,6 +131,7 @@ func newMetrics(manager *tokens.Manager, calls *callTable) *metrics {
 		eventsDropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "caddy", Subsystem: "wechat", Name: "events_dropped_total", Help: "Events that no handler heard of, because those that are subscribed are too slow.",
 		}),
+		forwards: counter("forwards_total", "Events that wechat_event forwards, by outcome, once nothing more is done with them.", "outcome"),
 	}
 	m.messageOK, m.messageDuration = m.pushes.WithLabelValues("message", "ok"), m.pushDuration.WithLabelValues("message")
 	m.messageSealed = m.replies.WithLabelValues(outcomeSealed)
@@ -154,13 +156,16 @@ func (m *metrics) begin() {
 	for _, copied := range []string{mirrorOK, mirrorError, mirrorFull} {
 		m.mirrors.WithLabelValues(copied)
 	}
+	for _, how := range tokens.ForwardEnds() {
+		m.forwards.WithLabelValues(string(how))
+	}
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.pushes, m.pushDuration, m.replies, m.tokenRefreshes, m.refreshDuration, m.apiRequests, m.apiRetries,
 		m.apiErrors, m.oauth, m.jssdk, m.authorize, m.storeDuration, m.storeErrors, m.tokenWaiters, m.rogues, m.keeping, m.apiToday,
-		m.lockWait, m.eventsDropped,
+		m.lockWait, m.eventsDropped, m.forwards,
 		m.joined, m.takenOver, m.degraded, m.lateReplies, m.forgotten, m.inFlight, m.mirrors,
 	}
 }
@@ -203,6 +208,11 @@ func (m *metrics) TokenAwaited(callers int) { m.tokenWaiters.Add(float64(callers
 // RogueRefresh is tokens.Observer's, for watcher.
 func (m *metrics) RogueRefresh(kind tokens.Kind, _ string) {
 	m.rogues.WithLabelValues(string(kind)).Inc()
+}
+
+// ForwardEnded is tokens.Observer's, for watcher.
+func (m *metrics) ForwardEnded(how tokens.ForwardEnd, events int) {
+	m.forwards.WithLabelValues(string(how)).Add(float64(events))
 }
 
 // keepingCollector tells how well the manager can keep what it was given, as of each scrape.

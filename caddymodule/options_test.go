@@ -565,6 +565,7 @@ func TestLabelValuesAreDocumented(t *testing.T) {
 		"replies_total outcome":          found(sourceOf(t, "message_reply"), `(?m)^\toutcome\w+ += "([a-z_]+)"`),
 		"late_replies_total result":      {resultOK, resultError},
 		"token_refreshes_total result":   {resultOK, resultError},
+		"forwards_total outcome":         found(sourceOf(t, "../tokens/forward"), `ForwardEnd = "([a-z_]+)"`),
 		"mirrors_total result":           found(all, `(?m)^\tmirror[A-Z]\w+ += "([a-z_]+)"`),
 		"pushes_forgotten_total what":    {droppedAnswer, droppedIdentity},
 		"api_requests_total result":      found(sourceOf(t, "api_transport"), `(?m)^\toutcome\w+ += "([a-z_]+)"`),
@@ -591,7 +592,7 @@ func TestLabelValuesAreDocumented(t *testing.T) {
 // TestSelectedLabelValues: the values that alert rules and the dashboard select are ones that the source has.
 func TestSelectedLabelValues(t *testing.T) {
 	t.Parallel()
-	text := sourceOf(t, "")
+	text := sourceOf(t, "") + sourceOf(t, "../tokens/forward")
 	selector := regexp.MustCompile(`[a-z_]+(?:=~|!~|!=|=)"([a-z_|]+)"`)
 	selected := 0
 	for _, file := range []string{"../docs/alerts.yml", "../docs/grafana-dashboard.json"} {

@@ -723,6 +723,7 @@ type observed struct {
 	refreshes map[Kind]int
 	failures  map[Kind]int
 	ops       map[string]int
+	forwards  map[ForwardEnd]int
 }
 
 func (o *observed) TokenRefreshed(kind Kind, _ string, _ time.Duration, err error) {
@@ -737,6 +738,15 @@ func (o *observed) TokenRefreshed(kind Kind, _ string, _ time.Duration, err erro
 func (o *observed) RogueRefresh(Kind, string)      {}
 func (o *observed) TokenAwaited(int)               {}
 func (o *observed) Happened(Happening, Key, error) {}
+
+func (o *observed) ForwardEnded(how ForwardEnd, events int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.forwards == nil {
+		o.forwards = make(map[ForwardEnd]int)
+	}
+	o.forwards[how] += events
+}
 
 func (o *observed) StoreOperation(op string, _ time.Duration, err error) {
 	o.mu.Lock()

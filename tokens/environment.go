@@ -40,6 +40,8 @@ type Observer interface {
 	// step of what nodes share for a short time. A lock that somebody else is known to hold is no error, and what failed
 	// because its caller left is not reported.
 	StoreOperation(op string, took time.Duration, err error)
+	// ForwardEnded reports events that are not, or no longer, to be handed on.
+	ForwardEnded(how ForwardEnd, events int)
 }
 
 // Happening is what Observer hears of a key.
@@ -147,5 +149,6 @@ func (noObserver) TokenAwaited(int)                                  {}
 func (noObserver) RogueRefresh(Kind, string)                         {}
 func (noObserver) Happened(Happening, Key, error)                    {}
 func (noObserver) StoreOperation(string, time.Duration, error)       {}
+func (noObserver) ForwardEnded(ForwardEnd, int)                      {}
 
 var _ Observer = noObserver{}

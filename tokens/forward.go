@@ -55,6 +55,38 @@ var ErrNoPlace = fmt.Errorf("%w: no place is free", ErrNotForwarded)
 // ErrForwardsFull: as many events are waiting to be handed on as are kept.
 var ErrForwardsFull = errors.New("no more events are kept that wait to be handed on")
 
+// ForwardEnd is what became of an event that was to be handed on.
+type ForwardEnd string
+
+// How it can end.
+const (
+	ForwardAnswered ForwardEnd = "answered" // by whoever it was handed on to
+	ForwardFailed   ForwardEnd = "failed"   // so was this, with a failure
+	ForwardGivenUp  ForwardEnd = "given_up" // after ForwardLife
+	ForwardFull     ForwardEnd = "full"     // not kept: see ErrForwardsFull
+	ForwardUnfit    ForwardEnd = "unfit"    // not kept, as it must not leave the gateway; or its record is damaged
+	ForwardLeft     ForwardEnd = "left"     // in a store that is used no more
+)
+
+// ForwardEnds are all of them.
+func ForwardEnds() []ForwardEnd {
+	return []ForwardEnd{ForwardAnswered, ForwardFailed, ForwardGivenUp, ForwardFull, ForwardUnfit, ForwardLeft}
+}
+
+// errGivenUp: the event is older than ForwardLife.
+var errGivenUp = errors.New("given up")
+
+// forwardEnd is how an event has ended, of which nothing more is to be done.
+func forwardEnd(err error) ForwardEnd {
+	switch {
+	case err == nil:
+		return ForwardAnswered
+	case errors.Is(err, errGivenUp):
+		return ForwardGivenUp
+	}
+	return ForwardFailed
+}
+
 type forwardWire struct {
 	Platform  string          `json:"platform"`
 	AppID     string          `json:"appid,omitempty"`
@@ -267,6 +299,9 @@ func (m *Manager) KeepForward(ctx context.Context, f Forward) (id string, err er
 	}
 	id = newForwardID(time.Now())
 	if err := m.forwards.add(id, env.MaxForwards); err != nil {
+		if errors.Is(err, ErrForwardsFull) {
+			env.Observer.ForwardEnded(ForwardFull, 1)
+		}
 		return "", err
 	}
 	wire := forwardWire{Platform: f.Platform, AppID: f.AppID, InfoType: f.InfoType, Event: f.Event}
@@ -339,6 +374,7 @@ func (m *Manager) handOn(ctx context.Context, env *Environment, id string, forwa
 		}
 		return err
 	}
+	env.Observer.ForwardEnded(forwardEnd(err), 1)
 	forget := m.deleteForward(env, id)
 	if forget(ctx) == nil {
 		m.forwards.done(id)
@@ -409,6 +445,7 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 		return nil
 	case errors.Is(err, errDamaged):
 		m.forwards.done(id)
+		env.Observer.ForwardEnded(ForwardUnfit, 1)
 		return m.setAside(ctx, env, name, new(forwardWire), true)
 	case errors.Is(err, errUnreadable):
 		m.forwards.done(id)
@@ -436,7 +473,7 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 	args := []any{"platform", wire.Platform, "appid", printable(wire.AppID, maxID), "info_type", printable(wire.InfoType, maxID)}
 	err = m.handOn(ctx, env, id, func(ctx context.Context) (err error) {
 		if time.Since(forwardTime(id)) >= env.ForwardLife { // also what waited for a configuration that forwards, or in an archive
-			return fmt.Errorf("given up after %v", env.ForwardLife)
+			return fmt.Errorf("%w after %v", errGivenUp, env.ForwardLife)
 		}
 		defer m.recovered(&err)
 		return env.Forward(ctx, wire.forward())
@@ -490,6 +527,7 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 
 func (m *Manager) forwardsLeft(events int, why error) {
 	if env := m.env.Load(); env != nil {
+		env.Observer.ForwardEnded(ForwardLeft, events)
 		env.Log.Error("events that wait to be forwarded cannot be taken over from the store of before: they stay there, and are forwarded if it is used again before they are too old",
 			"events", events, "error", why)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -842,4 +843,70 @@ func TestForwardsRestNoLongerThanTheyLive(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Each event that is to be handed on is counted once, by what has become of it in the end.
+func TestForwardEndsAreCounted(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		o := &observed{refreshes: make(map[Kind]int), failures: make(map[Kind]int), ops: make(map[string]int)}
+		r.env.Observer, r.env.MaxForwards = o, 3
+		r.Use(r.env)
+		want := func(what string, ends map[ForwardEnd]int) {
+			t.Helper()
+			synctest.Wait()
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if !maps.Equal(o.forwards, ends) {
+				t.Errorf("%s: counted %v, want %v", what, o.forwards, ends)
+			}
+			o.forwards = nil
+		}
+		hand := func(err error) {
+			_ = r.HandOn(t.Context(), r.keepForward(t), func(context.Context) error { return err })
+		}
+		r.failForwards(false)
+		_, _ = r.KeepForward(t.Context(), testForward)
+		r.store.fail(nil)
+		hand(ErrNotForwarded)
+		hand(ErrUnanswered)
+		time.Sleep(time.Hour)
+		want("they wait, or WeChat pushes it again", nil)
+		rc.answer(nil)
+		time.Sleep(2 * time.Hour)
+		want("answered at a later attempt", map[ForwardEnd]int{ForwardAnswered: 2})
+		hand(nil)
+		hand(errors.New("status 500"))
+		want("answered at once", map[ForwardEnd]int{ForwardAnswered: 1, ForwardFailed: 1})
+
+		rc.answer(ErrNotForwarded)
+		for range 3 {
+			hand(ErrNotForwarded)
+		}
+		_, _ = r.KeepForward(t.Context(), testForward)
+		want("too many", map[ForwardEnd]int{ForwardFull: 1})
+		for name := range r.store.MemStore.records {
+			if strings.HasPrefix(name, forwardFolder) {
+				if err := r.store.MemStore.Store(t.Context(), name, []byte("{")); err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+		}
+		time.Sleep(time.Hour)
+		want("damaged", map[ForwardEnd]int{ForwardUnfit: 1})
+		time.Sleep(DefaultForwardLife)
+		want("too old", map[ForwardEnd]int{ForwardGivenUp: 2})
+
+		hand(ErrNotForwarded)
+		next := r.successor(t)
+		r.Close()
+		r.store.fail(func(op, name string) error {
+			if op == "load" && strings.HasPrefix(name, forwardFolder) {
+				return errors.New("broken")
+			}
+			return nil
+		})
+		next.TakeOver(r.Manager)
+		want("left in the store of before", map[ForwardEnd]int{ForwardLeft: 1})
+	})
 }
