@@ -449,3 +449,20 @@ func TestForwardEndsInTheMetrics(t *testing.T) {
 		}
 	}
 }
+
+// TestForwardsNobodyWantsInTheStatus: what waits in the store of a configuration without forward is told.
+func TestForwardsNobodyWantsInTheStatus(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	for i := range 2 {
+		name := fmt.Sprintf("wechat/v1/forward/%016x%016x", time.Now().Add(-time.Hour).UnixNano(), i)
+		if err := app.env.Store.Store(t.Context(), name, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	app.inForce()
+	eventually(t, app, "two events wait for nobody", func(s Status) bool {
+		f := s.finding("forwards_unwanted", "")
+		return f != nil && f.Level == Yellow && strings.HasPrefix(f.Text.EN, "2 events")
+	})
+}

@@ -309,6 +309,9 @@ func (x *examination) configuration(ctx context.Context) {
 	if n := a.manager().ForwardsWaiting(); n > 0 {
 		x.found(forwardsWait(n))
 	}
+	if n := a.manager().ForwardsUnwanted(); n > 0 {
+		x.found(forwardsUnwanted(n))
+	}
 	for _, acc := range a.Accounts {
 		if acc.mode == modePlain {
 			x.found(plainMode(acc.AppID))

@@ -134,6 +134,14 @@ func forwardsWait(n int) Finding {
 	}
 }
 
+func forwardsUnwanted(n int) Finding {
+	return Finding{
+		Level: Yellow, Code: "forwards_unwanted", Subject: thisMachine,
+		Text:   texts(fmt.Sprintf("%d events in the store wait to be forwarded, and no wechat_event of this configuration has forward: nobody tries them", n), fmt.Sprintf("存储里有 %d 个事件等待转交，而本配置没有写 forward 的 wechat_event：没有人在重试", n)),
+		Remedy: texts("write forward in wechat_event again: they are forwarded, and those older than try_duration given up; another node that shares the store and has forward does the same; if no backend is to get them, remove what is in wechat/v1/forward of the store", "在 wechat_event 里重新写上 forward：事件随即转交，早于 try_duration 的放弃；共用存储、写有 forward 的别的节点也会这样做；没有后端需要时，删除存储中 wechat/v1/forward 里的内容"),
+	}
+}
+
 func authorizationsLost(platform string, n int) Finding {
 	return Finding{
 		Level: Yellow, Code: "authorizations_lost", Subject: subjectPlatform(platform), about: platform,

@@ -109,7 +109,8 @@ type forwardTable struct {
 	heir       *Manager  // has what waits here from now on; nil: nobody has
 	said       time.Time // when the log last heard that one is tried again
 	shut       time.Time // when it last heard that one cannot be read
-	next       string    // with which the next run begins: the last one had no time for it; empty: with the first
+	unwanted   unwantedForwards
+	next       string // with which the next run begins: the last one had no time for it; empty: with the first
 }
 
 // forwardState is what this node knows of an event.
@@ -496,6 +497,9 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 // nobody takes them.
 func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Manager) {
 	old := from.env.Load()
+	if n := from.forwards.waiting(); env.Forward == nil && old.Forward != nil && n > 0 {
+		m.forwardsLeft(n, errNoForward)
+	}
 	if env.Forward == nil || old.Forward == nil {
 		return
 	}

@@ -24,8 +24,12 @@ const (
 // node has kept one a while ago, and for as long as there is any.
 func (m *Manager) resumeForwards(ctx context.Context) error {
 	env, err := m.current()
-	if err != nil || env.Forward == nil {
-		return nil //nolint:nilerr // closed, or they wait for a configuration that forwards
+	if err != nil {
+		return nil //nolint:nilerr // closed
+	}
+	if env.Forward == nil { // a reload took it away while an event was under way
+		m.queue.add("unwanted forwards later", takeOverAfter, m.countUnwanted)
+		return nil
 	}
 	ids, err := m.storedForwards(ctx, env)
 	if err != nil {

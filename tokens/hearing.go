@@ -141,6 +141,9 @@ func (h *hearing) Changed(name string) {
 		return
 	}
 	if path.Dir(name) == forwardFolder {
+		if env := m.env.Load(); env == nil || env.Forward == nil {
+			return
+		}
 		m.queue.add("forwards of others", takeOverAfter, m.resumeForwards)
 		return
 	}

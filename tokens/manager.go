@@ -166,6 +166,11 @@ func (m *Manager) swap(old, env *Environment) bool {
 	if env.Forward != nil && (m.unreadForwards.Swap(false) || old == nil || old.Forward == nil) {
 		m.queue.add("forwards", 0, m.resumeForwards)
 	}
+	if env.Forward == nil && (old == nil || old.Forward != nil) {
+		m.forwards.setUnwanted(unwantedForwards{})
+		m.queue.add("unwanted forwards", 0, m.watchUnwanted)
+		m.queue.hasten("unwanted forwards") // it may wait for the next look at those of before
+	}
 	m.queue.add("sealing", 0, m.keepSaying)
 	m.troubles.forgive()
 	for _, p := range env.Platforms {
