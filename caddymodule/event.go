@@ -376,11 +376,19 @@ func codeExpiry(created time.Time, t int64) time.Time {
 	return time.Unix(t, 0)
 }
 
-// unixTime reads a CreateTime; one that makes no sense is now.
+// unixTime is createdAt, or now.
 func unixTime(text []byte) time.Time {
+	if t := createdAt(text); !t.IsZero() {
+		return t
+	}
+	return time.Now()
+}
+
+// createdAt reads a CreateTime; one that makes no sense is the zero time.
+func createdAt(text []byte) time.Time {
 	sec, err := strconv.ParseInt(string(text), 10, 64)
 	if err != nil || sec <= 0 || sec > 1<<40 {
-		return time.Now()
+		return time.Time{}
 	}
 	return time.Unix(sec, 0)
 }

@@ -60,7 +60,7 @@ func (e *Event) oweForward(r *http.Request, p *push) (*owedForward, error) {
 	defer cancel()
 	manager := e.app.manager()
 	id, err := manager.KeepForward(ctx, tokens.Forward{
-		Platform: p.platform.AppID, AppID: appid, InfoType: string(f.InfoType), Event: kept,
+		Platform: p.platform.AppID, AppID: appid, InfoType: string(f.InfoType), Created: createdAt(f.CreateTime), Event: kept,
 	})
 	if errors.Is(err, tokens.ErrForwardsFull) {
 		e.forwardLost(p.platform.AppID, string(f.InfoType), err)
@@ -231,6 +231,7 @@ func (e *Event) handOn(f *resumed, r *http.Request, next caddyhttp.Handler) {
 // wantForwards has events forwarded that were kept and not forwarded yet. It is for Provision, as wantConfirmFiles is.
 func (a *App) wantForwards(l *ForwardLimits) {
 	a.env.Forward = a.forwardKept
+	a.env.WeChatAhead = func() (time.Duration, bool) { return a.health().clock.offset(time.Now()) }
 	a.env.MaxForwards = max(a.env.MaxForwards, l.MaxWaiting)
 	a.env.ForwardLife = max(a.env.ForwardLife, time.Duration(l.TryDuration))
 }

@@ -87,6 +87,8 @@ type Environment struct {
 	MaxForwards int
 	// ForwardLife is for how long one is kept. Default: DefaultForwardLife.
 	ForwardLife time.Duration
+	// WeChatAhead is how far WeChat's clock is ahead of this machine's, if that is known. Nil: it never is, and this machine's is right.
+	WeChatAhead func() (ahead time.Duration, known bool)
 
 	serial    uint64       // of the Use that brought it
 	opens     *atomic.Bool // a sealed record has opened with its keys

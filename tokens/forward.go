@@ -31,6 +31,9 @@ const (
 	// forgetAfter is when an event that was not accepted is deleted, in case that the store has it all the same: before another node, which has
 	// heard of it, looks for what was left behind.
 	forgetAfter = takeOverAfter / 2
+	// clockAwaited is for how long WeChat's clock is awaited before an event is given up by the clock here alone. One that is ahead takes all
+	// tokens for ended, so that the first is renewed at once, and WeChat's answer has the time.
+	clockAwaited = 10 * time.Minute
 	// adoptLockWait bounds the wait for a node that is just handing on what is to go to another store: the reload waits.
 	adoptLockWait = time.Second
 )
@@ -40,6 +43,7 @@ type Forward struct {
 	Platform string
 	AppID    string // may be empty
 	InfoType string
+	Created  time.Time       // by WeChat's clock; zero: it is not known
 	Event    json.RawMessage // what whoever hands it on needs; no codes and no tickets
 }
 
@@ -92,11 +96,24 @@ type forwardWire struct {
 	AppID     string          `json:"appid,omitempty"`
 	InfoType  string          `json:"info_type,omitempty"`
 	Event     json.RawMessage `json:"event"`
+	Created   int64           `json:"created,omitempty"`    // Unix seconds, by WeChat's clock; 0: it is not known
 	NotBefore int64           `json:"not_before,omitempty"` // Unix milliseconds; 0: it rests no more
 }
 
+func newForwardWire(f Forward) forwardWire {
+	w := forwardWire{Platform: f.Platform, AppID: f.AppID, InfoType: f.InfoType, Event: f.Event}
+	if !f.Created.IsZero() {
+		w.Created = f.Created.Unix()
+	}
+	return w
+}
+
 func (w *forwardWire) forward() Forward {
-	return Forward{Platform: w.Platform, AppID: w.AppID, InfoType: w.InfoType, Event: w.Event}
+	f := Forward{Platform: w.Platform, AppID: w.AppID, InfoType: w.InfoType, Event: w.Event}
+	if w.Created != 0 {
+		f.Created = time.Unix(w.Created, 0)
+	}
+	return f
 }
 
 // forwardTable are the events that this node has to hand on.
@@ -110,11 +127,13 @@ type forwardTable struct {
 	said       time.Time // when the log last heard that one is tried again
 	shut       time.Time // when it last heard that one cannot be read
 	unwanted   unwantedForwards
-	next       string // with which the next run begins: the last one had no time for it; empty: with the first
+	doubted    time.Time // since when one would be given up, and WeChat's clock is not known
+	next       string    // with which the next run begins: the last one had no time for it; empty: with the first
 }
 
 // forwardState is what this node knows of an event.
 type forwardState struct {
+	made     time.Time // by the clock here, as far as is known; zero: as its name says
 	underWay bool      // it is being handed on, or is about to be
 	first    bool      // for the first time, by whoever kept it
 	rest     time.Time // not before is it tried again
@@ -173,6 +192,40 @@ func (t *forwardTable) rest(id string, until time.Time) {
 	s := t.byID[id]
 	s.rest = until
 	t.set(id, s)
+}
+
+// madeAt is when an event was made, by the clock here.
+func (t *forwardTable) madeAt(id string) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if made := t.byID[id].made; !made.IsZero() {
+		return made
+	}
+	return forwardTime(id)
+}
+
+// dated notes when an event was made, by the clock here.
+func (t *forwardTable) dated(id string, made time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.byID[id]
+	s.made = made
+	t.set(id, s)
+}
+
+// doubtful reports whether it is for less than clockAwaited that WeChat's clock is awaited, as it has been since the last call with known.
+func (t *forwardTable) doubtful(known bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	switch {
+	case known:
+		t.doubted = time.Time{}
+		return false
+	case t.doubted.IsZero():
+		t.doubted = now
+	}
+	return now.Sub(t.doubted) < clockAwaited
 }
 
 // rests is for how long an event is still left alone; 0: it is not.
@@ -305,8 +358,7 @@ func (m *Manager) KeepForward(ctx context.Context, f Forward) (id string, err er
 		}
 		return "", err
 	}
-	wire := forwardWire{Platform: f.Platform, AppID: f.AppID, InfoType: f.InfoType, Event: f.Event}
-	if err := m.storeRecord(ctx, env, forwardName(id), wire); err != nil {
+	if err := m.storeRecord(ctx, env, forwardName(id), newForwardWire(f)); err != nil {
 		// Writing it may take effect yet, and WeChat pushes again: nobody is to get it twice, the second time after days.
 		m.forgetLater(id, forgetAfter, m.deleteForward(env, id))
 		return "", err
@@ -388,7 +440,7 @@ func (m *Manager) handOn(ctx context.Context, env *Environment, id string, forwa
 // restForward has an event left alone for as long as it is old by now, on all nodes. Where the store does not take that, the others try it
 // sooner.
 func (m *Manager) restForward(ctx context.Context, env *Environment, id string) {
-	now, made := time.Now(), forwardTime(id)
+	now, made := time.Now(), m.forwards.madeAt(id)
 	until := now.Add(max(now.Sub(made), restLeast))
 	if end := made.Add(env.ForwardLife); until.After(end) {
 		until = end
@@ -399,6 +451,22 @@ func (m *Manager) restForward(ctx context.Context, env *Environment, id string) 
 		wire.NotBefore = until.UnixMilli()
 		_ = m.storeRecord(ctx, env, forwardName(id), wire)
 	}
+}
+
+var errClockUnknown = errors.New("an event would be too old by the clock here, and it is not known yet how far that is off")
+
+// forwardMade is when an event was made, by the clock here, and whether it may be given up by that. Its name has the time of the node that kept
+// it, whose clock may be off, as may ours: an event is as young as either that or WeChat's clock says.
+func (m *Manager) forwardMade(env *Environment, id string, created int64) (made time.Time, sure bool) {
+	made = forwardTime(id)
+	if env.WeChatAhead == nil || created == 0 {
+		return made, true
+	}
+	ahead, known := env.WeChatAhead()
+	if by := time.Unix(created, 0).Add(-ahead); known && (by.After(made) || made.After(time.Now())) {
+		made = by
+	}
+	return made, time.Since(made) < env.ForwardLife || !m.forwards.doubtful(known)
 }
 
 func (m *Manager) deleteForward(env *Environment, id string) func(context.Context) error {
@@ -462,18 +530,27 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 		m.forwards.wait(id)
 		return err
 	}
+	made, sure := m.forwardMade(env, id, wire.Created)
+	m.forwards.dated(id, made)
+	tooOld := time.Since(made) >= env.ForwardLife
+	if tooOld && !sure {
+		m.forwards.wait(id)
+		return errClockUnknown
+	}
 	rest := time.UnixMilli(wire.NotBefore)
-	if end := forwardTime(id).Add(env.ForwardLife); rest.After(end) {
+	if end := made.Add(env.ForwardLife); rest.After(end) {
 		rest = end
 	}
-	if wire.NotBefore > 0 && time.Now().Before(rest) { // by another node, or an earlier process
+	// None rests longer than it is old: else whoever said so had a clock that is ahead.
+	by := time.Now().Add(max(time.Since(made), restLeast) + time.Minute)
+	if wire.NotBefore > 0 && time.Now().Before(rest) && rest.Before(by) { // by another node, or an earlier process
 		m.forwards.rest(id, rest)
 		m.forwards.wait(id)
 		return ErrUnanswered
 	}
 	args := []any{"platform", wire.Platform, "appid", printable(wire.AppID, maxID), "info_type", printable(wire.InfoType, maxID)}
 	err = m.handOn(ctx, env, id, func(ctx context.Context) (err error) {
-		if time.Since(forwardTime(id)) >= env.ForwardLife { // also what waited for a configuration that forwards, or in an archive
+		if tooOld { // also what waited for a configuration that forwards, or in an archive
 			return fmt.Errorf("%w after %v", errGivenUp, env.ForwardLife)
 		}
 		defer m.recovered(&err)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -908,5 +909,98 @@ func TestForwardEndsAreCounted(t *testing.T) {
 		})
 		next.TakeOver(r.Manager)
 		want("left in the store of before", map[ForwardEnd]int{ForwardLeft: 1})
+	})
+}
+
+// A node whose clock is ahead by longer than events live does not give up those of others: it learns WeChat's clock, and tries them as any
+// other does. Once they are too old by that they are given up; and by its own clock if WeChat's stays unknown.
+func TestForwardsOfAClockThatIsAhead(t *testing.T) {
+	for name, learns := range map[string]bool{"and WeChat's is known soon": true, "and WeChat's stays unknown": false} {
+		t.Run(name, func(t *testing.T) {
+			inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+				var known atomic.Bool
+				const ahead = DefaultForwardLife + time.Hour
+				of := testForward
+				of.Created = time.Now() // by WeChat's clock, and by that of the node that keeps it
+				if _, err := r.KeepForward(t.Context(), of); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(ahead) // as the clock here has it, which is set
+				r.env.WeChatAhead = func() (time.Duration, bool) { return -ahead, known.Load() }
+				r.restart()
+				time.Sleep(clockAwaited - 2*time.Minute)
+				rc.want(t, r, 0, 1)
+				if rc.attempts() != 0 {
+					t.Error("tried before it was known whether it is too old")
+				}
+				if !learns {
+					time.Sleep(5 * time.Minute)
+					rc.want(t, r, 0, 0)
+					return
+				}
+				known.Store(true)
+				time.Sleep(time.Hour)
+				rc.want(t, r, 0, 1)
+				if rc.attempts() < 10 {
+					t.Errorf("tried %d times", rc.attempts())
+				}
+				rc.answer(ErrUnanswered)
+				time.Sleep(24 * time.Hour)
+				tried := rc.attempts()
+				time.Sleep(5 * 24 * time.Hour)
+				if n := rc.attempts() - tried; n > 4 {
+					t.Errorf("tried %d times in five days, with no answer", n)
+				}
+				rc.want(t, r, 0, 1)
+				time.Sleep(24 * time.Hour)
+				rc.want(t, r, 0, 0)
+				if r.log.count("an event could not be forwarded; it") != 1 {
+					t.Error("the log does not say that it is lost")
+				}
+			})
+		})
+	}
+}
+
+// A node whose clock is ahead has an event rest until a time that others do not reach for a week: they do not wait for that.
+func TestForwardThatRestsByAClockThatIsAhead(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		id := r.keepForward(t)
+		var wire forwardWire
+		env := r.env.prepared()
+		if err := r.loadRecord(t.Context(), env, forwardName(id), &wire); err != nil {
+			t.Fatal(err)
+		}
+		wire.NotBefore = time.Now().Add(5 * 24 * time.Hour).UnixMilli()
+		if err := r.storeRecord(t.Context(), env, forwardName(id), wire); err != nil {
+			t.Fatal(err)
+		}
+		rc.answer(nil)
+		r.restart()
+		time.Sleep(5 * time.Minute)
+		rc.want(t, r, 1, 0)
+	})
+}
+
+// An event keeps when it was made, and one whose CreateTime makes no sense lives as long as others.
+func TestForwardKeepsItsTime(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		r.env.WeChatAhead = func() (time.Duration, bool) { return 0, true }
+		r.Use(r.env)
+		f := testForward
+		f.Created = time.Unix(1413192605, 0)
+		id, err := r.KeepForward(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.HandOnLater(id)
+		time.Sleep(24 * time.Hour)
+		rc.want(t, r, 0, 1)
+		rc.answer(nil)
+		time.Sleep(2 * time.Minute)
+		rc.want(t, r, 1, 0)
+		if !rc.got[0].Created.Equal(f.Created) {
+			t.Errorf("made at %v", rc.got[0].Created)
+		}
 	})
 }

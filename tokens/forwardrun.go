@@ -131,7 +131,7 @@ func (r *forwardRun) note(a forwardAttempt) {
 
 // resting reports whether an event is left alone for now.
 func (r *forwardRun) resting(id string) bool {
-	left := min(r.m.forwards.rests(id), max(time.Until(forwardTime(id).Add(r.env.ForwardLife)), 0)) // a reload may have shortened its life
+	left := min(r.m.forwards.rests(id), max(time.Until(r.m.forwards.madeAt(id).Add(r.env.ForwardLife)), 0)) // a reload may have shortened its life
 	if left > 0 && (r.rest == 0 || left < r.rest) {
 		r.rest = left
 	}
