@@ -66,6 +66,7 @@ const (
 // refused with 502. If WeChat says that the token is bad, it is renewed, once for all calls that wait for it, and the call is repeated
 // once; a request body larger than RepeatBuffer is not kept for that, and the caller gets WeChat's answer. A path that refuses a token
 // just renewed is not believed for ten minutes: WeChat says the same when a path takes another kind of token, and the token is everybody's.
+// Renewals for refused tokens are rationed, and a refused token serves on while no other is to be had.
 //
 // Placeholders:
 //

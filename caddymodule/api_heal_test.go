@@ -210,6 +210,40 @@ func TestAPIAlwaysRefusingPath(t *testing.T) {
 	}
 }
 
+// However many paths want another kind of token, the calls of others go on: WeChat takes the token there.
+func TestAPIManyRefusingPaths(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.authorize()
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/cgi-bin/good") {
+			io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
+			return
+		}
+		lastingRefusal(w, r)
+	})
+	for _, appid := range []string{accountID, authorizerID} {
+		opaque := g.opaque(appid, crmKey)
+		for i := range 15 {
+			if a := g.get(fmt.Sprintf("/%s/cgi-bin/refusing/%d", appid, i), bearer(crmKey)); a.Status != http.StatusOK || a.code(t) != 40001 {
+				t.Errorf("%s, path %d: got %d %s, want WeChat's answer", appid, i, a.Status, a.Body)
+			}
+			if a := g.get("/"+appid+"/cgi-bin/good", bearer(crmKey)); a.Body != `{"errcode":0,"errmsg":"ok"}` {
+				t.Errorf("%s, another path, after %d: got %d %s", appid, i+1, a.Status, a.Body)
+			}
+			if a := g.get("/cgi-bin/good?access_token=" + opaque); a.Body != `{"errcode":0,"errmsg":"ok"}` {
+				t.Errorf("%s, another path by an SDK, after %d: got %d %s", appid, i+1, a.Status, a.Body)
+			}
+		}
+		if a := g.get("/cgi-bin/refusing/0?access_token=" + opaque); a.Status != http.StatusOK || a.code(t) != 48001 {
+			t.Errorf("%s, a refusing path by an SDK: got %d %s, want 48001", appid, a.Status, a.Body)
+		}
+		if n := wechat.tokensIssued(appid); n > 12 {
+			t.Errorf("%s: WeChat issued %d tokens", appid, n)
+		}
+	}
+}
+
 // A path that is not believed gets the token that another node is having renewed: WeChat has voided the one of before, and the
 // record of the next one is not written yet.
 func TestAPIRefusingPathMeetsARenewal(t *testing.T) {

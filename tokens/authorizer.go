@@ -245,7 +245,8 @@ func (m *Manager) end(ctx context.Context, k Key, when func(cur *record) (at tim
 	defer cancel()
 	if e := m.cache.Load().get(k); e != nil && e.authorized() {
 		if _, ends := when(e.rec); ends {
-			e.refused.Store(true) // not served while the note is being written
+			e.ended.Store(true) // not served while the note is being written
+			e.refused.Store(true)
 		}
 	}
 	e, err = m.commit(ctx, env, k, false, func(cur *record) *record {

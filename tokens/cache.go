@@ -40,6 +40,9 @@ type entry struct {
 	recheckAt int64
 	// refused is set once WeChat refused the token.
 	refused atomic.Bool
+	// spared is set once a refused token serves all the same, because no other is to be had for now, and ended once it serves no more,
+	// whatever else is known of it.
+	spared, ended atomic.Bool
 	// unread is set while what the store has of it cannot be read, though the store answers.
 	unread atomic.Bool
 	// renewAt is when a background renewal may start next.
@@ -105,7 +108,13 @@ func (e *entry) gen() uint64 {
 func (e *entry) authorized() bool { return e.rec != nil && !e.rec.revoked() }
 
 // live reports whether the token can be used.
-func (e *entry) live(now instant) bool { return now.before(e.deadAt) && !e.refused.Load() }
+func (e *entry) live(now instant) bool {
+	return now.before(e.deadAt) && (!e.refused.Load() || e.spared.Load() && !e.ended.Load())
+}
+
+// spare lets a refused token serve on where its renewals are rationed. WeChat answers so on a path that takes another kind of token too:
+// then it is as good as before on all others. If it is not, WeChat says so to each call.
+func (e *entry) spare() { e.spared.Store(true) }
 
 // fresh reports whether the token needs no renewal.
 func (e *entry) fresh(now instant) bool { return now.before(e.staleAt) && !e.refused.Load() }

@@ -393,7 +393,13 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 	if e.refused.Load() {
 		refused = e.token.Value
 	}
-	return m.awaitRenewal(ctx, env, k, refused)
+	token, err := m.awaitRenewal(ctx, env, k, refused)
+	if err != nil && !refused.IsZero() {
+		if e := m.cache.Load().get(k); e != nil && e.live(instantOf(time.Now())) {
+			return e.token, nil // spared
+		}
+	}
+	return token, err
 }
 
 // Renew is called when WeChat refused a token. If the current token is another one already, that is returned and

@@ -325,6 +325,92 @@ func TestEndlessRefusalsAreRationed(t *testing.T) {
 	})
 }
 
+// WeChat refuses a good token on a path that takes another kind. However many paths do, and whoever calls them, the token serves on for
+// all others while another is not to be had, and is replaced when one is.
+func TestRefusedTokenServesOnWhileRenewalsAreRationed(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, path string) {
+		token := r.get(t, k)
+		refuse := func() error {
+			next, err := r.Renew(t.Context(), k, token.Value)
+			if err == nil {
+				token = next
+			}
+			return err
+		}
+		for n := 0; ; n++ {
+			if err := refuse(); errors.Is(err, ErrBackoff) {
+				break
+			} else if err != nil || n > refusalBurst {
+				t.Fatalf("Renew, time %d: %v", n, err)
+			}
+		}
+		before := r.wx.count(path)
+		for range 100 {
+			if got, err := r.Get(t.Context(), k); err != nil || !sameToken(got, token) {
+				t.Fatalf("Get: %v; the token that is left: %v", err, sameToken(got, token))
+			}
+		}
+		if err := refuse(); !errors.Is(err, ErrBackoff) {
+			t.Errorf("Renew: %v, want ErrBackoff", err)
+		}
+		synctest.Wait()
+		if n := r.wx.count(path) - before; n > 2 {
+			t.Errorf("WeChat was asked %d times for 100 calls", n)
+		}
+		// A cache may lose what it holds.
+		r.cache.Load().drop(k)
+		var callers sync.WaitGroup
+		for range 20 {
+			callers.Go(func() {
+				if got, err := r.Get(t.Context(), k); err != nil || !sameToken(got, token) {
+					t.Errorf("Get: %v; the token that is left: %v", err, sameToken(got, token))
+				}
+			})
+		}
+		callers.Wait()
+		time.Sleep(2 * refusalEvery)
+		r.get(t, k)
+		synctest.Wait()
+		if got := r.get(t, k); sameToken(got, token) {
+			t.Error("the refused token is not replaced once it may be")
+		}
+	})
+}
+
+// An account that takes its authorization back is served no more, at once, also where its token served on.
+func TestSparedTokenEnds(t *testing.T) {
+	t.Parallel()
+	var e entry
+	e.key, e.deadAt = testAuthKey, instantOf(time.Now().Add(time.Hour))
+	now := instantOf(time.Now())
+	e.refused.Store(true)
+	if e.live(now) {
+		t.Error("a refused token is live")
+	}
+	if e.spare(); !e.live(now) {
+		t.Error("a spared token is not live")
+	}
+	if e.ended.Store(true); e.live(now) {
+		t.Error("an ended token is live")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.get(t, testAuthKey)
+		held := r.cache.Load().get(testAuthKey)
+		held.refused.Store(true)
+		held.spare()
+		r.store.fail(func(op, _ string) error { return errors.New("store is away") })
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now()); err == nil {
+			t.Fatal("the store took it")
+		}
+		if held.live(instantOf(time.Now())) {
+			t.Error("it serves on while its end cannot be written")
+		}
+	})
+}
+
 func TestAccountForcesOnlyWhatIsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -239,6 +239,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 	}
 	if isRefused && !ordered {
 		if err := m.troubles.spend(k); err != nil {
+			e.spare()
 			return nil, err
 		}
 	}
@@ -250,6 +251,9 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return m.recall(ctx, env, k)
 	}
 	if err != nil {
+		if k.Kind == KindAccount && errors.Is(err, ErrBackoff) {
+			e.spare()
+		}
 		m.keepRefreshToken(ctx, env, k, e, g)
 		if other := m.renewedElsewhere(ctx, env, e); other != nil {
 			return other, nil
