@@ -380,6 +380,7 @@ func TestOAuthMaxInFlight(t *testing.T) {
 				busy := f.get(accountCallback(fmt.Sprintf("4-%v", slow)))
 				if slow {
 					time.Sleep(placeWait)
+					synctest.Wait() // they have left before there is a place
 				}
 				close(gate)
 				wg.Wait()
