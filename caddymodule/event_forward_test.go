@@ -345,6 +345,55 @@ func TestForwardLimitsOfSeveral(t *testing.T) {
 	}
 }
 
+// TestForwardsByWeChatsClock: how old an event is that waits to be forwarded is told by WeChat's clock too, which its answers tell: an event is
+// kept with its CreateTime.
+func TestForwardsByWeChatsClock(t *testing.T) {
+	t.Parallel()
+	const ahead = -10 * 24 * time.Hour // WeChat's: ours is ahead
+	app, moduleCtx := newTestApp(t, testConfig(""))
+	e := &Event{Forward: true}
+	if err := e.Provision(moduleCtx); err != nil {
+		t.Fatal(err)
+	}
+	if _, known := app.env.WeChatAhead(); known {
+		t.Error("WeChat's clock is known before it has answered")
+	}
+	app.health().dated(time.Now().Add(ahead).UTC().Format(http.TimeFormat), time.Now(), app.logger)
+	if by, known := app.env.WeChatAhead(); !known || (by-ahead).Abs() > 2*time.Second {
+		t.Errorf("WeChat's clock is %v ahead, %v; want %v", by, known, ahead)
+	}
+
+	handed, release := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(release) }) // before the app's own
+	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+		close(handed)
+		<-release
+		return nil
+	})
+	s := eventSender(t)
+	s.at = time.Now().Add(ahead)
+	created := s.at.Add(-time.Minute).Unix()
+	event := fmt.Sprintf("<xml><AppId><![CDATA[%s]]></AppId><CreateTime>%d</CreateTime><InfoType><![CDATA[something_new]]></InfoType></xml>", platformID, created)
+	if rec := serve(t, e, s.push("/wx/event", event), next); rec.Code != http.StatusOK {
+		t.Fatalf("%d %q", rec.Code, rec.Body)
+	}
+	<-handed
+	names, err := app.env.Store.List(t.Context(), "wechat/v1/forward")
+	if err != nil || len(names) != 1 {
+		t.Fatalf("kept: %q, %v", names, err)
+	}
+	kept, err := app.env.Store.Load(t.Context(), names[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var of struct {
+		Created int64 `json:"created"`
+	}
+	if err := json.Unmarshal(kept, &of); err != nil || of.Created != created {
+		t.Errorf("it is kept as made at %d, want %d: %v", of.Created, created, err)
+	}
+}
+
 // TestForwardKeptHasItsTime: what was kept has as long as the route gives it, and what an answer that is no HTTP had in it is not told.
 func TestForwardKeptHasItsTime(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
