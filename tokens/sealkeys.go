@@ -29,7 +29,8 @@ const (
 // after the other.
 type sealKeys struct {
 	mu      sync.Mutex
-	sealing time.Time // when the other nodes last heard what this one seals with
+	sealing time.Time        // when the other nodes last heard what this one seals with
+	sealsBy crypto.SealKeyID // which that was
 	had     map[crypto.SealKeyID]struct{}
 	missing error // what was said of the last record of another node's that does not open here
 	at      time.Time
@@ -95,21 +96,20 @@ func (m *Manager) saySealing(ctx context.Context, env *Environment) {
 		return
 	}
 	s := &m.sealKeys
+	id := env.Sealer.KeyIDs()[0]
 	s.mu.Lock()
-	lately := time.Since(s.sealing) < sealingEvery
+	lately := s.sealsBy == id && time.Since(s.sealing) < sealingEvery
 	s.mu.Unlock()
 	if lately {
 		return
 	}
-	name := sealingName(env.Sealer.KeyIDs()[0])
+	name := sealingName(id)
 	if env.operate(ctx, "share", sharedWait, func(ctx context.Context) error { return values.Put(ctx, name, nil, sealingLife) }) != nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m.env.Load() == env { // else another configuration's key may be due
-		s.sealing = time.Now()
-	}
+	s.sealing, s.sealsBy = time.Now(), id
 }
 
 // keepSaying is the job that repeats saySealing.

@@ -320,3 +320,27 @@ func TestUnknownRecordOfANodeWithAnotherSealKey(t *testing.T) {
 		}
 	})
 }
+
+// While a node's seal key is changed it may just be saying the one of before: the new one is said all the same, before the first record with it.
+func TestNewSealKeyIsSaidWhileTheOldOneIs(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, _ *rig, _ *hub) {
+		before := a.Manager.env.Load()
+		sealer, err := crypto.NewSealer(bytes.Repeat([]byte{8}, 32), bytes.Repeat([]byte{7}, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := *before
+		next.Sealer = sealer
+		a.sealKeys.use(sealer) // as in a reload
+		a.saySealing(t.Context(), before)
+		a.Manager.env.Store(&next)
+		a.saySealing(t.Context(), &next)
+		values, ok := next.Store.(Ephemeral)
+		if !ok {
+			t.Fatal("the store keeps no values for a while")
+		}
+		if _, err := values.Peek(t.Context(), sealingName(sealer.KeyIDs()[0])); err != nil {
+			t.Errorf("the new key is not said: %v", err)
+		}
+	})
+}
