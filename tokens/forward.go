@@ -466,7 +466,9 @@ func (m *Manager) forwardMade(env *Environment, id string, created int64) (made 
 	if by := time.Unix(created, 0).Add(-ahead); known && (by.After(made) || made.After(time.Now())) {
 		made = by
 	}
-	return made, time.Since(made) < env.ForwardLife || !m.forwards.doubtful(known)
+	tooOld := time.Since(made) >= env.ForwardLife
+	doubtful := (known || tooOld) && m.forwards.doubtful(known) // one that is known ends all doubts
+	return made, !tooOld || !doubtful
 }
 
 func (m *Manager) deleteForward(env *Environment, id string) func(context.Context) error {
@@ -514,8 +516,11 @@ func (m *Manager) resumeForward(env *Environment, id string) error {
 		return nil
 	case errors.Is(err, errDamaged):
 		m.forwards.done(id)
+		if err := m.setAside(ctx, env, name, new(forwardWire), true); err != nil {
+			return err
+		}
 		env.Observer.ForwardEnded(ForwardUnfit, 1)
-		return m.setAside(ctx, env, name, new(forwardWire), true)
+		return nil
 	case errors.Is(err, errUnreadable):
 		m.forwards.done(id)
 		m.unreadForwards.Store(true)

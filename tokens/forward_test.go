@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -893,6 +894,15 @@ func TestForwardEndsAreCounted(t *testing.T) {
 				break
 			}
 		}
+		r.store.fail(func(op, name string) error {
+			if op == "store" && strings.HasPrefix(name, path.Join(root, "aside")) {
+				return errors.New("full")
+			}
+			return nil
+		})
+		time.Sleep(time.Hour)
+		want("damaged, and it cannot be set aside", nil)
+		r.store.fail(nil)
 		time.Sleep(time.Hour)
 		want("damaged", map[ForwardEnd]int{ForwardUnfit: 1})
 		time.Sleep(DefaultForwardLife)
@@ -960,6 +970,29 @@ func TestForwardsOfAClockThatIsAhead(t *testing.T) {
 			})
 		})
 	}
+}
+
+// WeChat's clock is awaited anew each time that it is not known: that it was awaited once, days ago, is no reason to give up.
+func TestForwardsAwaitTheClockAnew(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		var known atomic.Bool
+		const ahead = DefaultForwardLife + time.Hour
+		r.env.WeChatAhead = func() (time.Duration, bool) { return -ahead, known.Load() }
+		of := testForward
+		of.Created = time.Now()
+		if _, err := r.KeepForward(t.Context(), of); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(ahead)
+		r.restart()
+		time.Sleep(time.Minute)
+		known.Store(true)
+		time.Sleep(time.Hour)
+		rc.want(t, r, 0, 1)
+		known.Store(false)
+		time.Sleep(5 * time.Minute)
+		rc.want(t, r, 0, 1)
+	})
 }
 
 // A node whose clock is ahead has an event rest until a time that others do not reach for a week: they do not wait for that.
