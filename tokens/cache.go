@@ -114,7 +114,11 @@ func (e *entry) live(now instant) bool {
 
 // spare lets a refused token serve on where its renewals are rationed. WeChat answers so on a path that takes another kind of token too:
 // then it is as good as before on all others. If it is not, WeChat says so to each call.
-func (e *entry) spare() { e.spared.Store(true) }
+func (e *entry) spare() {
+	if e.refused.Load() { // else it serves anyway, until it is refused
+		e.spared.Store(true)
+	}
+}
 
 // fresh reports whether the token needs no renewal.
 func (e *entry) fresh(now instant) bool { return now.before(e.staleAt) && !e.refused.Load() }

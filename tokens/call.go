@@ -34,7 +34,11 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 		m.report(env, k, err)
 		return err
 	}
-	if token, err = m.renewRefused(ctx, env, k, token.Value); err != nil {
+	held := token
+	if token, err = m.renewRefused(ctx, env, k, held.Value); err != nil {
+		if k.Kind == KindComponent && errors.Is(err, ErrBackoff) {
+			m.dead(k, held.Value)
+		}
 		return tokenMissing(k, fmt.Errorf("%w (after %w)", err, api))
 	}
 	err = send(ctx, env.API, token, tokenParameter(k.Kind, path), method, path, query, body, out)
@@ -50,6 +54,14 @@ func (m *Manager) refused(k Key, token secret.String) {
 	if e := m.cache.Load().get(k); e != nil && e.token.Value.Same(token) {
 		m.troubles.refuse(k, token)
 		e.refused.Store(true)
+	}
+}
+
+// dead has a platform's token not spared that WeChat refused on a path which takes no other: authorizers, against whom it is not held, would
+// have WeChat asked with it as often as apps call.
+func (m *Manager) dead(k Key, token secret.String) {
+	if e := m.cache.Load().get(k); e != nil && e.token.Value.Same(token) {
+		e.ended.Store(true)
 	}
 }
 

@@ -230,7 +230,7 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return nil, e.unrenewable()
 	case errors.Is(lockErr, ErrLockHeld), lockErr != nil && ctx.Err() != nil:
 		return nil, lockErr
-	case lockErr != nil && e.live(now):
+	case lockErr != nil && e.live(now) && !e.refused.Load(): // one that is spared may be dead
 		m.renewalFailed(env, k, lockErr)
 		return nil, lockErr
 	case lockErr != nil:
