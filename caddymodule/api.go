@@ -355,7 +355,7 @@ func (a *API) refuse(w http.ResponseWriter, req *apiRequest, refused *apiRefusal
 	if c := a.logger.Check(level, "call refused"); c != nil {
 		c.Write(zap.String("client", req.clientName()), zap.String("appid", req.appid), zap.String("api", req.loggedPath()),
 			zap.String("rule", refused.rule), zap.Int64("errcode", refused.code), zap.String("reason", refused.msg),
-			zap.String("remote", req.RemoteAddr), zap.Stringer("client_ip", visitorAddr(req.Request)), zap.Int("not_logged", missed))
+			zap.String("remote", req.RemoteAddr), zap.String("client_ip", visitorText(req.Request)), zap.Int("not_logged", missed))
 	}
 	switch status {
 	case http.StatusUnauthorized:

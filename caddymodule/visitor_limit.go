@@ -90,17 +90,22 @@ func oneVisitorOf(r *http.Request) netip.Prefix {
 func visitorOf(r *http.Request) netip.Prefix { return network(visitorAddr(r)) }
 
 // visitorAddr is the visitor's address, by what a trusted proxy says, if there is one.
-func visitorAddr(r *http.Request) netip.Addr {
+func visitorAddr(r *http.Request) netip.Addr { return plainAddr(visitorText(r)) }
+
+// visitorText is that as Caddy's access log has it: of a Unix socket there is none, or "@".
+func visitorText(r *http.Request) string {
 	if text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); text != "" {
-		return plainAddr(text)
+		return text
 	}
-	return peerAddr(r)
+	return peerText(r)
 }
 
 // peerAddr is the address at the other end of the connection.
-func peerAddr(r *http.Request) netip.Addr {
+func peerAddr(r *http.Request) netip.Addr { return plainAddr(peerText(r)) }
+
+func peerText(r *http.Request) string {
 	text, _, _ := net.SplitHostPort(r.RemoteAddr)
-	return plainAddr(text)
+	return text
 }
 
 // plainAddr is not valid if the text is no address.
