@@ -165,6 +165,8 @@ func TestReplyThatIsEncrypted(t *testing.T) {
 		{jsonReply, crypto.FormatJSON, false},
 		{"{}", crypto.FormatJSON, false},
 		{"{Encrypt:1}", crypto.FormatJSON, false},
+		{`{"TimeStamp":1,"ErrCode":0}`, crypto.FormatJSON, false}, // an event's own kind of answer
+		{"<xml><Nonce>x</Nonce><Encrypted>x</Encrypted></xml>", crypto.FormatXML, false},
 	} {
 		m, app := newMessage(t, nil)
 		logs := watchLog(app)

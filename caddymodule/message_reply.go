@@ -223,11 +223,16 @@ func isReply(format crypto.Format, text []byte) bool {
 var errEncrypted = said("it is encrypted already: the backend gets plaintext, and has to answer plaintext; take the AESKey out of the configuration of the backend's SDK",
 	"已经加密：后端收到的是明文，也应以明文应答；请从后端 SDK 的配置中去掉 AESKey")
 
-// isEnvelope reports whether an answer begins with one of the four values of an encrypted one. No message does.
+// isEnvelope reports whether an answer begins with one of the four values of an encrypted one, and has the one that matters. No message does.
 func isEnvelope(format crypto.Format, text []byte) bool {
 	switch string(firstName(format, text)) {
-	case "Encrypt", "MsgSignature", "TimeStamp", "Nonce":
+	case "Encrypt":
 		return true
+	case "MsgSignature", "TimeStamp", "Nonce":
+		if format == crypto.FormatJSON {
+			return bytes.Contains(text, []byte(`"Encrypt"`))
+		}
+		return bytes.Contains(text, []byte("<Encrypt>"))
 	}
 	return false
 }
@@ -406,7 +411,7 @@ func (a *App) writeReply(w http.ResponseWriter, p *push, reply []byte) error {
 	}
 	buf := sealedPool.Get().(*[]byte)
 	defer sealedPool.Put(buf)
-	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, p.answeredAt().Add(p.ahead).Unix(), p.query.nonce, reply)
+	sealed, err := p.codec.AppendReply((*buf)[:0], &p.buffers, p.opened, p.format, p.replyDate(), p.query.nonce, reply)
 	if err != nil {
 		return err
 	}
@@ -430,7 +435,7 @@ func writeBody(w http.ResponseWriter, mediaType string, body []byte) {
 // textReply is a passive text reply to a push, in its format.
 func textReply(p *push, text string) []byte {
 	var b bytes.Buffer
-	now := strconv.FormatInt(p.answeredAt().Unix(), 10)
+	now := strconv.FormatInt(p.replyDate(), 10)
 	if p.fields.Format == crypto.FormatJSON {
 		b.WriteString(`{"ToUserName":` + jsonString(string(p.fields.FromUserName)) +
 			`,"FromUserName":` + jsonString(string(p.fields.ToUserName)) +

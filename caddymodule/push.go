@@ -72,6 +72,9 @@ func (p *push) apart() *push {
 	return c
 }
 
+// replyDate is when it was answered, in Unix seconds by the clock by which it was judged.
+func (p *push) replyDate() int64 { return p.answeredAt().Add(p.ahead).Unix() }
+
 // answeredAt is when the push was answered, or now if it was not, so that an answer looks at the clock once.
 func (p *push) answeredAt() time.Time {
 	if p.answered.IsZero() {
@@ -491,7 +494,7 @@ func (a *App) refuse(w http.ResponseWriter, r *http.Request, endpoint string, p 
 	a.sawRefused(r, endpoint, p, why)
 	fields := []zap.Field{
 		zap.String("endpoint", endpoint), zap.String("reason", why.reason), zap.Int("status", why.status),
-		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr), zap.Stringer("client_ip", visitorAddr(r)),
+		zap.String("path", r.URL.Path), zap.String("remote", r.RemoteAddr), zap.String("client_ip", visitorText(r)),
 	}
 	if why == errNotKept {
 		a.logger.Error("push not acknowledged, WeChat will push again", append(fields, zap.Error(err))...)
