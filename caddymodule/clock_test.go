@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-wechat/caddy-wechat/crypto"
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
@@ -351,6 +352,63 @@ func TestClockIsNotAskedFor(t *testing.T) {
 	app.health().dated(time.Now().UTC().Format(http.TimeFormat), time.Now(), app.logger)
 	stale.at = time.Now().Add(time.Hour)
 	refused("one that is known to be stale", stale.push(path, textMessage("hello")))
+}
+
+// TestClockIsRight: a push that is sent again, or whose timestamp is none, says nothing about a clock of which WeChat says that it is right. Who
+// has seen one could have the status tell of a clock that is off.
+func TestClockIsRight(t *testing.T) {
+	t.Parallel()
+	const path = "/wx/message/" + authorizerID
+	for name, ahead := range map[string]time.Duration{"known to be right": 0, "little off": 2 * clockDoubt} {
+		wechat := newTimeWeChat(t, ahead)
+		app, ctx := newTestApp(t, testConfig(wechat.URL))
+		m := messageHandler(t, ctx)
+		old := platformSender(t)
+		old.at = time.Now().Add(-2 * time.Hour)
+		swapped := platformSender(t) // its nonce, as a timestamp
+		swapped.at = time.Now().Add(2 * maxMessageAge)
+		for what, r := range map[string]*http.Request{
+			"check":    handshakeAt(old, path),
+			"message":  old.push(path, textMessage("hello")),
+			"no stamp": swapped.push(path, textMessage("hello")),
+		} {
+			if rec := serve(t, m, r, nil); rec.Code != http.StatusForbidden {
+				t.Errorf("%s: %s: got %d", name, what, rec.Code)
+			}
+			for _, f := range look(t, app).Findings {
+				if f.Code == codeClock && f.Level == Red {
+					t.Errorf("%s: %s: status says %s", name, what, f.Text.EN)
+				}
+			}
+		}
+	}
+}
+
+// TestClockOfTexts: what the gateway writes itself is dated like its envelope.
+func TestClockOfTexts(t *testing.T) {
+	t.Parallel()
+	for _, format := range []crypto.Format{crypto.FormatXML, crypto.FormatJSON} {
+		for _, ahead := range []time.Duration{time.Hour, -time.Hour} {
+			wechat := newTimeWeChat(t, ahead)
+			_, ctx := newTestApp(t, testConfig(wechat.URL))
+			m := messageHandler(t, ctx)
+			m.FallbackText = "later"
+			s, message := accountSender(t), textMessage("hello")
+			s.at = time.Now().Add(ahead)
+			if s.format = format; format == crypto.FormatJSON {
+				message = `{"ToUserName":"gh_1","FromUserName":"o1","MsgType":"text","MsgId":1}`
+			}
+			rec := serve(t, m, s.push("/wx/message/"+accountID, message), &answering{status: http.StatusInternalServerError})
+			reply, err := s.codec.OpenReply(rec.Body.Bytes())
+			if err != nil {
+				t.Fatal(rec.Code, rec.Body, err)
+			}
+			var f crypto.Fields
+			if err := crypto.ScanFields(reply, &f); err != nil || !crypto.Fresh(string(f.CreateTime), s.at, time.Minute) {
+				t.Errorf("%v: %s (%v) is not dated by WeChat's clock, %d", ahead, reply, err, s.at.Unix())
+			}
+		}
+	}
 }
 
 // TestClockByAppsCalls: so do the answers to apps' calls, one in a minute.

@@ -105,15 +105,18 @@ func (a *App) sawRefused(r *http.Request, endpoint string, p *push, why *refusal
 // wechatClock.judges says so, and has that learned before it refuses one: what it refuses WeChat pushes to no other node.
 func (a *App) inTime(p *push, window time.Duration) error {
 	err := a.judge(p, window)
-	if err != nil && p.ahead == 0 && p.inTime(time.Unix(p.query.unix(), 0), window) == nil && a.learnClock() {
-		err = a.judge(p, window)
+	unknown := false
+	if err != nil && p.ahead == 0 && p.inTime(time.Unix(p.query.unix(), 0), window) == nil {
+		if unknown = !a.learnClock(); !unknown {
+			err = a.judge(p, window)
+		}
 	}
 	s := &a.health().sightings
 	if err == nil {
 		s.mended(thisMachine, codeClock)
 		return nil
 	}
-	if offset := p.query.clockOffset().Round(time.Second); offset.Abs() >= window && p.ahead == 0 { // else it says nothing about our clock
+	if offset := p.query.clockOffset().Round(time.Second); offset.Abs() >= window && unknown { // else it says nothing about our clock
 		s.saw(codeClock, thisMachine, aheadText(offset))
 	}
 	return err
