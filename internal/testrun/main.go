@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&o.cover, "cover", "", "write a coverage profile of the race run to this file")
 	flag.StringVar(&o.coverPkg, "coverpkg", "./crypto/...,./tokens/...,./caddymodule/...,./internal/http1", "packages that the profile covers")
 	flag.StringVar(&o.summary, "summary", "", "write the closing line to this file too")
-	flag.DurationVar(&o.timeout, "timeout", 9*time.Minute, "longest time for one package's tests")
+	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "longest time for one package's tests") // far beyond what they take: it ends what hangs
 	flag.IntVar(&o.parallel, "p", 0, "packages built and tested at a time; 0: as many as there are processors")
 	flag.BoolVar(&o.soak, "soak", false, "run only the tests behind the build tag soak")
 	flag.Parse()
