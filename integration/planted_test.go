@@ -78,9 +78,19 @@ var plantedFaults = []plantedFault{
 		finding: "push_aes_key", level: "red", remedy: "EncodingAESKey", log: "aes_key", ready: true,
 	},
 	{
-		name:    "clock off",
-		plant:   func(t *testing.T, w *integration.World) { pushText(t, w, wxsim.Message{Skew: -20 * time.Minute}) },
-		finding: "clock_offset", level: "red", remedy: "chrony", log: "timestamp_window", ready: true,
+		name: "clock off", // which the answers to what a gateway asks when it starts tell
+		plant: func(t *testing.T, w *integration.World) {
+			if err := w.Gateway.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			w.WeChat.SetClock(20 * time.Minute)
+			w.WeChat.ExpireAll(wxsim.KindComponent, integration.PlatformID)
+			if err := w.Gateway.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			pushText(t, w, wxsim.Message{})
+		},
+		finding: "clock_offset", level: "red", remedy: "chrony", log: "this machine's clock differs from WeChat's", ready: true,
 	},
 	{
 		name: "ticket absent",
