@@ -28,6 +28,7 @@ func TestClockOffAtTheStart(t *testing.T) {
 		if err := w.Gateway.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		awaitTLS(t, w, w.HTTPS)
 		before := w.WeChat.Journal().Count(probe)
 		if a, err := w.WeChat.Reauthorize(t.Context(), integration.PlatformID, integration.AuthorizerID); err != nil || !a.Push.OK() || len(a.Push.Attempts) != 1 {
 			t.Fatalf("%v: an authorization: %s %v", ahead, a.Push.Wrong, err)

@@ -88,6 +88,7 @@ var plantedFaults = []plantedFault{
 			if err := w.Gateway.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			awaitTLS(t, w, w.HTTPS)
 			pushText(t, w, wxsim.Message{})
 		},
 		finding: "clock_offset", level: "red", remedy: "chrony", log: "this machine's clock differs from WeChat's", ready: true,
