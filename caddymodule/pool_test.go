@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -168,6 +171,77 @@ func TestAnotherStoreIsRefused(t *testing.T) {
 	}
 	if now := loadEvents(t, filepath.Join(folder, "0"), 2); app.manager() != now.shared.manager || now.shared.holders.Load() != 1 {
 		t.Error("a reload after it does not take over")
+	}
+}
+
+func init() { caddy.RegisterModule(new(lateApp)) }
+
+// lateApp is an app that starts slowly after a site has had its first request, and may then refuse to.
+type lateApp struct {
+	Refuses bool `json:"refuses"`
+	app     *App
+}
+
+func (*lateApp) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "wechat_late_test", New: func() caddy.Module { return new(lateApp) }}
+}
+
+func (l *lateApp) Provision(ctx caddy.Context) (err error) { l.app, err = loadApp(ctx); return err }
+
+func (l *lateApp) Start() error {
+	l.app.inForce()
+	time.Sleep(500 * time.Millisecond)
+	if l.Refuses {
+		return errors.New("a port cannot be had")
+	}
+	return nil
+}
+
+func (*lateApp) Stop() error { return nil }
+
+// A configuration with another store that is refused once it is in force has asked WeChat for nothing; one that stays reads WeChat's lists then.
+func TestAnotherStoreWaitsForTheOtherApps(t *testing.T) {
+	asked := make(chan string, 100)
+	wechat := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer wechat.Close()
+	folder := t.TempDir()
+	app := loadEvents(t, filepath.Join(folder, "in force"), 1)
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := app.manager().PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	load := func(refuses bool) error {
+		config, _ := json.Marshal(map[string]any{
+			"admin":   map[string]any{"disabled": true, "config": map[string]any{"persist": false}},
+			"storage": map[string]any{"module": "file_system", "root": filepath.Join(folder, "other")},
+			"apps":    map[string]any{"wechat": json.RawMessage(testConfig(wechat.URL)), "wechat_late_test": lateApp{Refuses: refuses}},
+		})
+		provisioning.Lock()
+		defer provisioning.Unlock()
+		return caddy.Load(config, true)
+	}
+	if err := load(true); err == nil {
+		t.Fatal("it was not refused")
+	}
+	select {
+	case path := <-asked:
+		t.Errorf("the refused configuration asked for %s", path)
+	default:
+	}
+	if err := load(false); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-asked:
+	case <-time.After(10 * time.Second):
+		t.Error("the configuration that stays asks for nothing")
 	}
 }
 

@@ -89,6 +89,9 @@ type Environment struct {
 	ForwardLife time.Duration
 	// WeChatAhead is how far WeChat's clock is ahead of this machine's, if that is known. Nil: it never is, and this machine's is right.
 	WeChatAhead func() (ahead time.Duration, known bool)
+	// Settled reports whether this configuration stays: until then, and no longer than settleLimit, a manager that is used for the
+	// first time begins nothing of its own. It still does what it is asked for. Nil: it does.
+	Settled func() bool
 
 	serial    uint64       // of the Use that brought it
 	opens     *atomic.Bool // a sealed record has opened with its keys

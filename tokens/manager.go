@@ -24,6 +24,10 @@ const (
 	// has just handed out. After it they are cancelled, and given closeEnd to write what they were given.
 	closeGrace = DefaultTimeout + storeTimeout
 	closeEnd   = keepTimeout
+	// settleLimit is how long a manager waits with what nobody asks it for until its configuration is known to stay, and settleLook how
+	// often it looks whether it is.
+	settleLimit = time.Minute
+	settleLook  = 50 * time.Millisecond
 	// flushTimeout bounds the last attempt to write what waits for the store.
 	flushTimeout = 2 * storeTimeout
 )
@@ -150,7 +154,10 @@ func (m *Manager) swap(old, env *Environment) bool {
 		m.cache.Store(c)
 		m.workCtx, m.stopWork = context.WithCancel(context.Background())
 		m.loopCtx, m.stopLoop = context.WithCancel(m.workCtx)
-		m.work.Go(func() { m.runQueue(m.loopCtx) })
+		m.work.Go(func() {
+			env.settle(m.loopCtx)
+			m.runQueue(m.loopCtx)
+		})
 	}
 	if env.Sealer == nil && (old == nil || old.Sealer != nil) {
 		env.Log.Warn("no seal_key: tokens are stored as Caddy stores private keys, unsealed")
@@ -183,6 +190,25 @@ func (m *Manager) swap(old, env *Environment) bool {
 		}
 	}
 	return true
+}
+
+// settle waits until the configuration stays.
+func (e *Environment) settle(ctx context.Context) {
+	if e.Settled == nil {
+		return
+	}
+	limit := time.After(settleLimit)
+	look := time.NewTicker(settleLook)
+	defer look.Stop()
+	for !e.Settled() {
+		select {
+		case <-look.C:
+		case <-limit:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Close stops the background loop, lets running renewals finish for a bounded time, tries once more to write what waits

@@ -53,6 +53,68 @@ func TestTakeOver(t *testing.T) {
 	})
 }
 
+// The configuration with the other store may yet be refused: until it is known to stay, or has had time enough, its manager asks WeChat for
+// nothing by itself, and for what somebody wants at once.
+func TestTakeOverWaitsForTheConfiguration(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ settles, begins time.Duration }{
+		"it stays": {300 * time.Millisecond, 300 * time.Millisecond}, "nobody knows": {time.Hour, settleLimit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.authorize(t, testPlatform, testAuthorizer)
+				env := *r.env
+				env.Store, env.RosterEvery = newFaultStore(), rosterEvery
+				began := time.Now()
+				env.Settled = func() bool { return time.Since(began) >= tt.settles }
+				next := &rig{Manager: NewManager(), wx: r.wx, env: &env, log: r.log}
+				t.Cleanup(next.Close)
+				next.TakeTickets(r.Manager, next.env)
+				next.Use(next.env)
+				time.Sleep(tt.begins - time.Millisecond)
+				synctest.Wait()
+				if n := r.wx.count(pathAuthorizerList); n != 0 {
+					t.Errorf("WeChat's list was read %d times", n)
+				}
+				fetched := r.wx.count(pathComponentToken)
+				next.get(t, ComponentKey(testPlatform))
+				if n := r.wx.count(pathComponentToken) - fetched; n != 1 {
+					t.Errorf("%d tokens were fetched for who asked", n)
+				}
+				time.Sleep(settleLook)
+				synctest.Wait()
+				if r.wx.count(pathAuthorizerList) == 0 {
+					t.Error("WeChat's list is not read")
+				}
+			})
+		})
+	}
+}
+
+// A manager whose configuration is refused ends at once, with nothing begun.
+func TestTakeOverOfTheRefusedBeginsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		env := *r.env
+		env.Store, env.RosterEvery, env.Settled = newFaultStore(), rosterEvery, func() bool { return false }
+		next := NewManager()
+		next.TakeTickets(r.Manager, &env)
+		next.Use(&env)
+		time.Sleep(time.Second)
+		asked, closed := r.wx.count(pathComponentToken)+r.wx.count(pathStartPush), time.Now()
+		next.Close()
+		if took := time.Since(closed); took != 0 {
+			t.Errorf("its end took %v", took)
+		}
+		if n := r.wx.count(pathComponentToken) + r.wx.count(pathStartPush) - asked; n != 0 || r.wx.count(pathAuthorizerList) != 0 {
+			t.Errorf("WeChat was asked %d times", n)
+		}
+	})
+}
+
 // A ticket that the store has already and that is newer stands; one of a platform that is not configured any more is not written.
 func TestTakeTicketsOfBefore(t *testing.T) {
 	t.Parallel()
