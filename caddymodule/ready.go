@@ -21,6 +21,8 @@ import (
 // let pushes through to one that is not. When the store is away no node that shares it is ready, though live tokens serve
 // on; a load balancer that then sends requests to all nodes rather than to none serves WeChat best.
 //
+// Once the process was told to end it is not ready, at once: with Caddy's shutdown_delay it serves on while a load balancer takes note.
+//
 // A verdict is kept for a second, so that being asked often costs nothing.
 type Ready struct {
 	app *App

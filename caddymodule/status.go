@@ -207,6 +207,9 @@ func (a *App) status(ctx context.Context) Status {
 	}
 	x.sightings()
 	x.clock()
+	if caddy.Exiting() {
+		x.found(shuttingDown())
+	}
 	slices.SortStableFunc(x.findings, func(f, g Finding) int { return g.Level.rank() - f.Level.rank() })
 	s.Findings, s.Level = x.findings, Green
 	for _, f := range s.Findings {
@@ -224,6 +227,9 @@ func (a *App) status(ctx context.Context) Status {
 
 // ready examines what service depends on, and returns what stands in its way. A verdict serves for a second.
 func (a *App) ready(ctx context.Context) []Finding {
+	if caddy.Exiting() { // at once, for Caddy's shutdown_delay is there to have it noticed
+		return []Finding{shuttingDown()}
+	}
 	return a.health().verdict.get(func() []Finding {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), examineTimeout) // it is for others too
 		defer cancel()

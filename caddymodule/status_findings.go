@@ -280,6 +280,14 @@ func (x *examination) backendFails(address string, fails int) {
 	})
 }
 
+func shuttingDown() Finding {
+	return Finding{
+		Level: Yellow, Code: "shutting_down", Subject: thisMachine, unready: true,
+		Text:   texts("the process was told to end, and serves until shutdown_delay is over", "进程已收到停止信号，在 shutdown_delay 结束前继续服务"),
+		Remedy: texts("nothing: a load balancer that asks whether the gateway is ready takes this node out meanwhile", "无需处理：查询就绪状态的负载均衡会在此期间摘除本节点"),
+	}
+}
+
 func nothingConfigured() Finding {
 	return Finding{
 		Level: Yellow, Code: "nothing_configured", Subject: thisMachine,
