@@ -117,7 +117,7 @@ func checkWarnings(t *testing.T, where, out string) {
 }
 
 // machineTools are programs that are not ours, whose lines set up the machine; the files that they name are checked.
-var machineTools = []string{"docker", "install", "journalctl", "mv", "systemctl", "useradd"}
+var machineTools = []string{"docker", "install", "journalctl", "kubectl", "mv", "systemctl", "useradd"}
 
 // checkCommands holds the shell lines to what exists: make targets, paths of the API listener, the program's own commands
 // and flags.
