@@ -14,7 +14,7 @@ import (
 
 const (
 	maxVisitors   = 10_000 // remembered; one more drops who was counted least lately
-	visitorV6Bits = 64     // what one visitor has of IPv6
+	visitorV6Bits = 64     // what one visitor has of IPv6, unless it stands for an address of IPv4
 )
 
 // allowance is how often each visitor may do something: so many times at once, and then once every so often.
@@ -80,7 +80,9 @@ var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 // of a proxy which trusted_proxies does not name, and then all visitors'.
 func oneVisitorOf(r *http.Request) netip.Prefix {
 	addr, peer := visitorAddr(r), peerAddr(r)
-	if addr == peer && (!addr.IsGlobalUnicast() || addr.IsPrivate() || sharedAddresses.Contains(addr)) {
+	told := addr != peer
+	addr, _ = embedded(addr)
+	if !told && (!addr.IsGlobalUnicast() || addr.IsPrivate() || sharedAddresses.Contains(addr)) {
 		return netip.Prefix{}
 	}
 	return network(addr)
@@ -114,12 +116,41 @@ func plainAddr(text string) netip.Addr {
 	return addr.Unmap().WithZone("")
 }
 
+// Networks of IPv6 in which visitors of IPv4 are, all of them or many in one prefix of visitorV6Bits.
+var (
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")   // RFC 6052
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48") // RFC 8215: where in it the address stands, each network decides for itself
+	teredo     = netip.MustParsePrefix("2001::/32")      // RFC 4380
+	sixToFour  = netip.MustParsePrefix("2002::/16")      // RFC 3056: and each address of IPv4 has very many prefixes
+)
+
+// embedded is the visitor's address of IPv4 where an address of IPv6 stands for one, or else the address as it is. Whole says that all of
+// its bits tell visitors apart.
+func embedded(addr netip.Addr) (_ netip.Addr, whole bool) {
+	if !addr.Is6() {
+		return addr, true
+	}
+	b := addr.As16()
+	switch {
+	case nat64.Contains(addr):
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	case localNAT64.Contains(addr):
+		return addr, true
+	case teredo.Contains(addr):
+		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), true
+	case sixToFour.Contains(addr):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	}
+	return addr, false
+}
+
 func network(addr netip.Addr) netip.Prefix {
 	if !addr.IsValid() {
 		return netip.Prefix{}
 	}
+	addr, whole := embedded(addr)
 	bits := addr.BitLen()
-	if addr.Is6() {
+	if !whole {
 		bits = visitorV6Bits
 	}
 	prefix, _ := addr.Prefix(bits) // the number of bits is right
