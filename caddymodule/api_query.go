@@ -90,10 +90,12 @@ func splitQuery(raw string, alsoDrop ...string) (apiQuery, error) {
 		name, value, _ := strings.Cut(segment, "=")
 		switch {
 		case isParam(name, credentialParams...):
-			if q.credentials == nil {
-				q.rawCredential = value
+			if value != "" { // an empty one is none, and says nothing against another
+				if q.credentials == nil {
+					q.rawCredential = value
+				}
+				q.credentials = append(q.credentials, queryUnescape(value))
 			}
-			q.credentials = append(q.credentials, queryUnescape(value))
 			run = &after
 		case isParam(name, secretParams...), isParam(name, alsoDrop...):
 		case hidesCredential(segment, alsoDrop):

@@ -65,6 +65,12 @@ func TestSplitQuery(t *testing.T) {
 	if credential, sole := q.sole(); err != nil || credential != "a+b" || !sole || q.with(nil) != "x=1" {
 		t.Errorf("got %q, %v, rest %q, %v", credential, sole, q.with(nil), err)
 	}
+	for raw, want := range map[string]string{"access_token=&x=1&access_token=a": "a", "access_token=a&component_access_token&x=1": "a", "access_token=&x=1": ""} {
+		q, err := splitQuery(raw)
+		if credential, sole := q.sole(); err != nil || credential != want || q.rawCredential != want || !sole || q.with(nil) != "x=1" {
+			t.Errorf("%s: got %q, %q, %v, rest %q, %v", raw, credential, q.rawCredential, sole, q.with(nil), err)
+		}
+	}
 }
 
 // Whatever the query, no reader finds more than the gateway's one token in what goes to WeChat.
