@@ -51,6 +51,7 @@ const (
 // /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token take the user's own token, which the caller brings. They pass
 // without a client, because whoever holds such a token could as well ask WeChat; with an Authorization header, which
 // must then be right, the client's paths apply. Where no client is configured trust_loopback alone admits them, as it does every other call.
+// Without a key, a body has to come within 30 seconds, and to be no larger than 64 KiB.
 //
 // Paths that would reveal or burn a token of the gateway's are answered by the gateway or refused.
 // /cgi-bin/ticket/getticket gives the account's jsapi or card ticket, which the gateway keeps as it does tokens, with
@@ -198,7 +199,7 @@ func (a *API) proxyConfig() map[string]any {
 // ServeHTTP admits a call and passes it on, or answers it. It never returns an error while the request's URI may carry
 // a secret, because Caddy would log that URI.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	req := &apiRequest{Request: r, started: a.app.shared.feed.now(), span: spanOf(r.Context())}
+	req := &apiRequest{Request: r, w: w, bodyWait: a.grantWait, started: a.app.shared.feed.now(), span: spanOf(r.Context())}
 	if refused := a.read(req); refused != nil {
 		return a.refuse(w, req, refused)
 	}

@@ -31,8 +31,10 @@ func (f callForm) sdk() bool { return f == formOpaque || f == formKey }
 // apiRequest is a call on its way through the checks.
 type apiRequest struct {
 	*http.Request
-	appid       string // whom the path or the header names
-	path        string // canonical, without the appid
+	w           http.ResponseWriter // of which the body's deadline is
+	bodyWait    time.Duration       // for a body of whom nobody knows yet
+	appid       string              // whom the path or the header names
+	path        string              // canonical, without the appid
 	known       apiPath
 	form        callForm
 	platform    string // of the authorizer appid, if the caller's token was given out for that one
@@ -328,13 +330,18 @@ func readLogin(req *apiRequest) (query apiQuery, appid, key string, refused *api
 }
 
 // hasBody reports whether a request brings a body. Where no length says so, only its beginning or its end does: over HTTP/3
-// no request without a body has one. Of a body that is there, a byte is gone then.
+// no request without a body has one. Of a body that is there, a byte is gone then, and what does not come in time is one.
 func (req *apiRequest) hasBody() bool {
 	if req.ContentLength >= 0 || req.Body == nil {
 		return req.ContentLength > 0
 	}
+	setBodyDeadline(req.w, req.Request, req.bodyWait) // nobody has proved anything yet
 	_, err := io.ReadFull(req.Body, make([]byte, 1))
-	return err != io.EOF
+	if err != io.EOF {
+		return true
+	}
+	endBodyDeadline(req.w, req.Request)
+	return false
 }
 
 // nameAppID takes the appid that a request has among its parameters; it must be the one of path and header, if any.

@@ -74,10 +74,16 @@ func (b *keptBody) repeatable() bool {
 }
 
 // failed reports whether the caller's body broke off.
-func (b *keptBody) failed() bool {
+func (b *keptBody) failed() bool { return b.broke() != nil }
+
+// broke is what the caller's body broke off with, if it did.
+func (b *keptBody) broke() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.end != nil && b.end != io.EOF
+	if b.end == io.EOF {
+		return nil
+	}
+	return b.end
 }
 
 // open returns a reader from the start. An earlier reader must be closed first.

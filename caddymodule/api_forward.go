@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -15,15 +16,8 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	call.header, call.span = outboundHeader(req.Header), req.span
 	call.size = req.ContentLength
 	if req.ContentLength != 0 && req.Body != nil && req.Body != http.NoBody {
-		call.body = newKeptBody(req.Body, req.ContentLength, a.RepeatBuffer)
-		if call.size < 0 {
-			call.size = call.body.measure()
-			switch {
-			case call.size == 0:
-				call.body = nil
-			case call.body.failed(): // known before WeChat gets the beginning
-				return a.refuse(w, req, refuse(http.StatusBadRequest, http.StatusBadRequest, "body", "the request's body broke off"))
-			}
+		if refused := a.takeBody(req, call); refused != nil {
+			return a.refuse(w, req, refused)
 		}
 	}
 	a.announce(req)
@@ -50,6 +44,35 @@ func (a *API) forward(w http.ResponseWriter, req *apiRequest, call *apiCall) err
 	panicked = false
 	if err != nil {
 		return a.refuse(w, req, a.undialled(call, err))
+	}
+	return nil
+}
+
+// takeBody has a call bring its body, and finds out how long it is. Who brings a user's token alone has proved nothing: the body, for which
+// those paths have no use, has to come as that of a request for a token does.
+func (a *API) takeBody(req *apiRequest, call *apiCall) *apiRefusal {
+	proved, limit, within := req.client != nil, a.RepeatBuffer, time.Duration(0)
+	if !proved {
+		limit, within = maxGrantBody, setBodyDeadline(req.w, req.Request, req.bodyWait)
+	}
+	call.body = newKeptBody(req.Body, req.ContentLength, limit)
+	if proved && call.size >= 0 {
+		return nil
+	}
+	call.size = call.body.measure()
+	switch err := call.body.broke(); { // known before WeChat gets the beginning
+	case !proved && isTimeout(err):
+		return refuse(http.StatusRequestTimeout, http.StatusRequestTimeout, "body", "the request's body did not come within %v", within)
+	case err != nil:
+		return refuse(http.StatusBadRequest, http.StatusBadRequest, "body", "the request's body broke off")
+	case !proved && call.size < 0:
+		return refuse(http.StatusRequestEntityTooLarge, http.StatusRequestEntityTooLarge, "body",
+			"the request's body is larger than %d bytes: %s takes none", limit, req.path)
+	case call.size == 0:
+		call.body = nil
+	}
+	if !proved {
+		endBodyDeadline(req.w, req.Request)
 	}
 	return nil
 }

@@ -17,6 +17,41 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
+// trickled sends the head of a request, and then a part now and then until there is an answer, which it returns. An empty part is nothing more.
+func trickled(t *testing.T, g *gateway, head, part string) (status int, body string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", g.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(conn, head)
+	answered := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-answered:
+				return
+			case <-tick.C:
+				io.WriteString(conn, part)
+			}
+		}
+	}()
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	close(answered)
+	<-ended
+	if err != nil {
+		t.Fatalf("%.30s: not answered while it trickles: %v", head, err)
+	}
+	answer, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(answer)
+}
+
 // Whoever asks for a token proves who they are in the body: one that comes a byte now and then holds nothing for long.
 func TestAPISlowGrant(t *testing.T) {
 	wechat := newFakeWeChat(t)
@@ -31,37 +66,55 @@ func TestAPISlowGrant(t *testing.T) {
 		if strings.Contains(head, "chunked") {
 			part = "1\r\nx\r\n"
 		}
-		conn, err := net.Dial("tcp", g.Listener.Addr().String())
+		if status, body := trickled(t, g, head, part); !strings.Contains(body, "did not come within 300ms") {
+			t.Errorf("%.30s: got %d %s", head, status, body)
+		}
+	}
+}
+
+// Nor has anybody proved anything who brings a user's token: whatever that is, WeChat alone can tell.
+func TestAPISlowUserCall(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.api.grantWait = 300 * time.Millisecond
+	const chunk = "1\r\nx\r\n"
+	const chunked = " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for _, c := range []struct{ head, part, want string }{
+		{"POST /sns/userinfo?access_token=theirs&openid=o1" + chunked, chunk, "did not come within 300ms"},
+		{"GET /sns/auth?access_token=theirs&openid=o1" + chunked, chunk, "did not come within 300ms"},
+		{"POST /sns/oauth2/refresh_token?refresh_token=theirs HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n", "x", "did not come within 300ms"},
+		{"POST /sns/userinfo?access_token=theirs&openid=o1 HTTP/1.1\r\nHost: x\r\nContent-Length: 65537\r\n\r\n", "x", "larger than 65536 bytes"},
+		{"POST /sns/jscode2session?appid=" + accountID + "&secret=" + strangerKey + "&js_code=x" + chunked, "", "require GET method"},
+		{"POST /cgi-bin/ticket/getticket?type=2&access_token=theirs" + chunked, "", "invalid credential"},
+	} {
+		if status, body := trickled(t, g, c.head, c.part); !strings.Contains(body, c.want) {
+			t.Errorf("%.40s: got %d %s, want %s", c.head, status, body, c.want)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+	// What comes in time goes on, and has the time that its answer takes.
+	wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(2 * g.api.grantWait)
+		io.WriteString(w, `{"openid":"o1"}`)
+	})
+	conn, err := net.Dial("tcp", g.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	in := bufio.NewReader(conn)
+	for _, sent := range []string{"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "Content-Length: 2\r\n\r\n{}"} { // by one connection
+		io.WriteString(conn, "POST /sns/userinfo?access_token=theirs&openid=o1 HTTP/1.1\r\nHost: x\r\n"+sent)
+		res, err := http.ReadResponse(in, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-		io.WriteString(conn, head)
-		answered := make(chan struct{})
-		trickled := make(chan struct{})
-		go func() {
-			defer close(trickled)
-			tick := time.NewTicker(20 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				select {
-				case <-answered:
-					return
-				case <-tick.C:
-					io.WriteString(conn, part)
-				}
-			}
-		}()
-		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		close(answered)
-		<-trickled
-		if err != nil {
-			t.Fatalf("%.30s: not answered while it trickles: %v", head, err)
-		}
 		body, _ := io.ReadAll(res.Body)
-		if !strings.Contains(string(body), "did not come within 300ms") {
-			t.Errorf("%.30s: got %d %s", head, res.StatusCode, body)
+		if call := wechat.one(t); string(body) != `{"openid":"o1"}` || call.Body != "{}" || call.Length != 2 {
+			t.Errorf("got %d %s, WeChat %+v", res.StatusCode, body, call)
 		}
 	}
 }
