@@ -231,6 +231,9 @@ func (a *API) read(req *apiRequest) *apiRefusal {
 	if err != nil {
 		return refuse(http.StatusBadRequest, http.StatusBadRequest, "path", "%v", err)
 	}
+	if first, below, _ := strings.Cut(path[1:], "/"); !isAppID(first) && isAppID(strings.ToLower(first)) { // no path of WeChat's own begins so
+		return refuse(http.StatusBadRequest, codeInvalidAppID, "appid", "invalid appid: it is written in lower case: /%s/%s", strings.ToLower(first), below)
+	}
 	if again, _ := appIDPrefix(path); again != "" {
 		return refuse(http.StatusBadRequest, http.StatusBadRequest, "path", "path names two appids")
 	}

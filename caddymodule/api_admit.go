@@ -351,8 +351,10 @@ func (a *API) nameAppID(req *apiRequest, appid string) *apiRefusal {
 		return refuse(http.StatusOK, codeMissingAppID, "appid", "appid missing")
 	case appid == "":
 		return nil
-	case !isAppID(appid), req.appid != "" && req.appid != appid:
-		return refuse(http.StatusOK, codeInvalidAppID, "appid", "invalid appid")
+	case !isAppID(appid):
+		return refuse(http.StatusOK, codeInvalidAppID, "appid", "invalid appid: want %s", appIDShape)
+	case req.appid != "" && req.appid != appid:
+		return refuse(http.StatusOK, codeInvalidAppID, "appid", "invalid appid: path or header and the request's parameters name different ones")
 	}
 	req.appid = appid
 	return nil

@@ -61,3 +61,43 @@ func TestAppIDLeavesForm(t *testing.T) {
 		t.Error("net/url copies values by itself: the copy in readGrant can go")
 	}
 }
+
+// An appid in another case is none of anybody's, and a path of WeChat's may be in another case than a client's: whoever wrote one is told what to
+// write.
+func TestAPIWrongCase(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	opaque := g.opaque(accountID, crmKey)
+	wechat.seen()
+	upper := strings.ToUpper(accountID)
+	for _, c := range []struct {
+		target, key string
+		status      int
+		code        int64
+		want        string
+	}{
+		{"/" + upper + "/cgi-bin/user/info", crmKey, 400, 40013, "lower case: /" + accountID + "/cgi-bin/user/info"},
+		{"/WX" + accountID[2:] + "//", crmKey, 400, 40013, "lower case: /" + accountID},
+		{"/" + upper + "/cgi-bin/user/info?access_token=" + opaque, "", 200, 40013, "lower case: /" + accountID + "/cgi-bin/user/info"},
+		{"/" + upper + "/cgi-bin/token?grant_type=client_credential&appid=" + accountID + "&secret=" + crmKey, "", 200, 40013, "/" + accountID + "/cgi-bin/token"},
+		{"/cgi-bin/token?grant_type=client_credential&appid=" + upper + "&secret=" + crmKey, "", 200, 40013, appIDShape},
+		{"/" + authorizerID + "/cgi-bin/token?grant_type=client_credential&appid=" + accountID + "&secret=" + crmKey, "", 200, 40013, "different"},
+		{"/" + accountID + "/CGI-BIN/USER/info", shopKey, 403, 48001, "cover /cgi-bin/user/info, in that case alone"},
+		{"/" + accountID + "/CGI-BIN/MENU/GET", shopKey, 403, 48001, "do not cover /CGI-BIN/MENU/GET"},
+	} {
+		var headers []string
+		if c.key != "" {
+			headers = []string{bearer(c.key)}
+		}
+		if a := g.get(c.target, headers...); a.Status != c.status || a.code(t) != c.code || !strings.Contains(string(a.Body), c.want) {
+			t.Errorf("%.40s: got %d %s, want %d, %d and %s", c.target, a.Status, a.Body, c.status, c.code, c.want)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+	// Which case WeChat takes of a path is WeChat's to say.
+	if a := g.get("/"+accountID+"/CGI-BIN/USER/info", bearer(crmKey)); a.Status != 200 || wechat.one(t).Path != "/CGI-BIN/USER/info" {
+		t.Errorf("got %d %s", a.Status, a.Body)
+	}
+}

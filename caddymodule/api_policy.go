@@ -283,6 +283,10 @@ func forbiddenPath(c *Client, path string) *apiRefusal {
 		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "paths",
 			"api unauthorized: %s changes a whole platform; add it to the paths of client %s to allow it", path, c.Name)
 	}
+	if lower := strings.ToLower(path); lower != path && c.mayCall(lower) {
+		return refuse(http.StatusForbidden, codeUnauthorizedAPI, "paths",
+			"api unauthorized: the paths of client %s cover %s, in that case alone", c.Name, lower)
+	}
 	return refuse(http.StatusForbidden, codeUnauthorizedAPI, "paths",
 		"api unauthorized: the paths of client %s do not cover %s", c.Name, path)
 }

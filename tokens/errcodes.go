@@ -81,7 +81,7 @@ var errcodes = []errcodeRow{
 	{40014, 40014, ClassRenew, Text{"access token invalid", "access_token 不合法"}, remedyRenew},
 	{40029, 40029, ClassPass, Text{"login code invalid", "登录 code 无效"}, remedyLogin},
 	{40030, 40030, ClassPass, Text{"user's refresh_token invalid", "用户 refresh_token 无效"}, remedyUserToken},
-	{40066, 40066, ClassPass, Text{"invalid url", "url 无效"}, Text{"compare the path with WeChat's documentation", "核对接口路径与微信文档"}},
+	{40066, 40066, ClassPass, Text{"invalid url", "url 无效"}, Text{"compare the path with WeChat's documentation, upper and lower case too", "核对接口路径与微信文档，包括大小写"}},
 	{40090, 40090, ClassOperator, Text{"the call's source address is refused", "请求来源 IP 不被接受"}, remedyEitherIP},
 	{40097, 40097, ClassPass, Text{"invalid arguments", "参数错误"}, remedyCaller},
 	{40125, 40125, ClassOperator, Text{"invalid secret", "AppSecret 无效"},
