@@ -47,6 +47,7 @@ type doctorSite struct {
 	any      bool   // it serves any host, and what stands in host is the address that it listens on
 	secure   bool
 	port     uint
+	bound    []string // the addresses that it listens on; empty ones: all
 	handlers []siteHandler
 }
 
@@ -607,10 +608,13 @@ func (c *doctorConfig) site(host string, port uint, secure bool, bound string) *
 	}
 	for i := range c.sites {
 		if s := &c.sites[i]; s.host == host && s.port == port {
+			if !slices.Contains(s.bound, bound) {
+				s.bound = append(s.bound, bound)
+			}
 			return s
 		}
 	}
-	c.sites = append(c.sites, doctorSite{host: host, any: anyHost, port: port, secure: secure})
+	c.sites = append(c.sites, doctorSite{host: host, any: anyHost, port: port, secure: secure, bound: []string{bound}})
 	return &c.sites[len(c.sites)-1]
 }
 
@@ -683,6 +687,7 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 	}
 	results = append(results, c.checkHidden()...)
 	results = append(results, c.checkReach()...)
+	results = append(results, c.checkBinds()...)
 	results = append(results, c.checkSemicolons()...)
 	for _, origin := range c.alone {
 		results = append(results, redOf("wechat_message of "+origin, texts("nothing that could answer stands behind it: messages get to no backend", "后面没有能应答的处理器：消息到不了任何后端"),
