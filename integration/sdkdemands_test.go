@@ -476,6 +476,95 @@ func TestSDKDemands(t *testing.T) {
 		}
 	})
 
+	// As SDKs and their HTTP clients write requests: TestUploadForms in wxsim, TestAPIOddRequests.
+	t.Run("20_forms_of_requests", func(t *testing.T) {
+		raw := func(request, body string) string {
+			t.Helper()
+			conn, err := net.Dial("tcp", s.API)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
+			head, rest, _ := strings.Cut(request, "\n")
+			if rest = strings.ReplaceAll(rest, "\n", "\r\n"); rest != "" {
+				rest += "\r\n"
+			}
+			if body != "" && !strings.Contains(rest, "hunked") {
+				rest += fmt.Sprintf("Content-Length: %d\r\n", len(body))
+			}
+			_, _ = fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: API.Weixin.QQ.com\r\nConnection: close\r\n%s\r\n%s", head, rest, body)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, _ := io.ReadAll(resp.Body)
+			return string(answer)
+		}
+		const picture = "\xff\xd8\xff\xe0 a picture"
+		form := func(head string) string {
+			return "--b\r\n" + head + "\r\n\r\n" + picture + "\r\n--b--\r\n"
+		}
+		const kind = "\nContent-Type: multipart/form-data; boundary=b"
+		for name, head := range map[string]string{
+			"wechatpy":      "Content-Disposition: form-data; name=\"media\"; filename=\"图 1.jpg\"",
+			"EasyWeChat":    "Content-Type: image/jpeg\r\nContent-Transfer-Encoding: 8bit\r\nContent-Disposition: form-data; name=\"media\"; filename=\"a.jpg\"",
+			"WxJava":        "Content-Disposition: form-data; name=\"media\"; filename=\"图.jpg\"\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary",
+			"both of names": "Content-Disposition: form-data; name=\"media\"; filename=\"a.jpg\"; filename*=utf-8''%E5%9B%BE.jpg\r\nContent-Type: image/jpeg",
+		} {
+			body := form(head)
+			for _, how := range []string{"", "\nAccept-Encoding: gzip, deflate, br\nAccept: */*", "\nTransfer-Encoding: chunked"} {
+				sent := body
+				if strings.Contains(how, "chunked") {
+					sent = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+				}
+				answer := raw("POST /cgi-bin/media/upload?access_token="+token+"&type=image"+kind+how, sent)
+				if e := s.last(t, "/cgi-bin/media/upload"); !strings.Contains(answer, "media_id") || e.BodySHA != sum([]byte(body)) {
+					t.Errorf("an upload as %s sends it,%s: %s", name, how, answer)
+				}
+			}
+		}
+		for name, request := range map[string]string{
+			"a trailing &":              "GET " + info + token + "&",
+			"empty parameters":          "GET /cgi-bin/user/info?&&access_token=" + token + "&lang=&openid=" + user.OpenID + "&&",
+			"a token in front":          "GET /cgi-bin/user/info?access_token=" + token + "&openid=" + user.OpenID + "&lang=zh_CN",
+			"an encoded token":          "GET " + info + strings.ReplaceAll(url.QueryEscape(token), "-", "%2D"),
+			"a slash at the end":        "GET /cgi-bin/user/info/?openid=" + user.OpenID + "&access_token=" + token,
+			"a whole URL":               "GET http://api.weixin.qq.com" + info + token,
+			"a JSON GET":                "GET " + info + token + "\nContent-Type: application/json\nAccept: application/json",
+			"a length of nothing":       "GET " + info + token + "\nContent-Length: 0",
+			"no chunk":                  "GET " + info + token + "\nTransfer-Encoding: chunked",
+			"an empty token and a key":  "GET /" + integration.AuthorizerID + "/cgi-bin/user/info?access_token=&openid=" + user.OpenID + "\nAuthorization: Bearer " + s.ClientKey,
+			"names in lower case":       "GET /cgi-bin/user/info?openid=" + user.OpenID + "\nauthorization: bearer " + s.ClientKey + "\nx-wechat-appid: " + integration.AuthorizerID,
+			"a cookie and an X-Trace":   "GET " + info + token + "\nCookie: a=b\nX-Trace: 1\nPragma: no-cache",
+			"a user agent in Chinese":   "GET " + info + token + "\nUser-Agent: 商城/1.0",
+			"a parameter in raw UTF-8":  "GET " + info + token + "&remark=你好",
+			"an empty token beside one": "GET /cgi-bin/user/info?access_token=&openid=" + user.OpenID + "&access_token=" + token,
+		} {
+			body := ""
+			if strings.Contains(request, "chunked") {
+				body = "0\r\n\r\n"
+			}
+			if answer := raw(request, body); !strings.Contains(answer, user.OpenID) {
+				t.Errorf("%s: %s", name, answer)
+			}
+		}
+		for _, kind := range []string{"", "application/json", "application/json; charset=utf-8", "text/plain;charset=UTF-8", "text/xml", "application/x-www-form-urlencoded"} {
+			for _, chunked := range []bool{false, true} {
+				request, body := "POST /cgi-bin/menu/create?access_token="+token, `{"button":[{"name":"菜单","type":"click","key":"k"}]}`+"\n"
+				if kind != "" {
+					request += "\nContent-Type: " + kind
+				}
+				if chunked {
+					request, body = request+"\nTransfer-Encoding: Chunked", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+				}
+				if answer := raw(request, body); !strings.Contains(answer, `"errcode":0`) {
+					t.Errorf("a menu as %q, chunked %v: %s", kind, chunked, answer)
+				}
+			}
+		}
+	})
+
 	// TestAPIOpaqueRights
 	t.Run("18_tokens_of_several_keys_side_by_side", func(t *testing.T) {
 		// Two apps that share a cache and an appid share a token, whichever key it was got with.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -202,7 +203,8 @@ func (s *Server) NewMedia(appID, kind string) string {
 	return s.addMedia(medium{appID: appID, kind: kind, name: kind, contentType: "application/octet-stream", data: []byte(kind)})
 }
 
-// uploaded reads the file part of a multipart body as strictly as WeChat does.
+// uploaded reads the file part of a multipart body as strictly as WeChat does: it wants a plain filename, and knows none that is encoded by RFC
+// 2231 alone. Without a Content-Type of the part, as Python's requests sends it, WeChat goes by the file.
 func (c *call) uploaded(field string) (medium, int64) {
 	contentType, params, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
 	if err != nil || !strings.HasPrefix(contentType, "multipart/") || params["boundary"] == "" {
@@ -218,10 +220,15 @@ func (c *call) uploaded(field string) (medium, int64) {
 			continue
 		}
 		data, err := io.ReadAll(part)
-		if err != nil || len(data) == 0 || part.FileName() == "" || part.Header.Get("Content-Type") == "" {
+		named := strings.Contains(strings.ToLower(part.Header.Get("Content-Disposition")), "filename=")
+		if err != nil || len(data) == 0 || part.FileName() == "" || !named {
 			return medium{}, 41005
 		}
-		return medium{name: part.FileName(), contentType: part.Header.Get("Content-Type"), data: data}, 0
+		file := medium{name: part.FileName(), contentType: part.Header.Get("Content-Type"), data: data}
+		if file.contentType == "" {
+			file.contentType = http.DetectContentType(data)
+		}
+		return file, 0
 	}
 }
 
@@ -238,7 +245,7 @@ func (c *call) mediaGet() answer {
 		c.violate(RuleTokenOwner, "token of %s in a call for media of %s", c.cred.appID, file.appID)
 		return c.fail(40007)
 	}
-	if strings.HasPrefix(file.contentType, "video/") {
+	if file.kind == "video" {
 		return c.ok(map[string]string{"video_url": "http://mmbiz.qpic.cn/" + id})
 	}
 	return answer{

@@ -92,6 +92,55 @@ func TestMedia(t *testing.T) {
 	wantCode(t, c.get("/cgi-bin/media/get", token), 41006)
 }
 
+// TestUploadForms: what SDKs send, and what WeChat refuses.
+func TestUploadForms(t *testing.T) {
+	t.Parallel()
+	s := newSim(t, nil)
+	c := caller{t, s}
+	token := "access_token=" + c.stable(false).text("access_token")
+	const picture = "\xff\xd8\xff\xe0 a picture"
+	for _, tc := range []struct {
+		sdk, header, name string
+		code              int64
+	}{
+		{"Python's requests", `Content-Disposition: form-data; name="media"; filename="图.jpg"`, "图.jpg", 0},
+		{"Symfony", "Content-Type: image/jpeg\r\nContent-Transfer-Encoding: 8bit\r\nContent-Disposition: form-data; name=\"media\"; filename=\"a.jpg\"", "a.jpg", 0},
+		{"formstream", "content-disposition: form-data; name=\"media\"; filename=\"a b.jpg\"\r\ncontent-type: image/jpeg", "a b.jpg", 0},
+		{"both forms of a name", `Content-Disposition: form-data; name=media; filename=a.jpg; filename*=utf-8''%E5%9B%BE.jpg`, "", 0},
+		{"requests of old", `Content-Disposition: form-data; name="media"; filename*=utf-8''%E5%9B%BE.jpg`, "", 41005},
+		{"no name", `Content-Disposition: form-data; name="media"`, "", 41005},
+		{"another field", `Content-Disposition: form-data; name="file"; filename="a.jpg"`, "", 41005},
+	} {
+		body := "--x\r\n" + tc.header + "\r\n\r\n" + picture + "\r\n--x--\r\n"
+		req := c.request(http.MethodPost, "/cgi-bin/media/upload", token+"&type=image", nil)
+		req.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+		req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		r, err := c.do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tc.code != 0 {
+			wantCode(t, r, tc.code)
+			continue
+		}
+		got := c.get("/cgi-bin/media/get", token+"&media_id="+r.text("media_id"))
+		if string(got.body) != picture || got.header.Get("Content-Type") != "image/jpeg" || !strings.Contains(got.header.Get("Content-Disposition"), tc.name) {
+			t.Errorf("%s: %s, then %q %v", tc.sdk, r.body, got.body, got.header)
+		}
+	}
+	video := c.request(http.MethodPost, "/cgi-bin/media/upload", token+"&type=video", nil)
+	video.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	body := "--x\r\nContent-Disposition: form-data; name=\"media\"; filename=\"a.mp4\"\r\n\r\nmoving\r\n--x--\r\n"
+	video.Body, video.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+	r, err := c.do(video)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.get("/cgi-bin/media/get", token+"&media_id="+r.text("media_id")); got.text("video_url") == "" {
+		t.Errorf("a video is %s", got.body)
+	}
+}
+
 func TestCodeFlow(t *testing.T) {
 	t.Parallel()
 	s := newSim(t, nil)

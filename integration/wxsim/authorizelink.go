@@ -16,7 +16,7 @@ const (
 	mobileLinkPath  = "/wxaopen/safe/bindcomponent"
 )
 
-// linkTypes are the values of auth_type that are documented.
+// linkTypes are the values of auth_type that are documented. wechatpy and EasyWeChat send none: then accounts of both sorts are meant.
 var linkTypes = []string{"1", "2", "3", "4", "5", "6", "8"}
 
 // FollowAuthorizationLink opens an authorization link as a browser on a computer, or as the WeChat client, does that left
@@ -131,7 +131,7 @@ func (s *Server) checkBindLink(path string, link url.Values, referer string) (pr
 	if failed != nil || p.AuthorizeHost == "" || from.Host != p.AuthorizeHost || redirect.Host != p.AuthorizeHost {
 		return nil, nil, &PageError{0, "请确认授权入口页所在域名，与授权后回调页的域名相同，并且，此两者都必须与申请第三方平台时填写的授权发起页域名相同"}
 	}
-	if !slices.Contains(linkTypes, link.Get("auth_type")) {
+	if link.Has("auth_type") && !slices.Contains(linkTypes, link.Get("auth_type")) {
 		return nil, nil, &PageError{0, "auth_type is none that is documented"}
 	}
 	if list := link.Get("category_id_list"); list != "" {

@@ -50,6 +50,9 @@ func TestFollowAuthorizationLink(t *testing.T) {
 			t.Error("a pre-authorization code works twice")
 		}
 	}
+	if _, err := s.FollowAuthorizationLink(c.bindLink(component, desktopLinkPath, "&auth_type=3", ""), "https://"+authorizeHost+"/", testMini); err != nil {
+		t.Errorf("without auth_type: %v", err)
+	}
 	// As a browser gets it.
 	address, _, _ := strings.Cut(c.bindLink(component, mobileLinkPath, "https://open.weixin.qq.com", s.URL()), "#")
 	for referer, status := range map[string]int{"": http.StatusOK, "https://" + authorizeHost + "/": http.StatusFound} {

@@ -85,11 +85,22 @@ func (c *call) authorizePage() answer {
 // linkParameters are the parameters of a link in the only order that is documented.
 var linkParameters = []string{"appid", "redirect_uri", "response_type", "scope", "state", "component_appid", "forcePopup", "forceSnapShot"}
 
+// connectRedirect is a parameter that no document has and WeChat takes: WxJava and the socialite libraries send it with each login, in
+// different places.
+const connectRedirect = "connect_redirect"
+
 // readLink checks order and case of a link's parameters and returns their values.
 func readLink(rawQuery string) (map[string]string, *PageError) {
 	values, at := map[string]string{}, 0
 	for part := range strings.SplitSeq(rawQuery, "&") {
 		key, value, _ := strings.Cut(part, "=")
+		if key == connectRedirect {
+			if _, again := values[key]; again || value != "1" || at == 0 {
+				return nil, &PageError{0, key + " is not 1, is there twice, or before the appid"}
+			}
+			values[key] = value
+			continue
+		}
 		i := slices.Index(linkParameters, key)
 		if i < 0 {
 			return nil, &PageError{0, fmt.Sprintf("unknown parameter %q", key)}

@@ -75,6 +75,14 @@ func TestVisit(t *testing.T) {
 	if err != nil || !strings.HasPrefix(callback, "https://wechat.example.com/cb?code=") || strings.Contains(callback, "appid") {
 		t.Errorf("plain: %s, %v", callback, err)
 	}
+	// As SDKs have it beyond what is documented: WxJava and PHP's socialite, and node-socialite.
+	for _, link := range []string{
+		link("&component_appid", "&connect_redirect=1&component_appid"), link("#", "&connect_redirect=1#"), link("&state=s1", "&connect_redirect=1&state=s1"),
+	} {
+		if callback, err := s.Visit(link, user); err != nil || !strings.Contains(callback, "code=") || strings.Contains(callback, "connect_redirect") {
+			t.Errorf("%s: %s, %v", link, callback, err)
+		}
+	}
 	// The page as a browser gets it.
 	address, _, _ := strings.Cut(strings.TrimPrefix(link(), "https://open.weixin.qq.com"), "#")
 	path, query, _ := strings.Cut(address, "?")
@@ -98,6 +106,8 @@ func TestVisitRefusesLinks(t *testing.T) {
 		{"case of a parameter", link("appid=", "AppId="), 0},
 		{"order", link("response_type=code&scope=snsapi_base", "scope=snsapi_base&response_type=code"), 0},
 		{"repeated parameter", link("&state=s1", "&state=s1&state=s1"), 0},
+		{"connect_redirect twice", link("&state=s1", "&connect_redirect=1&state=s1&connect_redirect=1"), 0},
+		{"another connect_redirect", link("&state=s1", "&state=s1&connect_redirect=2"), 0},
 		{"no appid", link("appid="+testShop, "appid="), 10012},
 		{"a platform's appid", link("appid="+testShop, "appid="+testPlatform), 10016},
 		{"not authorized", link("appid="+testShop, "appid="+testMini), 10015},
