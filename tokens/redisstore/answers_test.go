@@ -142,6 +142,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	newer := answering(t, "-ERR ACL failure in script: No permissions to access a channel script: 1, on @user_script:4.\r\n", "evalsha")
 	replica := answering(t, "-READONLY You can't write against a read only replica.\r\n", "publish")
 	write := func(s *Store) error { return s.Store(t.Context(), locked, []byte("x")) }
+	old := answering(t, "-ERR wrong number of arguments for 'auth' command\r\n", "auth")
+	scriptless := answering(t, "-ERR unknown command 'evalsha'\r\n", "evalsha")
+	outdated := answering(t, "-ERR command evalsha not support for normal user\r\n", "evalsha")
 	for name, tt := range map[string]struct {
 		options Options
 		do      func(*Store) error
@@ -155,6 +158,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"a channel, since 7.2":  {Options{Addresses: []string{newer}}, write, "docs/clustering.md has what an access list must allow"},
 		"no cluster":            {Options{Addresses: []string{plain.Addr}, Cluster: true}, load, "leave out the option cluster"},
 		"no sentinel":           {Options{Addresses: []string{plain.Addr}, Master: "wechat"}, load, "leave out the option sentinel"},
+		"a user to a proxy":     {Options{Addresses: []string{old}, Username: "gateway", Password: secret.New("right-password")}, load, "leave out username"},
+		"no scripts":            {Options{Addresses: []string{scriptless}}, write, "the commands that must be allowed"},
+		"no scripts yet":        {Options{Addresses: []string{outdated}}, write, "what to choose of a managed redis"},
 		"a replica":             {Options{Addresses: []string{replica}}, tell, "give the address of its master"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -23,6 +23,8 @@ const (
 	// a server that is the master no more.
 	beatEvery   = 300 * time.Millisecond
 	silenceMost = time.Second
+	// beatLimit leaves a heartbeat the time to have a connection made on a slow line, which the next one then finds.
+	beatLimit = 2 * silenceMost
 	// againFirst and againMost are the pauses before another attempt to listen, less half by chance: all nodes lose
 	// their server at the same time.
 	againFirst = 50 * time.Millisecond
@@ -32,8 +34,11 @@ const (
 	// lookEvery is how often a server that is listened to is asked whether it is fit for what it is to keep: what it does when it is
 	// full can be changed while it runs.
 	lookEvery = time.Minute
+	// proofs is how many scripts publish before it is believed that what scripts publish is heard, each with a key in another
+	// slot: behind a proxy, those of the channel's own shard are heard, and no others.
+	proofs = 16
 	// maxHeard bounds the messages that wait for the listener.
-	maxHeard = 64
+	maxHeard = 64 + proofs
 	// leastVersion of Redis, the first number of it, runs our scripts.
 	leastVersion = 7
 )
@@ -41,10 +46,19 @@ const (
 var (
 	// ErrEvicts: the server is set up to throw away records when it is full.
 	ErrEvicts = errors.New("redis may throw away refresh tokens when its memory is full: set maxmemory-policy to noeviction")
+	// ErrForgets: the server is set up to throw away what has an end when it is full, which records have not.
+	ErrForgets = errors.New("redis may throw away locks, logins, and which messages were delivered, when its memory is full: set maxmemory-policy to noeviction")
+	// ErrUntold: the server does not tell what it does when it is full.
+	ErrUntold = errors.New("redis does not say what it does when its memory is full: see to it that maxmemory-policy is noeviction, of a managed Redis in its console")
 	// ErrTooOld: the server is of before Redis 7.0, and refuses locks and claims.
 	ErrTooOld = errors.New("redis is too old: version 7.0 or later is needed")
 	// ErrReplica: the server takes no writes.
 	ErrReplica = errors.New("redis is a replica, which takes no writes: give the address of its master, or those of the Sentinels")
+
+	// ErrSplitsReads: what answers takes writes, and reads from a replica.
+	ErrSplitsReads = errors.New("redis takes writes and answers as a replica, so that reads may be of a moment ago: turn off the splitting of reads and writes, or give the address of the master")
+	// ErrLosesNews: what scripts publish does not come back, though what is published otherwise does.
+	ErrLosesNews = errors.New("redis does not pass on what scripts publish, as the proxy of a cluster does: docs/clustering.md has what to choose of a managed Redis")
 
 	errSilent = errors.New("nothing that is published comes back")
 	errMoved  = errors.New("the Cluster has other masters")
@@ -58,6 +72,7 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 		well := false
 		err := s.listen(ctx, l, func() {
 			well, pause = true, againFirst
+			s.losesNews.Store(false)
 			if !reported.IsZero() {
 				s.report(nil)
 				reported = time.Time{}
@@ -69,6 +84,7 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 		if ctx.Err() != nil {
 			return
 		}
+		s.losesNews.Store(errors.Is(err, ErrLosesNews))
 		if now := time.Now(); reported.IsZero() || now.Sub(reported) >= reportEvery {
 			reported = now
 			s.report(s.failure(ctx, err))
@@ -85,8 +101,8 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 }
 
 // listen subscribes and passes on what it hears until that fails or ctx ends. Begun is called when the first heartbeat has come
-// back, and so again when the client has subscribed anew by itself: a subscription alone does not tell that anything comes by
-// way of it.
+// back, and what scripts publish too, and so again when the client has subscribed anew by itself: a subscription alone does not tell
+// that anything comes by way of it.
 func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -126,6 +142,7 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	looks := time.NewTicker(s.look)
 	defer looks.Stop()
 	last := time.Now()
+	var proof proof
 	silent := true // no heartbeat has come back by way of this subscription
 	sent := make(chan error, 1)
 	var beating bool  // a heartbeat is on its way
@@ -135,11 +152,23 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 			return
 		}
 		beating = true
+		var marks []string
+		if proof.wanted {
+			marks = proof.begin()
+		}
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, silenceMost)
+			limit := silenceMost
+			if cluster == nil {
+				limit = beatLimit
+			}
+			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			if cluster != nil {
+			switch {
+			case cluster != nil:
 				sent <- cluster.send(ctx)
+				return
+			case len(marks) > 0: // in the beat's place, since another connection takes as long again
+				sent <- s.prove(ctx, marks)
 				return
 			}
 			sent <- s.client.Publish(ctx, s.channel, s.origin+" ").Err()
@@ -151,6 +180,7 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 			switch msg := msg.(type) {
 			case *redis.Subscription:
 				last, silent = time.Now(), true
+				proof.wanted, proof.missing = false, nil // another subscription, another proof
 				if cluster != nil {
 					cluster.restart()
 				}
@@ -163,11 +193,16 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 					if master != "" && cluster.came(master) {
 						begin()
 					}
+				case origin == s.origin && master != "":
+					last = time.Now()
+					if proof.came(master) {
+						begin()
+					}
 				case origin == s.origin:
 					last = time.Now()
 					if silent {
-						silent = false
-						begin()
+						silent, proof.wanted = false, true
+						beat()
 					}
 				case name != "":
 					l.Changed(name)
@@ -175,6 +210,16 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 			}
 		case refused = <-sent:
 			beating = false
+			if proof.underWay {
+				proof.underWay, proof.ran = false, time.Now()
+				if _, said := errors.AsType[redis.Error](refused); said {
+					return refused
+				}
+				proof.wanted = refused != nil && len(proof.missing) > 0 // once more
+			}
+			if proof.wanted && refused == nil {
+				beat()
+			}
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
@@ -194,9 +239,60 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 				}
 				return errSilent
 			}
+			if proof.failed() {
+				return ErrLosesNews
+			}
 			beat()
 		}
 	}
+}
+
+// proof is that what scripts publish is heard, as the changes of records are. A service may have a proxy before its shards that
+// leads what is published and subscribed to one of them, and knows nothing of what scripts do.
+type proof struct {
+	round    int
+	wanted   bool            // it is to begin with the next beat
+	underWay bool            // scripts are being sent
+	missing  map[string]bool // what they publish and has not come
+	ran      time.Time       // when all had run
+}
+
+// begin begins a round, and returns what its scripts are to publish.
+func (p *proof) begin() (marks []string) {
+	p.round++
+	p.wanted, p.underWay, p.missing = false, true, make(map[string]bool, proofs)
+	for i := range proofs {
+		mark := strconv.Itoa(p.round) + "." + strconv.Itoa(i)
+		p.missing[mark] = true
+		marks = append(marks, mark)
+	}
+	return marks
+}
+
+// came takes what came back, and reports whether it was the last that was missing.
+func (p *proof) came(mark string) (whole bool) {
+	if !p.missing[mark] {
+		return false
+	}
+	delete(p.missing, mark)
+	return len(p.missing) == 0
+}
+
+// failed reports whether something does not come, however slow the connection is: what scripts publish is sent before their answers.
+func (p *proof) failed() bool {
+	return !p.underWay && len(p.missing) > 0 && time.Since(p.ran) > silenceMost
+}
+
+// prove has scripts publish marks.
+func (s *Store) prove(ctx context.Context, marks []string) error {
+	_, err := s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, mark := range marks {
+			// As text, since a pipeline cannot send it when it is missing.
+			_ = proveScript.Eval(ctx, pipe, []string{s.nodeKey("{" + strconv.Itoa(i) + "}")}, s.channel, s.origin+viaMaster+mark+" ")
+		}
+		return nil
+	})
+	return err
 }
 
 // clusterBeats are heartbeats in a Cluster: one by way of each master. What a record's master publishes reaches the one
@@ -334,7 +430,7 @@ func (c *clusterBeats) moved() bool {
 func (s *Store) checkServer(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, silenceMost/2)
 	defer cancel()
-	errs := s.unfit(ctx)
+	errs, untold := s.unfit(ctx)
 	if ctx.Err() != nil {
 		return // of what is missing it has not told
 	}
@@ -343,6 +439,10 @@ func (s *Store) checkServer(ctx context.Context) {
 		said = err.Error()
 	}
 	s.mu.Lock()
+	if untold != nil && !s.untoldSaid { // once: nobody can have the server tell
+		s.untoldSaid = true
+		defer s.report(untold)
+	}
 	known := said == s.unfitSaid && time.Since(s.unfitAt) < reportEvery
 	if !known {
 		s.unfitSaid, s.unfitAt = said, time.Now()
@@ -357,43 +457,73 @@ func (s *Store) checkServer(ctx context.Context) {
 }
 
 // Unfit asks the server, or all masters of a Cluster, whether it is fit for what it is to keep: the error joins what is wrong of
-// ErrEvicts, ErrTooOld and ErrReplica. One that does not tell is taken to be fit.
-func (s *Store) Unfit(ctx context.Context) error { return errors.Join(s.unfit(ctx)...) }
+// ErrEvicts, ErrForgets, ErrTooOld, ErrReplica, ErrSplitsReads and ErrLosesNews. One that does not tell is taken to be fit.
+func (s *Store) Unfit(ctx context.Context) error {
+	errs, _ := s.unfit(ctx)
+	if s.losesNews.Load() {
+		errs = append(errs, &tokens.SaidError{Kind: ErrLosesNews, Text: tokens.Text{
+			EN: "nodes look at the accounts in use once a second instead", ZH: "Redis 不转发脚本发布的消息（集群版的代理即如此），各节点改为每秒查看一次正在使用的账号：托管 Redis 的选择见 docs/clustering.zh-CN.md",
+		}})
+	}
+	return errors.Join(errs...)
+}
 
-func (s *Store) unfit(ctx context.Context) (errs []error) {
+// unfit also returns, of a server that does not tell what it does when it is full, ErrUntold.
+func (s *Store) unfit(ctx context.Context) (errs []error, untold error) {
 	sections := []string{"server", "memory"} // of two at once Redis knows nothing before 7.0
 	if s.alone {
 		sections = append(sections, "replication") // others may say so of a server that was the master a moment ago
 	}
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
-		return unfitOf(ctx, s.client, sections)
+		return s.unfitOf(ctx, s.client, sections)
 	}
 	var mu sync.Mutex
 	_ = cluster.ForEachMaster(ctx, func(ctx context.Context, client *redis.Client) error {
-		found := unfitOf(ctx, client, sections)
+		found, silent := s.unfitOf(ctx, client, sections)
 		mu.Lock()
 		defer mu.Unlock()
-		errs = append(errs, found...)
+		errs, untold = append(errs, found...), cmp.Or(untold, silent)
 		return nil
 	})
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return slices.CompactFunc(errs, func(a, b error) bool { return a.Error() == b.Error() })
+	return slices.CompactFunc(errs, func(a, b error) bool { return a.Error() == b.Error() }), untold
 }
 
 // unfitOf is what is wrong with one server.
-func unfitOf(ctx context.Context, client redis.Cmdable, sections []string) (errs []error) {
+func (s *Store) unfitOf(ctx context.Context, client redis.Cmdable, sections []string) (errs []error, untold error) {
+	told := false
 	for _, section := range sections {
 		info, err := client.Info(ctx, section).Result()
-		if err != nil {
-			return errs
+		if _, said := errors.AsType[redis.Error](err); said && ctx.Err() == nil {
+			untold = cmp.Or(untold, fmt.Errorf("%w (it says: %w)", ErrUntold, s.discreet(err)))
+			continue
 		}
-		if err := unfit(info); err != nil {
+		if err != nil {
+			return errs, nil
+		}
+		told = told || strings.Contains(info, policyField)
+		err = unfit(info)
+		if errors.Is(err, ErrReplica) {
+			// One that stands behind a proxy may say so of itself. The key is none that there is.
+			if client.Del(ctx, s.nodeKey("{0}")).Err() == nil {
+				err = &tokens.SaidError{Kind: ErrSplitsReads, Text: tokens.Text{
+					EN: "it says so of itself", ZH: "Redis 接受写入，却以副本身份应答，读到的可能是片刻之前的数据：请关闭读写分离，或改用主节点的地址",
+				}}
+			}
+		}
+		if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	return errs
+	if told {
+		return errs, nil
+	}
+	return errs, cmp.Or(untold, ErrUntold)
 }
+
+// policyField is the field of INFO with what is done when the memory is full.
+const policyField = "maxmemory_policy"
 
 // saidOf puts what a server says of itself into both languages.
 func saidOf(value, en, zh string) tokens.Text {
@@ -414,8 +544,11 @@ func unfit(info string) error {
 			if value != "master" {
 				return &tokens.SaidError{Text: saidOf(value, "its role is %s", "Redis 的角色是 %s，不接受写入：请改用主节点或 Sentinel 的地址"), Kind: ErrReplica}
 			}
-		case "maxmemory_policy":
-			if value != "noeviction" {
+		case policyField:
+			switch {
+			case strings.HasPrefix(value, "volatile-"):
+				return &tokens.SaidError{Text: saidOf(value, "it is %s", "Redis 的 maxmemory-policy 是 %s，内存满时可能丢弃锁、登录以及哪些消息已送达：请设为 noeviction"), Kind: ErrForgets}
+			case value != "noeviction":
 				return &tokens.SaidError{Text: saidOf(value, "it is %s", "Redis 的 maxmemory-policy 是 %s，内存满时可能丢弃 refresh_token：请设为 noeviction"), Kind: ErrEvicts}
 			}
 		}

@@ -23,6 +23,8 @@ var errNoMaster = errors.New("no Sentinel that answers knows the name of the mas
 // Sentinel's answer that it knows no such master.
 func isNil(err error) bool { return err == redis.Nil } //nolint:errorlint // see above
 
+const hintManaged = "docs/clustering.md has what to choose of a managed Redis"
+
 // hints say what is to be done about what a server says, by what its message has in it. Of two the first counts.
 var hints = []struct {
 	said, hint string
@@ -33,7 +35,7 @@ var hints = []struct {
 	{said: "NOPERM ", hint: "docs/clustering.md has what an access list must allow"},
 	{said: "The user executing the script can't", hint: "docs/clustering.md has what an access list must allow"},
 	{said: "ACL failure in script", hint: "docs/clustering.md has what an access list must allow"}, // since 7.2
-	{said: "READONLY ", hint: "it is a replica: give the address of its master, or those of the Sentinels", alone: true},
+	{said: "READONLY ", hint: "it is a replica: give the address of its master, or those of the Sentinels; a managed Redis says so for a moment while it fails over", alone: true},
 	{said: "READONLY ", hint: "it is a replica, and was the master a moment ago, or is taken for it still"},
 	{said: "MOVED ", hint: "it is a node of a Redis Cluster, for which store redis has the option cluster", alone: true},
 	{said: "MOVED ", hint: "the nodes of the Cluster do not agree where this is: if that lasts, see redis-cli --cluster check"},
@@ -41,6 +43,14 @@ var hints = []struct {
 	{said: "cluster support disabled", hint: "it is no node of a Redis Cluster: leave out the option cluster"},
 	{said: "unknown command 'sentinel'", hint: "it is no Sentinel: leave out the option sentinel, or give the addresses of the Sentinels"},
 	{said: "Only HELLO messages are accepted by Sentinel", hint: "it is a Sentinel, for which store redis has the option sentinel"},
+	// What services say that have a proxy before Redis, or forbid commands.
+	{said: "wrong number of arguments for 'auth'", hint: "leave out username, and put it into password, as docs/clustering.md has it for a managed Redis"},
+	{said: "bad lua script", hint: hintManaged},
+	{said: "not allowed from script", hint: hintManaged},
+	{said: "called from script", hint: hintManaged},
+	{said: "called from Lua script", hint: hintManaged},
+	{said: "not support for normal user", hint: hintManaged},
+	{said: "unknown command", hint: "docs/clustering.md has the commands that must be allowed"},
 }
 
 // failure is the error of an operation: that of its context where that has ended.

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -79,7 +80,7 @@ type Options struct {
 	PoolSize    int           // connections to one server, at most. Default: DefaultPoolSize for each processor
 
 	// Report is told when the store begins to be out of reach for news of other nodes, rarely again while that lasts, and
-	// nil once it is over; and ErrEvicts, ErrTooOld or ErrReplica, as rarely. Default: nobody.
+	// nil once it is over; ErrEvicts, ErrForgets, ErrTooOld, ErrReplica or ErrSplitsReads, as rarely; and ErrUntold, once. Default: nobody.
 	Report func(error)
 }
 
@@ -162,7 +163,10 @@ type Store struct {
 	claims    batcher
 	unfitSaid string // what was reported last of a server that is not fit for what it is to keep, and when; guarded by mu
 	unfitAt   time.Time
-	doubts    *tokens.Window[string, []string] // by name of an Ephemeral value that may have been taken: by which tokens
+	// untoldSaid: it was reported that a server does not tell; guarded by mu
+	untoldSaid bool
+	losesNews  atomic.Bool                      // the last attempt to listen ended with ErrLosesNews
+	doubts     *tokens.Window[string, []string] // by name of an Ephemeral value that may have been taken: by which tokens
 }
 
 // New returns a store. It connects on first use. What it holds is freed by Close.

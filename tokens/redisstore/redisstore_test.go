@@ -146,7 +146,9 @@ func TestUnfit(t *testing.T) {
 		{"redis_version:10.2.0\r\nmaxmemory_policy:noeviction\r\n", nil},
 		{"redis_version:6.0.16\r\n", ErrTooOld},
 		{"redis_version:5.0.7\r\nmaxmemory_policy:noeviction\r\n", ErrTooOld},
-		{"redis_version:x\r\nmaxmemory_policy:volatile-lru\r\n", ErrEvicts},
+		{"redis_version:x\r\nmaxmemory_policy:allkeys-lru\r\n", ErrEvicts},
+		{"redis_version:x\r\nmaxmemory_policy:volatile-lru\r\n", ErrForgets},
+		{"maxmemory_policy:volatile-ttl\r\n", ErrForgets},
 		{"maxmemory_policy:noeviction\r\n", nil},
 		{"", nil},
 	} {
