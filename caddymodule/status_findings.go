@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/tokens"
+	"github.com/caddy-wechat/caddy-wechat/tokens/redisstore"
 )
 
 // What can be found, and what to do about it. Each function makes one finding.
@@ -192,14 +193,19 @@ func eachOf(err error) []error {
 
 func storeUnfit(module string, err error) Finding {
 	var en, zh []string
+	level := Yellow
 	for _, one := range eachOf(err) {
 		reason := textOf(one)
 		en, zh = append(en, reason.EN), append(zh, reason.ZH)
+		if !errors.Is(one, redisstore.ErrForgets) && !errors.Is(one, redisstore.ErrSplitsReads) { // these lose no record
+			level = Red
+		}
 	}
 	return Finding{
-		Level: Red, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
-		Text:   texts("the store is not fit for what it is to keep: "+strings.Join(en, "; "), "存储的设置不满足要求："+strings.Join(zh, "；")),
-		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, give the address of a master, and let the user's access list allow what docs/clustering.md names", "将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，地址应为主节点，访问权限见 docs/clustering.zh-CN.md"),
+		Level: level, Code: "store_unfit", Subject: "store " + module, about: aboutStore,
+		Text: texts("the store is not fit for what it is to keep: "+strings.Join(en, "; "), "存储的设置不满足要求："+strings.Join(zh, "；")),
+		Remedy: texts("set Redis to maxmemory-policy noeviction, version 7.0 or later, give the address of a master, and let the user's access list allow what docs/clustering.md names, which also has what to choose of a managed Redis",
+			"将 Redis 的 maxmemory-policy 设为 noeviction，版本 7.0 以上，地址应为主节点，访问权限与托管 Redis 的选择见 docs/clustering.zh-CN.md"),
 	}
 }
 

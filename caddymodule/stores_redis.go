@@ -220,18 +220,30 @@ func (s *RedisStore) fingerprint(o redisstore.Options) (string, error) {
 // report writes into the log of whatever configuration is in force. The store outlives this one.
 func (*RedisStore) report(addresses []string) func(error) {
 	return func(err error) {
-		log := caddy.Log().Named("wechat.stores.redis").With(zap.Strings("addresses", addresses))
-		switch {
-		case err == nil:
-			log.Info("Redis is reached again")
-		case errors.Is(err, redisstore.ErrEvicts):
-			log.Error("Redis is not set up to keep what it is given", zap.Error(err))
-		case errors.Is(err, redisstore.ErrTooOld), errors.Is(err, redisstore.ErrReplica):
-			log.Error("Redis refuses what nodes need of it", zap.Error(err))
-		default:
-			log.Error("Redis cannot be reached, or does not pass on what other nodes change: live tokens serve on from memory, WeChat's events get 503 until it can; tried again",
-				zap.Error(err))
-		}
+		logRedis(caddy.Log().Named("wechat.stores.redis").With(zap.Strings("addresses", addresses)), err)
+	}
+}
+
+// logRedis logs what a store reports, as loud as what comes of it.
+func logRedis(log *zap.Logger, err error) {
+	switch {
+	case err == nil:
+		log.Info("Redis is reached again")
+	case errors.Is(err, redisstore.ErrEvicts):
+		log.Error("Redis is not set up to keep what it is given", zap.Error(err))
+	case errors.Is(err, redisstore.ErrForgets):
+		log.Warn("Redis is not set up to keep what it is given", zap.Error(err))
+	case errors.Is(err, redisstore.ErrUntold):
+		log.Info("Redis does not tell how it is set up", zap.Error(err))
+	case errors.Is(err, redisstore.ErrTooOld), errors.Is(err, redisstore.ErrReplica):
+		log.Error("Redis refuses what nodes need of it", zap.Error(err))
+	case errors.Is(err, redisstore.ErrSplitsReads):
+		log.Warn("Redis is read from replicas", zap.Error(err))
+	case errors.Is(err, redisstore.ErrLosesNews):
+		log.Error("Redis does not pass on what other nodes change: each node looks at the accounts in use once a second instead", zap.Error(err))
+	default:
+		log.Error("Redis cannot be reached, or does not pass on what other nodes change: live tokens serve on from memory, WeChat's events get 503 until it can; tried again",
+			zap.Error(err))
 	}
 }
 
