@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 	"github.com/caddy-wechat/caddy-wechat/tokens"
 )
 
@@ -26,16 +27,24 @@ type refusingPath struct {
 	once bool   // for calls that cannot be repeated: they never find out whether a new token helps
 }
 
-func newRefusingPaths() *tokens.Window[refusingPath, struct{}] {
-	return tokens.NewWindow[refusingPath, struct{}](refusingMemory, maxRefusing)
+// refusedToken is what a call that cannot be repeated was refused with: whether the next token helps is seen in a later one. It is zero for
+// other calls.
+type refusedToken struct {
+	value secret.String
+	at    time.Time
+}
+
+func newRefusingPaths() *tokens.Window[refusingPath, refusedToken] {
+	return tokens.NewWindow[refusingPath, refusedToken](refusingMemory, maxRefusing)
 }
 
 // heal is called with an answer that refused the token. It returns the answer of the one repetition, or else an answer
 // that says why there was none.
 func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, first *http.Response) (*http.Response, error) {
 	path := refusingPath{key: call.key, path: strings.ToLower(call.path), once: !call.repeatable()}
+	held := refusedToken{call.token.Value, time.Now()}
 	renew := (*tokens.Manager).Renew
-	if t.believesNot(path) {
+	if t.believesNot(path, held) {
 		// Unless the token was replaced while the call was under way: then the refusal says nothing about the path.
 		renew = (*tokens.Manager).Replaced
 	}
@@ -63,32 +72,44 @@ func (t *Transport) heal(req *http.Request, call *apiCall, origin *url.URL, firs
 	case err != nil:
 		return t.failed(req, call, notDialing{err})
 	case refused:
-		t.refusing.Set(path, struct{}{}, 0)
+		t.refusing.Set(path, refusedToken{}, 0)
 		if ok, missed := t.twice.allow(); ok {
 			t.logger.Error("WeChat refused a token that was just renewed: does this path take another kind of token, or does another program renew it too?",
 				zap.Inline(call), zap.String("kind", string(call.key.Kind)), zap.Int("not_logged", missed))
 		}
 		res = t.refusedAgain(req, call, res)
+	case call.tookToken(req):
+		t.app.manager().Healed(call.key, held.value, held.at)
 	}
 	return res, nil
 }
 
 // believesNot reports whether a refusal on that path is no reason to renew the token. Of the calls that cannot be
 // repeated, the first one in a while is believed.
-func (t *Transport) believesNot(path refusingPath) bool {
+func (t *Transport) believesNot(path refusingPath, held refusedToken) bool {
 	if !path.once {
 		_, refusing := t.refusing.Get(path)
 		return refusing
 	}
-	_, before := t.refusing.GetOrSet(path, func() struct{} { return struct{}{} })
+	_, before := t.refusing.GetOrSet(path, func() refusedToken { return held })
 	return before
 }
 
-// accepted notes that WeChat took the token of a call that cannot be repeated: the next refusal may be believed.
-func (t *Transport) accepted(call *apiCall) {
-	if call.key.Kind != "" && call.outcome != outcomeUnreachable && !call.repeatable() {
-		t.refusing.Delete(refusingPath{key: call.key, path: strings.ToLower(call.path), once: true})
+// accepted notes that WeChat took the token of a call that cannot be repeated: the next refusal may be believed, and the last one was of
+// the token.
+func (t *Transport) accepted(req *http.Request, call *apiCall) {
+	if call.key.Kind == "" || call.outcome == outcomeUnreachable || call.repeatable() {
+		return
 	}
+	held, refused := t.refusing.Take(refusingPath{key: call.key, path: strings.ToLower(call.path), once: true}, nil)
+	if refused && !held.value.Same(call.token.Value) && call.tookToken(req) {
+		t.app.manager().Healed(call.key, held.value, held.at)
+	}
+}
+
+// tookToken reports whether WeChat's answer to a call shows that it took the token; of one without a body it cannot be told.
+func (c *apiCall) tookToken(req *http.Request) bool {
+	return req.Method != http.MethodHead && c.status == http.StatusOK && c.outcome != outcomeUnreachable && tokens.TookToken(c.errcode)
 }
 
 // refusedAgain is what the caller gets of a refusal that no renewal mends: WeChat's own answer or, so that no SDK asks

@@ -210,6 +210,56 @@ func TestAPIAlwaysRefusingPath(t *testing.T) {
 	}
 }
 
+// Another system is told of where it has voided a token, and not where a path takes no token of that kind, whichever calls can be repeated.
+func TestAPIRogueRefresh(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", `{"repeat_buffer":1024}`)
+	g.authorize()
+	large := strings.Repeat("x", 2000)
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/cgi-bin/good") {
+			io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
+			return
+		}
+		lastingRefusal(w, r)
+	})
+	call := func(path, body string) int64 {
+		t.Helper()
+		return g.post("/"+authorizerID+path, body, bearer(crmKey)).code(t)
+	}
+	rogues := func() float64 { return counted(t, g.app.metrics().rogues, "authorizer") }
+	before := wechat.tokensIssued(authorizerID)
+	for i := range 3 {
+		for _, body := range []string{"{}", large} {
+			if code := call(fmt.Sprintf("/cgi-bin/another/kind%d", i), body); code != 40001 {
+				t.Errorf("a path that takes another kind of token answers %d", code)
+			}
+			if code := call("/cgi-bin/good", body); code != 0 {
+				t.Errorf("a path that takes it answers %d", code)
+			}
+		}
+	}
+	if n := wechat.tokensIssued(authorizerID) - before; n != 6 {
+		t.Errorf("%d renewals, want 6", n)
+	}
+	g.do(http.MethodHead, "/"+authorizerID+"/cgi-bin/another/kind2", strings.NewReader(large), bearer(crmKey)) // which says nothing
+	if n := rogues(); n != 0 {
+		t.Errorf("%v refreshes by another system are counted, want none", n)
+	}
+	for i, body := range []string{"{}", large} {
+		wechat.spoil(authorizerID)
+		call("/cgi-bin/good", body)
+		for range 2 {
+			if code := call("/cgi-bin/good", body); code != 0 {
+				t.Errorf("a path that takes it answers %d", code)
+			}
+		}
+		if n := rogues(); n != float64(i+1) {
+			t.Errorf("%v refreshes by another system are counted, want %d", n, i+1)
+		}
+	}
+}
+
 // However many paths want another kind of token, the calls of others go on: WeChat takes the token there.
 func TestAPIManyRefusingPaths(t *testing.T) {
 	wechat := newFakeWeChat(t)

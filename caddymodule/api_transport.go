@@ -48,7 +48,7 @@ type Transport struct {
 	stalls  stallTimers
 	lost    damper
 
-	refusing *tokens.Window[refusingPath, struct{}]
+	refusing *tokens.Window[refusingPath, refusedToken]
 	twice    damper
 }
 
@@ -268,7 +268,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.failed(req, call, err)
 	}
 	if !refused {
-		t.accepted(call)
+		t.accepted(req, call)
 		return res, nil
 	}
 	return t.heal(req, call, origin, res)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/secret"
 )
@@ -34,7 +35,7 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 		m.report(env, k, err)
 		return err
 	}
-	held := token
+	held, at := token, time.Now()
 	if token, err = m.renewRefused(ctx, env, k, held.Value); err != nil {
 		if k.Kind == KindComponent && errors.Is(err, ErrBackoff) {
 			m.dead(k, held.Value)
@@ -44,6 +45,9 @@ func (m *Manager) call(ctx context.Context, env *Environment, k Key, method, pat
 	err = send(ctx, env.API, token, tokenParameter(k.Kind, path), method, path, query, body, out)
 	if api, ok := errors.AsType[*APIError](err); ok && IsTokenRefused(api.Code) {
 		m.refused(k, token.Value)
+	}
+	if tookToken(err) {
+		m.Healed(k, held.Value, at)
 	}
 	m.report(env, k, err)
 	return err

@@ -32,7 +32,8 @@ type Observer interface {
 	// TokenAwaited reports callers that begin (1) and cease (-1) to wait for a token that is not at hand.
 	TokenAwaited(callers int)
 	// RogueRefresh reports a token that WeChat refused long before its end, although no node here renewed it: another
-	// system is refreshing the tokens of that appid.
+	// system is refreshing the tokens of that appid. Where WeChat refuses the next one too it is not reported: a path may take another
+	// kind of token.
 	RogueRefresh(kind Kind, appid string)
 	// Happened reports what those who run the gateway, and their programs, may want to hear of. Err is why something failed.
 	Happened(what Happening, k Key, err error)

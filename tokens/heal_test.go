@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -742,14 +743,15 @@ func TestRogueRefresher(t *testing.T) {
 		r.Use(r.env)
 		r.authorize(t, testPlatform, testAuthorizer)
 		for range 4 {
-			token := r.get(t, testAuthKey)
+			token, at := r.get(t, testAuthKey), time.Now()
 			r.wx.kill(token)
-			if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
+			if err := r.Call(t.Context(), testAuthKey, http.MethodGet, pathBusiness, nil, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil { // a call that was under way
 				t.Fatal(err)
 			}
+			r.Healed(testAuthKey, token.Value, at)
 			time.Sleep(time.Minute)
 		}
 		if got := strings.Join(rogues.seen, " "); got != strings.TrimSpace(strings.Repeat("authorizer:"+testAuthorizer+" ", 4)) {
@@ -766,14 +768,150 @@ func TestRogueRefresher(t *testing.T) {
 		if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
 			t.Fatal(err)
 		}
+		r.Healed(testAuthKey, token.Value, time.Now())
 		token = r.get(t, testAuthKey)
 		r.authorize(t, testPlatform, testAuthorizer)
 		r.wx.kill(token)
 		if _, err := r.Renew(t.Context(), testAuthKey, token.Value); err != nil {
 			t.Fatal(err)
 		}
+		r.Healed(testAuthKey, token.Value, time.Now())
 		if len(rogues.seen) != 0 {
 			t.Errorf("reported without a reason: %v", rogues.seen)
+		}
+	})
+}
+
+// A path that takes another kind of token refuses the next one too: then nobody else has replaced the first.
+func TestPathOfAnotherKindIsNoRogue(t *testing.T) {
+	t.Parallel()
+	eachKind(t, func(t *testing.T, r *rig, k Key, _ string) {
+		rogues := &rogueObserver{}
+		env := *r.env
+		env.Observer = rogues
+		r.Use(&env)
+		refusing := func(path string, refuses bool) {
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = func(p string, _ map[string]any) (string, error) {
+					if p == path && refuses {
+						return wxError(40001, "invalid credential"), nil
+					}
+					return "", nil
+				}
+			})
+		}
+		call := func(path string) (code int64) {
+			t.Helper()
+			err := r.Call(t.Context(), k, http.MethodGet, path, nil, nil, nil)
+			if api, ok := errors.AsType[*APIError](err); ok {
+				return api.Code
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return 0
+		}
+		for i := range 3 {
+			path := fmt.Sprint("/cgi-bin/another/kind", i)
+			refusing(path, true)
+			if code := call(path); code != 40001 {
+				t.Fatalf("the path answers %d", code)
+			}
+			if code := call(pathBusiness); code != 0 {
+				t.Fatalf("another path answers %d", code)
+			}
+			time.Sleep(time.Minute)
+		}
+		// Nor is it news that WeChat does not answer, or is busy.
+		for _, answer := range []func() (string, error){
+			func() (string, error) { return "", errors.New("away") },
+			func() (string, error) { return wxError(-1, "system error"), nil },
+		} {
+			refusals := 0
+			r.wx.set(func(f *fakeWeChat) {
+				f.hook = func(p string, _ map[string]any) (string, error) {
+					if p != "/cgi-bin/another" {
+						return "", nil
+					}
+					if refusals++; refusals == 1 {
+						return wxError(40001, "invalid credential"), nil
+					}
+					return answer()
+				}
+			})
+			if err := r.Call(t.Context(), k, http.MethodGet, "/cgi-bin/another", nil, nil, nil); err == nil || refusals != 2 {
+				t.Fatalf("%v after %d calls", err, refusals)
+			}
+			time.Sleep(time.Minute)
+		}
+		if len(rogues.seen) != 0 || r.log.count("another system") != 0 {
+			t.Errorf("reported without a reason: %v", rogues.seen)
+		}
+		refusing("", false)
+		token := r.get(t, k)
+		r.wx.kill(token)
+		if code := call(pathBusiness); code != 0 {
+			t.Fatalf("answers %d", code)
+		}
+		if got, want := strings.Join(rogues.seen, " "), string(k.Kind)+":"+k.owner(); got != want {
+			t.Errorf("reported: %q, want %q", got, want)
+		}
+	})
+}
+
+// What WeChat refuses since a renewal was asked for is refused because of that.
+func TestOurOwnRenewalIsNoRogue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		token := r.get(t, testAuthKey)
+		refusals := 0
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(p string, _ map[string]any) (string, error) {
+				switch p {
+				case pathAuthorizerToken: // WeChat voids the token, and takes its time to answer
+					r.wx.kill(token)
+					time.Sleep(time.Second)
+				case pathBusiness: // on its way for as long
+					time.Sleep(time.Second)
+				case "/cgi-bin/another/kind":
+					refusals++
+					time.Sleep(500 * time.Millisecond)
+					return wxError(40001, "invalid credential"), nil
+				}
+				return "", nil
+			}
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = r.Call(t.Context(), testAuthKey, http.MethodGet, "/cgi-bin/another/kind", nil, nil, nil) })
+		if err := r.Call(t.Context(), testAuthKey, http.MethodGet, pathBusiness, nil, nil, nil); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if n := r.wx.count(pathBusiness); n != 2 || refusals != 2 {
+			t.Fatalf("%d calls, and %d of the other path: want 2 and 2", n, refusals)
+		}
+		if r.log.count("another system") != 0 {
+			t.Error("the gateway takes itself for a rogue")
+		}
+	})
+}
+
+// stable_token gives a plain account the same token until shortly before its end: if it gives another, somebody has replaced it.
+func TestRogueOfAPlainAccountNeedsNoProof(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		k := AccountKey(testAccount)
+		token := r.get(t, k)
+		r.wx.set(func(f *fakeWeChat) { delete(f.alive, f.stable[testAccount]); delete(f.stable, testAccount) })
+		if _, err := r.Renew(t.Context(), k, token.Value); err != nil {
+			t.Fatal(err)
+		}
+		r.Healed(k, token.Value, time.Now())
+		if n := r.log.count("another system is refreshing tokens of " + testAccount); n != 1 {
+			t.Errorf("said %d times", n)
 		}
 	})
 }

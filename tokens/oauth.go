@@ -107,9 +107,11 @@ func (m *Manager) ExchangeUserCode(ctx context.Context, c UserCode) (UserGrant, 
 	if !ok || !IsTokenRefused(refusal.Code) {
 		return grant, err
 	}
+	at := time.Now()
 	if _, err = m.renewRefused(ctx, env, key, token.Value); err != nil {
 		return UserGrant{}, fmt.Errorf("renewal of the component token that WeChat refused: %w", err)
 	}
+	m.Healed(key, token.Value, at) // no other kind of token is taken here, and there is no code to try the new one with
 	return UserGrant{}, fmt.Errorf("%w: %w", ErrTokenRenewed, refusal)
 }
 
@@ -259,11 +261,16 @@ func (m *Manager) renewUser(ctx context.Context, u User, g UserGrant) (UserGrant
 	if !ok || !IsTokenRefused(refusal.Code) {
 		return renewed, err
 	}
-	if token, err = m.renewRefused(ctx, env, key, token.Value); err != nil {
+	held, at := token, time.Now()
+	if token, err = m.renewRefused(ctx, env, key, held.Value); err != nil {
 		return g, fmt.Errorf("renewal of the component token that WeChat refused: %w", err)
 	}
 	query.Set("component_access_token", token.Value.Reveal())
-	return refreshUser(ctx, env.API, pathComponentUserRefresh, query, g)
+	renewed, err = refreshUser(ctx, env.API, pathComponentUserRefresh, query, g)
+	if tookToken(err) {
+		m.Healed(key, held.Value, at)
+	}
+	return renewed, err
 }
 
 func refreshUser(ctx context.Context, api *Client, path string, query url.Values, old UserGrant) (UserGrant, error) {

@@ -264,7 +264,11 @@ func (m *Manager) renew(ctx context.Context, env *Environment, k Key, refused se
 		return nil, err
 	}
 	if isRefused && !ordered && now.before(e.staleAt) && !g.access.Same(refused) {
-		m.rogue(env, k)
+		if k.Kind == KindAccount && !g.forced {
+			m.rogue(env, k) // stable_token would give the refused one, had nobody replaced it
+		} else {
+			m.troubles.replaced(k, replacement{refused, g.asked}) // before those who can tell get the token
+		}
 	}
 	return m.keep(ctx, env, k, e, g)
 }
@@ -282,6 +286,14 @@ func (m *Manager) renewedElsewhere(ctx context.Context, env *Environment, e *ent
 		return nil
 	}
 	return now
+}
+
+// Healed says that WeChat took k's current token for a call for which it had refused another at that time. So the refusal was of that one,
+// and not of its kind, as on a path that takes another: if no node here had replaced it, another system has.
+func (m *Manager) Healed(k Key, refused secret.String, at time.Time) {
+	if env, err := m.current(); err == nil && m.troubles.confirm(k, refused, at) {
+		m.rogue(env, k)
+	}
 }
 
 // rogue reports a token that WeChat refused although it had life left and no node here renewed it.

@@ -17,6 +17,8 @@ const (
 	troubleLogEvery = 10 * time.Minute
 	// maxTroubles bounds the table. One that is forgotten costs an attempt too early.
 	maxTroubles = 1 << 16
+	// replacementDoubt is for how long it may be found out why WeChat refused a token: the call may be one that is not repeated at once.
+	replacementDoubt = 10 * time.Minute
 
 	// refusalBurst and refusalEvery bound the renewals of one token that WeChat keeps refusing: one that is refused
 	// at birth would otherwise be fetched anew with each call.
@@ -50,12 +52,23 @@ type trouble struct {
 	void     secret.String // a refresh token that WeChat called invalid
 	rogues   int           // tokens that died although nobody here renewed them
 	rogueAt  time.Time     // when the log last heard of them
+	early    replacement   // of what may be one more
 	budget   float64       // renewals for refused tokens that are left
 	budgetAt time.Time
 
 	half bool          // one of the failures brought a new refresh token and no access token, and so wrote the record
 	held secret.String // half: the access token that the record had
 }
+
+// replacement is of a token that was replaced long before its end since WeChat refused it: either another system has voided it, or the path that
+// it was refused on takes another kind of token. It is the former if WeChat takes the next one there.
+type replacement struct {
+	token secret.String // zero: there is none
+	asked time.Time     // when the next one was asked for: it is our own doing that WeChat refuses this one since
+}
+
+// lives reports whether somebody may still find out.
+func (r replacement) lives() bool { return !r.token.IsZero() && time.Since(r.asked) < replacementDoubt }
 
 // forget lets the key be tried again at once; mu is held.
 func (x *trouble) forget() {
@@ -110,6 +123,26 @@ func (t *troubles) refuse(k Key, token secret.String) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.at(k).refused = token
+}
+
+// replaced notes a token that was replaced since WeChat refused it.
+func (t *troubles) replaced(k Key, r replacement) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at(k).early = r
+}
+
+// confirm reports, once, whether a token that WeChat refused at that time, and not its successor for the same call, is one that another
+// system has voided.
+func (t *troubles) confirm(k Key, token secret.String, at time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.keys[k]
+	if x == nil || !x.early.lives() || !x.early.token.Same(token) || at.After(x.early.asked) {
+		return false
+	}
+	x.early = replacement{}
+	return true
 }
 
 // rogue counts a token that another system made invalid, and says whether to say so in the log.
@@ -204,8 +237,11 @@ func (t *troubles) over(k Key, current secret.String) {
 	if !x.refused.IsZero() && x.refused.Same(current) {
 		still.refused = x.refused
 	}
+	if x.early.lives() {
+		still.early = x.early
+	}
 	switch {
-	case !still.refused.IsZero(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery,
+	case !still.refused.IsZero(), x.early.lives(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery,
 		time.Since(x.rogueAt) < troubleLogEvery:
 		*x = still
 	default:

@@ -57,6 +57,7 @@ const (
 	codeNotAuthorized       = 61003
 	codeTicketExpired       = 61005
 	codeTicketInvalid       = 61006
+	codeSystemBusy          = -1
 	codeAuthCodeInvalid     = 61009
 	codeAuthCodeExpired     = 61010
 	codeRefreshTokenInvalid = 61023
@@ -94,6 +95,18 @@ func IsTokenRefused(code int64) bool {
 	row := errcodeByCode[code]
 	return row != nil && row.class == ClassRenew
 }
+
+// tookToken reports whether what a call came to shows that WeChat took its token.
+func tookToken(err error) bool {
+	if err == nil {
+		return true
+	}
+	api, ok := errors.AsType[*APIError](err)
+	return ok && TookToken(api.Code)
+}
+
+// TookToken reports whether an answer with an errcode, or 0, shows that WeChat took the access token of the call.
+func TookToken(code int64) bool { return !IsTokenRefused(code) && code != codeSystemBusy }
 
 // hasCode reports whether err is WeChat's answer with one of these codes.
 func hasCode(err error, codes ...int64) bool {
