@@ -65,6 +65,7 @@ func (m *Manager) refused(k Key, token secret.String) {
 // have WeChat asked with it as often as apps call.
 func (m *Manager) dead(k Key, token secret.String) {
 	if e := m.cache.Load().get(k); e != nil && e.token.Value.Same(token) {
+		m.troubles.end(k, token)
 		e.ended.Store(true)
 	}
 }

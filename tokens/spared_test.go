@@ -67,6 +67,32 @@ func TestDeadComponentTokenIsNotTriedWithEachCall(t *testing.T) {
 	})
 }
 
+// The cache may forget the entry of a dead token at any time: that it is dead is known all the same.
+func TestDeadComponentTokenStaysDead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		time.Sleep(3 * time.Hour)
+		r.ticket(t, testPlatform)
+		k := ComponentKey(testPlatform)
+		r.wx.kill(exhaust(t, r, k))
+		if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrBackoff) {
+			t.Fatalf("Get: %v, want ErrBackoff", err)
+		}
+		before := r.wx.count(pathAuthorizerToken)
+		for range 5 {
+			r.cache.Load().drop(k)
+			if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrBackoff) {
+				t.Fatalf("Get: %v, want ErrBackoff", err)
+			}
+		}
+		if n := r.wx.count(pathAuthorizerToken) - before; n != 0 {
+			t.Errorf("WeChat was asked %d times with a token that it refuses", n)
+		}
+	})
+}
+
 // A token serves on that WeChat refused while no other is to be had. That somebody had one renewed too often, of which nobody had complained,
 // does not make the token good that is refused later.
 func TestRationedOrderSparesNoToken(t *testing.T) {

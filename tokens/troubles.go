@@ -49,6 +49,7 @@ type trouble struct {
 	err      error
 	loggedAt time.Time
 	refused  secret.String
+	ended    bool          // the refused one is not to be spared
 	void     secret.String // a refresh token that WeChat called invalid
 	rogues   int           // tokens that died although nobody here renewed them
 	rogueAt  time.Time     // when the log last heard of them
@@ -122,7 +123,19 @@ func (t *troubles) halved(k Key, held secret.String) {
 func (t *troubles) refuse(k Key, token secret.String) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.at(k).refused = token
+	x := t.at(k)
+	if !x.refused.Same(token) {
+		x.refused, x.ended = token, false
+	}
+}
+
+// end notes that a refused token is not to be spared, also once the cache has lost its entry.
+func (t *troubles) end(k Key, token secret.String) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if x := t.keys[k]; x != nil && x.refused.Same(token) {
+		x.ended = true
+	}
 }
 
 // replaced notes a token that was replaced since WeChat refused it.
@@ -217,6 +230,7 @@ func (t *troubles) adopt(e *entry) {
 		if x.half && !e.token.Value.Same(x.held) {
 			x.forget()
 		}
+		e.ended.Store(x.ended && e.token.Value.Same(x.refused))
 		e.refused.Store(!x.refused.IsZero() && e.token.Value.Same(x.refused))
 		if x.failures > 0 {
 			e.renewAt.Store(steady(x.retryAt))
@@ -235,7 +249,7 @@ func (t *troubles) over(k Key, current secret.String) {
 	}
 	still := trouble{budget: x.budget, budgetAt: x.budgetAt, rogues: x.rogues, rogueAt: x.rogueAt}
 	if !x.refused.IsZero() && x.refused.Same(current) {
-		still.refused = x.refused
+		still.refused, still.ended = x.refused, x.ended
 	}
 	if x.early.lives() {
 		still.early = x.early
