@@ -380,7 +380,7 @@ func (m *Manager) HandOnLater(id string) {
 		for next := heir.forwards.inheritor(); next != nil; next = heir.forwards.inheritor() {
 			heir = next // the jobs of the one before have ended
 		}
-		heir.queue.add("taken forward "+id, 0, func(ctx context.Context) error {
+		heir.queue.addIn(laneForwardRecords, "taken forward "+id, 0, func(ctx context.Context) error {
 			if err := heir.takeForward(ctx, m, id); err != nil {
 				heir.forwardsLeft(1, err)
 			}
@@ -388,7 +388,7 @@ func (m *Manager) HandOnLater(id string) {
 		})
 		return
 	}
-	m.queue.add("forwards later", takeOverAfter, m.resumeForwards)
+	m.queue.addIn(laneForwards, "forwards later", takeOverAfter, m.resumeForwards)
 }
 
 // HandOn hands on an event that is kept: forward does it. It is done with unless the error wraps ErrNotForwarded: then it is tried again in
@@ -406,7 +406,7 @@ func (m *Manager) HandOn(ctx context.Context, id string, forward func(context.Co
 	// Without the lock another node may do the same: twice is better than never.
 	err = m.handOn(ctx, env, id, forward)
 	if errors.Is(err, ErrNotForwarded) {
-		m.queue.add("forwards", 0, m.resumeForwards)
+		m.queue.addIn(laneForwards, "forwards", 0, m.resumeForwards)
 	}
 	return err
 }
@@ -481,7 +481,7 @@ func (m *Manager) forgetLater(id string, delay time.Duration, how func(context.C
 		heir.forgetLater(id, delay, how)
 		return
 	}
-	m.queue.add("forwarded "+id, delay, func(ctx context.Context) error {
+	m.queue.addIn(laneForwardRecords, "forwarded "+id, delay, func(ctx context.Context) error {
 		err := how(ctx)
 		if err == nil {
 			m.forwards.done(id)
@@ -655,6 +655,6 @@ func (m *Manager) adoptForward(ctx context.Context, from *Manager, old *Environm
 	if err := m.storeRecord(ctx, env, forwardName(id), wire); err != nil {
 		return err
 	}
-	m.queue.add("forwards", 0, m.resumeForwards)
+	m.queue.addIn(laneForwards, "forwards", 0, m.resumeForwards)
 	return from.deleteRecord(ctx, old, forwardName(id))
 }

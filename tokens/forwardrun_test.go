@@ -3,10 +3,12 @@ package tokens
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -62,6 +64,76 @@ func (rc *receiver) until(got int, limit time.Duration) time.Duration {
 		time.Sleep(time.Second)
 	}
 	return time.Since(began)
+}
+
+// However many reasons there are to hand on events, backends that hang have one worker of the queue, and other work has the others.
+func TestForwardsLeaveTheOtherWorkersAlone(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		b := &fakeBackends{rc: rc, took: map[string]time.Duration{"hangs": time.Minute}}
+		var back atomic.Bool
+		r.env.Forward = func(ctx context.Context, f Forward) error {
+			if back.Load() {
+				return rc.forward(ctx, f)
+			}
+			return b.forward(ctx, f)
+		}
+		r.keepForwards(t, 300, "hangs")
+		r.restart()
+		id := r.keepForward(t)
+		r.HandOnLater(id)                                 // another node is about to
+		(&hearing{m: r.Manager}).Changed(forwardName(id)) // and another has kept one
+		time.Sleep(takeOverAfter)
+		for round := range 5 {
+			time.Sleep(time.Minute)
+			var began atomic.Int64
+			for i := range queueWorkers - 1 {
+				r.queue.add(fmt.Sprint("other work ", i), 0, func(context.Context) error {
+					began.Add(1)
+					time.Sleep(30 * time.Second)
+					return nil
+				})
+			}
+			synctest.Wait()
+			if n := began.Load(); n != queueWorkers-1 || b.underWay.Load() == 0 {
+				t.Errorf("round %d: %d of %d other jobs begin while %d events are at a backend that hangs", round, n, queueWorkers-1, b.underWay.Load())
+			}
+		}
+		if n := b.most.Load(); n > forwardsBeside {
+			t.Errorf("%d events were under way at once, want at most %d", n, forwardsBeside)
+		}
+		// All are handed on once somebody answers: those that waited for a turn have had it.
+		back.Store(true)
+		rc.answer(nil)
+		time.Sleep(time.Hour)
+		rc.want(t, r, 301, 0)
+	})
+}
+
+// Nor are all workers kept busy by a store that does not delete what was handed on.
+func TestDeletionsOfForwardsLeaveTheOtherWorkersAlone(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+		release := make(chan struct{})
+		r.store.hold(func(op, name string) {
+			if op == "delete" && strings.HasPrefix(name, forwardFolder) {
+				<-release
+			}
+		})
+		for range 3 * queueWorkers {
+			r.forgetLater(r.keepForward(t), 0, r.deleteForward(r.Manager.env.Load(), "00"))
+		}
+		synctest.Wait()
+		var began atomic.Bool
+		r.queue.add("other work", 0, func(context.Context) error { began.Store(true); return nil })
+		synctest.Wait()
+		if !began.Load() {
+			t.Error("other work waits for the deletions")
+		}
+		close(release)
+		synctest.Wait()
+		if n := len(r.forwards.forgetting); n != 0 {
+			t.Errorf("%d deletions are left", n)
+		}
+	})
 }
 
 // Events go out one after another, in the order in which they came, while answers come.

@@ -27,6 +27,7 @@ type job struct {
 	sooner  time.Time // when it is to run again, as it was hastened while running
 	light   bool
 	asks    bool         // WeChat, and may as well not be done
+	lane    lane         // see addIn
 	number  uint64       // of its last attempt
 	err     error        // what that came to
 	awaited []chan error // get what the attempt that is under way, or else the next, comes to
@@ -49,13 +50,15 @@ type retryQueue struct {
 	wake chan struct{}
 	free chan struct{} // one element per idle worker
 
-	light  int    // jobs that addLight and addNews added
-	asking int    // of addLight's, that run
-	tries  uint64 // attempts that have begun; each has its number
+	light  int           // jobs that addLight and addNews added
+	asking int           // of addLight's, that run
+	lanes  map[lane]bool // in which one runs
+	tries  uint64        // attempts that have begun; each has its number
 }
 
 func (q *retryQueue) init() {
 	q.jobs = make(map[string]*job)
+	q.lanes = make(map[lane]bool)
 	q.wake = make(chan struct{}, 1)
 	q.free = make(chan struct{}, queueWorkers)
 	for range queueWorkers {
@@ -65,9 +68,27 @@ func (q *retryQueue) init() {
 
 // add queues a job to run after a delay. One that waits under the same id stays; one that is running runs once more.
 func (q *retryQueue) add(id string, delay time.Duration, run func(context.Context) error) {
+	q.put(id, delay, &job{run: run})
+}
+
+// A lane is of jobs that run one after another. There may be many, or they may take minutes: they leave the other workers to other work.
+type lane string
+
+const (
+	laneForwards       lane = "forwards"        // hand on events: while backends hang, for minutes
+	laneForwardRecords lane = "forward records" // are about one event in a store, which may be one that is used no more: as many as there are events
+)
+
+// addIn is add for a job of a lane.
+func (q *retryQueue) addIn(in lane, id string, delay time.Duration, run func(context.Context) error) {
+	q.put(id, delay, &job{run: run, lane: in})
+}
+
+func (q *retryQueue) put(id string, delay time.Duration, next *job) {
 	q.mu.Lock()
 	if j := q.jobs[id]; j == nil {
-		q.jobs[id] = &job{run: run, due: time.Now().Add(delay)}
+		next.due = time.Now().Add(delay)
+		q.jobs[id] = next
 	} else if j.running {
 		j.again = true
 	}
@@ -176,7 +197,7 @@ func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 	wait = -1
 	now := time.Now()
 	for name, candidate := range q.jobs {
-		if candidate.running || candidate.asks && q.asking == maxAsking { // the end of one that runs wakes the loop
+		if candidate.running || candidate.asks && q.asking == maxAsking || q.lanes[candidate.lane] { // the end of one that runs wakes the loop
 			continue
 		}
 		left := candidate.due.Sub(now)
@@ -185,6 +206,9 @@ func (q *retryQueue) take() (id string, j *job, wait time.Duration) {
 			candidate.running, candidate.number = true, q.tries
 			if candidate.asks {
 				q.asking++
+			}
+			if candidate.lane != "" {
+				q.lanes[candidate.lane] = true
 			}
 			return name, candidate, 0
 		}
@@ -203,6 +227,7 @@ func (q *retryQueue) finish(id string, j *job, err error) {
 	if j.asks {
 		q.asking--
 	}
+	delete(q.lanes, j.lane)
 	for _, ended := range j.awaited {
 		ended <- err
 	}
