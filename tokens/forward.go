@@ -597,6 +597,10 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 		})
 	}
 	ids, err := from.storedForwards(ctx, old)
+	if err != nil {
+		m.forwardsUnlisted(from.forwards.waiting(), err)
+		return
+	}
 	left := 0
 	for _, id := range ids {
 		if forgetting[id] != nil {
@@ -606,9 +610,22 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 			left, err = left+1, failed
 		}
 	}
-	if err != nil {
+	if left > 0 {
 		m.forwardsLeft(left, err)
 	}
+}
+
+// forwardsUnlisted is forwardsLeft of a store that does not say what it has. Known is how many of those that wait there this node knew of.
+func (m *Manager) forwardsUnlisted(known int, why error) {
+	env := m.env.Load()
+	if env == nil {
+		return
+	}
+	if known > 0 {
+		env.Observer.ForwardEnded(ForwardLeft, known)
+	}
+	env.Log.Error("the store of before does not list the events that wait to be forwarded, which cannot be taken over: any stay there, and are forwarded if it is used again before they are too old",
+		"known_events", known, "error", why)
 }
 
 func (m *Manager) forwardsLeft(events int, why error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -529,6 +530,47 @@ func TestForwardsAreLeft(t *testing.T) {
 		}
 	})
 }
+
+// Of a store that does not say what it has, those are told that this node knew of; and of none there is nothing to count.
+func TestForwardsThatAreNotListedAreLeft(t *testing.T) {
+	for _, known := range []int{0, 2} {
+		t.Run(fmt.Sprint(known, " known"), func(t *testing.T) {
+			inForward(t, func(t *testing.T, r *rig, _ *receiver) {
+				for range known {
+					r.HandOnLater(r.keepForward(t))
+				}
+				next := r.successor(t)
+				counted := &forwardObserver{}
+				env := *next.env
+				env.Observer = counted
+				next.Use(&env)
+				r.Close()
+				r.store.fail(func(op, name string) error {
+					if op == "list" && strings.HasPrefix(name, forwardFolder) {
+						return errors.New("broken")
+					}
+					return nil
+				})
+				next.TakeOver(r.Manager)
+				synctest.Wait()
+				if known == 0 && len(counted.ends) != 0 || known > 0 && !slices.Equal(counted.ends, []int{known}) {
+					t.Errorf("counted: %v", counted.ends)
+				}
+				if text := next.log.String(); next.log.count("does not list the events") != 1 || !strings.Contains(text, fmt.Sprintf("known_events=%d ", known)) || strings.Contains(text, " events=") {
+					t.Errorf("the log:\n%s", text)
+				}
+			})
+		})
+	}
+}
+
+// forwardObserver notes how many events end at a time.
+type forwardObserver struct {
+	noObserver
+	ends []int
+}
+
+func (o *forwardObserver) ForwardEnded(_ ForwardEnd, events int) { o.ends = append(o.ends, events) }
 
 // undeleted is of how many events something is still to be deleted.
 func (r *rig) undeleted() int {
