@@ -311,8 +311,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 		if infoType != "component_verify_ticket" || p.query.inWindow(time.Now(), math.MaxInt64) != nil {
 			return err
 		}
-		a.logger.Error("a ticket's timestamp is outside timestamp_window; it was accepted, but messages are being refused: correct this machine's clock",
-			zap.String("platform", p.platform.AppID), zap.Duration("wechat_ahead_by", p.query.clockOffset()))
+		a.lateTicket(p)
 	}
 	// What WeChat sent must be kept even if it hangs up: only our own deadline ends this.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventStoreTimeout)
@@ -348,6 +347,18 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	a.logger.Info("event received", zap.String("platform", platform), zap.String("info_type", infoType),
 		zap.ByteString("appid", f.AuthorizerAppID))
 	return nil
+}
+
+// lateTicket tells of a ticket that is outside the window. Where WeChat has told its time nothing is wrong with the clocks.
+func (a *App) lateTicket(p *push) {
+	platform, off := zap.String("platform", p.platform.AppID), p.query.clockOffset()
+	if _, known := a.health().clock.offset(time.Now()); known {
+		a.logger.Warn("a ticket's timestamp is outside timestamp_window, also by WeChat's clock: somebody sent it again, or it was long on its way; it was accepted, as any ticket is",
+			platform, zap.Duration("timestamp_off_by", off-p.ahead))
+		return
+	}
+	a.logger.Error("a ticket's timestamp is outside timestamp_window, and WeChat does not tell its time; it was accepted, but a message would be refused: unless somebody sent it again, correct this machine's clock",
+		platform, zap.Duration("wechat_ahead_by", off))
 }
 
 func (a *App) acceptCode(ctx context.Context, p *push, infoType string, appid, code []byte) error {

@@ -98,6 +98,29 @@ func TestEventTicketOutsideWindow(t *testing.T) {
 	}
 }
 
+// A ticket that is sent again says nothing about a clock that is right by WeChat's.
+func TestEventTicketSentAgain(t *testing.T) {
+	t.Parallel()
+	wechat := newTimeWeChat(t, 0)
+	app, ctx := newTestApp(t, testConfig(wechat.URL))
+	e := eventHandler(t, ctx)
+	logs := watchLog(app)
+	s := eventSender(t)
+	s.at = time.Now().Add(-2 * time.Hour)
+	rec := serve(t, e, s.push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil)
+	if rec.Code != 200 || rec.Body.String() != "success" {
+		t.Fatalf("%d %q", rec.Code, rec.Body)
+	}
+	wechat.times(t, 1)
+	entries := logs.FilterLevelExact(zapcore.WarnLevel).FilterMessageSnippet("sent it again").All()
+	if len(entries) != 1 || logs.FilterLevelExact(zapcore.ErrorLevel).Len() != 0 || logs.FilterMessageSnippet("this machine's clock").Len() != 0 {
+		t.Fatalf("log %v", logs.All())
+	}
+	if off, _ := entries[0].ContextMap()["timestamp_off_by"].(time.Duration); off > -119*time.Minute || off < -121*time.Minute {
+		t.Errorf("offset %v", entries[0].ContextMap())
+	}
+}
+
 func TestEventAnswersOthers(t *testing.T) {
 	t.Parallel()
 	e, app := newEvent(t)
