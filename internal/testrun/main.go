@@ -30,8 +30,6 @@ const stopGrace = 15 * time.Second
 type options struct {
 	root     string
 	skips    string
-	cover    string
-	coverPkg string
 	summary  string
 	timeout  time.Duration
 	parallel int
@@ -43,8 +41,6 @@ func main() {
 	var o options
 	flag.StringVar(&o.root, "root", ".", "the repository's root")
 	flag.StringVar(&o.skips, "skips", "scripts/allowed-skips.txt", "file that names the skips that are no failure, below the root")
-	flag.StringVar(&o.cover, "cover", "", "write a coverage profile of the race run to this file")
-	flag.StringVar(&o.coverPkg, "coverpkg", "./crypto/...,./tokens/...,./caddymodule/...,./internal/http1", "packages that the profile covers")
 	flag.StringVar(&o.summary, "summary", "", "write the closing line to this file too")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "longest time for one package's tests") // far beyond what they take: it ends what hangs
 	flag.IntVar(&o.parallel, "p", 0, "packages built and tested at a time; 0: as many as there are processors")
@@ -132,13 +128,6 @@ func plan(ctx context.Context, o options) ([]step, error) {
 		}
 		if !o.soak {
 			args := append(append([]string{}, common...), "-race", "-shuffle=on")
-			if o.cover != "" && m == o.root {
-				profile, err := filepath.Abs(o.cover)
-				if err != nil {
-					return nil, err
-				}
-				args = append(args, "-coverprofile="+profile, "-coverpkg="+o.coverPkg)
-			}
 			raced = append(raced, step{title: "race, module " + rel, dir: m, args: append(args, o.patterns...)})
 		}
 		for _, d := range dirs {
