@@ -311,7 +311,7 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 		if infoType != "component_verify_ticket" || p.query.inWindow(time.Now(), math.MaxInt64) != nil {
 			return err
 		}
-		a.lateTicket(p)
+		a.lateTicket(p, window)
 	}
 	// What WeChat sent must be kept even if it hangs up: only our own deadline ends this.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventStoreTimeout)
@@ -349,16 +349,22 @@ func (a *App) keepEvent(ctx context.Context, p *push, window time.Duration) erro
 	return nil
 }
 
-// lateTicket tells of a ticket that is outside the window. Where WeChat has told its time nothing is wrong with the clocks.
-func (a *App) lateTicket(p *push) {
-	platform, off := zap.String("platform", p.platform.AppID), p.query.clockOffset()
-	if _, known := a.health().clock.offset(time.Now()); known {
+// lateTicket tells of a ticket that is outside the window. Where WeChat has told its time, and that does not account for it, nothing is wrong
+// with the clocks.
+func (a *App) lateTicket(p *push, window time.Duration) {
+	now, platform, off := time.Now(), zap.String("platform", p.platform.AppID), p.query.clockOffset()
+	ahead, known := a.health().clock.offset(now)
+	switch {
+	case !known:
+		a.logger.Error("a ticket's timestamp is outside timestamp_window, and WeChat does not tell its time; it was accepted, but a message would be refused: unless somebody sent it again, correct this machine's clock",
+			platform, zap.Duration("wechat_ahead_by", off))
+	case p.inTime(now.Add(ahead), window) == nil: // pushes are judged by WeChat's clock only where the difference is the window or more
+		a.logger.Error("a ticket's timestamp is outside timestamp_window by this machine's clock, and not by WeChat's; it was accepted, but a message would be refused: correct this machine's clock",
+			platform, zap.Duration("wechat_ahead_by", ahead))
+	default:
 		a.logger.Warn("a ticket's timestamp is outside timestamp_window, also by WeChat's clock: somebody sent it again, or it was long on its way; it was accepted, as any ticket is",
-			platform, zap.Duration("timestamp_off_by", off-p.ahead))
-		return
+			platform, zap.Duration("timestamp_off_by", off-ahead))
 	}
-	a.logger.Error("a ticket's timestamp is outside timestamp_window, and WeChat does not tell its time; it was accepted, but a message would be refused: unless somebody sent it again, correct this machine's clock",
-		platform, zap.Duration("wechat_ahead_by", off))
 }
 
 func (a *App) acceptCode(ctx context.Context, p *push, infoType string, appid, code []byte) error {

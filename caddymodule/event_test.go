@@ -121,6 +121,40 @@ func TestEventTicketSentAgain(t *testing.T) {
 	}
 }
 
+// Pushes are judged by this machine's clock while it is off by less than the window: a ticket may then be late by that alone.
+func TestEventTicketLateByOurClockAlone(t *testing.T) {
+	t.Parallel()
+	const ahead = -(defaultTimestampWindow - 20*time.Second)
+	for late, want := range map[time.Duration]struct {
+		level zapcore.Level
+		says  string
+		field string
+		off   time.Duration
+	}{
+		time.Minute:   {zapcore.ErrorLevel, "and not by WeChat's", "wechat_ahead_by", ahead},
+		2 * time.Hour: {zapcore.WarnLevel, "also by WeChat's clock", "timestamp_off_by", -2 * time.Hour},
+	} {
+		wechat := newTimeWeChat(t, ahead)
+		app, ctx := newTestApp(t, testConfig(wechat.URL))
+		e := eventHandler(t, ctx)
+		logs := watchLog(app)
+		s := eventSender(t)
+		s.at = time.Now().Add(ahead - late)
+		rec := serve(t, e, s.push("/wx/event", eventXML("component_verify_ticket", ticketElement)), nil)
+		if rec.Code != 200 || rec.Body.String() != "success" {
+			t.Fatalf("%d %q", rec.Code, rec.Body)
+		}
+		wechat.times(t, 1)
+		entries := logs.FilterMessageSnippet("a ticket's timestamp").All()
+		if len(entries) != 1 || entries[0].Level != want.level || !strings.Contains(entries[0].Message, want.says) {
+			t.Fatalf("late by %v: log %v", late, entries)
+		}
+		if off, _ := entries[0].ContextMap()[want.field].(time.Duration); (off - want.off).Abs() > 5*time.Second {
+			t.Errorf("late by %v: %v", late, entries[0].ContextMap())
+		}
+	}
+}
+
 func TestEventAnswersOthers(t *testing.T) {
 	t.Parallel()
 	e, app := newEvent(t)
