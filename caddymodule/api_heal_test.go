@@ -260,6 +260,36 @@ func TestAPIRogueRefresh(t *testing.T) {
 	}
 }
 
+// What WeChat took before the token was voided, and answers after it has refused another call, proves nothing and takes no proof away.
+func TestAPIRogueRefreshDuringAnUpload(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", `{"repeat_buffer":1024}`)
+	g.authorize()
+	taken, answer := make(chan struct{}), make(chan struct{})
+	wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("slow") {
+			close(taken)
+			<-answer
+		}
+		io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`)
+	})
+	upload := func(query string) int64 {
+		return g.post("/"+authorizerID+"/cgi-bin/good"+query, strings.Repeat("x", 2000), bearer(crmKey)).code(t)
+	}
+	slow := make(chan int64)
+	go func() { slow <- upload("?slow=1") }()
+	<-taken
+	wechat.spoil(authorizerID)
+	refused := upload("")
+	close(answer)
+	if first, next := <-slow, upload(""); refused != 40001 || first != 0 || next != 0 {
+		t.Errorf("answers %d, %d and %d", refused, first, next)
+	}
+	if n := counted(t, g.app.metrics().rogues, "authorizer"); n != 1 {
+		t.Errorf("%v refreshes by another system are counted, want 1", n)
+	}
+}
+
 // However many paths want another kind of token, the calls of others go on: WeChat takes the token there.
 func TestAPIManyRefusingPaths(t *testing.T) {
 	wechat := newFakeWeChat(t)
