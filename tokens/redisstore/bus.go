@@ -69,18 +69,14 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 	pause := againFirst
 	var reported time.Time // zero: all is well
 	for {
-		well := false
 		err := s.listen(ctx, l, func() {
-			well, pause = true, againFirst
+			pause = againFirst
 			s.losesNews.Store(false)
 			if !reported.IsZero() {
 				s.report(nil)
 				reported = time.Time{}
 			}
 		})
-		if well {
-			l.Listening(false)
-		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -117,7 +113,14 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 
 	heard := make(chan any, maxHeard)
 	failed := make(chan error, 1)
+	began := false
+	defer func() {
+		if began { // before the heartbeat has ended that is on its way, maybe over a dead connection
+			l.Listening(false)
+		}
+	}()
 	begin := func() {
+		began = true
 		s.freeAgain()
 		l.Listening(true)
 		begun()

@@ -250,3 +250,24 @@ func TestSlowConnectionIsHeard(t *testing.T) {
 		relay.Slow(0)
 	}
 }
+
+// TestDeadConnectionIsNoticed: a heartbeat that is on its way over it does not delay that.
+func TestDeadConnectionIsNoticed(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	for try := range stall.Tries(t, 200*time.Millisecond, server.Turn) {
+		relay := redistest.NewRelay(t, server.Addr)
+		_, on, _ := reporting(t, Options{Addresses: []string{relay.Addr}})
+		<-on
+		time.Sleep(2 * beatEvery) // the first heartbeats are over
+		relay.Hang()
+		dead := time.Now()
+		if <-on {
+			t.Fatal("it listens over a dead connection")
+		}
+		if took, most := time.Since(dead), silenceMost+2*beatEvery; took > most {
+			try.Errorf("noticed after %v, want %v at most", took, most)
+		}
+		relay.Pass()
+	}
+}
