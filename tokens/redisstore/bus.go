@@ -507,7 +507,7 @@ func (s *Store) unfitOf(ctx context.Context, client redis.Cmdable, sections []st
 		}
 		told = told || strings.Contains(info, policyField)
 		err = unfit(info)
-		if errors.Is(err, ErrReplica) {
+		if errors.Is(err, ErrReplica) && !strings.Contains(info, writableReplica) {
 			// One that stands behind a proxy may say so of itself. The key is none that there is.
 			if client.Del(ctx, s.nodeKey("{0}")).Err() == nil {
 				err = &tokens.SaidError{Kind: ErrSplitsReads, Text: tokens.Text{
@@ -527,6 +527,10 @@ func (s *Store) unfitOf(ctx context.Context, client redis.Cmdable, sections []st
 
 // policyField is the field of INFO with what is done when the memory is full.
 const policyField = "maxmemory_policy"
+
+// writableReplica is what INFO has of a replica that takes writes itself: its master knows nothing of them, and they are lost when it is
+// synchronized again.
+const writableReplica = "slave_read_only:0"
 
 // saidOf puts what a server says of itself into both languages.
 func saidOf(value, en, zh string) tokens.Text {

@@ -171,6 +171,16 @@ func TestReadsFromReplicas(t *testing.T) {
 	}
 }
 
+// TestReplicaThatTakesWrites: it keeps them to itself, and loses them.
+func TestReplicaThatTakesWrites(t *testing.T) {
+	t.Parallel()
+	host, port, _ := strings.Cut(redistest.Start(t).Addr, ":")
+	replica := redistest.Start(t, "--replicaof", host+" "+port, "--replica-read-only", "no")
+	if err := open(t, Options{Addresses: []string{replica.Addr}}).Unfit(t.Context()); !errors.Is(err, ErrReplica) || errors.Is(err, ErrSplitsReads) {
+		t.Errorf("Unfit: %v, want %v", err, ErrReplica)
+	}
+}
+
 // TestRecordsOutliveEviction: services are set to volatile-lru by default, which throws away what has an end. Records have none.
 func TestRecordsOutliveEviction(t *testing.T) {
 	t.Parallel()
