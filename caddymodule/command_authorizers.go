@@ -181,7 +181,7 @@ func (page *authorizerPage) print(w io.Writer, names bool) {
 // show prints all about one account.
 func (p *authorizersParams) show(ctx context.Context, w io.Writer, appid string) error {
 	if !isAppID(appid) {
-		return fmt.Errorf("'%s' is not an appid: want %s", appid, appIDShape)
+		return notAppID(appid)
 	}
 	path := "/wechat/authorizers/" + appid
 	if p.platform != "" {
@@ -286,7 +286,7 @@ The exit code is 1 if the token was not renewed.`,
 
 func (p *authorizersParams) refresh(ctx context.Context, w io.Writer, appid string) error {
 	if !isAppID(appid) {
-		return fmt.Errorf("'%s' is not an appid: want %s", appid, appIDShape)
+		return notAppID(appid)
 	}
 	path := "/wechat/refresh/" + appid
 	if p.platform != "" {

@@ -61,7 +61,7 @@ func (p *keyParams) flags(cmd *cobra.Command) {
 func (p *keyParams) load(talk io.Writer) ([]*pushKeys, error) {
 	switch {
 	case p.appid != "" && !isAppID(p.appid):
-		return nil, fmt.Errorf("--appid: '%s' is not an appid: want %s", p.appid, appIDShape)
+		return nil, fmt.Errorf("--appid: %w", notAppID(p.appid))
 	case len(p.tokens) == 0 && len(p.aesKeys) > 0:
 		return nil, errors.New("--aes-key needs --token @file, the token of the same page of WeChat's console")
 	case len(p.tokens) > 0 && p.config != "":

@@ -121,7 +121,21 @@ func literalAppID(s string) error {
 		return said(fmt.Sprintf("'%s': an appid cannot be a placeholder: write it out, or as {$NAME}, which Caddy fills in when it reads the file", s),
 			fmt.Sprintf("“%s”：appid 不能用占位符：请直接写出，或写作 {$NAME}，由 Caddy 读取文件时替换", s))
 	}
-	return said(fmt.Sprintf("'%s' is not an appid: want %s", s, appIDShape), fmt.Sprintf("“%s”不是 appid：应为 wx 加 16 位小写十六进制数字", s))
+	return notAppID(s)
+}
+
+// notAppID refuses what stands in an appid's place, and says what it is if that can be told.
+func notAppID(s string) error {
+	en, zh := "", ""
+	switch lower := strings.ToLower(s); {
+	case isAppID(lower):
+		en, zh = "; write it in lower case", "，请改为小写"
+	case strings.HasPrefix(lower, "gh_"):
+		en, zh = "; this is an account's original id (原始ID), and the appid is on the page 基本配置 (for 小程序: 开发管理) of its console", "；这是账号的原始ID，appid 在其后台的“基本配置”页（小程序：开发管理）"
+	case strings.HasPrefix(lower, "ww"):
+		en, zh = "; this is an id of WeCom's (企业微信), which has a protocol of its own that the gateway does not speak", "；这是企业微信的 ID，企业微信使用另一套协议，网关不支持"
+	}
+	return said(fmt.Sprintf("'%s' is not an appid: want %s%s", s, appIDShape, en), fmt.Sprintf("“%s”不是 appid：应为 wx 加 16 位小写十六进制数字%s", s, zh))
 }
 
 // unmeantLiteral is what was meant to name a variable or a file and would be taken for the secret itself, which could be guessed:

@@ -69,15 +69,18 @@ func TestDoctorSpeaksBothOfWrongKeys(t *testing.T) {
 		value  any
 		en, zh string
 	}{
-		"blank":        {"tokens", []any{"{env.DOCTOR_BLANK}"}, "token 1: {env.DOCTOR_BLANK}: it has a space", "token 1：{env.DOCTOR_BLANK}：含有空格"},
-		"quoted":       {"tokens", []any{"{env.DOCTOR_QUOTED}"}, "it has quotation marks", "首尾带有引号"},
-		"a name":       {"tokens", []any{"$TOKEN"}, "token 1: it looks like", "token 1：看起来是变量名"},
-		"none":         {"tokens", []any{}, "no token, want", "没有 token"},
-		"braces":       {"tokens", []any{"a", "{nothing}"}, "token: what stands in braces is not a placeholder", "token：花括号中的内容 不是 Caddy 认识的占位符"},
-		"long":         {"aes_keys", []any{"{env.DOCTOR_LONG}"}, "aes_key 1: aes key has 44 characters", "aes_key 1：有 44 个字符"},
-		"odd":          {"aes_keys", []any{"{env.DOCTOR_ODD}"}, "a wrong character at position 43", "第 43 个字符有误"},
-		"appid":        {"appid", "wx1", "'wx1' is not an appid", "“wx1”不是 appid"},
-		"appid hidden": {"appid", "{env.APPID}", "cannot be a placeholder", "不能用占位符"},
+		"blank":             {"tokens", []any{"{env.DOCTOR_BLANK}"}, "token 1: {env.DOCTOR_BLANK}: it has a space", "token 1：{env.DOCTOR_BLANK}：含有空格"},
+		"quoted":            {"tokens", []any{"{env.DOCTOR_QUOTED}"}, "it has quotation marks", "首尾带有引号"},
+		"a name":            {"tokens", []any{"$TOKEN"}, "token 1: it looks like", "token 1：看起来是变量名"},
+		"none":              {"tokens", []any{}, "no token, want", "没有 token"},
+		"braces":            {"tokens", []any{"a", "{nothing}"}, "token: what stands in braces is not a placeholder", "token：花括号中的内容 不是 Caddy 认识的占位符"},
+		"long":              {"aes_keys", []any{"{env.DOCTOR_LONG}"}, "aes_key 1: aes key has 44 characters", "aes_key 1：有 44 个字符"},
+		"odd":               {"aes_keys", []any{"{env.DOCTOR_ODD}"}, "a wrong character at position 43", "第 43 个字符有误"},
+		"appid":             {"appid", "wx1", "'wx1' is not an appid", "“wx1”不是 appid"},
+		"appid in capitals": {"appid", "WX1111111111111111", "write it in lower case", "请改为小写"},
+		"original id":       {"appid", "gh_1234567890ab", "this is an account's original id", "这是账号的原始ID"},
+		"WeCom":             {"appid", "ww1234567890abcdef", "this is an id of WeCom's", "这是企业微信的 ID"},
+		"appid hidden":      {"appid", "{env.APPID}", "cannot be a placeholder", "不能用占位符"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPatient(t)
