@@ -201,6 +201,9 @@ func (*lateApp) Stop() error { return nil }
 
 // A configuration with another store that is refused once it is in force has asked WeChat for nothing; one that stays reads WeChat's lists then.
 func TestAnotherStoreWaitsForTheOtherApps(t *testing.T) {
+	held := make(chan struct{})
+	close(held)
+	holdEvents.Store(&held)
 	asked := make(chan string, 100)
 	wechat := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.URL.Path
@@ -217,6 +220,7 @@ func TestAnotherStoreWaitsForTheOtherApps(t *testing.T) {
 	if err := app.manager().PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
+	heard(t, 1, eventTicketReceived) // or another test would
 	load := func(refuses bool) error {
 		config, _ := json.Marshal(map[string]any{
 			"admin":   map[string]any{"disabled": true, "config": map[string]any{"persist": false}},
