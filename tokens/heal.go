@@ -125,6 +125,9 @@ func (m *Manager) reconsider(ctx context.Context, env *Environment, k Key, at ti
 // adopt takes over an authorization that WeChat knows and the store does not, or not as it is by now. At is WeChat's
 // time of it, or zero. Alone says that nobody can have changed the authorization since WeChat was asked.
 func (m *Manager) adopt(ctx context.Context, env *Environment, k Key, info accountInfo, at time.Time, alone bool) (*entry, error) {
+	if info.userName != "" && m.keepUserName(ctx, env, k, info.userName) != nil {
+		info.userName = "" // it is learned later
+	}
 	taken := false
 	e, err := m.commit(ctx, env, k, false, func(cur *record) *record {
 		if taken = m.adoptable(k, cur, info.refresh, at) || alone && cur.undated(info.refresh); !taken {

@@ -1242,6 +1242,41 @@ func TestStoredPlatformOf(t *testing.T) {
 	})
 }
 
+// An account that WeChat is asked for because the store has lost it is found by its gh_ id too, for good or by the next question.
+func TestUserNameOfAnAdoptedAccount(t *testing.T) {
+	t.Parallel()
+	for name, storeFails := range map[string]bool{"kept": false, "the store does not take the way back": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := healing(t)
+				r.authorize(t, testPlatform, testAuthorizer)
+				time.Sleep(time.Minute)
+				r.store.empty()
+				r.restart()
+				r.refuse(pathAuthorizerList, 48001, "no list")
+				r.ticket(t, testPlatform)
+				want := "gh_" + testAuthorizer[2:]
+				r.store.fail(func(op, name string) error {
+					if storeFails && op == "store" && name == userNameName(want) {
+						return errors.New("store away")
+					}
+					return nil
+				})
+				r.get(t, testAuthKey)
+				r.store.fail(nil)
+				if _, known := r.UserName(testPlatform, testAuthorizer); known == storeFails {
+					t.Errorf("the gh_ id is known: %v", known)
+				}
+				time.Sleep(time.Minute)
+				if _, appid, err := r.ByUserName(t.Context(), want); err != nil || appid != testAuthorizer {
+					t.Errorf("by its gh_ id: %q, %v", appid, err)
+				}
+			})
+		})
+	}
+}
+
 // The gh_ id is learned on first need, without waiting, and kept with the record.
 func TestUserNameIsLearned(t *testing.T) {
 	t.Parallel()

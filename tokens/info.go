@@ -140,17 +140,28 @@ func (m *Manager) UserName(platform, appid string) (string, bool) {
 	switch {
 	case e == nil || !e.believed(now):
 		if env.knows(k) == nil {
-			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
+			m.learnSoon(k)
 		}
 		return "", false
 	case e.rec == nil:
 		return "", false
 	case e.rec.UserName == "" && e.renewable():
 		if due := e.infoAt.Load(); now.steady >= due && e.infoAt.CompareAndSwap(due, now.steady+int64(infoRetry)) {
-			m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
+			m.learnSoon(k)
 		}
 	}
 	return e.rec.UserName, e.rec.UserName != ""
+}
+
+// learnSoon is learn in the background.
+func (m *Manager) learnSoon(k Key) {
+	answered := m.seeks.asks(k.Platform)
+	if !m.queue.addLight("info "+k.recordName(), func(ctx context.Context) {
+		defer answered()
+		_, _, _ = m.learn(ctx, k)
+	}) {
+		answered()
+	}
 }
 
 // learn asks WeChat about an account, unless the store knows about it, and reports whether it did, and whether WeChat answered. The error says
@@ -185,11 +196,9 @@ func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info ac
 	if info.userName == "" {
 		return fmt.Errorf("%s: %w: the answer has no user_name", pathAuthorizerInfo, ErrUnreachable)
 	}
-	name := userNameName(info.userName)
-	if err := m.storeRecord(ctx, env, name, userNameWire{Platform: k.Platform, AppID: k.AppID}); err != nil {
+	if err := m.keepUserName(ctx, env, k, info.userName); err != nil {
 		return err
 	}
-	m.seeks.learned(name)
 	_, err := m.commit(ctx, env, k, false, func(cur *record) *record {
 		if cur == nil || cur.revoked() {
 			return nil
@@ -202,6 +211,17 @@ func (m *Manager) keepInfo(ctx context.Context, env *Environment, k Key, info ac
 		return &next
 	})
 	return err
+}
+
+// keepUserName keeps the way back from an account's gh_ id. An account's record that names its gh_ id has one: ids that are known are not
+// asked for again.
+func (m *Manager) keepUserName(ctx context.Context, env *Environment, k Key, userName string) error {
+	name := userNameName(userName)
+	if err := m.storeRecord(ctx, env, name, userNameWire{Platform: k.Platform, AppID: k.AppID}); err != nil {
+		return err
+	}
+	m.seeks.learned(name)
+	return nil
 }
 
 // learn takes over what WeChat says of the account, but for its refresh token.

@@ -25,42 +25,67 @@ type seeks struct {
 
 // seek is how far the search of a platform is.
 type seek struct {
-	at   string    // cursor of the page to read next
-	next time.Time // when the next step may be
-	put  time.Time // when the first of the accounts that were passed over may be asked about; zero: none was
-	// awaited are the gh_ ids that somebody waits for, by the names of their records; nil: no step is under way.
-	awaited map[string]chan struct{}
+	at     string    // cursor of the page to read next
+	next   time.Time // when the next step may be
+	put    time.Time // when the first of the accounts that were passed over may be asked about; zero: none was
+	sought bool      // there has been a step
+	// busy counts what may learn a gh_ id by now: a step, and accounts that are asked about for another reason.
+	busy     int
+	stepping bool
+	awaited  map[string]chan struct{} // gh_ ids that somebody waits for, by the names of their records
 }
 
-// await returns what is closed once a step has learned a gh_ id, or has ended; nil: none is under way. The caller is to run the step that
-// begins.
-func (s *seeks) await(platform, userName string, now time.Time) (learned chan struct{}, begins bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// search returns a platform's; the lock is held.
+func (s *seeks) search(platform string) *seek {
 	k := s.of[platform]
-	switch {
-	case s.closed:
-		return nil, false
-	case k == nil:
+	if k == nil {
 		k = new(seek)
 		if s.of == nil {
 			s.of = make(map[string]*seek)
 		}
 		s.of[platform] = k
 	}
-	if k.awaited == nil {
-		if now.Before(k.next) {
-			return nil, false
-		}
-		begins, k.awaited = true, make(map[string]chan struct{})
+	return k
+}
+
+// await returns what is closed once a gh_ id is learned, or nothing is under way any more that could; nil: nothing is. The caller is to run
+// the step that begins.
+func (s *seeks) await(platform, userName string, now time.Time) (learned chan struct{}, begins bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, false
+	}
+	k := s.search(platform)
+	if begins = !k.stepping && !now.Before(k.next); begins {
+		k.stepping, k.sought = true, true
+		k.busy++
 		k.next = now.Add(seekEvery)
+	}
+	if k.busy == 0 {
+		return nil, false
 	}
 	name := userNameName(userName)
 	if learned = k.awaited[name]; learned == nil {
 		learned = make(chan struct{})
+		if k.awaited == nil {
+			k.awaited = make(map[string]chan struct{})
+		}
 		k.awaited[name] = learned
 	}
 	return learned, begins
+}
+
+// asks notes that an account is asked about outside a step, until answered is called.
+func (s *seeks) asks(platform string) (answered func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.search(platform).busy++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.of[platform].left()
+	}
 }
 
 // begin returns the page where a step begins.
@@ -109,15 +134,24 @@ func (s *seeks) learned(name string) {
 	}
 }
 
-// end wakes those who wait for what a step has not learned.
+// end notes that a step has ended.
 func (s *seeks) end(platform string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.of[platform].end()
+	k := s.of[platform]
+	k.stepping = false
+	k.left()
 }
 
-// end is seeks.end; the lock is held.
-func (k *seek) end() {
+// left notes that something has ended that could learn a gh_ id; the lock is held.
+func (k *seek) left() {
+	if k.busy--; k.busy == 0 {
+		k.wake()
+	}
+}
+
+// wake wakes those who wait for what was not learned; the lock is held.
+func (k *seek) wake() {
 	for _, awaited := range k.awaited {
 		close(awaited)
 	}
@@ -130,7 +164,7 @@ func (s *seeks) close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	for _, k := range s.of {
-		k.end()
+		k.wake()
 	}
 }
 
@@ -138,12 +172,21 @@ func (s *seeks) close() {
 func (s *seeks) sought(platform string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.of[platform] != nil
+	k := s.of[platform]
+	return k != nil && k.sought
+}
+
+// awaits reports whether somebody waits for a gh_ id.
+func (s *seeks) awaits(platform, userName string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.of[platform]
+	return k != nil && k.awaited[userNameName(userName)] != nil
 }
 
 // SeekUserName has the gh_ ids learned of accounts of a platform of which none is known, a few a minute, for as long as it is called: a
 // message came whose account only this gh_ id could tell. It does not wait. It returns what is closed once the gh_ id is known, which another
-// node may tell, or the search cannot tell it for now; nil: it cannot from the start. The platform is one that is configured.
+// node may tell, or nothing that is under way can tell it; nil: nothing is from the start. The platform is one that is configured.
 func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
 	learned, begins := m.seeks.await(platform, userName, time.Now())
 	if begins && !m.queue.addLight("gh_ ids of "+platform, func(ctx context.Context) {
@@ -169,10 +212,18 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 			page.Authorizers[i], page.Authorizers[j] = page.Authorizers[j], page.Authorizers[i]
 		})
 		for _, a := range page.Authorizers {
-			if a.State != StateAuthorized || a.UserName != "" {
+			k := AuthorizerKey(platform, a.AppID)
+			if a.State != StateAuthorized {
 				continue
 			}
-			k := AuthorizerKey(platform, a.AppID)
+			if a.UserName != "" {
+				if m.seeks.awaits(platform, a.UserName) { // it is the way back alone that the store has lost
+					if env, err := m.current(); err != nil || m.keepUserName(ctx, env, k, a.UserName) != nil {
+						return
+					}
+				}
+				continue
+			}
 			if e := m.cache.Load().get(k); e != nil {
 				now := time.Now()
 				if left := time.Duration(e.infoAt.Load() - steady(now)); left > 0 {
@@ -207,6 +258,6 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 // rest, or be past it.
 func (m *Manager) seekAuthorized(k Key) {
 	if m.seeks.sought(k.Platform) {
-		m.queue.addLight("info "+k.recordName(), func(ctx context.Context) { _, _, _ = m.learn(ctx, k) })
+		m.learnSoon(k)
 	}
 }

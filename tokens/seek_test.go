@@ -181,6 +181,77 @@ func TestSeekWakesWhoWaits(t *testing.T) {
 	})
 }
 
+// An account that is asked about for another reason is waited for too: while the search rests, and when a step passes it over.
+func TestSeekWaitsForWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]func(t *testing.T, r *rig){
+		"just authorised, while the search rests": func(t *testing.T, r *rig) {
+			<-r.SeekUserName(testPlatform, "gh_stranger")
+			code := r.newCode(testAuthorizer)
+			r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+			if _, err := r.ExchangeAuthCode(t.Context(), testPlatform, testAuthorizer, code); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"by a message on its own path, while a step passes it over": func(_ *testing.T, r *rig) {
+			r.unnamed(t, testPlatform, testAuthorizer)
+			r.get(t, testAuthKey)
+			r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+			_, _ = r.UserName(testPlatform, testAuthorizer)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := started(t)
+				r.get(t, ComponentKey(testPlatform))
+				begin(t, r)
+				asked := r.wx.count(pathAuthorizerInfo)
+				time.Sleep(100 * time.Millisecond)
+				began := time.Now()
+				waits := r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
+				if waits == nil {
+					t.Fatal("nobody waits for what is under way")
+				}
+				<-waits
+				if took := time.Since(began); took != 900*time.Millisecond {
+					t.Errorf("it was waited for %s", took)
+				}
+				if _, appid, err := r.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
+					t.Errorf("%q, %v", appid, err)
+				}
+				synctest.Wait()
+				if got := r.wx.count(pathAuthorizerInfo) - asked; got > 1 {
+					t.Errorf("WeChat was asked %d times about one account", got)
+				}
+				if r.SeekUserName(testPlatform, "gh_stranger") != nil {
+					t.Error("somebody waits, and nothing is under way")
+				}
+			})
+		})
+	}
+}
+
+// An account's record that names its gh_ id, without a way back from it, is found by the search, and WeChat is not asked.
+func TestSeekMendsTheWayBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		for n := range 3 * seekAccounts {
+			refresh := secret.New("refreshtoken@@@" + appidOf(n))
+			r.seed(t, AuthorizerKey(testPlatform, appidOf(n)), &record{RefreshToken: refresh, AuthorizedAt: time.Now(), UserName: "gh_" + appidOf(n)[2:]})
+		}
+		appid := appidOf(2 * seekAccounts)
+		<-r.SeekUserName(testPlatform, "gh_"+appid[2:])
+		if _, found, err := r.ByUserName(t.Context(), "gh_"+appid[2:]); err != nil || found != appid {
+			t.Errorf("%q, %v", found, err)
+		}
+		if got := r.wx.count(pathAuthorizerInfo); got != 0 {
+			t.Errorf("WeChat was asked about %d accounts", got)
+		}
+	})
+}
+
 // A search between two steps can tell nothing, nor can one that has ended with the manager: it wakes who waits.
 func TestSeekBetweenStepsAndAfterTheEnd(t *testing.T) {
 	t.Parallel()
