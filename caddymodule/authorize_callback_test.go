@@ -27,7 +27,7 @@ func TestAuthorizeCallback(t *testing.T) {
 	body := rec.Body.String()
 	for _, s := range []string{
 		"授权成功", "小店 &lt;b&gt;", "某公司", authorizerID, `<img src="https://wx.qlogo.cn/mmopen/a/0"`,
-		`<ul class="granted"><li>消息管理</li><li>用户管理</li><li>自定义菜单</li></ul>`, `<ul class="missing"><li>网页服务</li></ul>`,
+		`<ul class="granted"><li>消息管理</li><li>用户管理</li><li>菜单管理</li></ul>`, `<ul class="missing"><li>网页服务</li></ul>`,
 	} {
 		if !strings.Contains(body, s) {
 			t.Errorf("body lacks %q:\n%s", s, body)
@@ -78,10 +78,10 @@ func TestAuthorizeCallbackMissing(t *testing.T) {
 		sets              []int
 		missing           []string
 	}{
-		{"of those asked for", "&category=1,15,33,999", accountInfoJSON, []int{15}, []string{"messages", "mini program management", "permission set 999"}},
+		{"of those asked for", "&category=1,15,33,999", accountInfoJSON, []int{15}, []string{"messages", "linked mini programs", "permission set 999"}},
 		{"none of those asked for", "&category=15", accountInfoJSON, []int{1, 15}, nil},
 		{"of those in use", "", accountInfoJSON, []int{15}, []string{"messages", "web service: OAuth, JS-SDK"}},
-		{"of a mini program", "", `{"nick_name":"x","user_name":"gh_1","MiniProgramInfo":{"network":{}}}`, []int{18}, []string{"mini program: customer messages", "mini program: login"}},
+		{"of a mini program", "", `{"nick_name":"x","user_name":"gh_1","MiniProgramInfo":{"network":{}}}`, []int{18}, []string{"mini program: customer messages"}},
 		{"nothing known, nothing granted", "", `{}`, nil, []string{"messages", "web service: OAuth, JS-SDK"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -45,7 +45,7 @@ func TestAPIExplainsRefusals(t *testing.T) {
 		{"bad source, no address", accountID, "/cgi-bin/user/info", `{"errcode":40090,"errmsg":"invalid request source (bad client ip)"}`, zapcore.ErrorLevel,
 			map[string]any{"egress_ip": nil, "rid": ""}, "IP白名单"},
 		{"set not granted", authorizerID, "/cgi-bin/menu/create", `{"errcode":61007,"errmsg":"api is unauthorized to component rid: ` + rid + `"}`, zapcore.WarnLevel,
-			map[string]any{"permission_set": "15 (custom menu, 自定义菜单)", "granted": "no"}, "authorise it again with that set"},
+			map[string]any{"permission_set": "15 (custom menu, 菜单管理)", "granted": "no"}, "authorise it again with that set"},
 		{"set granted", authorizerID, "/cgi-bin/message/mass/send", `{"errcode":48001,"errmsg":"api unauthorized"}`, zapcore.WarnLevel,
 			map[string]any{"permission_set": "7 (mass messages and notices, 群发与通知)", "granted": "yes"}, "own 接口权限"},
 		{"path of which nothing is known", authorizerID, "/cgi-bin/some/thing", `{"errcode":61016,"errmsg":"x"}`, zapcore.WarnLevel,

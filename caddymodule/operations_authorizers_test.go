@@ -55,7 +55,7 @@ func TestAdminAuthorizers(t *testing.T) {
 	mux := adminMux(t, app)
 	const list = `{"authorizers":[{"platform":"` + platformID + `","appid":"` + authorizerID + `","state":"authorized"}],"next":"","index":{"state":"absent","seen":0}}`
 	const none = `{"authorizers":[],"next":"","index":{"state":"absent","seen":0}}`
-	const sets = `"permission_sets":[{"id":1,"name":{"en":"messages","zh":"消息管理"}},{"id":2,"name":{"en":"users","zh":"用户管理"}},{"id":15,"name":{"en":"custom menu","zh":"自定义菜单"}}]`
+	const sets = `"permission_sets":[{"id":1,"name":{"en":"messages","zh":"消息管理"}},{"id":2,"name":{"en":"users","zh":"用户管理"}},{"id":15,"name":{"en":"custom menu","zh":"菜单管理"}}]`
 	const detail = `{"platform":"` + platformID + `","appid":"` + authorizerID + `","name":"小店 \u003cb\u003e","user_name":"gh_0123456789ab","state":"authorized",` +
 		`"authorized_at":"T","type":{"mini_program":false},"principal":"某公司",` + sets + `,"token":{"expires":"T","refreshed":"T"}}`
 	for _, step := range []struct {

@@ -157,7 +157,7 @@ func TestPermissionSetsFor(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string][]int{
 		"/wxa/commit": {18}, "/WXA/Commit": {18}, "/wxa/commit/x": nil, "/wxa/img_sec_check": nil, "/cgi-bin/menu/create": {15},
-		"/cgi-bin/message/mass/send": {7}, "/sns/component/jscode2session": {20}, "/cgi-bin/message/custom/send": {1, 19}, "/cgi-bin/menus": nil, "/cgi-bin/menu/": {15},
+		"/cgi-bin/message/mass/send": {7}, "/sns/component/jscode2session": nil, "/cgi-bin/message/custom/send": {1, 19}, "/cgi-bin/menus": nil, "/cgi-bin/menu/": {15},
 		"/customservice/kfaccount/add": {6}, "/cgi-bin/user/info/batchget": {2}, "/cgi-bin/x": nil, "/": nil, "": nil,
 	} {
 		if got := PermissionSetsFor(path); !slices.Equal(got, want) {
@@ -176,6 +176,17 @@ func TestPermissionSetsFor(t *testing.T) {
 	}
 	if got := DescribePermissionSets([]int{7, 9999}); got != "7 (mass messages and notices, 群发与通知) or 9999" {
 		t.Error(got)
+	}
+}
+
+// TestPermissionSetsInUse: a mini program that has granted all it is asked for (WeChat's example of api_get_authorizer_info) lacks none.
+func TestPermissionSetsInUse(t *testing.T) {
+	t.Parallel()
+	granted := []int{17, 18, 19, 25, 30, 31, 36, 37, 40}
+	for _, id := range PermissionSetsInUse(true) {
+		if !slices.Contains(granted, id) {
+			t.Errorf("%d cannot be granted", id)
+		}
 	}
 }
 

@@ -11,6 +11,12 @@ type errcodeRow struct {
 	remedy   Text
 }
 
+// accountIPList is where WeChat's consoles have the IP白名单 of plain accounts.
+var accountIPList = Text{
+	"of 公众号 in 微信开发者平台 (developers.weixin.qq.com/platform) > 我的业务 > 公众号/服务号 > 基础信息, of 小程序 in mp.weixin.qq.com > 开发管理 > 开发设置",
+	"公众号、服务号在微信开发者平台（developers.weixin.qq.com/platform）> 我的业务 > 公众号/服务号 > 基础信息，小程序在公众平台 > 开发管理 > 开发设置",
+}
+
 // Meanings and remedies that several codes share. Console pages have the names they have there.
 var (
 	meaningUnknown = Text{"not in the gateway's table", "不在网关的错误码表中"}
@@ -27,10 +33,10 @@ var (
 	remedyAppID      = Text{"compare the appid with WeChat's console; in a call that names one, it must be the token's", "核对 appid 与微信后台；参数中的 appid 须与令牌所属账号一致"}
 	remedyPlatformIP = Text{"add the egress IP address to the platform's whitelist: open.weixin.qq.com > 管理中心 > 第三方平台 > 白名单IP地址列表",
 		"把出口 IP 加入第三方平台白名单：微信开放平台 > 管理中心 > 第三方平台 > 白名单IP地址列表"}
-	remedyAccountIP = Text{"add the egress IP address to the account's whitelist: mp.weixin.qq.com > 基本配置 > IP白名单; it takes up to ten minutes",
-		"把出口 IP 加入账号白名单：公众平台 > 基本配置 > IP白名单，约 10 分钟生效"}
-	remedyEitherIP = Text{"add the egress IP address to the whitelist: for a platform open.weixin.qq.com > 第三方平台 > 白名单IP地址列表, for a plain account mp.weixin.qq.com > 基本配置 > IP白名单",
-		"把出口 IP 加入白名单：第三方平台在微信开放平台的白名单IP地址列表，普通账号在公众平台 > 基本配置 > IP白名单"}
+	remedyAccountIP = Text{"add the egress IP address to the account's IP白名单: " + accountIPList.EN + "; it takes up to ten minutes",
+		"把出口 IP 加入账号的 IP白名单：" + accountIPList.ZH + "；约 10 分钟生效"}
+	remedyEitherIP = Text{"add the egress IP address to the whitelist: for a platform open.weixin.qq.com > 管理中心 > 第三方平台 > 白名单IP地址列表; for a plain account its IP白名单, " + accountIPList.EN,
+		"把出口 IP 加入白名单：第三方平台在微信开放平台 > 管理中心 > 第三方平台 > 白名单IP地址列表；普通账号在其 IP白名单，" + accountIPList.ZH}
 	remedyTicket = Text{"wait for the component_verify_ticket that WeChat pushes every ten minutes, and check that it reaches wechat_event (授权事件接收URL)",
 		"等待微信每 10 分钟推送的 component_verify_ticket，并检查授权事件接收URL 是否到达 wechat_event"}
 	remedyWait  = Text{"WeChat is busy: wait and try again", "微信系统繁忙：稍候重试"}
@@ -38,15 +44,15 @@ var (
 		"当日额度用尽：等到北京时间零点，或调用 clear_quota（每月 10 次）；检查是否有轮询的调用方"}
 	remedyMinute    = Text{"wait for the next minute; call less often", "等到下一分钟；降低调用频率"}
 	remedyAuthorize = Text{"let the account's owner authorise the platform", "请账号管理员授权第三方平台"}
-	remedySet       = Text{"select the permission set (权限集) for the platform in open.weixin.qq.com, then let the account's owner authorise it again with that set",
-		"在微信开放平台为第三方平台勾选所需权限集，再请账号管理员带该权限集重新授权"}
-	remedyRight = Text{"look up 接口权限 in mp.weixin.qq.com: the account may lack the right (kind, verification); with a platform the permission set (权限集) must be granted too",
-		"在公众平台查看接口权限：账号类型或认证状态可能不满足；第三方平台还须获得对应权限集"}
+	remedySet       = Text{"select the permission set (权限集) for the platform in 微信开发者平台 (developers.weixin.qq.com/platform) > 我的业务 > 第三方平台 > 权限集, then let the account's owner authorise it again with that set",
+		"在微信开发者平台（developers.weixin.qq.com/platform）> 我的业务 > 第三方平台 > 权限集 为平台勾选所需权限集，再请账号管理员带该权限集重新授权"}
+	remedyRight = Text{"look up the account's 接口权限 (of a 公众号 in 微信开发者平台 > 接口管理): the account may lack the right (kind, verification); with a platform the permission set (权限集) must be granted too",
+		"查看账号的接口权限（公众号、服务号在微信开发者平台 > 接口管理）：账号类型或认证状态可能不满足；第三方平台还须获得对应权限集"}
 	remedyOtherToken = Text{"call the path for the right kind of appid: a platform's for component calls, an account's for all others", "为该路径使用正确的 appid：component 接口用第三方平台的，其余接口用账号的"}
 	remedyPath       = Text{"write cgi_path with a / first and without the host, as in /cgi-bin/user/info", "cgi_path 须以 / 开头且不含域名，如 /cgi-bin/user/info"}
 	remedyBug        = Text{"report it to who maintains the gateway, unless the caller made the request by itself", "若不是调用方自行拼的请求，请向网关维护者反馈"}
 	remedySecurity   = Text{"the account has API security on (服务端API签名加密): have the app sign and encrypt, with keys as in mp.weixin.qq.com > API安全",
-		"账号启用了服务端API签名加密：业务方须按公众平台 > API安全 中的密钥签名并加密"}
+		"账号启用了服务端API签名加密：应用须按公众平台 > API安全 中的密钥签名并加密"}
 	remedyConfirm   = Text{"let the account's administrator confirm the call in WeChat (风险调用确认)", "请账号管理员在微信中确认风险调用"}
 	remedyComponent = Text{"look at the state of the platform in open.weixin.qq.com > 管理中心 > 第三方平台", "查看微信开放平台 > 管理中心 > 第三方平台 的状态"}
 	remedyCode      = Text{"follow the order of the code flow: commit, submit_audit, release; see WeChat's page on the call", "按 commit、submit_audit、release 的顺序操作；详见微信该接口的文档"}
@@ -70,7 +76,7 @@ var errcodes = []errcodeRow{
 	{10009, 10009, ClassPass, Text{"on WeChat's login page: too often", "微信登录页：操作过于频繁"}, remedyWait},
 	{10010, 10013, ClassPass, Text{"on WeChat's login page: scope, redirect_uri, appid or state is empty", "微信登录页：scope、redirect_uri、appid 或 state 为空"},
 		Text{"use the links that the gateway makes, or compare the menu's link with WeChat's documentation", "使用网关生成的链接，或对照微信文档检查菜单链接"}},
-	{10015, 10015, ClassPass, Text{"on WeChat's login page: the account has not authorised the platform of component_appid", "微信登录页：公众号未授权第三方平台"}, remedyAuthorize},
+	{10015, 10015, ClassPass, Text{"on WeChat's login page: the account has not authorised the platform of component_appid", "微信登录页：账号未授权该第三方平台"}, remedyAuthorize},
 	{10016, 10016, ClassPass, Text{"on WeChat's login page: the appid is that of an open platform, not of an account", "微信登录页：appid 是开放平台的，不是公众号的"}, remedyAppID},
 
 	{40001, 40001, ClassRenew, Text{"access token refused, or the secret is wrong", "access_token 无效，或 secret 错误"},
@@ -91,7 +97,7 @@ var errcodes = []errcodeRow{
 	{40164, 40164, ClassOperator, Text{"address not in the account's whitelist", "IP 不在账号白名单中"}, remedyAccountIP},
 	{40170, 40170, ClassPass, Text{"count too large", "count 过大"}, remedyBug},
 	{40226, 40226, ClassPass, Text{"the user is a risk: no login with that code", "高风险用户，拒绝登录"},
-		Text{"none needed: WeChat keeps out a user whom it takes for a risk; have the app say that the login is not possible", "无需处理：微信拦截了其判定的高风险用户；由业务方提示无法登录"}},
+		Text{"none needed: WeChat keeps out a user whom it takes for a risk; have the app say that the login is not possible", "无需处理：微信拦截了其判定的高风险用户；由应用提示无法登录"}},
 	{40230, 40240, ClassOperator, Text{"API security: signature, encryption or key missing or wrong", "API 安全：签名、加密或密钥缺失或错误"}, remedySecurity},
 	{40243, 40243, ClassOperator, Text{"secret frozen", "AppSecret 已冻结"}, Text{"unfreeze the AppSecret in WeChat's console", "在微信后台解冻 AppSecret"}},
 
@@ -100,7 +106,7 @@ var errcodes = []errcodeRow{
 	{41003, 41003, ClassPass, Text{"refresh_token missing", "缺少 refresh_token"}, remedyCaller},
 	{41004, 41004, ClassPass, Text{"secret missing", "缺少 secret"},
 		Text{"where the gateway asks for a token: " + remedySecret.EN + "; in a call of an app: send it through wechat_api, which puts the account's secret into logins and takes every other one out of the query",
-			"获取令牌时出现：" + remedySecret.ZH + "；业务方的调用：请通过 wechat_api，登录接口由网关填入账号的 secret，其余接口查询串中的 secret 会被去掉"}},
+			"获取令牌时出现：" + remedySecret.ZH + "；应用的调用：请通过 wechat_api，登录接口由网关填入账号的 secret，其余接口查询串中的 secret 会被去掉"}},
 	{41005, 41005, ClassPass, Text{"media missing", "缺少多媒体数据"}, Text{"send the file as multipart, with a Content-Length", "用 multipart 上传文件，并带 Content-Length"}},
 	{41006, 41006, ClassPass, Text{"media_id missing", "缺少 media_id"}, remedyCaller},
 	{41007, 41007, ClassPass, Text{"menu missing", "缺少菜单数据"}, remedyCaller},
