@@ -73,7 +73,7 @@ func (p *askParams) endpoint() (caddy.NetworkAddress, error) {
 	at, err := caddy.ParseNetworkAddress(listen)
 	if err != nil || !isAdminAddress(at) {
 		return caddy.NetworkAddress{}, said(fmt.Sprintf("'%s' is not the address of an admin endpoint: write it like localhost:2019 or unix//run/caddy-admin.sock", listen),
-			fmt.Sprintf("“%s”不是管理端点的地址：请写作 localhost:2019 或 unix//run/caddy-admin.sock", listen))
+			fmt.Sprintf("“%s”不是 admin 端点的地址：请写作 localhost:2019 或 unix//run/caddy-admin.sock", listen))
 	}
 	if at.IsUnixNetwork() {
 		at.Host, _, _ = strings.Cut(at.Host, "|") // permissions may follow, as in listen

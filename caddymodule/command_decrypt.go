@@ -231,8 +231,8 @@ func shownWord(text crypto.Text) string {
 
 // The next steps.
 var (
-	remedyToken = texts("compare the token with 消息校验Token on the page of WeChat's console, for spaces too; after a change keep the old one as a second token", "核对控制台页面上的消息校验Token（注意首尾空格）；修改后请把旧值留作第二个 token")
-	remedyKey   = texts("compare the aes_key with 消息加解密Key (EncodingAESKey) of WeChat's console; after a change keep the old one as a second aes_key", "核对控制台的消息加解密Key（EncodingAESKey）；修改后请把旧值留作第二个 aes_key")
+	remedyToken = texts("compare the token with 消息校验Token on the page of WeChat's console, for spaces too; after a change keep the old one as a second token", "核对微信后台的消息校验Token（注意首尾空格）；修改后请把旧值留作第二个 token")
+	remedyKey   = texts("compare the aes_key with 消息加解密Key (EncodingAESKey) of WeChat's console; after a change keep the old one as a second aes_key", "核对微信后台的消息加解密Key（EncodingAESKey）；修改后请把旧值留作第二个 aes_key")
 	remedyQuery = texts("give the query exactly as WeChat sent it, in single quotes: a shell ends a word at &", "请原样提供微信请求的查询串并用单引号括起：shell 会在 & 处截断")
 	remedyBody  = texts("capture the body again, as bytes: an editor, a terminal or a log may have changed or cut it", "请重新按原始字节抓取正文：编辑器、终端或日志可能改动或截断了它")
 )
@@ -288,7 +288,7 @@ func (c *capture) decryptSealed(d *decryption, q *pushQuery, all []*pushKeys, en
 		d.opens(key, message, texts("it opens; without the query the signature was not checked", "可以解密；没有查询串，未验证签名"))
 	case token != nil && token != key && key != nil:
 		d.fail(verdictMixed, texts(fmt.Sprintf("the token is that of %s, the aes_key that of %s", token, key), fmt.Sprintf("token 属于 %s，而 aes_key 属于 %s", token, key)),
-			texts("the two come from one page of WeChat's console: put both of them into the same entry", "两者来自控制台同一页面：请放进同一个配置项"))
+			texts("the two come from one page of WeChat's console: put both of them into the same entry", "两者来自微信后台的同一页面：请放进同一个配置项"))
 	case key != nil && doubt.EN != "":
 		d.fail(verdictQuery, doubt, remedyQuery)
 	case key != nil && d.tried(key).Signature:
@@ -299,7 +299,7 @@ func (c *capture) decryptSealed(d *decryption, q *pushQuery, all []*pushKeys, en
 	case foreign != nil:
 		id := found[foreign].ReceiveID
 		d.fail(verdictReceiveID, texts(fmt.Sprintf("the aes_key of %s opens it, but it was encrypted for %s", foreign, id), fmt.Sprintf("%s 的 aes_key 可以解密，但它是为 %s 加密的", foreign, id)),
-			texts("configure "+id+", or give each platform and account a token and key of its own; pushes for authorizers are encrypted for the platform's appid", "请配置 "+id+"，或让每个平台与公众号各用自己的 token 与 key；授权方的推送使用平台的 appid 加密"))
+			texts("configure "+id+", or give each platform and account a token and key of its own; pushes for authorizers are encrypted for the platform's appid", "请配置 "+id+"，或让每个平台与账号各用自己的 token 与 key；授权方的推送使用平台的 appid 加密"))
 	case cut.EN != "":
 		d.fail(verdictBody, cut, remedyBody)
 	case token != nil && token.aesKeys == 0:
@@ -315,8 +315,8 @@ func (c *capture) decryptSealed(d *decryption, q *pushQuery, all []*pushKeys, en
 	case !c.hasQuery:
 		d.fail(verdictKey, texts("no configured aes_key opens it; without the query it is not known whether a token fits", "没有已配置的 aes_key 能解密；没有查询串，无法得知 token 是否相符"), remedyKey)
 	default:
-		d.fail(verdictStranger, texts("neither a token nor an aes_key fits: it is for a platform or account that is not configured, or both were changed", "token 与 aes_key 都不相符：它属于未配置的平台或公众号，或两者都已修改"),
-			texts("look in the push for whom it is (AppId or ToUserName of the envelope, the appid in the path), then compare token and aes_key with that one's page of WeChat's console", "先看推送属于谁（信封中的 AppId 或 ToUserName、路径中的 appid），再核对其控制台页面的 token 与 aes_key"))
+		d.fail(verdictStranger, texts("neither a token nor an aes_key fits: it is for a platform or account that is not configured, or both were changed", "token 与 aes_key 都不相符：它属于未配置的平台或账号，或两者都已修改"),
+			texts("look in the push for whom it is (AppId or ToUserName of the envelope, the appid in the path), then compare token and aes_key with that one's page of WeChat's console", "先看推送属于谁（信封中的 AppId 或 ToUserName、路径中的 appid），再核对微信后台中它那一页的 token 与 aes_key"))
 	}
 }
 

@@ -473,7 +473,7 @@ func (o *outgoing) judge(r *sendResult) {
 	case s.Status >= 300 && s.Status < 400:
 		wrong(fmt.Sprintf("HTTP %d: WeChat follows no redirect of a push; give the URL that it leads to", s.Status), fmt.Sprintf("HTTP %d：微信推送不跟随重定向，请填写最终的 URL", s.Status))
 	case s.Status == http.StatusForbidden:
-		wrong("HTTP 403: refused; a gateway says why in its log: token, aes_key, clock, or --to is another account's gh_ id", "HTTP 403：被拒绝；原因见网关日志：token、aes_key、时钟，或 --to 不是该公众号的原始 ID")
+		wrong("HTTP 403: refused; a gateway says why in its log: token, aes_key, clock, or --to is another account's gh_ id", "HTTP 403：被拒绝；原因见网关日志：token、aes_key、时钟，或 --to 不是该账号的原始 ID")
 	case s.Status != http.StatusOK:
 		wrong(fmt.Sprintf("HTTP %d: WeChat wants 200", s.Status), fmt.Sprintf("HTTP %d：微信要求 200", s.Status))
 	case len(s.body) > maxSendReply:

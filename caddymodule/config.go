@@ -131,7 +131,7 @@ func notAppID(s string) error {
 	case isAppID(lower):
 		en, zh = "; write it in lower case", "，请改为小写"
 	case strings.HasPrefix(lower, "gh_"):
-		en, zh = "; this is an account's original id (原始ID), and the appid is on the page 基本配置 (for 小程序: 开发管理) of its console", "；这是账号的原始ID，appid 在其后台的“基本配置”页（小程序：开发管理）"
+		en, zh = "; this is an account's original id (原始ID), and the appid is in 微信开发者平台 > 我的业务 (for 小程序: mp.weixin.qq.com > 开发管理)", "；这是账号的原始ID，appid 在微信开发者平台 > 我的业务（小程序：公众平台 > 开发管理）"
 	case strings.HasPrefix(lower, "ww"):
 		en, zh = "; this is an id of WeCom's (企业微信), which has a protocol of its own that the gateway does not speak", "；这是企业微信的 ID，企业微信使用另一套协议，网关不支持"
 	}

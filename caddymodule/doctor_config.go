@@ -667,9 +667,9 @@ func (d *doctor) checkConfig(context.Context) []doctorResult {
 			texts("mend what it says, then try `caddy validate`; as the gateway's user and with its environment, as doctor too wants to be run", "按提示修正，然后用 `caddy validate` 验证；二者与 doctor 一样，须以网关的用户及其环境变量运行"))}
 	}
 	results := []doctorResult{greenOf(c.file, "loads: "+countOf(len(c.app.Platforms), "platform")+", "+countOf(len(c.app.Accounts), "account")+", "+countOf(len(c.app.Clients), "client"),
-		fmt.Sprintf("可以加载：%d 个平台，%d 个公众号或小程序，%d 个 client", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)))}
+		fmt.Sprintf("可以加载：%d 个平台，%d 个普通账号，%d 个 client", len(c.app.Platforms), len(c.app.Accounts), len(c.app.Clients)))}
 	if len(c.app.Platforms)+len(c.app.Accounts) == 0 {
-		results = append(results, redOf("wechat", texts("there is neither a platform nor an account", "没有配置平台或公众号"),
+		results = append(results, redOf("wechat", texts("there is neither a platform nor an account", "没有配置任何 platform 或 account"),
 			texts("add platform or account to the global option wechat", "在全局选项 wechat 中添加 platform 或 account")))
 	}
 	for i := range c.sites {
@@ -751,13 +751,13 @@ func (a *App) namesAccount(path string) bool {
 func (c *doctorConfig) nobodyResult(s *doctorSite, path string) doctorResult {
 	subject, below := "wechat_message of "+s.origin(), strings.TrimSuffix(path, "/")
 	remedy := texts(fmt.Sprintf("let the matcher end in /*, as in %s/*, and enter %s/$APPID$ in the platform's console; or, for one plain account, give wechat_message its appid", below, s.origin()+below),
-		fmt.Sprintf("匹配器请以 /* 结尾，如 %s/*，并在第三方平台控制台填写 %s/$APPID$；若只有一个公众号，请给 wechat_message 写上其 appid", below, s.origin()+below))
+		fmt.Sprintf("匹配器请以 /* 结尾，如 %s/*，并在第三方平台的后台填写 %s/$APPID$；若只有一个普通账号，请给 wechat_message 写上其 appid", below, s.origin()+below))
 	if len(c.app.Platforms) == 0 {
 		return redOf(subject, texts(fmt.Sprintf("only what comes to %s gets to it, and nothing below that: no account can be read from this path, so that each push is refused", path),
-			fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：从该路径读不出公众号，所有推送都会被拒绝", path)), remedy)
+			fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：从该路径读不出账号，所有推送都会被拒绝", path)), remedy)
 	}
 	return yellowOf(subject, texts(fmt.Sprintf("only what comes to %s gets to it, and nothing below that: a push whose path ends in the account's appid does not, and of one that does backends cannot be told whose it is", path),
-		fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：以公众号 appid 结尾的推送到不了它；能到达的推送，后端无法得知属于哪个公众号", path)), remedy)
+		fmt.Sprintf("只有发往 %s 的请求能到达它，其下的路径都不能：路径以账号 appid 结尾的推送到不了它；能到达的推送，后端无法得知属于哪个账号", path)), remedy)
 }
 
 // mayBeLeftOut judges the later values that a config loads without.
@@ -880,7 +880,7 @@ func (d *doctor) checkPlaceholders(context.Context) []doctorResult {
 	}
 	for _, p := range d.config.app.keyProblems() {
 		if !strings.Contains(p.err.Error(), "resolves to nothing") {
-			results = append(results, redOf(p.what+" "+p.appid, textOf(p.err), texts("compare with WeChat's console", "与微信控制台核对")))
+			results = append(results, redOf(p.what+" "+p.appid, textOf(p.err), texts("compare with WeChat's console", "与微信后台核对")))
 		}
 	}
 	if len(results) == 0 {
@@ -921,18 +921,18 @@ func oauthResult(s *doctorSite, name, base, origin string, hosts []string) docto
 		return skippedOf(subject, "redirects come back to the host that the visitor came to, which the config does not name; origin would", "回调域名即访客所用的域名，配置中未指明；可用 origin 指定")
 	}
 	host, port, err := redirectHost(s, origin)
-	remedy := texts("serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信控制台")
+	remedy := texts("serve it on a host name with a certificate, and enter that name in WeChat's console", "请在有证书的域名上提供服务，并把该域名填入微信后台")
 	named := doctorSite{host: host}
 	switch {
 	case err != nil:
-		return redOf(subject, texts("origin: "+err.Error(), "origin 不是合法的源"), remedy)
+		return redOf(subject, texts("origin: "+err.Error(), "origin 的写法不对：应为协议加域名，如 https://wechat.example.com"), remedy)
 	case strings.HasPrefix(host, "*."):
 		return greenOf(subject, "redirects come back to "+host+": enter the domain behind the asterisk as 公众号开发域名, in the form $APPID$"+host[1:], "回调域名为 "+host+"：请以 $APPID$"+host[1:]+" 的形式填为公众号开发域名")
 	case !named.isPublic():
 		return redOf(subject, texts(fmt.Sprintf("redirects come back to '%s', which WeChat accepts as no domain: it wants a name, no IP address", host), fmt.Sprintf("回调地址“%s”不是微信接受的域名：需要域名，不能是 IP", host)), remedy)
 	case origin == "" && port != "":
 		return yellowOf(subject, texts("visitors come to port "+port+", and redirects come back there unless something leads another port to it: a domain of WeChat's has none", "访客使用端口 "+port+"，若无端口转发则回调也使用该端口：微信域名不能带端口"),
-			texts("serve it on the usual ports, or set origin to what visitors see", "请使用默认端口，或将 origin 设为访客看到的源"))
+			texts("serve it on the usual ports, or set origin to what visitors see", "请使用默认端口，或将 origin 设为访客看到的协议和域名"))
 	case port != "" && port != "80" && port != "443":
 		return redOf(subject, texts("redirects come back to port "+port+": a domain of WeChat's has none", "回调使用端口 "+port+"：微信域名不能带端口"), remedy)
 	case !slices.Contains(hosts, host):
@@ -942,7 +942,7 @@ func oauthResult(s *doctorSite, name, base, origin string, hosts []string) docto
 	if name == "wechat_authorize" {
 		return greenOf(subject, host+": it must be the platform's 授权发起页域名", host+"：须与平台的授权发起页域名一致")
 	}
-	return greenOf(subject, host+": it must be in 公众号开发域名 of the platform, or 网页授权域名 of the account", host+"：须填入平台的公众号开发域名，或公众号的网页授权域名")
+	return greenOf(subject, host+": it must be in 公众号开发域名 of the platform, or 网页授权域名 of the account", host+"：须填入平台的公众号开发域名，或普通账号的网页授权域名")
 }
 
 func redirectHost(s *doctorSite, origin string) (host, port string, err error) {

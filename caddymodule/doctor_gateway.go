@@ -36,13 +36,13 @@ func (d *doctor) askAdmin(ctx context.Context, path string, into any) *notAskedE
 	case d.adminOff:
 		return &notAskedError{why: texts("the config has admin off: a gateway that runs with it cannot be asked", "配置中 admin 为 off，无法询问运行中的网关")}
 	case d.admin == "":
-		return &notAskedError{why: texts("there is no admin endpoint", "没有管理端点")}
+		return &notAskedError{why: texts("there is no admin endpoint", "没有 admin 端点")}
 	}
 	p := &askParams{address: d.admin, dial: d.dial}
 	at, err := p.endpoint()
 	if err != nil {
 		why := textOf(err)
-		return &notAskedError{texts(why.EN, "管理端点的地址有误："+why.ZH), true}
+		return &notAskedError{texts(why.EN, "admin 端点的地址有误："+why.ZH), true}
 	}
 	ctx, cancel := context.WithTimeout(ctx, doctorRequestTimeout)
 	defer cancel()
@@ -50,17 +50,17 @@ func (d *doctor) askAdmin(ctx context.Context, path string, into any) *notAskedE
 	_, nobody := errors.AsType[nobodyListensError](err)
 	switch {
 	case nobody:
-		return &notAskedError{why: texts("no gateway is running with this admin endpoint", "该管理端点上没有运行中的网关")}
+		return &notAskedError{why: texts("no gateway is running with this admin endpoint", "该 admin 端点上没有运行中的网关")}
 	case err != nil:
 		why := textOf(err)
-		return &notAskedError{texts(why.EN, "无法询问管理端点："+why.ZH), true}
+		return &notAskedError{texts(why.EN, "无法询问 admin 端点："+why.ZH), true}
 	case status == http.StatusNotFound:
 		name, _, _ := strings.Cut(path, "?")
 		return &notAskedError{why: texts("the running gateway has no "+name, "运行中的网关没有 "+name)}
 	case status != http.StatusOK:
-		return &notAskedError{texts(fmt.Sprintf("the admin endpoint answers HTTP %d", status), fmt.Sprintf("管理端点返回 HTTP %d", status)), true}
+		return &notAskedError{texts(fmt.Sprintf("the admin endpoint answers HTTP %d", status), fmt.Sprintf("admin 端点返回 HTTP %d", status)), true}
 	case json.Unmarshal(body, into) != nil:
-		return &notAskedError{texts("the admin endpoint answers what is not understood", "管理端点的回复无法识别"), true}
+		return &notAskedError{texts("the admin endpoint answers what is not understood", "admin 端点的回复无法识别"), true}
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 	if err := d.askAdmin(ctx, "/wechat/status", &s); err != nil {
 		if err.trouble {
 			return []doctorResult{yellowOf(d.admin, err.why,
-				texts("run doctor as the gateway's user, and give --address if its admin endpoint is elsewhere", "请以网关的用户运行 doctor；管理端点若在别处，用 --address 指定"))}
+				texts("run doctor as the gateway's user, and give --address if its admin endpoint is elsewhere", "请以网关的用户运行 doctor；admin 端点若在别处，用 --address 指定"))}
 		}
 		return []doctorResult{d.skippedFor(err)}
 	}
@@ -137,7 +137,7 @@ func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 		}) {
 			continue
 		}
-		remedy := texts("compare 授权事件接收URL in the platform's console with the site, see the check push, then press its button to push the ticket again", "核对平台控制台的授权事件接收URL，参见 push 检查，然后在控制台点击重新推送票据")
+		remedy := texts("compare 授权事件接收URL in the platform's console with the site, see the check push, then press its button to push the ticket again", "对照站点核对平台后台的授权事件接收URL，参见 push 检查，然后在平台后台点击重新推送票据")
 		switch {
 		case p.Ticket.AgeSeconds == nil && p.Ticket.Received == nil:
 			results = append(results, redOf(subject, texts("no ticket has come yet", "尚未收到票据"), remedy))
@@ -145,7 +145,7 @@ func (d *doctor) checkGateway(ctx context.Context) []doctorResult {
 			age := (time.Duration(*p.Ticket.AgeSeconds) * time.Second).Round(time.Minute)
 			results = append(results, yellowOf(subject, texts("the ticket is "+age.String()+" old; WeChat pushes one every ten minutes", "票据已有 "+age.String()+"；微信每十分钟推送一次"), remedy))
 		default:
-			results = append(results, greenOf(subject, "its ticket is fresh", "票据新鲜"))
+			results = append(results, greenOf(subject, "its ticket is fresh", "最近收到过票据"))
 		}
 	}
 	if len(results) == 0 {
@@ -204,7 +204,7 @@ func (d *doctor) checkAccounts(ctx context.Context) []doctorResult {
 				name := tokens.PermissionSetNames([]int{id})
 				en, zh = append(en, name.EN), append(zh, name.ZH)
 			}
-			return yellowOf(subject, texts("it did not grant "+strings.Join(en, ", "), "未授予权限集："+strings.Join(zh, "、")), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若被其他平台占用须先解除"))
+			return yellowOf(subject, texts("it did not grant "+strings.Join(en, ", "), "未授予权限集："+strings.Join(zh, "、")), texts("have its owner authorise the platform again and tick the permission set; one that another platform holds must be given up there", "请其管理员重新授权并勾选该权限集；若该权限集已授权给其他平台且不能共用，须先在那里取消"))
 		}
 		return greenOf(subject, countOf(len(detail.PermissionSets), "permission set")+", and no trouble with its token", fmt.Sprintf("%d 个权限集，token 正常", len(detail.PermissionSets)))
 	})
@@ -305,7 +305,7 @@ type wechatSaid struct {
 func (d *doctor) checkEgress(ctx context.Context) []doctorResult {
 	subjects := d.callers(ctx)
 	if len(subjects) == 0 {
-		return []doctorResult{skippedOf("", "there is no account to call for", "没有可用于调用的公众号")}
+		return []doctorResult{skippedOf("", "there is no account to call for", "没有可以替它调用的账号")}
 	}
 	return doctorEach(d, ctx, subjects, func(ctx context.Context, appid string) doctorResult {
 		var said struct {
@@ -354,7 +354,7 @@ func (d *doctor) checkCallback(ctx context.Context) []doctorResult {
 		}
 	}
 	if len(accounts) == 0 {
-		return []doctorResult{skippedOf("", "WeChat checks the network of plain accounts only, and none receives pushes", "微信仅支持对普通公众号做网络检测，而配置中没有接收推送的普通公众号")}
+		return []doctorResult{skippedOf("", "WeChat checks the network of plain accounts only, and none receives pushes", "微信只对普通账号做网络检测，而配置中没有接收推送的普通账号")}
 	}
 	return doctorEach(d, ctx, accounts, func(ctx context.Context, appid string) doctorResult {
 		var said struct {

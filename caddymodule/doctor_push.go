@@ -106,19 +106,19 @@ func (d *doctor) handshake(ctx context.Context, client *http.Client, p pushURL) 
 	}
 	switch {
 	case a.status == http.StatusOK && string(a.body) == echo && a.took > slowPush:
-		return yellowOf(subject, texts(fmt.Sprintf("answers the handshake only after %d ms", a.took.Milliseconds()), fmt.Sprintf("握手耗时 %d 毫秒", a.took.Milliseconds())),
+		return yellowOf(subject, texts(fmt.Sprintf("answers the handshake only after %d ms", a.took.Milliseconds()), fmt.Sprintf("URL 验证的应答用了 %d 毫秒", a.took.Milliseconds())),
 			texts("see what slows the way down: WeChat waits 5 seconds", "请检查链路：微信只等待 5 秒"))
 	case a.status == http.StatusOK && string(a.body) == echo:
-		return greenOf(subject, fmt.Sprintf("answers WeChat's handshake after %d ms and refuses a forgery", a.took.Milliseconds()), fmt.Sprintf("握手正常（%d 毫秒），并拒绝伪造的推送", a.took.Milliseconds()))
+		return greenOf(subject, fmt.Sprintf("answers WeChat's handshake after %d ms and refuses a forgery", a.took.Milliseconds()), fmt.Sprintf("URL 验证正常（%d 毫秒），并拒绝伪造的推送", a.took.Milliseconds()))
 	case a.status == http.StatusOK && bytes.Contains(a.body, []byte(echo)):
 		return redOf(subject, texts("answers echostr, but with something around it: WeChat wants it byte for byte", "回复的 echostr 前后有多余内容：微信要求完全一致"),
 			texts("take away what adds to answers: a template, a BOM, a newline", "去掉附加内容的处理：模板、BOM、换行"))
 	case a.status == http.StatusForbidden:
-		return redOf(subject, texts("refuses the handshake (403): the running gateway has another token, or its clock is off", "拒绝握手（403）：运行中的网关使用另一个 token，或时钟有偏差"),
+		return redOf(subject, texts("refuses the handshake (403): the running gateway has another token, or its clock is off", "拒绝 URL 验证（403）：运行中的网关使用另一个 token，或时钟有偏差"),
 			texts("reload the gateway with this config and the same environment; its log says why it refused", "请用此配置与相同的环境变量重新加载网关；拒绝原因见日志"))
 	case a.status >= 300 && a.status < 400:
 		return redOf(subject, texts(fmt.Sprintf("redirects (HTTP %d): WeChat follows no redirect of a push", a.status), fmt.Sprintf("发生重定向（HTTP %d）：微信推送不跟随", a.status)),
-			texts("enter the URL in WeChat's console as it is served: https, and the right host", "请在微信控制台填写实际提供服务的 URL"))
+			texts("enter the URL in WeChat's console as it is served: https, and the right host", "请在微信后台填写实际提供服务的 URL"))
 	}
 	return redOf(subject, texts(fmt.Sprintf("answers HTTP %d instead of echostr: the gateway does not get this request", a.status), fmt.Sprintf("返回 HTTP %d 而非 echostr：请求没有到达网关", a.status)),
 		texts("see what answers before the gateway: another server, a CDN, a login, or a route without wechat_message", "请检查网关之前的环节：其他服务器、CDN、登录，或缺少 wechat_message 的路由"))
@@ -232,7 +232,7 @@ func judgeVerifyFile(subject string, a *doctorAnswer, content []byte) doctorResu
 	case a.status != http.StatusOK:
 		return redOf(subject, texts(fmt.Sprintf("HTTP %d", a.status), fmt.Sprintf("返回 HTTP %d", a.status)), serve)
 	case isPage(a.body):
-		return redOf(subject, texts("is a web page", "返回的是网页"), texts("download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信控制台重新下载；若文件无误，则有其他服务先行回复"))
+		return redOf(subject, texts("is a web page", "返回的是网页"), texts("download the file again while logged in at WeChat's console; if the file is right, something answers before the gateway", "请登录微信后台重新下载；若文件无误，则有其他服务先行回复"))
 	case bytes.HasPrefix(a.body, byteOrderMark):
 		return redOf(subject, texts("begins with a byte order mark: WeChat says 86103", "以 BOM 开头：微信会报 86103"), texts("save the file without a BOM, or download it again", "请以无 BOM 方式保存，或重新下载"))
 	case isUTF16(a.body):

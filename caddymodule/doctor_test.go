@@ -296,7 +296,7 @@ func TestDoctorOfTheHealthy(t *testing.T) {
 	if report.Level != doctorGreen {
 		t.Errorf("level is %s", report.Level)
 	}
-	if r := report.of("config")[0].Text; r.EN != "loads: 2 platforms, 1 account, 1 client" || r.ZH != "可以加载：2 个平台，1 个公众号或小程序，1 个 client" {
+	if r := report.of("config")[0].Text; r.EN != "loads: 2 platforms, 1 account, 1 client" || r.ZH != "可以加载：2 个平台，1 个普通账号，1 个 client" {
 		t.Errorf("config: %q %q", r.EN, r.ZH)
 	}
 	// Two platforms and an account, on the message URL, and the platforms on the event URL.

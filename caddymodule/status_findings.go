@@ -68,7 +68,7 @@ func ticketExpired(platform string, age time.Duration, asking error) Finding {
 	ago := span(age)
 	return Finding{
 		Level: Red, Code: "ticket_expired", Subject: subjectPlatform(platform), about: platform, unready: true,
-		Text:   asked(texts("the newest ticket came "+ago.EN+" ago; it lives twelve hours, so no token can be had any more", "最新的 ticket 已是 "+ago.ZH+"前收到，其有效期 12 小时，已无法获取令牌"), asking),
+		Text:   asked(texts("the newest ticket came "+ago.EN+" ago; it lives twelve hours, so no token can be had any more", "最新的 ticket 是 "+ago.ZH+"前收到的，有效期 12 小时，现在已无法获取令牌"), asking),
 		Remedy: remedyFor(asking, remedyEventURL),
 	}
 }
@@ -81,7 +81,7 @@ func ticketOverdue(platform string, age time.Duration, asking error) Finding {
 	ago := span(age)
 	return Finding{
 		Level: level, Code: "ticket_overdue", Subject: subjectPlatform(platform), about: platform,
-		Text:   asked(texts("the newest ticket came "+ago.EN+" ago: WeChat's pushes do not arrive; tokens can be renewed until it is twelve hours old", "最新的 ticket 已是 "+ago.ZH+"前收到：微信的推送没有到达；满 12 小时后将无法刷新令牌"), asking),
+		Text:   asked(texts("the newest ticket came "+ago.EN+" ago: WeChat's pushes do not arrive; tokens can be renewed until it is twelve hours old", "最新的 ticket 是 "+ago.ZH+"前收到的：微信的推送没有到达；满 12 小时后就无法刷新令牌"), asking),
 		Remedy: remedyFor(asking, remedyEventURL),
 	}
 }
@@ -147,7 +147,7 @@ func authorizationsLost(platform string, n int) Finding {
 	return Finding{
 		Level: Yellow, Code: "authorizations_lost", Subject: subjectPlatform(platform), about: platform,
 		Text:   texts(fmt.Sprintf("%d accounts have authorised the platform and their codes were never exchanged: WeChat has no refresh token of them", n), fmt.Sprintf("%d 个账号已授权，但授权码从未换取令牌：微信处没有其 refresh_token", n)),
-		Remedy: texts("let their owners authorise again: GET /wechat/orphans on the admin endpoint lists them, and makes links", "请这些账号的管理员重新授权：管理端点的 GET /wechat/orphans 会列出它们并生成链接"),
+		Remedy: texts("let their owners authorise again: GET /wechat/orphans on the admin endpoint lists them, and makes links", "请这些账号的管理员重新授权：admin 端点的 GET /wechat/orphans 会列出它们并生成链接"),
 	}
 }
 
@@ -248,7 +248,7 @@ func recordsWaiting(n int) Finding {
 func deduplicationDegraded() Finding {
 	return Finding{
 		Level: Yellow, Code: "deduplication_degraded", Subject: thisMachine, about: aboutStore,
-		Text:   texts("the store does not answer for pushes: one that comes again to another node is not known there, and its backend gets it twice", "存储未就推送应答：重推到其他节点的消息不会被识别，后端可能收到两次"),
+		Text:   texts("the store does not answer for pushes: one that comes again to another node is not known there, and its backend gets it twice", "存储对推送没有响应：重推到其他节点的消息，那个节点认不出来，后端会收到两次"),
 		Remedy: remedyStore,
 	}
 }
@@ -267,9 +267,9 @@ func hostFails(host, class, reason string, proxied bool) Finding {
 		f.Text = texts("the last call to it got no answer of WeChat's: "+reason, "最近一次调用没有得到微信的应答："+quotedZH(reason))
 		f.Remedy = texts("it is not WeChat that answered, or WeChat is in trouble: look for a proxy or a portal in between", "应答者不是微信，或微信故障：检查中间的代理或认证页面")
 	case classTimeout:
-		f.Remedy = texts("look at the firewall and the way out to port 443; if WeChat itself is slow, wait", "检查防火墙与 443 端口的出口；若为微信缓慢则等待")
+		f.Remedy = texts("look at the firewall and the way out to port 443; if WeChat itself is slow, wait", "检查防火墙是否放行到 443 端口的出站连接；若是微信自己响应慢，只能等待")
 	default:
-		f.Remedy = texts("look at the firewall and the way out to port 443", "检查防火墙与 443 端口的出口")
+		f.Remedy = texts("look at the firewall and the way out to port 443", "检查防火墙是否放行到 443 端口的出站连接")
 	}
 	if proxied && class != classProxy {
 		f.Remedy = texts(f.Remedy.EN+"; calls go through the configured proxy", f.Remedy.ZH+"；调用经由所配置的 proxy")
@@ -349,14 +349,14 @@ type sightedText struct {
 
 var sightedTexts = map[string]sightedText{
 	codePushSignature: {Yellow,
-		texts("pushes come whose signature fits no configured token, or somebody forges them", "收到签名与所配置的 token 均不符的推送，或有人伪造"),
+		texts("pushes come whose signature fits no configured token, or somebody forges them", "收到签名与所配置的 token 都不符的推送，也可能是有人伪造"),
 		texts("compare token with the Token (消息校验Token) in WeChat's console, and the path with the account", "核对 token 与微信后台的 Token（消息校验Token），并核对路径对应的账号")},
 	codePushKey: {Red,
 		texts("pushes come with a right signature that no configured aes_key opens", "收到签名正确、但所配置的 aes_key 均无法解密的推送"),
 		texts("compare aes_key with the EncodingAESKey (消息加解密Key) in WeChat's console; while it is changed there, configure both, newest first", "核对 aes_key 与微信后台的 EncodingAESKey（消息加解密Key）；更换期间请同时配置新旧两个，新的在前")},
 	codePushReceiveID: {Red,
 		texts("pushes come that were encrypted for another appid", "收到为其他 appid 加密的推送"),
-		texts("compare the appid in the configuration with WeChat's console: two consoles share token and key, or the URL is entered in the wrong one", "核对配置中的 appid 与微信后台：可能两处后台使用了相同的 token 与密钥，或 URL 填错了后台")},
+		texts("compare the appid in the configuration with WeChat's console: two consoles share token and key, or the URL is entered in the wrong one", "核对配置中的 appid 与微信后台：可能两个平台或账号用了相同的 token 与密钥，或 URL 填到了另一个的后台")},
 	codePushAddressee: {Yellow,
 		texts("pushes come on the path of one account that are for another, by their ToUserName", "推送的 ToUserName 与路径中的账号不符"),
 		texts("let 消息与事件接收URL end in /$APPID$, and look whether something rewrites the path", "消息与事件接收URL 应以 /$APPID$ 结尾，并检查是否有路径改写")},
@@ -376,13 +376,13 @@ var sightedTexts = map[string]sightedText{
 		texts("pushes come whose timestamp and nonce came before with another text: somebody forges them, which 明文模式 allows", "收到 timestamp 与 nonce 重复而正文不同的推送：明文模式下可被伪造"),
 		texts("choose 安全模式 in the account's 服务器配置", "在账号的服务器配置中选择安全模式")},
 	codePushNotKept: {Red,
-		texts("events were answered with 503 because they could not be made durable; WeChat pushes them again", "事件无法落盘而应答 503；微信会重推"),
+		texts("events were answered with 503 because they could not be made durable; WeChat pushes them again", "事件没能落盘，应答了 503；微信会重推"),
 		remedyStore},
 	codeClock: {Red,
 		texts("WeChat's clock is %s: messages are refused", "微信的时钟%s：消息被拒绝"),
 		texts("set this machine's clock (chrony, systemd-timesyncd); timestamp_window says how far they may differ", "校准本机时钟（chrony、systemd-timesyncd）；允许的偏差由 timestamp_window 指定")},
 	codeEventMisdirected: {Yellow,
-		texts("authorization events come to a message URL; they are handled", "授权事件推送到了消息URL；已照常处理"),
+		texts("authorization events come to a message URL; they are handled", "授权事件推送到了消息与事件接收URL；已照常处理"),
 		texts("mend 授权事件接收URL in the platform's console", "修正第三方平台的授权事件接收URL")},
 	codeMessageMisdirected: {Yellow,
 		texts("messages come to the authorization-event URL; %s", "消息推送到了授权事件接收URL；%s"),
@@ -398,11 +398,12 @@ var sightedTexts = map[string]sightedText{
 		texts("where WeChat was not reached, mend what is said of its host; else see what the errcode asks for: caddy wechat explain; if its refresh token is void, its owner authorises again",
 			"若未能连接微信，先处理微信服务器的问题；否则用 caddy wechat explain 查看错误码；若 refresh_token 失效，请账号管理员重新授权")},
 	codeRogue: {Yellow,
-		texts("another system is refreshing its tokens (%s): WeChat refused one that nobody here had renewed", "有其他系统也在刷新其令牌（%s）：微信拒绝了一个并非由网关更换的令牌"),
+		texts("another system is refreshing its tokens (%s): WeChat refused one that nobody here had renewed", "有其他系统也在刷新该账号的令牌（%s）：网关没有刷新，微信却拒绝了网关手上的令牌"),
 		texts("find the program that has the secret or the refresh token, and have it use wechat_api instead", "找出持有 secret 或 refresh_token 的其他程序，改为使用 wechat_api")},
 	codeAddressRefused: {Red,
 		texts("WeChat refuses the address that calls come from: %s", "微信拒绝了出口 IP：%s"),
-		texts("add the address to the whitelist: of a platform open.weixin.qq.com > 第三方平台 > 白名单IP地址列表, of an account mp.weixin.qq.com > 基本配置 > IP白名单; it takes up to ten minutes", "将该 IP 加入白名单：第三方平台在微信开放平台的白名单IP地址列表，普通账号在公众平台 > 基本配置 > IP白名单；约 10 分钟生效")},
+		texts("add the address to the whitelist: of a platform open.weixin.qq.com > 管理中心 > 第三方平台 > 白名单IP地址列表; of a 公众号 微信开发者平台 (developers.weixin.qq.com/platform) > 我的业务 > 公众号/服务号 > 基础信息 > IP白名单, of a 小程序 mp.weixin.qq.com > 开发管理 > 开发设置 > IP白名单; it takes up to ten minutes",
+			"将该 IP 加入白名单：第三方平台在微信开放平台 > 管理中心 > 第三方平台 > 白名单IP地址列表；公众号、服务号在微信开发者平台（developers.weixin.qq.com/platform）> 我的业务 > 公众号/服务号 > 基础信息 > IP白名单，小程序在公众平台 > 开发管理 > 开发设置 > IP白名单；约 10 分钟生效")},
 	codePermission: {Yellow,
 		texts("WeChat refuses a call for want of a permission: %s", "因缺少权限，微信拒绝了调用：%s"),
 		texts("select the permission set for the platform and let the account's owner authorise again, or look up the account's own 接口权限", "为第三方平台勾选该权限集并请账号管理员重新授权，或检查账号自身的接口权限")},
