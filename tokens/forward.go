@@ -388,7 +388,7 @@ func (m *Manager) HandOnLater(id string) {
 		})
 		return
 	}
-	m.queue.addIn(laneForwards, "forwards later", takeOverAfter, m.resumeForwards)
+	m.lookForForwards("forwards later", takeOverAfter)
 }
 
 // HandOn hands on an event that is kept: forward does it. It is done with unless the error wraps ErrNotForwarded: then it is tried again in
@@ -406,7 +406,7 @@ func (m *Manager) HandOn(ctx context.Context, id string, forward func(context.Co
 	// Without the lock another node may do the same: twice is better than never.
 	err = m.handOn(ctx, env, id, forward)
 	if errors.Is(err, ErrNotForwarded) {
-		m.queue.addIn(laneForwards, "forwards", 0, m.resumeForwards)
+		m.lookForForwards("forwards", 0)
 	}
 	return err
 }
@@ -672,6 +672,6 @@ func (m *Manager) adoptForward(ctx context.Context, from *Manager, old *Environm
 	if err := m.storeRecord(ctx, env, forwardName(id), wire); err != nil {
 		return err
 	}
-	m.queue.addIn(laneForwards, "forwards", 0, m.resumeForwards)
+	m.lookForForwards("forwards", 0)
 	return from.deleteRecord(ctx, old, forwardName(id))
 }

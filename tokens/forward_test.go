@@ -525,7 +525,7 @@ func TestForwardsAreLeft(t *testing.T) {
 		if got, left := next.kept(t), r.kept(t); got == 0 || left == 0 || got+left != events {
 			t.Errorf("%d are taken over, %d are left", got, left)
 		}
-		if text := next.log.String(); next.log.count("cannot be taken over from the store of before") != 1 || !strings.Contains(text, fmt.Sprintf("events=%d ", r.kept(t))) {
+		if text := next.log.String(); next.log.count("cannot be taken over from the store of before") != 1 || !strings.Contains(text, fmt.Sprintf("events=%d error=\"", r.kept(t))) {
 			t.Errorf("the log does not say how many are left:\n%s", text)
 		}
 	})

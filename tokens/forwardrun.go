@@ -20,6 +20,11 @@ const (
 	forwardRunTime = 5 * time.Minute
 )
 
+// lookForForwards queues resumeForwards, under an id of those who want it.
+func (m *Manager) lookForForwards(id string, delay time.Duration) {
+	m.queue.addIn(laneForwards, id, delay, m.resumeForwards)
+}
+
 // resumeForwards is the job that hands on what an earlier process, another node or an earlier attempt has not: at the first Use, when another
 // node has kept one a while ago, and for as long as there is any.
 func (m *Manager) resumeForwards(ctx context.Context) error {

@@ -136,6 +136,39 @@ func TestDeletionsOfForwardsLeaveTheOtherWorkersAlone(t *testing.T) {
 	})
 }
 
+// Nor by events of before a change of store, whose store does not answer.
+func TestEventsOfBeforeLeaveTheOtherWorkersAlone(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		rc.answer(nil)
+		ids := make([]string, 2*queueWorkers)
+		for i := range ids {
+			ids[i] = r.keepForward(t)
+		}
+		next := r.successor(t)
+		r.Close()
+		next.TakeOver(r.Manager)
+		synctest.Wait()
+		release := make(chan struct{})
+		r.store.hold(func(op, name string) {
+			if op == "load" && strings.HasPrefix(name, forwardFolder) {
+				<-release
+			}
+		})
+		for _, id := range ids {
+			r.HandOnLater(id)
+		}
+		synctest.Wait()
+		var began atomic.Bool
+		next.queue.add("other work", 0, func(context.Context) error { began.Store(true); return nil })
+		synctest.Wait()
+		if !began.Load() {
+			t.Error("other work waits for the events")
+		}
+		close(release)
+		rc.want(t, next, len(ids), 0)
+	})
+}
+
 // Events go out one after another, in the order in which they came, while answers come.
 func TestForwardsGoOutInOrder(t *testing.T) {
 	inForward(t, func(t *testing.T, r *rig, rc *receiver) {

@@ -906,12 +906,15 @@ func TestRogueOfAPlainAccountNeedsNoProof(t *testing.T) {
 		k := AccountKey(testAccount)
 		token := r.get(t, k)
 		r.wx.set(func(f *fakeWeChat) { delete(f.alive, f.stable[testAccount]); delete(f.stable, testAccount) })
+		refused := time.Now()
 		if _, err := r.Renew(t.Context(), k, token.Value); err != nil {
 			t.Fatal(err)
 		}
-		r.Healed(k, token.Value, time.Now())
-		if n := r.log.count("another system is refreshing tokens of " + testAccount); n != 1 {
-			t.Errorf("said %d times", n)
+		for _, when := range []string{"at once", "once WeChat took the new one"} {
+			if n := r.log.count("another system is refreshing tokens of " + testAccount); n != 1 {
+				t.Errorf("said %d times %s", n, when)
+			}
+			r.Healed(k, token.Value, refused)
 		}
 	})
 }
@@ -1278,6 +1281,60 @@ func TestUserNameOfAnAdoptedAccount(t *testing.T) {
 }
 
 // The gh_ id is learned on first need, without waiting, and kept with the record.
+func TestUserNameThatWeChatDoesNotTell(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.store.empty()
+		r.restart()
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(p string, _ map[string]any) (string, error) {
+				switch p {
+				case pathAuthorizerInfo:
+					return fmt.Sprintf(`{"authorizer_info":{},"authorization_info":{"authorizer_appid":%q,"authorizer_refresh_token":%q}}`, testAuthorizer, f.refresh[testAuthorizer]), nil
+				case pathAuthorizerList:
+					return wxError(48001, "no list"), nil
+				}
+				return "", nil
+			}
+		})
+		r.ticket(t, testPlatform)
+		r.get(t, testAuthKey)
+		if names, err := r.store.List(t.Context(), userNameFolder); err != nil || len(names) != 0 {
+			t.Errorf("the way back from an id that is not known: %v, %v", names, err)
+		}
+	})
+}
+
+// A record that names the gh_ id of its account would keep the way back from being asked for again.
+func TestUserNameWhoseWayBackIsNotKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.store.fail(func(op, name string) error {
+			if op == "store" && strings.HasPrefix(name, userNameFolder) {
+				return errors.New("store away")
+			}
+			return nil
+		})
+		r.get(t, testAuthKey)
+		_, _ = r.UserName(testPlatform, testAuthorizer)
+		time.Sleep(time.Second)
+		if _, known := r.UserName(testPlatform, testAuthorizer); known || r.wx.count(pathAuthorizerInfo) == 0 {
+			t.Errorf("the gh_ id is known: %v, asked %d times", known, r.wx.count(pathAuthorizerInfo))
+		}
+		r.store.fail(nil)
+		time.Sleep(infoEvery)
+		_, _ = r.UserName(testPlatform, testAuthorizer)
+		time.Sleep(time.Second)
+		if _, appid, err := r.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
+			t.Errorf("by its gh_ id: %q, %v", appid, err)
+		}
+	})
+}
+
 func TestUserNameIsLearned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -109,7 +109,7 @@ func (h *hearing) Listening(on bool) {
 	m.queue.add("written", 0, m.writeAgain)
 	m.queue.add("opaque keys", 0, m.keepOpaqueKeys)
 	m.lookForIntents()
-	m.queue.addIn(laneForwards, "forwards of others", takeOverAfter, m.resumeForwards)
+	m.lookForForwards("forwards of others", takeOverAfter)
 }
 
 // Changed implements Listener.
@@ -144,7 +144,7 @@ func (h *hearing) Changed(name string) {
 		if env := m.env.Load(); env == nil || env.Forward == nil {
 			return
 		}
-		m.queue.addIn(laneForwards, "forwards of others", takeOverAfter, m.resumeForwards)
+		m.lookForForwards("forwards of others", takeOverAfter)
 		return
 	}
 	if platform, ok := ticketPlatform(name); ok {

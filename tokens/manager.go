@@ -171,7 +171,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 		m.queue.add("resume", 0, m.resumeIntents)
 	}
 	if env.Forward != nil && (m.unreadForwards.Swap(false) || old == nil || old.Forward == nil) {
-		m.queue.addIn(laneForwards, "forwards", 0, m.resumeForwards)
+		m.lookForForwards("forwards", 0)
 	}
 	if env.Forward == nil && (old == nil || old.Forward != nil) {
 		m.forwards.setUnwanted(unwantedForwards{})

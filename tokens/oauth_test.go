@@ -246,7 +246,10 @@ func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {
 			wechat := &loginWeChat{answers: map[string][]string{
 				pathComponentUserCode: {fmt.Sprintf(`{"errcode":%d}`, code), goodGrant},
 			}}
-			m := loginManager(t, ClientOptions{Transport: wechat})
+			m, rogues := loginManager(t, ClientOptions{Transport: wechat}), new(rogueObserver)
+			env := *m.env.Load()
+			env.Observer = rogues
+			m.Use(&env)
 			if _, err := m.ExchangeUserCode(t.Context(), platformCode); !errors.Is(err, ErrTokenRenewed) || !hasCode(err, code) || errors.Is(err, ErrCodeInDoubt) {
 				t.Errorf("err = %v, want ErrTokenRenewed", err)
 			}
@@ -263,6 +266,9 @@ func TestExchangeUserCodeRenewsARefusedComponentToken(t *testing.T) {
 			}
 			if diff := cmp.Diff([]string{"component-1", "component-2"}, used); diff != "" {
 				t.Errorf("component tokens (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff([]string{"component:" + loginPlatform}, rogues.seen); diff != "" {
+				t.Errorf("another system that refreshes (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -462,7 +468,10 @@ func TestUserInfoLater(t *testing.T) {
 			wechat := &loginWeChat{answers: map[string][]string{
 				pathUserInfo: tt.info, pathUserRefresh: tt.refresh, pathComponentUserRefresh: tt.refresh,
 			}}
-			m := loginManager(t, ClientOptions{Transport: wechat})
+			m, rogues := loginManager(t, ClientOptions{Transport: wechat}), new(rogueObserver)
+			env := *m.env.Load()
+			env.Observer = rogues
+			m.Use(&env)
 			grant := UserGrant{OpenID: "o1", AccessToken: secret.New("user-token"), RefreshToken: secret.New("user-refresh"), ExpiresAt: time.Now().Add(time.Hour)}
 			if tt.ended {
 				grant.ExpiresAt = time.Now()
@@ -481,6 +490,13 @@ func TestUserInfoLater(t *testing.T) {
 			}
 			if got := strings.Join(asked, " "); got != tt.want || kept.AccessToken.Reveal() != tt.token {
 				t.Errorf("asked %q, kept %s; want %q, %s", got, kept.AccessToken.Reveal(), tt.want, tt.token)
+			}
+			var replaced []string // by another system: where WeChat took the next component token
+			if tt.name == "component token refused" {
+				replaced = []string{"component:" + loginPlatform}
+			}
+			if diff := cmp.Diff(replaced, rogues.seen); diff != "" {
+				t.Errorf("another system that refreshes (-want +got):\n%s", diff)
 			}
 			switch want := tt.wantError.(type) {
 			case nil:

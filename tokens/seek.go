@@ -30,9 +30,8 @@ type seek struct {
 	put    time.Time // when the first of the accounts that were passed over may be asked about; zero: none was
 	sought bool      // there has been a step
 	// busy counts what may learn a gh_ id by now: a step, and accounts that are asked about for another reason.
-	busy     int
-	stepping bool
-	awaited  map[string]chan struct{} // gh_ ids that somebody waits for, by the names of their records
+	busy    int
+	awaited map[string]chan struct{} // gh_ ids that somebody waits for, by the names of their records
 }
 
 // search returns a platform's; the lock is held.
@@ -57,10 +56,9 @@ func (s *seeks) await(platform, userName string, now time.Time) (learned chan st
 		return nil, false
 	}
 	k := s.search(platform)
-	if begins = !k.stepping && !now.Before(k.next); begins {
-		k.stepping, k.sought = true, true
+	if begins = !now.Before(k.next); begins { // or waits for its turn, or is under way for long: it is queued once
+		k.sought = true
 		k.busy++
-		k.next = now.Add(seekEvery)
 	}
 	if k.busy == 0 {
 		return nil, false
@@ -81,11 +79,7 @@ func (s *seeks) asks(platform string) (answered func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.search(platform).busy++
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.of[platform].left()
-	}
+	return func() { s.end(platform) }
 }
 
 // begin returns the page where a step begins.
@@ -93,7 +87,7 @@ func (s *seeks) begin(platform string) (cursor string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.of[platform]
-	k.next = time.Now().Add(seekEvery) // it may have waited for its turn
+	k.next = time.Now().Add(seekEvery)
 	return k.at
 }
 
@@ -134,13 +128,11 @@ func (s *seeks) learned(name string) {
 	}
 }
 
-// end notes that a step has ended.
+// end notes that a step has ended, or an account has been asked about.
 func (s *seeks) end(platform string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.of[platform]
-	k.stepping = false
-	k.left()
+	s.of[platform].left()
 }
 
 // left notes that something has ended that could learn a gh_ id; the lock is held.
@@ -193,7 +185,7 @@ func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
 		defer m.seeks.end(platform)
 		m.seekUserNames(ctx, platform)
 	}) {
-		m.seeks.end(platform) // too much is queued
+		m.seeks.end(platform) // it is queued already, or too much is
 	}
 	return learned
 }

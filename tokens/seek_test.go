@@ -3,6 +3,7 @@ package tokens
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,15 @@ func TestSeekWakesWhoWaits(t *testing.T) {
 		if again := r.SeekUserName(testPlatform, "gh_stranger"); again != stranger {
 			t.Error("two wait for one id in two ways")
 		}
+		var waiting sync.WaitGroup
+		woken := make([]time.Duration, seekAccounts)
+		for n := range woken {
+			waits := r.SeekUserName(testPlatform, "gh_"+appidOf(n)[2:])
+			waiting.Go(func() {
+				<-waits
+				woken[n] = time.Since(began)
+			})
+		}
 		for n := range seekAccounts {
 			<-r.SeekUserName(testPlatform, "gh_"+appidOf(n)[2:])
 			if _, appid, err := r.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err != nil || appid != appidOf(n) {
@@ -161,6 +171,13 @@ func TestSeekWakesWhoWaits(t *testing.T) {
 		<-stranger
 		if took := time.Since(began); took != seekAccounts*100*time.Millisecond {
 			t.Errorf("the step took %s", took)
+		}
+		waiting.Wait()
+		slices.Sort(woken)
+		for n, after := range woken {
+			if want := time.Duration(n+1) * 100 * time.Millisecond; after != want {
+				t.Errorf("who waits for the id that is learned after %s is woken after %s", want, after)
+			}
 		}
 		if got := r.wx.count(pathAuthorizerInfo); got != seekAccounts {
 			t.Errorf("WeChat was asked %d times", got)
@@ -198,6 +215,14 @@ func TestSeekWaitsForWhatIsUnderWay(t *testing.T) {
 			r.get(t, testAuthKey)
 			r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
 			_, _ = r.UserName(testPlatform, testAuthorizer)
+		},
+		"by two messages on its own path, of an account that is not in memory": func(_ *testing.T, r *rig) {
+			<-r.SeekUserName(testPlatform, "gh_stranger") // now the search rests
+			r.unnamed(t, testPlatform, testAuthorizer)
+			r.wx.set(func(f *fakeWeChat) { f.latency = time.Second })
+			for range 2 {
+				_, _ = r.UserName(testPlatform, testAuthorizer)
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
