@@ -260,6 +260,37 @@ func TestAPIRogueRefresh(t *testing.T) {
 	}
 }
 
+// An answer which does not tell that WeChat took the next token proves nothing.
+func TestAPIRogueRefreshIsInDoubt(t *testing.T) {
+	for name, answer := range map[string]func(w http.ResponseWriter){
+		"busy":        func(w http.ResponseWriter) { io.WriteString(w, `{"errcode":-1,"errmsg":"system error"}`) },
+		"an error":    func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) },
+		"its gateway": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
+	} {
+		for form, body := range map[string]string{"repeated": "{}", "not repeated": strings.Repeat("x", 2000)} {
+			t.Run(name+", "+form, func(t *testing.T) {
+				wechat := newFakeWeChat(t)
+				g := newGateway(t, wechat, "", `{"repeat_buffer":1024}`)
+				g.authorize()
+				var calls atomic.Int64
+				wechat.answer(func(w http.ResponseWriter, r *http.Request) {
+					if calls.Add(1) == 1 {
+						lastingRefusal(w, r)
+						return
+					}
+					answer(w)
+				})
+				for range 2 {
+					g.post("/"+authorizerID+"/cgi-bin/another/kind", body, bearer(crmKey))
+				}
+				if n := counted(t, g.app.metrics().rogues, "authorizer"); n != 0 || calls.Load() < 2 {
+					t.Errorf("%v refreshes by another system are counted after %d calls, want none", n, calls.Load())
+				}
+			})
+		}
+	}
+}
+
 // What WeChat took before the token was voided, and answers after it has refused another call, proves nothing and takes no proof away.
 func TestAPIRogueRefreshDuringAnUpload(t *testing.T) {
 	wechat := newFakeWeChat(t)
@@ -282,7 +313,11 @@ func TestAPIRogueRefreshDuringAnUpload(t *testing.T) {
 	wechat.spoil(authorizerID)
 	refused := upload("")
 	close(answer)
-	if first, next := <-slow, upload(""); refused != 40001 || first != 0 || next != 0 {
+	first := <-slow
+	if n := counted(t, g.app.metrics().rogues, "authorizer"); n != 0 {
+		t.Errorf("%v refreshes by another system are counted, before WeChat took the next token", n)
+	}
+	if next := upload(""); refused != 40001 || first != 0 || next != 0 {
 		t.Errorf("answers %d, %d and %d", refused, first, next)
 	}
 	if n := counted(t, g.app.metrics().rogues, "authorizer"); n != 1 {

@@ -38,7 +38,7 @@ func (c *doctorConfig) checkBinds() (results []doctorResult) {
 		}
 		subject := "site " + s.origin()
 		if slices.ContainsFunc(s.bound, isUnbound) {
-			if !s.any && isInternalHost(s.host) {
+			if isInternalHost(s.host) {
 				results = append(results, yellowOf(subject, texts("its address is the Host that it answers, and not where it listens, which is on all addresses: whoever sends this Host gets to it", "站点地址只限定请求的 Host，不限定监听地址：它监听所有地址，任何人带上这个 Host 就能访问"),
 					texts(fmt.Sprintf("write http://:%d, with bind 127.0.0.1 ::1, or the internal address, in the site", s.port), fmt.Sprintf("请写作 http://:%d，并在站点内用 bind 127.0.0.1 ::1 或内网地址", s.port))))
 			}

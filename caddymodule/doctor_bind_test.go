@@ -31,10 +31,12 @@ func TestDoctorOnBinds(t *testing.T) {
 		// Addresses that are Hosts alone.
 		{wechat + "http://127.0.0.1:8090 {\nwechat_api\n}\n", "http://127.0.0.1:8090", "the Host that it answers"},
 		{wechat + "http://localhost:2020 {\nwechat_console\n}\n", "http://localhost:2020", "the Host that it answers"},
+		{wechat + "http://169.254.10.5:8090 {\nwechat_api\n}\n", "http://169.254.10.5:8090", "the Host that it answers"},
 		{wechat + "http://10.0.0.5:8090 {\nbind 0.0.0.0\nwechat_api\n}\n", "http://10.0.0.5:8090", "the Host that it answers"},
 
 		{wechat + "api.weixin.qq.com {\ntls internal\nwechat_api\n}\n", "", ""}, // beside the others, and with no bind to rely on
 		{wechat + "api.weixin.qq.com {\ntls internal\nbind 127.0.0.1 ::1\nwechat_api\n}\n", "", ""},
+		{wechat + "api.weixin.qq.com {\ntls internal\nbind {env.WECHAT_TEST_BIND}\nwechat_api\n}\n", "", ""}, // nobody knows which address
 		{wechat + "http://:8090 {\nbind 10.0.0.5\nwechat_api\n}\n", "", ""},
 		{wechat + "http://:8090 {\nwechat_api\n}\n", "", ""},
 		{wechat + "http://gateway.internal:8090 {\nwechat_api\n}\n", "", ""},

@@ -26,6 +26,7 @@ func TestRedisIsLoggedAsLoudAsItMatters(t *testing.T) {
 		{redisstore.ErrForgets, zap.WarnLevel, "Redis is not set up to keep what it is given"},
 		{redisstore.ErrSplitsReads, zap.WarnLevel, "Redis is read from replicas"},
 		{redisstore.ErrEvicts, zap.ErrorLevel, "Redis is not set up to keep what it is given"},
+		{redisstore.ErrTooOld, zap.ErrorLevel, "Redis refuses what nodes need of it"},
 		{redisstore.ErrReplica, zap.ErrorLevel, "Redis refuses what nodes need of it"},
 		{redisstore.ErrLosesNews, zap.ErrorLevel, "Redis does not pass on what other nodes change: each node looks at the accounts in use once a second instead"},
 	} {

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -81,6 +82,20 @@ func TestVisitorsOfIPv4WithinIPv6(t *testing.T) {
 }
 
 // TestNAT64IsNoLoopback: what stands for an address of this machine's is none, and nobody's that trust_loopback trusts.
+// A private address that a trusted proxy tells is a visitor's.
+func TestVisitorsOfPrivateNetworks(t *testing.T) {
+	for told, want := range map[string]string{
+		"10.1.2.3": "10.1.2.3/32", "64:ff9b::10.1.2.3": "10.1.2.3/32", "100.64.1.2": "100.64.1.2/32", "fd00:1:2:3::4": "fd00:1:2:3::/64",
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.RemoteAddr = "10.0.0.1:1234"
+		r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: told}))
+		if got := oneVisitorOf(r); got != netip.MustParsePrefix(want) {
+			t.Errorf("%s counts as %v, want %s", told, got, want)
+		}
+	}
+}
+
 func TestNAT64IsNoLoopback(t *testing.T) {
 	for _, remote := range []string{"[64:ff9b::7f00:1]:1", "[2002:7f00:1::1]:1"} {
 		r := httptest.NewRequest(http.MethodGet, "http://localhost/", nil)

@@ -214,7 +214,7 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 		case refused = <-sent:
 			beating = false
 			if proof.underWay {
-				proof.underWay, proof.ran = false, time.Now()
+				proof.end()
 				if _, said := errors.AsType[redis.Error](refused); said {
 					return refused
 				}
@@ -271,6 +271,9 @@ func (p *proof) begin() (marks []string) {
 	}
 	return marks
 }
+
+// end notes that the scripts have run, or could not be sent.
+func (p *proof) end() { p.underWay, p.ran = false, time.Now() }
 
 // came takes what came back, and reports whether it was the last that was missing.
 func (p *proof) came(mark string) (whole bool) {

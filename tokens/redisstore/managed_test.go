@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/internal/redistest"
@@ -104,6 +106,66 @@ func TestProof(t *testing.T) {
 	}
 	if !p.came(marks[0]) || p.came(marks[0]) {
 		t.Error("it is whole once, with the last")
+	}
+}
+
+// What is missing may be on its way for a second after the scripts have run, however long they ran.
+func TestProofHasItsTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var p proof
+		if p.failed() {
+			t.Error("it failed before it began")
+		}
+		marks := p.begin()
+		time.Sleep(2 * silenceMost)
+		if p.failed() {
+			t.Error("it failed while scripts were being sent")
+		}
+		p.end()
+		for _, mark := range marks[1:] {
+			p.came(mark)
+		}
+		time.Sleep(silenceMost)
+		if p.failed() {
+			t.Error("it failed although the last may be on its way")
+		}
+		time.Sleep(1)
+		if !p.failed() {
+			t.Error("it did not fail although the last does not come")
+		}
+		p.came(marks[0])
+		if p.failed() {
+			t.Error("it failed although all have come")
+		}
+	})
+}
+
+// That news are lost is believed of the last attempt to listen alone.
+func TestNewsThatAreLostNoMore(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	reports := make(chan error, 100)
+	s := open(t, Options{Addresses: []string{server.Addr}, Report: func(err error) { reports <- err }})
+	s.losesNews.Store(true) // as after an attempt before
+	on := make(listening, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Watch(ctx, on) })
+	defer wg.Wait()
+	defer cancel()
+	<-on
+	for end := time.Now().Add(10 * time.Second); s.Unfit(t.Context()) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it listens, and is unfit: %v", s.Unfit(t.Context()))
+		}
+	}
+	server.Kill()
+	if err := <-reports; errors.Is(err, ErrLosesNews) {
+		t.Errorf("reported %v of a server that is down", err)
+	}
+	if err := s.Unfit(t.Context()); errors.Is(err, ErrLosesNews) {
+		t.Errorf("a server that is down: %v", err)
 	}
 }
 
