@@ -186,6 +186,11 @@ func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
 		m.seekUserNames(ctx, platform)
 	}) {
 		m.seeks.end(platform) // it is queued already, or too much is
+		select {
+		case <-learned: // nothing is under way
+			return nil
+		default:
+		}
 	}
 	return learned
 }

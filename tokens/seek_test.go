@@ -1,6 +1,7 @@
 package tokens
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -306,6 +307,35 @@ func TestSeekBetweenStepsAndAfterTheEnd(t *testing.T) {
 		}
 		if r.SeekUserName(testPlatform, "gh_stranger") != nil || r.SeekUserName(testPlatform2, "gh_stranger") != nil {
 			t.Error("a search begins after the end")
+		}
+	})
+}
+
+// A step for which the queue has no place is no reason to wait, nor to ask again and again; one comes when there is.
+func TestSeekWhileTheQueueIsFull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.unnamed(t, testPlatform, testAuthorizer)
+		r.get(t, ComponentKey(testPlatform))
+		free := make(chan struct{})
+		for n := range maxLight {
+			if !r.queue.addLight(fmt.Sprintf("filler %d", n), func(context.Context) { <-free }) {
+				t.Fatalf("%d jobs fill the queue", n)
+			}
+		}
+		if r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:]) != nil {
+			t.Error("somebody waits for a step that is not queued")
+		}
+		close(free)
+		synctest.Wait()
+		waits := r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
+		if waits == nil {
+			t.Fatal("there is a place, and no step begins")
+		}
+		<-waits
+		if _, appid, err := r.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
+			t.Errorf("%q, %v", appid, err)
 		}
 	})
 }
