@@ -256,3 +256,29 @@ func TestIntentOfAPlatformThatIsGone(t *testing.T) {
 		}
 	})
 }
+
+// A visitor's code that was exchanged is done with when the store deletes its record, be it later: the next process would take it for one that
+// died.
+func TestExchangedCodeIsForgottenLater(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.store.fail(func(op, _ string) error {
+			if op == "delete" {
+				return errDisk
+			}
+			return nil
+		})
+		if _, err := r.ExchangeRedirected(t.Context(), testPlatform, r.newCode(testAuthorizer), 0); err != nil {
+			t.Fatal(err)
+		}
+		if r.intents(t) != 1 {
+			t.Fatal("there is nothing left to be deleted")
+		}
+		r.store.fail(nil)
+		time.Sleep(time.Minute)
+		if n, calls := r.intents(t), r.wx.count(pathQueryAuth); n != 0 || calls != 1 {
+			t.Errorf("%d codes are still to be exchanged, %d exchanges", n, calls)
+		}
+	})
+}

@@ -36,7 +36,12 @@ func (m *Manager) ExchangeRedirected(ctx context.Context, platform string, code 
 	case !settled:
 		m.queueIntent(hash, in, backoffFirst) // this was the first attempt
 	case kept:
-		if failed := m.forgetRedirected(context.WithoutCancel(ctx), env, hash, err == nil); failed != nil {
+		failed := m.forgetRedirected(context.WithoutCancel(ctx), env, hash, err == nil)
+		switch {
+		case failed == nil:
+		case err == nil:
+			m.queueIntent(hash, in, backoffFirst) // finds the tokens, and nothing but the record to be deleted
+		default:
 			env.Log.Warn("an authorization code that is done with cannot be forgotten; it is looked at again at the next start",
 				"platform", platform, "error", failed)
 		}
