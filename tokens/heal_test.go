@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -732,6 +733,52 @@ func TestDamagedRecordIsHadAtOnce(t *testing.T) {
 	})
 }
 
+// That a damaged record was set aside is known to the next process and to other nodes too: WeChat is asked for the account, and the list is read
+// soon, and then no more than otherwise.
+func TestDamagedRecordOutlivesTheProcess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.restart()
+		time.Sleep(time.Minute)
+		other := NewManager()
+		other.Use(r.env)
+		defer other.Close()
+		time.Sleep(time.Minute)
+		away := func(path string, _ map[string]any) (string, error) { return "", errors.New("no route to host") }
+		r.wx.set(func(f *fakeWeChat) { f.hook = away })
+		_ = r.store.MemStore.Store(t.Context(), testAuthKey.recordName(), []byte(`{"v":1,"gen`))
+		if _, err := r.Get(t.Context(), testAuthKey); err == nil {
+			t.Fatal("a token without a record")
+		}
+		r.restart()
+		time.Sleep(rosterCheck + time.Minute) // both have looked
+		for name, m := range map[string]*Manager{"the next process": r.Manager, "another node": other} {
+			if _, err := m.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrUnsure) {
+				t.Errorf("%s: %v, want ErrUnsure", name, err)
+			}
+		}
+		r.refuse(pathAuthorizerList, 48001, "no list")
+		if _, err := other.Get(t.Context(), testAuthKey); err != nil {
+			t.Errorf("another node: %v", err)
+		}
+		r.get(t, testAuthKey)
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		time.Sleep(time.Hour)
+		r.ticket(t, testPlatform)
+		time.Sleep(rosterAgain)
+		if r.rosters.incomplete(testPlatform) {
+			t.Error("the list has not been read since")
+		}
+		lists := r.wx.count(pathAuthorizerList)
+		time.Sleep(10 * time.Hour)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 0 {
+			t.Errorf("the list was read %d times more", n)
+		}
+	})
+}
+
 // A token that dies although nobody here renewed it is another system's doing; one that WeChat refuses since we renewed
 // it is not.
 func TestRogueRefresher(t *testing.T) {
@@ -1128,6 +1175,26 @@ func TestJSTickets(t *testing.T) {
 	})
 }
 
+// The ticket of an account that revoked is worth nothing after a restart either, when it is the first that is asked for.
+func TestJSTicketOfARevokedAccountAfterARestart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		k := JSAPIKey(testPlatform, testAuthorizer)
+		r.get(t, k)
+		if err := r.Revoke(t.Context(), testPlatform, testAuthorizer, time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		r.restart()
+		for range 2 {
+			if _, err := r.Get(t.Context(), k); !errors.Is(err, ErrNotAuthorized) {
+				t.Errorf("%v, want ErrNotAuthorized", err)
+			}
+		}
+	})
+}
+
 // Who passes a ticket on gets one with enough life left, for one renewal, and while WeChat gives none the one at hand.
 func TestGetLasting(t *testing.T) {
 	t.Parallel()
@@ -1278,6 +1345,49 @@ func TestUserNameOfAnAdoptedAccount(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A record that a node writes once more, since the store has lost it, is found by its gh_ id as before.
+func TestUserNameInAStoreEmptiedUnderUs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		if _, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer); err != nil {
+			t.Fatal(err)
+		}
+		r.store.empty()
+		if _, err := r.Renew(t.Context(), testAuthKey, secret.String{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, appid, err := r.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
+			t.Errorf("by its gh_ id: %q, %v", appid, err)
+		}
+	})
+}
+
+// A damaged way back from a gh_ id is set aside, so that the next search finds the account.
+func TestDamagedWayBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		want := "gh_" + testAuthorizer[2:]
+		if _, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer); err != nil {
+			t.Fatal(err)
+		}
+		_ = r.store.MemStore.Store(t.Context(), userNameName(want), []byte(`{"v":1,"platf`))
+		if _, _, err := r.ByUserName(t.Context(), want); !errors.Is(err, ErrNotAuthorized) {
+			t.Fatalf("by its gh_ id: %v", err)
+		}
+		<-r.SeekUserName(testPlatform, want)
+		if _, appid, err := r.ByUserName(t.Context(), want); err != nil || appid != testAuthorizer {
+			t.Errorf("by its gh_ id: %q, %v", appid, err)
+		}
+		if aside, err := r.store.MemStore.List(t.Context(), path.Dir(asideName(userNameName(want), time.Time{}))); len(aside) != 1 {
+			t.Errorf("set aside: %v, %v", aside, err)
+		}
+	})
 }
 
 // The gh_ id is learned on first need, without waiting, and kept with the record.

@@ -248,7 +248,13 @@ func (m *Manager) ByUserName(ctx context.Context, userName string) (platform, ap
 		return "", "", err
 	}
 	var wire userNameWire
-	err = m.loadRecord(ctx, env, userNameName(userName), &wire)
+	name := userNameName(userName)
+	err = loadLasting(ctx, m, env, name, &wire)
+	if errors.Is(err, errDamaged) {
+		if err = m.setAside(ctx, env, name, new(userNameWire), false); err == nil {
+			err = m.loadRecord(ctx, env, name, &wire) // there is none, or it is another one by now
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) || userName == "" {
 		return "", "", fmt.Errorf("%s: %w, or its gh_ id is not known yet", printable(userName, maxID), ErrNotAuthorized)
 	}

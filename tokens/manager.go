@@ -406,6 +406,11 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 		}
 	}
 	if now := instantOf(time.Now()); e.live(now) {
+		if k.isJSTicket() && k.Platform != "" { // as in token, and the account may not have been met since it revoked
+			if a, err := m.lookup(ctx, env, k.account()); err == nil && a.rec != nil && !a.authorized() {
+				return Token{}, a.unrenewable()
+			}
+		}
 		m.renewIfStale(env, e, now)
 		return e.token, nil
 	}

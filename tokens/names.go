@@ -101,6 +101,9 @@ func userNameName(userName string) string {
 // rosterName is where it is kept how far a platform's list of authorizers was read.
 func rosterName(platform string) string { return path.Join(root, "roster", recordID(platform)) }
 
+// doubtName is where it is kept when the store last came to lack a record of a platform's that WeChat's list tells of.
+func doubtName(platform string) string { return path.Join(root, "doubt", recordID(platform)) }
+
 // confirmName is where the verification file of a web-view domain is kept: a platform's, or that of an account.
 func confirmName(k Key) string {
 	folder := path.Join(root, "verify", string(k.Kind))

@@ -215,6 +215,44 @@ func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string,
 	return err
 }
 
+// loadLasting is loadRecord of a record that is read and hardly ever written: it is sealed anew once it is read, or it would not open any more
+// when the old seal key is taken out.
+func loadLasting[T any](ctx context.Context, m *Manager, env *Environment, name string, out *T) error {
+	reseal, err := m.openRecord(ctx, env, name, out)
+	if err == nil && reseal {
+		m.queue.add("reseal "+name, 0, func(ctx context.Context) error {
+			if env, err := m.current(); err == nil {
+				resealAsItIs[T](ctx, m, env, name)
+			}
+			return nil
+		})
+	}
+	return err
+}
+
+// resealAsItIs seals what a record holds with the newest key. It is tried once: the next read finds it again.
+func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name string) {
+	err := func() error {
+		unlock, err := m.lockStore(ctx, env, name, writeLockWait)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		raw, err := m.loadRaw(ctx, env, name)
+		if err != nil {
+			return err
+		}
+		var wire T
+		if reseal, err := m.decodeStored(ctx, env, name, raw, &wire); err != nil || !reseal {
+			return err
+		}
+		return m.swapRecord(ctx, env, name, raw, wire)
+	}()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrSwapped) {
+		env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read", "record", name, "error", err)
+	}
+}
+
 // openRecord is loadRecord that also says whether the record should be sealed again: it is not sealed with the newest
 // key. Where records are sealed, one that was stored before the seal key was configured is still read, and the log
 // says so: adding a key must not lose an authorizer. But anybody who can write to the store can make such a record,
@@ -333,6 +371,9 @@ func (m *Manager) setAside(ctx context.Context, env *Environment, name string, o
 	}
 	aside := asideName(name, time.Now())
 	if err := m.storeRaw(ctx, env, aside, data); err != nil {
+		return err
+	}
+	if err := m.keepDoubt(ctx, env, name); err != nil {
 		return err
 	}
 	if err := m.deleteRecord(ctx, env, name); err != nil {

@@ -661,6 +661,9 @@ func (m *Manager) commitOnce(ctx context.Context, env *Environment, k Key, must,
 	if next == nil {
 		return m.publish(k, cur, r.beat), false, nil
 	}
+	if err == nil && r.raw == nil && cur != nil && next.UserName != "" {
+		err = m.keepUserName(ctx, env, k, next.UserName) // which the store has lost as well
+	}
 	if err == nil {
 		err = m.swapRecord(ctx, env, name, r.raw, next.wire())
 	}

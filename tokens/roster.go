@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -235,7 +236,11 @@ func (m *Manager) watchRoster(platform string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		pause, due := m.rosters.due(platform, state, env.RosterEvery)
+		doubt, err := m.doubtAt(ctx, env, platform, state)
+		if err != nil {
+			return err
+		}
+		pause, due := m.rosters.due(platform, state, doubt, env.RosterEvery)
 		if !due {
 			return retryError{after: pause}
 		}
@@ -271,12 +276,58 @@ func (m *Manager) loadRoster(ctx context.Context, env *Environment, platform str
 	return state, err
 }
 
+// doubtWire is a doubt about what the store holds that outlives the process which has it, and reaches the other nodes.
+type doubtWire struct {
+	At int64 `json:"at"`
+}
+
+// keepDoubt notes that the record of that name is about to be set aside. It comes first: once the record is gone, nothing else tells a process
+// that did not do it that the store has lost an account.
+func (m *Manager) keepDoubt(ctx context.Context, env *Environment, name string) error {
+	if env.RosterEvery < 0 {
+		return nil
+	}
+	var platforms []string
+	if k, ok := keyOf(name); ok && k.Kind == KindAuthorizer {
+		platforms = []string{k.Platform}
+	} else if path.Dir(name) == intentFolder {
+		platforms = sortedPlatforms(env)
+	}
+	for _, platform := range platforms {
+		if err := m.storeRecord(ctx, env, doubtName(platform), doubtWire{At: time.Now().Unix()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// doubtAt is when the last doubt was kept that the list has not been read for since; zero: there is none. One that cannot be read is of before
+// the seal key was changed.
+func (m *Manager) doubtAt(ctx context.Context, env *Environment, platform string, state *rosterWire) (time.Time, error) {
+	var doubt doubtWire
+	err := m.loadRecord(ctx, env, doubtName(platform), &doubt)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errUnreadable):
+		return time.Time{}, nil
+	case err != nil:
+		return time.Time{}, err
+	}
+	at := fromUnix(doubt.At)
+	if began := fromUnix(state.CompletedAt - state.Took); at.Before(began) || at.After(time.Now().Add(clockSlack)) {
+		return time.Time{}, nil
+	}
+	return at, nil
+}
+
 // due decides whether this node has to read a page now, and if not, when to look again.
-func (t *rosterTable) due(platform string, state *rosterWire, every time.Duration) (pause time.Duration, due bool) {
+func (t *rosterTable) due(platform string, state *rosterWire, doubt time.Time, every time.Duration) (pause time.Duration, due bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r, now := t.at(platform), time.Now()
-	r.checked, r.complete = now, state.CompletedAt != 0
+	r.checked, r.complete = now, state.CompletedAt != 0 && doubt.IsZero()
+	if r.wanted.IsZero() {
+		r.wanted = doubt
+	}
 	if w := state.Walk; w != nil {
 		if w.Node != t.node && now.Sub(fromUnix(w.At)).Abs() < rosterLease { // else it died, or the clock was set back
 			return rosterLease, false // another node is at it

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddy-wechat/caddy-wechat/crypto"
@@ -341,6 +342,43 @@ func TestNewSealKeyIsSaidWhileTheOldOneIs(t *testing.T) {
 		}
 		if _, err := values.Peek(t.Context(), sealingName(sealer.KeyIDs()[0])); err != nil {
 			t.Errorf("the new key is not said: %v", err)
+		}
+	})
+}
+
+// Records that are read and hardly ever written are sealed with the new key once they are read under it, and open when the old one is gone.
+func TestRecordsThatAreOnlyReadAreSealedAnew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		const file = "MP_verify_abcdefgh.txt"
+		userName := "gh_" + testAuthorizer[2:]
+		if _, err := r.FetchAccountInfo(t.Context(), testPlatform, testAuthorizer); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.PutVerifyFile(t.Context(), file, []byte("abcdefgh")); err != nil {
+			t.Fatal(err)
+		}
+		issued, err := r.IssueOpaque(t.Context(), OpaqueClaims{AppID: testAuthorizer, ExpiresAt: time.Now().Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, keys := range [][]byte{{9, 7}, {9}} {
+			r.Close()
+			r.Manager = NewManager()
+			useSealKeys(t, r, keys...)
+			time.Sleep(time.Minute)
+			if _, appid, err := r.ByUserName(t.Context(), userName); err != nil || appid != testAuthorizer {
+				t.Errorf("with %d keys, by its gh_ id: %q, %v", len(keys), appid, err)
+			}
+			if _, found, err := r.VerifyFile(t.Context(), file); err != nil || !found {
+				t.Errorf("with %d keys, the file: %v, %v", len(keys), found, err)
+			}
+			if _, err := r.OpenOpaque(t.Context(), issued.Reveal()); err != nil {
+				t.Errorf("with %d keys, the opaque token: %v", len(keys), err)
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 }
