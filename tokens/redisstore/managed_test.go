@@ -130,7 +130,7 @@ func TestProofHasItsTime(t *testing.T) {
 		if p.failed() {
 			t.Error("it failed although the last may be on its way")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Millisecond)
 		if !p.failed() {
 			t.Error("it did not fail although the last does not come")
 		}
