@@ -220,9 +220,13 @@ func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string,
 func loadLasting[T any](ctx context.Context, m *Manager, env *Environment, name string, out *T) error {
 	reseal, err := m.openRecord(ctx, env, name, out)
 	if err == nil && reseal {
-		m.queue.add("reseal "+name, 0, func(ctx context.Context) error {
-			if env, err := m.current(); err == nil {
-				resealAsItIs[T](ctx, m, env, name)
+		m.queue.addIn(laneReseals, "reseal "+name, 0, func(ctx context.Context) error {
+			env, err := m.current()
+			if err != nil {
+				return nil //nolint:nilerr // closed
+			}
+			if resealAsItIs[T](ctx, m, env, name) && name == opaqueName { // which is read at the start, and then hardly ever
+				return retryError{after: sealingLife}
 			}
 			return nil
 		})
@@ -230,8 +234,9 @@ func loadLasting[T any](ctx context.Context, m *Manager, env *Environment, name 
 	return err
 }
 
-// resealAsItIs seals what a record holds with the newest key. It is tried once: the next read finds it again.
-func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name string) {
+// resealAsItIs seals what a record holds with the newest key. It is tried once: the next read finds it again. Early says that another node
+// still seals with the record's key: while the keys change places on one node after the other, each would seal it anew after the other.
+func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name string) (early bool) {
 	err := func() error {
 		unlock, err := m.lockStore(ctx, env, name, writeLockWait)
 		if err != nil {
@@ -246,11 +251,15 @@ func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name
 		if reseal, err := m.decodeStored(ctx, env, name, raw, &wire); err != nil || !reseal {
 			return err
 		}
+		if early = m.hearing.Load() != nil && m.othersSealWith(ctx, env, raw); early {
+			return nil
+		}
 		return m.swapRecord(ctx, env, name, raw, wire)
 	}()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrSwapped) {
 		env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read", "record", name, "error", err)
 	}
+	return early
 }
 
 // openRecord is loadRecord that also says whether the record should be sealed again: it is not sealed with the newest

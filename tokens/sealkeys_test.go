@@ -3,6 +3,8 @@ package tokens
 import (
 	"bytes"
 	"errors"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -379,6 +381,106 @@ func TestRecordsThatAreOnlyReadAreSealedAnew(t *testing.T) {
 				t.Errorf("with %d keys, the opaque token: %v", len(keys), err)
 			}
 			time.Sleep(time.Minute)
+		}
+	})
+}
+
+// While the new key is the first on one node and still the second on another, neither seals anew what the other has sealed: they would do so in
+// turn for ever. Once it is the first on all nodes, what is read at the start alone is sealed with it too.
+func TestSealKeysThatChangePlaces(t *testing.T) {
+	inCluster(t, func(t *testing.T, a, b *rig, _ *hub) {
+		const file = "MP_verify_abcdefgh.txt"
+		if _, err := a.PutVerifyFile(t.Context(), file, []byte("abcdefgh")); err != nil {
+			t.Fatal(err)
+		}
+		issued, err := a.IssueOpaque(t.Context(), OpaqueClaims{AppID: testAuthorizer, ExpiresAt: time.Now().Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var writes atomic.Int64
+		a.store.hold(func(op, name string) {
+			if _, shard := verifyShardNamed(name); (shard || name == opaqueName) && op == "store" && writes.Add(1) > 100 {
+				time.Sleep(time.Minute) // or this test would never end
+			}
+		})
+		useSealKeys(t, a, 7, 8)
+		useSealKeys(t, b, 7, 8)
+		for _, r := range []*rig{a, b} {
+			useSealKeys(t, r, 8, 7)
+			for range 10 {
+				for _, r := range []*rig{a, b} {
+					if _, err := r.loadOpaqueKeys(t.Context(), r.Manager.env.Load()); err != nil {
+						t.Error(err)
+					}
+					if _, found, err := r.VerifyFile(t.Context(), file); err != nil || !found {
+						t.Errorf("the file: %v, %v", found, err)
+					}
+				}
+				time.Sleep(2 * verifyFresh)
+			}
+			time.Sleep(5 * time.Minute)
+			if n := writes.Load(); n > 2 {
+				t.Errorf("two records were written %d times", n)
+			}
+		}
+		time.Sleep(2 * sealingLife)
+		_, _, _ = b.VerifyFile(t.Context(), file)
+		time.Sleep(time.Second)
+		if n := writes.Load(); n != 2 {
+			t.Errorf("two records were sealed anew %d times in all", n)
+		}
+		for _, r := range []*rig{a, b} {
+			r.Close()
+			r.Manager = NewManager()
+			useSealKeys(t, r, 8)
+			if _, err := r.OpenOpaque(t.Context(), issued.Reveal()); err != nil {
+				t.Errorf("without the old key, the opaque token: %v", err)
+			}
+			if _, found, err := r.VerifyFile(t.Context(), file); err != nil || !found {
+				t.Errorf("without the old key, the file: %v, %v", found, err)
+			}
+		}
+	})
+}
+
+// Records that wait to be sealed anew while the store is slow to take them, as many as were read, leave the other workers to what must be done.
+func TestResealingLeavesWorkersToOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		const accounts = 10 * queueWorkers
+		for n := range accounts {
+			if err := r.keepUserName(t.Context(), r.Manager.env.Load(), AuthorizerKey(testPlatform, appidOf(n)), "gh_"+appidOf(n)[2:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		useSealKeys(t, r, 8, 7)
+		r.get(t, ComponentKey(testPlatform))
+		time.Sleep(time.Minute)
+		r.store.hold(func(op, name string) {
+			if op == "store" && strings.HasPrefix(name, userNameFolder) {
+				time.Sleep(storeTimeout / 2)
+			}
+		})
+		for n := range accounts {
+			if _, appid, err := r.ByUserName(t.Context(), "gh_"+appidOf(n)[2:]); err != nil || appid != appidOf(n) {
+				t.Fatalf("%q, %v", appid, err)
+			}
+		}
+		synctest.Wait()
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := r.wx.count(pathQueryAuth); got != 1 {
+			t.Errorf("the code of an event was tried %d times, want at once", got)
+		}
+		time.Sleep(accounts * storeTimeout)
+		for n := range accounts {
+			var wire userNameWire
+			if reseal, err := r.openRecord(t.Context(), r.Manager.env.Load(), userNameName("gh_"+appidOf(n)[2:]), &wire); err != nil || reseal {
+				t.Errorf("account %d is not sealed anew: %v", n, err)
+			}
 		}
 	})
 }
