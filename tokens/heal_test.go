@@ -779,6 +779,41 @@ func TestDamagedRecordOutlivesTheProcess(t *testing.T) {
 	})
 }
 
+// A doubt that the store tells of is one of all nodes: one of them reads the list for it, and no other reads it again.
+func TestListIsReadOnceForADoubtInTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.restart()
+		time.Sleep(time.Minute)
+		for range 3 {
+			other := NewManager()
+			other.Use(r.env)
+			defer other.Close()
+		}
+		time.Sleep(time.Hour)
+		r.wx.set(func(f *fakeWeChat) {
+			f.hook = func(string, map[string]any) (string, error) { return "", errors.New("no route to host") }
+		})
+		_ = r.store.MemStore.Store(t.Context(), testAuthKey.recordName(), []byte(`{"v":1,"gen`))
+		if _, err := r.Get(t.Context(), testAuthKey); err == nil {
+			t.Fatal("a token without a record")
+		}
+		time.Sleep(rosterCheck + time.Minute) // all have looked
+		lists := r.wx.count(pathAuthorizerList)
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		for range 10 {
+			r.ticket(t, testPlatform)
+			time.Sleep(time.Hour)
+		}
+		r.get(t, testAuthKey)
+		if n := r.wx.count(pathAuthorizerList) - lists; n != 1 {
+			t.Errorf("the list was read %d times", n)
+		}
+	})
+}
+
 // A token that dies although nobody here renewed it is another system's doing; one that WeChat refuses since we renewed
 // it is not.
 func TestRogueRefresher(t *testing.T) {
@@ -1390,7 +1425,7 @@ func TestDamagedWayBack(t *testing.T) {
 	})
 }
 
-// The gh_ id is learned on first need, without waiting, and kept with the record.
+// No way back is kept from an id that WeChat does not tell.
 func TestUserNameThatWeChatDoesNotTell(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -1447,6 +1482,7 @@ func TestUserNameWhoseWayBackIsNotKept(t *testing.T) {
 	})
 }
 
+// The gh_ id is learned on first need, without waiting, and kept with the record.
 func TestUserNameIsLearned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -325,9 +325,6 @@ func (t *rosterTable) due(platform string, state *rosterWire, doubt time.Time, e
 	defer t.mu.Unlock()
 	r, now := t.at(platform), time.Now()
 	r.checked, r.complete = now, state.CompletedAt != 0 && doubt.IsZero()
-	if r.wanted.IsZero() {
-		r.wanted = doubt
-	}
 	if w := state.Walk; w != nil {
 		if w.Node != t.node && now.Sub(fromUnix(w.At)).Abs() < rosterLease { // else it died, or the clock was set back
 			return rosterLease, false // another node is at it
@@ -344,7 +341,7 @@ func (t *rosterTable) due(platform string, state *rosterWire, doubt time.Time, e
 			next = r.walked.Add(every)
 		}
 	}
-	if !r.wanted.IsZero() {
+	if !r.wanted.IsZero() || !doubt.IsZero() { // the latter is over for all nodes once one has read the list
 		again := r.walked.Add(rosterAgain)
 		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) {
 			again = rested
