@@ -105,7 +105,7 @@ type brokenOff struct {
 	*rig
 	breaking *breakingStore
 	events   receiver
-	wechat   func(path string, body map[string]any) (string, error) // the hook of an operation
+	wechat   func(path string, body map[string]any) (string, error) // the hook of an operation; wx.set changes it
 }
 
 func newBrokenOff(t *testing.T) *brokenOff {
@@ -119,8 +119,10 @@ func newBrokenOff(t *testing.T) *brokenOff {
 		if b.breaking.killed() {
 			return "", errors.New("nobody is there to ask")
 		}
-		if b.wechat != nil {
-			return b.wechat(path, body)
+		var hook func(string, map[string]any) (string, error)
+		b.wx.set(func(*fakeWeChat) { hook = b.wechat })
+		if hook != nil {
+			return hook(path, body)
 		}
 		return "", nil
 	}
@@ -134,9 +136,7 @@ func newBrokenOff(t *testing.T) *brokenOff {
 func (b *brokenOff) live(t *testing.T, long time.Duration) {
 	t.Helper()
 	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(min(5*time.Minute, time.Until(end))) {
-		if time.Now().Minute()%5 == 0 {
-			_ = b.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@" + time.Now().String()), time.Now()})
-		}
+		_ = b.PutTicket(t.Context(), testPlatform, Ticket{secret.New("ticket@@@" + time.Now().String()), time.Now()})
 		_, _ = b.UserName(testPlatform, testAuthorizer)
 		if _, _, err := b.ByUserName(t.Context(), testUserName); errors.Is(err, ErrNotAuthorized) {
 			b.SeekUserName(testPlatform, testUserName)
@@ -296,7 +296,7 @@ func brokenOperations() map[string]func() brokenOperation {
 				b.known(t)
 				b.store.empty()
 				b.revive()
-				b.wechat = fails(pathAuthorizerList)
+				b.wx.set(func(*fakeWeChat) { b.wechat = fails(pathAuthorizerList) })
 				b.ticket(t, testPlatform)
 			}, act: func(t *testing.T, b *brokenOff) error {
 				_, err := b.Get(t.Context(), testAuthKey)
@@ -421,7 +421,7 @@ func inBrokenOff(t *testing.T, op brokenOperation, how breakage, after int) (ope
 		if b.breaking.killed() {
 			b.revive()
 		}
-		b.wechat = nil
+		b.wx.set(func(*fakeWeChat) { b.wechat = nil })
 		b.live(t, 70*time.Minute)
 		if b.breaking.killed() {
 			b.revive()
