@@ -49,6 +49,7 @@ type Manager struct {
 	failures refusalTable // of the gateway's own, that a log line of theirs tells of
 
 	takenOver   lineBudget // of authorizations that the store did not have
+	unresealed  lineBudget // of records that were read and could not be sealed anew
 	tickets     ticketTable
 	rosters     rosterTable
 	intents     openIntents

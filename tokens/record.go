@@ -257,7 +257,10 @@ func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name
 		return m.swapRecord(ctx, env, name, raw, wire)
 	}()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrSwapped) {
-		env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read", "record", name, "error", err)
+		if say, missed := m.unresealed.tell(); say { // visitors have some of them read
+			env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read",
+				notLogged(missed, "record", name, "error", err)...)
+		}
 	}
 	return early
 }

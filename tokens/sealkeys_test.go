@@ -484,3 +484,30 @@ func TestResealingLeavesWorkersToOthers(t *testing.T) {
 		}
 	})
 }
+
+// A store that takes nothing is not told of with each record that is read.
+func TestResealingThatFailsIsSaidRarely(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := started(t)
+		if err := r.keepUserName(t.Context(), r.Manager.env.Load(), testAuthKey, "gh_1"); err != nil {
+			t.Fatal(err)
+		}
+		useSealKeys(t, r, 8, 7)
+		r.store.fail(func(op, _ string) error {
+			if op == "store" {
+				return errDisk
+			}
+			return nil
+		})
+		for range 3 * maxBudgetLines {
+			if _, _, err := r.ByUserName(t.Context(), "gh_1"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := r.log.count("cannot be sealed with the newest seal_key"); n == 0 || n > maxBudgetLines {
+			t.Errorf("it is said %d times", n)
+		}
+	})
+}
