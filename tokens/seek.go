@@ -9,11 +9,12 @@ import (
 
 // Limits of a search for whose a gh_ id is.
 const (
-	seekEvery    = time.Minute // between two steps of one for a platform
-	seekAccounts = 20          // that WeChat is asked about in a step
-	seekPages    = 20          // that are read of the store in a step
-	seekAgain    = time.Hour   // until a search that came to the end begins anew: WeChat may not have told of some
-	seekUnheard  = time.Minute // until an account is asked about again if WeChat gave no answer, or the store none about it
+	seekEvery     = time.Minute // between two steps of one for a platform
+	seekAccounts  = 20          // that WeChat is asked about in a step
+	seekPages     = 20          // that are read of the store in a step
+	seekAgain     = time.Hour   // until a search that came to the end begins anew: WeChat may not have told of some
+	seekQueueFull = time.Second // until who waits asks for a step again that the queue did not take
+	seekUnheard   = time.Minute // until an account is asked about again if WeChat gave no answer, or the store none about it
 )
 
 // seeks are the searches of platforms.
@@ -178,7 +179,7 @@ func (s *seeks) awaits(platform, userName string) bool {
 
 // SeekUserName has the gh_ ids learned of accounts of a platform of which none is known, a few a minute, for as long as it is called: a
 // message came whose account only this gh_ id could tell. It does not wait. It returns what is closed once the gh_ id is known, which another
-// node may tell, or nothing that is under way can tell it; nil: nothing is from the start. The platform is one that is configured.
+// node may tell, or it may be asked for again; nil: nothing is under way that could tell it. The platform is one that is configured.
 func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
 	learned, begins := m.seeks.await(platform, userName, time.Now())
 	if begins && !m.queue.addLight("gh_ ids of "+platform, func(ctx context.Context) {
@@ -188,7 +189,9 @@ func (m *Manager) SeekUserName(platform, userName string) <-chan struct{} {
 		m.seeks.end(platform) // it is queued already, or too much is
 		select {
 		case <-learned: // nothing is under way
-			return nil
+			later := make(chan struct{})
+			time.AfterFunc(seekQueueFull, func() { close(later) })
+			return later
 		default:
 		}
 	}

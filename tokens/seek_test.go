@@ -311,7 +311,7 @@ func TestSeekBetweenStepsAndAfterTheEnd(t *testing.T) {
 	})
 }
 
-// A step for which the queue has no place is no reason to wait, nor to ask again and again; one comes when there is.
+// A step for which the queue has no place is waited for, and asked for again once a second.
 func TestSeekWhileTheQueueIsFull(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -324,16 +324,20 @@ func TestSeekWhileTheQueueIsFull(t *testing.T) {
 				t.Fatalf("%d jobs fill the queue", n)
 			}
 		}
-		if r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:]) != nil {
-			t.Error("somebody waits for a step that is not queued")
+		began := time.Now()
+		for range 3 {
+			waits := r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
+			if waits == nil {
+				t.Fatal("a step that may soon be queued is not waited for")
+			}
+			<-waits
+		}
+		if took := time.Since(began); took != 3*seekQueueFull {
+			t.Errorf("it was asked for three times in %s", took)
 		}
 		close(free)
 		synctest.Wait()
-		waits := r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
-		if waits == nil {
-			t.Fatal("there is a place, and no step begins")
-		}
-		<-waits
+		<-r.SeekUserName(testPlatform, "gh_"+testAuthorizer[2:])
 		if _, appid, err := r.ByUserName(t.Context(), "gh_"+testAuthorizer[2:]); err != nil || appid != testAuthorizer {
 			t.Errorf("%q, %v", appid, err)
 		}
