@@ -16,10 +16,18 @@ func TestMain(m *testing.M) {
 		os.Exit(runTestCommand(command))
 	}
 	const proxy = "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy."
-	goleak.VerifyTestMain(redistest.Tests{M: m},
+	goleak.VerifyTestMain(redistest.Tests{M: m, End: closeRedis},
 		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"), // sleeps for 5 s before it sees that the lock is gone
 		goleak.IgnoreAnyFunction(proxy+"(*metricsUpstreamsHealthyUpdater).init.func1"), // until the context ends
 		goleak.IgnoreAnyFunction(proxy+"(*Handler).countFailure.func1"),                // until the context ends, or the failure is forgotten
 		goleak.IgnoreAnyFunction("github.com/DeRuina/timberjack.(*Logger).millRun"),    // of a log file that was closed
 	)
+}
+
+// closeRedis closes the connections that belong to a context as well. Until then a lock whose server has gone is released again and again.
+func closeRedis() {
+	redisPool.Range(func(_, store any) bool {
+		store.(pooledRedis).Close()
+		return true
+	})
 }

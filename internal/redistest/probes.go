@@ -14,11 +14,18 @@ const probePatience = 10 * time.Second
 // Tests is a package's tests for [go.uber.org/goleak.VerifyTestMain], where they break connections to Redis. goleak
 // waits for half a second. A probe that go-redis began ends with its pool, but only once it has slept, and a dial that nobody waits for
 // any more may begin one; what is still there after that belongs to a client that was not closed, and goleak says so.
-type Tests struct{ *testing.M }
+type Tests struct {
+	*testing.M
+	// End closes what the tests could not: a client that is open may begin a probe at any time. Nil: nothing.
+	End func()
+}
 
 // Run runs the tests and waits for what they left to go-redis.
 func (m Tests) Run() int {
 	defer awaitProbes()
+	if m.End != nil {
+		defer m.End()
+	}
 	return m.M.Run()
 }
 
