@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -86,12 +88,9 @@ func (s *Server) run() (said string) {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		conn, err := net.DialTimeout("tcp", s.Addr, time.Second)
 		if err == nil {
-			_ = conn.SetDeadline(time.Now().Add(time.Second))
-			_, _ = conn.Write([]byte("PING\r\n"))
-			buf := make([]byte, 64)
-			n, _ := conn.Read(buf)
+			answers := isProcess(conn, cmd.Process.Pid, s.password())
 			_ = conn.Close()
-			if answer := string(buf[:n]); strings.HasPrefix(answer, "+PONG") || strings.HasPrefix(answer, "-NOAUTH") {
+			if answers {
 				return ""
 			}
 		}
@@ -105,20 +104,62 @@ func (s *Server) run() (said string) {
 	return "no answer"
 }
 
-// FreeAddr is an address on loopback that nobody listens on.
+// isProcess reports whether the server at the other end is a certain process, and ready: another test's may have taken the port first.
+func isProcess(conn net.Conn, pid int, password string) bool {
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if password != "" {
+		_, _ = fmt.Fprintf(conn, "AUTH %s\r\n", password)
+	}
+	_, _ = io.WriteString(conn, "INFO server\r\nPING\r\nQUIT\r\n") // while it loads what is on its disk it answers the first alone
+	said, _ := io.ReadAll(conn)
+	return bytes.Contains(said, fmt.Appendf(nil, "\r\nprocess_id:%d\r\n", pid)) && bytes.Contains(said, []byte("\r\n+PONG\r\n"))
+}
+
+// password is the one that the server's options give it.
+func (s *Server) password() string {
+	if i := slices.Index(s.args, "--requirepass"); i >= 0 {
+		return s.args[i+1]
+	}
+	return ""
+}
+
+// The ports that FreeAddr gives are below those that systems give to outgoing connections and to listeners on port 0, so that nothing
+// takes one before the server listens, or while one that was killed is down.
+const (
+	firstPort = 10_000
+	ports     = 10_000
+	busOffset = 10_000 // a Cluster's nodes take the port that much above, too
+)
+
+var (
+	portMu sync.Mutex
+	port   = rand.IntN(ports) //nolint:gosec // of the last one given, so that none is given twice; other processes begin elsewhere
+)
+
+// FreeAddr is an address on loopback that nobody listens on, and that no other call in this process is given.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		_ = l.Close()
-		if port < 55_000 { // a Cluster's nodes take the port 10000 above, too
-			return "127.0.0.1:" + strconv.Itoa(port)
+	portMu.Lock()
+	defer portMu.Unlock()
+	for range ports {
+		port = (port + 1) % ports
+		if addr := loopback(firstPort + port); isFree(addr) && isFree(loopback(firstPort+port+busOffset)) {
+			return addr
 		}
 	}
+	t.Fatal("no free port on the loopback interface")
+	return ""
+}
+
+func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
+func isFree(addr string) bool {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return false
+	}
+	_ = l.Close()
+	return true
 }
 
 // Client is a client of the server's own, as its administrator.
