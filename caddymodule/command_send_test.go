@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -224,22 +225,26 @@ func TestSendAgain(t *testing.T) {
 		times, until, tries int
 		well                bool
 	}{{3, 3, 3, true}, {3, 2, 2, true}, {1, 2, 1, false}, {3, 9, 3, false}} {
-		hanging := &hangingTransport{until: tt.until}
-		p := &sendParams{
-			keys: keyParams{tokens: []string{secretFile(t, platformToken)}, appid: platformID}, plain: true, msgType: "text", format: "xml",
-			times: tt.times, patience: 20 * time.Millisecond, client: hanging,
-		}
-		var out strings.Builder
-		well, err := p.run(context.Background(), "http://127.0.0.1:1/x", &out, io.Discard)
-		if well != tt.well || err != nil || len(hanging.bodies) != tt.tries || well == strings.Contains(out.String(), "it was not answered: no answer within 20ms") {
-			t.Errorf("%+v: %v %v %d tries\n%s", tt, well, err, len(hanging.bodies), out.String())
-		}
-		for _, again := range hanging.bodies[1:] {
-			query, body, _ := strings.Cut(again, " ")
-			firstQuery, firstBody, _ := strings.Cut(hanging.bodies[0], " ")
-			if body != firstBody || query == firstQuery {
-				t.Errorf("%+v: again %q after %q", tt, again, hanging.bodies[0])
-			}
+		synctest.Test(t, func(t *testing.T) { testSendAgain(t, tt.times, tt.until, tt.tries, tt.well) })
+	}
+}
+
+func testSendAgain(t *testing.T, times, until, tries int, want bool) {
+	hanging := &hangingTransport{until: until}
+	p := &sendParams{
+		keys: keyParams{tokens: []string{secretFile(t, platformToken)}, appid: platformID}, plain: true, msgType: "text", format: "xml",
+		times: times, patience: pushPatience, client: hanging,
+	}
+	var out strings.Builder
+	well, err := p.run(context.Background(), "http://127.0.0.1:1/x", &out, io.Discard)
+	if well != want || err != nil || len(hanging.bodies) != tries || well == strings.Contains(out.String(), "it was not answered: no answer within "+pushPatience.String()) {
+		t.Errorf("answered at try %d of %d: %v %v %d tries\n%s", until, times, well, err, len(hanging.bodies), out.String())
+	}
+	for _, again := range hanging.bodies[1:] {
+		query, body, _ := strings.Cut(again, " ")
+		firstQuery, firstBody, _ := strings.Cut(hanging.bodies[0], " ")
+		if body != firstBody || query == firstQuery {
+			t.Errorf("answered at try %d of %d: again %q after %q", until, times, again, hanging.bodies[0])
 		}
 	}
 }
