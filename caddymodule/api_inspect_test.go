@@ -379,6 +379,7 @@ func TestAPIStalls(t *testing.T) {
 		t.Errorf("%v calls are counted as unreachable, want 4", n)
 	}
 	// What has begun to stream can only be cut off.
+	g.transport().stall = time.Second // in which the first bytes come, on a busy machine too
 	wechat.answer(stallAfter("image/jpeg", "first bytes"))
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, g.URL+"/"+accountID+"/cgi-bin/media/get", nil)
 	if err != nil {
@@ -396,6 +397,7 @@ func TestAPIStalls(t *testing.T) {
 	if n := waitCounted(t, g, "crm", outcomeUnreachable, 5); n != 5 {
 		t.Errorf("%v calls are counted as unreachable, want 5", n)
 	}
+	g.transport().stall = 50 * time.Millisecond
 	// An error page, and an object that may be an error, are waited for as a whole, and no longer however little of them comes.
 	for status, start := range map[int]string{http.StatusBadGateway: "x", http.StatusOK: `{"x":"`} {
 		g.transport().answer = 50 * time.Millisecond
