@@ -605,15 +605,16 @@ func TestHeaderTimeout(t *testing.T) {
 		})
 		hasClosed(t, closed)
 	}
+	const begun = 2 * time.Second // for an answer that is to begin in time, on a busy machine too
 	b := newBackend(t, func(w *wire) {
 		if _, _, err := w.request(); err == nil {
 			w.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-			<-time.After(soon) // longer than the deadline
+			<-time.After(begun + soon)
 			w.say("k")
 		}
 		w.untilClosed()
 	})
-	c := newLean(t, func(c *Client) { c.HeaderTimeout = 50 * time.Millisecond })
+	c := newLean(t, func(c *Client) { c.HeaderTimeout = begun })
 	if got := roundTrip(c, newRequest(t, "GET", b.url(), nil)); !strings.Contains(got, `body "ok" trailer`) || strings.Contains(got, "broken") {
 		t.Error(got)
 	}

@@ -115,13 +115,14 @@ func TestSecondHeaderTimeout(t *testing.T) {
 		w.untilClosed()
 		close(closed)
 	}))
-	c := newLean(t, func(c *Client) { c.HeaderTimeout = 200 * time.Millisecond })
+	const begun = 2 * time.Second // for an answer that is to begin in time, on a busy machine too
+	c := newLean(t, func(c *Client) { c.HeaderTimeout = begun })
 	warm(t, c, b.url())
 	pr, pw := io.Pipe()
 	slow := newRequest(t, "POST", b.url(), pr)
 	slow.ContentLength = 4
 	go func() {
-		<-time.After(300 * time.Millisecond) // longer than the deadline
+		<-time.After(begun + soon)
 		_, _ = io.WriteString(pw, "text")
 		_ = pw.Close()
 	}()
