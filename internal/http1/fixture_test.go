@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what has to happen, and soon is long enough for what must not.
 const (
-	patience = 10 * time.Second
+	patience = time.Minute // two heads of 10 MiB take seven seconds with the race detector, and longer beside other tests
 	soon     = 100 * time.Millisecond
 )
 
