@@ -64,12 +64,12 @@ type trouble struct {
 // replacement is of a token that was replaced long before its end since WeChat refused it: either another system has voided it, or the path that
 // it was refused on takes another kind of token. It is the former if WeChat takes the next one there.
 type replacement struct {
-	token secret.String // zero: there is none
-	asked time.Time     // when the next one was asked for: it is our own doing that WeChat refuses this one since
+	token secret.String
+	asked time.Time // when the next one was asked for: it is our own doing that WeChat refuses this one since; zero: there is none
 }
 
 // lives reports whether somebody may still find out.
-func (r replacement) lives() bool { return !r.token.IsZero() && time.Since(r.asked) < replacementDoubt }
+func (r replacement) lives() bool { return time.Since(r.asked) < replacementDoubt }
 
 // forget lets the key be tried again at once; mu is held.
 func (x *trouble) forget() {
@@ -247,12 +247,9 @@ func (t *troubles) over(k Key, current secret.String) {
 	if x == nil {
 		return
 	}
-	still := trouble{budget: x.budget, budgetAt: x.budgetAt, rogues: x.rogues, rogueAt: x.rogueAt}
-	if !x.refused.IsZero() && x.refused.Same(current) {
+	still := trouble{budget: x.budget, budgetAt: x.budgetAt, rogues: x.rogues, rogueAt: x.rogueAt, early: x.early}
+	if x.refused.Same(current) {
 		still.refused, still.ended = x.refused, x.ended
-	}
-	if x.early.lives() {
-		still.early = x.early
 	}
 	switch {
 	case !still.refused.IsZero(), x.early.lives(), x.budget < refusalBurst && time.Since(x.budgetAt) < refusalBurst*refusalEvery,
