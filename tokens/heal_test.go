@@ -1808,6 +1808,52 @@ func TestListIsReadAfterTheClockWasSetBack(t *testing.T) {
 	})
 }
 
+// A doubt is looked after as soon as any, also while the list was read, by what the store says, at a time that has not come yet.
+func TestDoubtBesideAClockThatWasAhead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := healing(t)
+		r.authorize(t, testPlatform, testAuthorizer)
+		r.restart()
+		time.Sleep(time.Minute)
+		other := NewManager()
+		other.Use(r.env)
+		defer other.Close()
+		for range 3 { // one node reads the list, and then the other, after which both take it for new
+			if err := r.storeRecord(t.Context(), r.env.prepared(), rosterName(testPlatform), rosterWire{CompletedAt: time.Now().AddDate(3, 0, 0).Unix(), Took: 60}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+		if state, err := r.loadRoster(t.Context(), r.env.prepared(), testPlatform); err != nil || !state.ahead(time.Now()) {
+			t.Fatalf("%+v, %v: the list has been read already", state, err)
+		}
+		away := func(string, map[string]any) (string, error) { return "", errors.New("no route to host") }
+		r.wx.set(func(f *fakeWeChat) { f.hook = away })
+		_ = r.store.MemStore.Store(t.Context(), testAuthKey.recordName(), []byte(`{"v":1,"gen`))
+		if _, err := r.Get(t.Context(), testAuthKey); err == nil {
+			t.Fatal("a token without a record")
+		}
+		time.Sleep(rosterCheck + time.Minute) // both have looked
+		for name, m := range map[string]*Manager{"the node that has it": r.Manager, "another node": other} {
+			if _, err := m.StoredPlatformOf(t.Context(), testAuthorizer); !errors.Is(err, ErrUnsure) {
+				t.Errorf("%s: %v, want ErrUnsure", name, err)
+			}
+		}
+		lists := r.wx.count(pathAuthorizerList)
+		r.wx.set(func(f *fakeWeChat) { f.hook = nil })
+		r.ticket(t, testPlatform)
+		time.Sleep(rosterAgain + rosterCheck)
+		if r.wx.count(pathAuthorizerList) == lists || r.stored(t, testAuthKey).RefreshToken.IsZero() {
+			t.Error("the list has not been read since")
+		}
+		time.Sleep(10 * time.Hour)
+		if n := r.wx.count(pathAuthorizerList) - lists; n > 2 {
+			t.Errorf("the list was read %d times by two nodes", n)
+		}
+	})
+}
+
 // A list that takes 17 minutes to read is not read all day for one account in doubt.
 func TestLongListRests(t *testing.T) {
 	t.Parallel()

@@ -62,6 +62,11 @@ type rosterWire struct {
 	Walk        *walkWire `json:"walk,omitempty"`
 }
 
+// ahead reports whether the list was read to its end at a time that has not come yet: by a clock that was ahead, so that nothing can be told from it.
+func (s *rosterWire) ahead(now time.Time) bool {
+	return fromUnix(s.CompletedAt).After(now.Add(clockSlack))
+}
+
 type walkWire struct {
 	Node      string `json:"node"`
 	At        int64  `json:"at"` // of its last page
@@ -312,8 +317,8 @@ func (m *Manager) doubtAt(ctx context.Context, env *Environment, platform string
 	case err != nil:
 		return time.Time{}, err
 	}
-	at := fromUnix(doubt.At)
-	if began := fromUnix(state.CompletedAt - state.Took); at.Before(began) || at.After(time.Now().Add(clockSlack)) {
+	at, now := fromUnix(doubt.At), time.Now()
+	if began := fromUnix(state.CompletedAt - state.Took); at.Before(began) && !state.ahead(now) || at.After(now.Add(clockSlack)) {
 		return time.Time{}, nil
 	}
 	return at, nil
@@ -335,7 +340,7 @@ func (t *rosterTable) due(platform string, state *rosterWire, doubt time.Time, e
 		return rosterSettle - since, false
 	}
 	next := fromUnix(state.CompletedAt).Add(every)
-	if fromUnix(state.CompletedAt).After(now.Add(clockSlack)) {
+	if state.ahead(now) {
 		// The clock was set back, by nobody knows how much; or another node's is ahead, which takes what this node read for old in its turn.
 		if next = now; !r.walked.IsZero() {
 			next = r.walked.Add(every)
@@ -343,7 +348,7 @@ func (t *rosterTable) due(platform string, state *rosterWire, doubt time.Time, e
 	}
 	if !r.wanted.IsZero() || !doubt.IsZero() { // the latter is over for all nodes once one has read the list
 		again := r.walked.Add(rosterAgain)
-		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) {
+		if rested := fromUnix(state.CompletedAt + rosterRest*state.Took); rested.After(again) && !state.ahead(now) {
 			again = rested
 		}
 		if again.Before(next) {
