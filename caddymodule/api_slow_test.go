@@ -119,6 +119,40 @@ func TestAPISlowUserCall(t *testing.T) {
 	}
 }
 
+// That a body broke off is known before WeChat gets its beginning, where no length says how much there is to come, and of whom nothing is proved.
+func TestAPIBodyThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	const chunked = " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+	for name, head := range map[string]string{
+		"a client's":            "POST /" + accountID + "/cgi-bin/x" + chunked + "Authorization: Bearer " + crmKey + "\r\n\r\n2\r\n{}\r\n",
+		"a user's":              "POST /sns/userinfo?access_token=theirs&openid=o1" + chunked + "\r\n2\r\n{}\r\n",
+		"a user's, of a length": "POST /sns/userinfo?access_token=theirs&openid=o1 HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{}",
+	} {
+		conn, err := net.Dial("tcp", g.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(conn, head)
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if body, _ := io.ReadAll(res.Body); string(body) != `{"errcode":400,"errmsg":"the request's body broke off"}` {
+			t.Errorf("%s: got %d %s", name, res.StatusCode, body)
+		}
+	}
+	if calls := wechat.seen(); len(calls) != 0 {
+		t.Errorf("WeChat was called: %+v", calls)
+	}
+}
+
 // The limit is the body's alone: a request that is there has the time that its answer takes.
 func TestAPISlowAnswerToAGrant(t *testing.T) {
 	wechat := newFakeWeChat(t)

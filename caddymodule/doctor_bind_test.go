@@ -22,11 +22,13 @@ func TestDoctorOnBinds(t *testing.T) {
 		// In the way of the others.
 		{wechat + "api.weixin.qq.com {\ntls internal\nbind 10.0.0.5\nwechat_api\n}\n", api, "all that comes to 10.0.0.5:443 comes to it, and not to https://wechat.example.com, which"},
 		{"api.weixin.qq.com {\ntls internal\nbind 127.0.0.1 10.0.0.5\nwechat_api\n}\n" + wechat, api, "all that comes to 10.0.0.5:443 comes to it"},
+		{"api.weixin.qq.com {\ntls internal\nbind 127.0.0.1 203.0.113.5\nwechat_api\n}\n" + wechat, api, "all that comes to 203.0.113.5:443 comes to it"},
 		{"wechat.example.com {\nbind 0.0.0.0\n" + visited + "}\nadmin.example.com {\nbind fd00::5\nwechat_console\n}\n", "https://admin.example.com", "all that comes to [fd00::5]:443 comes to it"},
 		{"http://wechat.example.com {\n" + visited + "}\nhttp:// {\nbind 10.0.0.5\nwechat_api\n}\n", "http://10.0.0.5", "all that comes to 10.0.0.5:80 comes to it"},
 		// In their reach.
 		{"wechat.example.com {\nbind 10.0.0.5\n" + visited + "}\napi.weixin.qq.com {\ntls internal\nbind 10.0.0.5\nwechat_api\n}\n", api, "it listens on 10.0.0.5:443 with https://wechat.example.com"},
 		{"wechat.example.com {\nbind 10.0.0.5 203.0.113.5\n" + visited + "}\nhttps:// {\ntls internal\nbind 10.0.0.5\nwechat_console\n}\n", "https://10.0.0.5", "it listens on 10.0.0.5:443 with https://wechat.example.com"},
+		{"wechat.example.com {\nbind 10.0.0.5 203.0.113.5\n" + visited + "}\nhttps:// {\ntls internal\nbind 203.0.113.5\nwechat_console\n}\n", "https://203.0.113.5", "it listens on 203.0.113.5:443 with https://wechat.example.com"},
 		{behind + "http://:8081 {\nbind 127.0.0.1\nwechat_api\n}\n", "http://127.0.0.1:8081", "it listens on 127.0.0.1:8081 with http://wechat.example.com:8081"},
 		// Addresses that are Hosts alone.
 		{wechat + "http://127.0.0.1:8090 {\nwechat_api\n}\n", "http://127.0.0.1:8090", "the Host that it answers"},
