@@ -249,7 +249,7 @@ func (m *Manager) ByUserName(ctx context.Context, userName string) (platform, ap
 	}
 	var wire userNameWire
 	name := userNameName(userName)
-	err = loadLasting(ctx, m, env, name, &wire)
+	err = m.loadRecord(ctx, env, name, &wire)
 	if errors.Is(err, errDamaged) {
 		if err = m.setAside(ctx, env, name, new(userNameWire), false); err == nil {
 			err = m.loadRecord(ctx, env, name, &wire) // there is none, or it is another one by now

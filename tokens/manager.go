@@ -49,7 +49,8 @@ type Manager struct {
 	failures refusalTable // of the gateway's own, that a log line of theirs tells of
 
 	takenOver   lineBudget // of authorizations that the store did not have
-	unresealed  lineBudget // of records that were read and could not be sealed anew
+	unresealed  lineBudget // of records that could not be sealed anew
+	resealing   atomic.Pointer[resealing]
 	tickets     ticketTable
 	rosters     rosterTable
 	intents     openIntents
@@ -168,6 +169,7 @@ func (m *Manager) swap(old, env *Environment) bool {
 	m.sealKeys.use(env.Sealer)
 	m.listen(old, env)
 	m.env.Store(env)
+	m.useResealing(env)
 	if m.unreadIntents.Swap(false) || old == nil { // after env is there: who leaves one looks whether it still is
 		m.queue.add("resume", 0, m.resumeIntents)
 	}

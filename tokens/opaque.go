@@ -430,7 +430,7 @@ func (k *opaqueKeys) find(id [opaqueKeyID]byte) (opaqueKey, bool) {
 // count as none: whoever can write to the store could have put them there, to make tokens of their own.
 func (m *Manager) loadOpaqueKeys(ctx context.Context, env *Environment) (kept opaqueRecord, err error) {
 	look, began := m.opaque.look(), time.Now()
-	err = loadLasting(ctx, m, env, opaqueName, &kept)
+	err = m.loadRecord(ctx, env, opaqueName, &kept)
 	switch {
 	case errors.Is(err, errUnsealed):
 		env.Log.Warn("the keys of opaque tokens are not sealed although there is a seal_key: they are not used, new ones are made",

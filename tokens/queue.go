@@ -77,7 +77,6 @@ type lane string
 const (
 	laneForwards       lane = "forwards"        // hand on events: while backends hang, for minutes
 	laneForwardRecords lane = "forward records" // are about one event in a store, which may be one that is used no more: as many as there are events
-	laneReseals        lane = "reseals"         // each is about one record that is sealed with an old key: as many as were read
 )
 
 // addIn is add for a job of a lane.

@@ -66,9 +66,6 @@ type record struct {
 	// ForcedAt is when force_refresh was last used for a plain account, and Forced how often on that day of WeChat's.
 	ForcedAt time.Time
 	Forced   int
-
-	// reseal: the store has it unsealed, or under an old seal key. It is not part of the record.
-	reseal bool
 }
 
 // recordWire is a record in the store.
@@ -209,83 +206,30 @@ func fromUnixMilli(ms int64) time.Time {
 }
 
 // loadRecord reads a record into out, a pointer to a struct. The error is fs.ErrNotExist if there is none, and wraps
-// ErrStore otherwise.
-func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {
-	_, err := m.openRecord(ctx, env, name, out)
-	return err
-}
-
-// loadLasting is loadRecord of a record that is read and hardly ever written: it is sealed anew once it is read, or it would not open any more
-// when the old seal key is taken out.
-func loadLasting[T any](ctx context.Context, m *Manager, env *Environment, name string, out *T) error {
-	reseal, err := m.openRecord(ctx, env, name, out)
-	if err == nil && reseal {
-		m.queue.addIn(laneReseals, "reseal "+name, 0, func(ctx context.Context) error {
-			env, err := m.current()
-			if err != nil {
-				return nil //nolint:nilerr // closed
-			}
-			if resealAsItIs[T](ctx, m, env, name) && name == opaqueName { // which is read at the start, and then hardly ever
-				return retryError{after: sealingLife}
-			}
-			return nil
-		})
-	}
-	return err
-}
-
-// resealAsItIs seals what a record holds with the newest key. It is tried once: the next read finds it again. Early says that another node
-// still seals with the record's key: while the keys change places on one node after the other, each would seal it anew after the other.
-func resealAsItIs[T any](ctx context.Context, m *Manager, env *Environment, name string) (early bool) {
-	err := func() error {
-		unlock, err := m.lockStore(ctx, env, name, writeLockWait)
-		if err != nil {
-			return err
-		}
-		defer unlock()
-		raw, err := m.loadRaw(ctx, env, name)
-		if err != nil {
-			return err
-		}
-		var wire T
-		if reseal, err := m.decodeStored(ctx, env, name, raw, &wire); err != nil || !reseal {
-			return err
-		}
-		if early = m.hearing.Load() != nil && m.othersSealWith(ctx, env, raw); early {
-			return nil
-		}
-		return m.swapRecord(ctx, env, name, raw, wire)
-	}()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrSwapped) {
-		if say, missed := m.unresealed.tell(); say { // visitors have some of them read
-			env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read",
-				notLogged(missed, "record", name, "error", err)...)
-		}
-	}
-	return early
-}
-
-// openRecord is loadRecord that also says whether the record should be sealed again: it is not sealed with the newest
-// key. Where records are sealed, one that was stored before the seal key was configured is still read, and the log
+// ErrStore otherwise. Where records are sealed, one that was stored before the seal key was configured is still read, and the log
 // says so: adding a key must not lose an authorizer. But anybody who can write to the store can make such a record,
 // so the keys of opaque tokens are not taken from one: that is errUnsealed.
-func (m *Manager) openRecord(ctx context.Context, env *Environment, name string, out any) (reseal bool, err error) {
+func (m *Manager) loadRecord(ctx context.Context, env *Environment, name string, out any) error {
 	data, err := m.loadRaw(ctx, env, name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	return m.decodeStored(ctx, env, name, data, out)
 }
 
-// decodeStored is decode of what the store has: a record that only another node can open is not damaged.
-func (m *Manager) decodeStored(ctx context.Context, env *Environment, name string, data []byte, out any) (reseal bool, err error) {
-	reseal, err = m.decode(env, name, data, out)
+// decodeStored is decode of what the store has: a record that only another node can open is not damaged, and one that is not sealed with the
+// newest key is to be.
+func (m *Manager) decodeStored(ctx context.Context, env *Environment, name string, data []byte, out any) error {
+	reseal, err := m.decode(env, name, data, out)
 	if errors.Is(err, errDamaged) {
 		if other := m.sealedElsewhere(ctx, env, name, data); other != nil {
-			return false, other
+			return other
 		}
 	}
-	return reseal, err
+	if reseal {
+		m.wantReseal()
+	}
+	return err
 }
 
 // loadRaw reads the bytes of a record. The error is fs.ErrNotExist if there is none, and wraps ErrStore otherwise.
@@ -378,7 +322,7 @@ func (m *Manager) setAside(ctx context.Context, env *Environment, name string, o
 	if err != nil {
 		return err
 	}
-	if _, err := m.decodeStored(ctx, env, name, data, out); !errors.Is(err, errDamaged) {
+	if err := m.decodeStored(ctx, env, name, data, out); !errors.Is(err, errDamaged) {
 		return err // another node has put it right
 	}
 	aside := asideName(name, time.Now())
@@ -439,7 +383,7 @@ func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string
 	return m.storeRaw(ctx, env, name, data)
 }
 
-// encodeRecord is the reverse of openRecord.
+// encodeRecord is the reverse of decode.
 func encodeRecord(env *Environment, name string, in any) ([]byte, error) {
 	body, err := json.Marshal(in)
 	if err != nil || len(body) < 2 || body[0] != '{' {
@@ -465,12 +409,17 @@ func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string,
 	if err != nil {
 		return err
 	}
+	return m.swapRaw(ctx, env, name, old, data)
+}
+
+// swapRaw is swapRecord of a record that is sealed.
+func (m *Manager) swapRaw(ctx context.Context, env *Environment, name string, old, data []byte) error {
 	m.saySealing(ctx, env)
 	swapper, ok := env.Store.(Swapper)
 	if !ok {
 		return m.storeRaw(ctx, env, name, data)
 	}
-	err = env.operate(ctx, "store", storeTimeout, func(ctx context.Context) error {
+	err := env.operate(ctx, "store", storeTimeout, func(ctx context.Context) error {
 		return swapper.Swap(ctx, name, old, data)
 	}, ErrSwapped)
 	if err != nil {

@@ -479,31 +479,7 @@ func (m *Manager) reload(ctx context.Context, env *Environment, k Key) (*entry, 
 	if err != nil && r.rec == nil {
 		return nil, err
 	}
-	if r.rec != nil && r.rec.reseal {
-		m.queue.add("reseal "+k.recordName(), 0, m.reseal(k))
-	}
 	return m.publish(k, r.rec, r.beat), nil
-}
-
-// reseal is the job that seals a record with the newest key. It is tried once: the next read finds it again.
-func (m *Manager) reseal(k Key) func(context.Context) error {
-	return func(ctx context.Context) error {
-		env, err := m.current()
-		if err != nil {
-			return nil //nolint:nilerr // closed
-		}
-		_, err = m.commit(ctx, env, k, false, func(cur *record) *record {
-			if cur == nil || !cur.reseal {
-				return nil
-			}
-			return cur
-		})
-		if err != nil {
-			env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again when it is next read",
-				"kind", k.Kind, "appid", k.owner(), "error", err)
-		}
-		return nil
-	}
 }
 
 // readSound is readRecord that sets a damaged record aside. What this node still knows of it takes its place; an
@@ -542,9 +518,8 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 	var wire recordWire
 	beat := m.beat.Load()
 	raw, err := m.loadRaw(ctx, env, k.recordName())
-	reseal := false
 	if err == nil {
-		reseal, err = m.decodeStored(ctx, env, k.recordName(), raw, &wire)
+		err = m.decodeStored(ctx, env, k.recordName(), raw, &wire)
 	}
 	waiting := m.pending.get(k)
 	switch {
@@ -554,7 +529,6 @@ func (m *Manager) readRecord(ctx context.Context, env *Environment, k Key) (read
 		return reading{waiting, nil, beat}, err
 	}
 	stored := wire.record()
-	stored.reseal = reseal
 	if waiting == nil {
 		return reading{stored, raw, beat}, nil
 	}

@@ -125,11 +125,10 @@ func (m *Manager) keepSaying(ctx context.Context) error {
 	return retryError{after: sealingEvery}
 }
 
-// othersSealWith reports whether another node seals with the key of a record, or may: the store does not say.
-func (m *Manager) othersSealWith(ctx context.Context, env *Environment, raw []byte) bool {
+// othersSealWith reports whether another node seals with a key, or may: the store does not say.
+func (m *Manager) othersSealWith(ctx context.Context, env *Environment, id crypto.SealKeyID) bool {
 	values, ok := env.Store.(Ephemeral)
-	id, sealed := crypto.SealedWith(raw)
-	if !ok || !sealed {
+	if !ok {
 		return false
 	}
 	return !errors.Is(env.operate(ctx, "share", sharedWait, func(ctx context.Context) error {
@@ -144,7 +143,8 @@ func (m *Manager) sealedElsewhere(ctx context.Context, env *Environment, name st
 	if m.hearing.Load() == nil {
 		return nil // no other node writes there
 	}
-	if m.isHeld(name) || m.othersSealWith(ctx, env, raw) {
+	id, sealed := crypto.SealedWith(raw)
+	if m.isHeld(name) || sealed && m.othersSealWith(ctx, env, id) {
 		return m.lacksKeyOf(env, name, raw)
 	}
 	return nil

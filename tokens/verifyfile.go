@@ -237,7 +237,7 @@ func (m *Manager) readVerify(ctx context.Context, env *Environment, shard int) (
 
 func (m *Manager) loadVerify(ctx context.Context, env *Environment, shard int) (map[string]VerifyFile, error) {
 	var wire verifyWire
-	if err := loadLasting(ctx, m, env, verifyShardName(shard), &wire); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := m.loadRecord(ctx, env, verifyShardName(shard), &wire); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return wire.files(), nil
