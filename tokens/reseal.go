@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"sync/atomic"
@@ -144,6 +145,9 @@ func (s *resealing) begin(ctx context.Context, env *Environment) error {
 		return fmt.Errorf("%w: list of platforms: %w", ErrStore, err)
 	}
 	s.folders, s.cursor, s.names, s.pass = recordFolders(platforms), "", nil, resealPass{began: true}
+	rand.Shuffle(len(s.folders), func(i, j int) { // nodes that do so at the same time are seldom at the same record
+		s.folders[i], s.folders[j] = s.folders[j], s.folders[i]
+	})
 	return nil
 }
 
