@@ -20,18 +20,21 @@ const (
 	breaks      breakage = "the store fails"
 	breaksAfter breakage = "the store fails, and has done it all the same"
 	breaksDown  breakage = "the process is killed"
+	stalls      breakage = "the store takes its time"
+	breaksLate  breakage = "the store fails, and does it later"
 )
 
 var errBroken = errors.New("the store broke")
 
 // breakingStore is a store that goes wrong once, with nothing but what every store has.
 type breakingStore struct {
-	records *MemStore
+	records Store
 
 	mu   sync.Mutex
 	how  breakage
-	left int // operations until then; negative: it was, or never is
-	done int // operations since it was armed
+	then func() // is called when it goes wrong
+	left int    // operations until then; negative: it was, or never is
+	done int    // operations since it was armed
 	dead bool
 }
 
@@ -39,7 +42,14 @@ type breakingStore struct {
 func (s *breakingStore) arm(how breakage, after int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.how, s.left, s.done, s.dead = how, after, 0, false
+	s.how, s.left, s.done, s.dead, s.then = how, after, 0, false, nil
+}
+
+// onceBroken has then called when it goes wrong.
+func (s *breakingStore) onceBroken(then func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.then = then
 }
 
 // killed reports whether the process that uses the store is dead.
@@ -60,8 +70,19 @@ func (s *breakingStore) operate(operation func() error) error {
 	now := s.left == 0
 	s.left, s.done = max(s.left-1, -1), s.done+1
 	s.dead = s.dead || now && s.how == breaksDown
-	dead, how := s.dead, s.how
+	dead, how, then := s.dead, s.how, s.then
 	s.mu.Unlock()
+	if now && then != nil {
+		then()
+	}
+	if now && how == breaksLate {
+		time.AfterFunc(doneAfter, func() { _ = operation() })
+		return errBroken
+	}
+	if now && how == stalls {
+		time.Sleep(stallsFor)
+		return operation()
+	}
 	if !dead && (!now || how == breaksAfter) {
 		if err := operation(); err != nil || !now {
 			return err
@@ -104,15 +125,15 @@ func (s *breakingStore) Lock(ctx context.Context, name string) (unlock func(), e
 type brokenOff struct {
 	*rig
 	breaking *breakingStore
-	events   receiver
+	events   *receiver
 	wechat   func(path string, body map[string]any) (string, error) // the hook of an operation; wx.set changes it
 }
 
 func newBrokenOff(t *testing.T) *brokenOff {
 	t.Helper()
-	b := &brokenOff{rig: newRig(t)}
+	b := &brokenOff{rig: newRig(t), events: new(receiver)}
 	b.breaking = &breakingStore{records: b.store.MemStore, left: -1}
-	b.env.Store, b.env.RosterEvery, b.env.Forward = b.breaking, rosterEvery, b.events.forward
+	b.env.Store, b.env.RosterEvery, b.env.Forward = b.breaking, rosterEvery, b.forward
 	b.env.Platforms = b.env.Platforms[:1]
 	b.wx.rotate, b.wx.strict = true, true
 	b.wx.hook = func(path string, body map[string]any) (string, error) {
@@ -153,6 +174,14 @@ func (b *brokenOff) known(t *testing.T) {
 	if _, known := b.UserName(testPlatform, testAuthorizer); !known {
 		t.Fatal("the gh_ id is not known")
 	}
+}
+
+// forward hands an event on, as a process does that lives.
+func (b *brokenOff) forward(ctx context.Context, f Forward) error {
+	if b.breaking.killed() {
+		return ErrNotForwarded
+	}
+	return b.events.forward(ctx, f)
 }
 
 // revive ends what is dead and begins anew over the same store.
@@ -359,12 +388,7 @@ func brokenOperations() map[string]func() brokenOperation {
 				if err != nil {
 					return err
 				}
-				_ = b.HandOn(t.Context(), id, func(ctx context.Context) error {
-					if b.breaking.killed() {
-						return ErrNotForwarded
-					}
-					return b.events.forward(ctx, testForward)
-				})
+				_ = b.HandOn(t.Context(), id, func(ctx context.Context) error { return b.forward(ctx, testForward) })
 				return nil
 			}, after: func(t *testing.T, b *brokenOff) {
 				if len(b.events.got) == 0 || b.kept(t) != 0 {
@@ -498,21 +522,31 @@ func (b *brokenOff) agree(t *testing.T, op brokenOperation) {
 
 var brokenOffEvery = flag.Int("broken.every", 5, "how many of the operations of the store TestBrokenOff breaks at: one in so many, and with 1 each")
 
+// breakAt runs what is broken off at each place that -broken.every names, or at fewer by that factor where it takes long.
+func breakAt(t *testing.T, fewer int, run func(t *testing.T, how breakage, after int) (operations int), hows ...breakage) {
+	t.Helper()
+	operations := run(t, breaks, -1)
+	if t.Failed() {
+		return
+	}
+	every := *brokenOffEvery
+	if every > 1 {
+		every *= fewer
+	}
+	for i, how := range hows {
+		for after := (operations + i) % min(every, max(1, operations)); after < operations; after += every {
+			t.Run(fmt.Sprintf("%s at operation %d of %d", how, after, operations), func(t *testing.T) { run(t, how, after) })
+		}
+	}
+}
+
 // What an operation writes in several steps agrees in the end, wherever it was broken off.
 func TestBrokenOff(t *testing.T) {
 	t.Parallel()
 	for name, op := range brokenOperations() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			operations := inBrokenOff(t, op(), breaks, -1)
-			if t.Failed() {
-				return
-			}
-			for i, how := range []breakage{breaksDown, breaks, breaksAfter} {
-				for after := (operations + i) % *brokenOffEvery; after < operations; after += *brokenOffEvery {
-					t.Run(fmt.Sprintf("%s at operation %d of %d", how, after, operations), func(t *testing.T) { inBrokenOff(t, op(), how, after) })
-				}
-			}
+			breakAt(t, 1, func(t *testing.T, how breakage, after int) int { return inBrokenOff(t, op(), how, after) }, breaksDown, breaks, breaksAfter)
 		})
 	}
 }

@@ -381,7 +381,8 @@ func (m *Manager) HandOnLater(id string) {
 			heir = next // the jobs of the one before have ended
 		}
 		heir.queue.addIn(laneForwardRecords, "taken forward "+id, 0, func(ctx context.Context) error {
-			if err := heir.takeForward(ctx, m, id); err != nil {
+			var stores hiccup
+			if err := heir.takeForward(ctx, m, id, &stores); err != nil {
 				heir.forwardsLeft(1, err)
 			}
 			return nil
@@ -596,7 +597,9 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 			return err
 		})
 	}
-	ids, err := from.storedForwards(ctx, old)
+	var ids []string
+	var stores hiccup
+	err := stores.over(ctx, func() (err error) { ids, err = from.storedForwards(ctx, old); return err })
 	if err != nil {
 		m.forwardsUnlisted(from.forwards.waiting(), err)
 		return
@@ -606,7 +609,7 @@ func (m *Manager) takeForwards(ctx context.Context, env *Environment, from *Mana
 		if forgetting[id] != nil {
 			continue
 		}
-		if failed := m.takeForward(ctx, from, id); failed != nil {
+		if failed := m.takeForward(ctx, from, id, &stores); failed != nil {
 			left, err = left+1, failed
 		}
 	}
@@ -637,10 +640,14 @@ func (m *Manager) forwardsLeft(events int, why error) {
 }
 
 // takeForward is takeForwards of one that waits.
-func (m *Manager) takeForward(ctx context.Context, from *Manager, id string) error {
+func (m *Manager) takeForward(ctx context.Context, from *Manager, id string, stores *hiccup) error {
 	if !from.forwards.take(id) {
 		return nil // it is under way
 	}
+	return stores.over(ctx, func() error { return m.takeForwardOnce(ctx, from, id) })
+}
+
+func (m *Manager) takeForwardOnce(ctx context.Context, from *Manager, id string) error {
 	old := from.env.Load()
 	unlock, err := from.lockStore(ctx, old, forwardName(id), adoptLockWait)
 	switch {
@@ -673,5 +680,6 @@ func (m *Manager) adoptForward(ctx context.Context, from *Manager, old *Environm
 		return err
 	}
 	m.lookForForwards("forwards", 0)
-	return from.deleteRecord(ctx, old, forwardName(id))
+	var again hiccup // of its own: it may be handed on by now, and would be so twice
+	return again.over(ctx, func() error { return from.deleteRecord(ctx, old, forwardName(id)) })
 }

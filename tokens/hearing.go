@@ -166,21 +166,27 @@ func (h *hearing) Changed(name string) {
 	if !ok {
 		return
 	}
-	c := m.cache.Load()
-	h.marks[c.place(k)].Store(m.beat.Add(1))
+	m.doubt(k)
 	m.troubles.retry(k)
 	m.hearName(k)
 	m.heardOrphan(k)
 	if env := m.env.Load(); k.Kind == KindAuthorizer && env != nil {
 		m.strangers.absent.Delete(absentAccount{env.serial, h.since.Load(), k.AppID})
 	}
-	if c.get(k) != nil {
+	if m.cache.Load().get(k) != nil {
 		// So that no use has to wait for it. If there is no room for it, the next use does.
 		m.queue.addNews("check "+name, func(ctx context.Context) {
 			if env, err := m.current(); err == nil {
 				_, _ = m.reread(ctx, env, k) // the next use reads it otherwise
 			}
 		})
+	}
+}
+
+// doubt has a key's record read again before its entry in the cache is used next.
+func (m *Manager) doubt(k Key) {
+	if h := m.hearing.Load(); h != nil {
+		h.marks[m.cache.Load().place(k)].Store(m.beat.Add(1))
 	}
 }
 

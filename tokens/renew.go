@@ -635,7 +635,7 @@ func (m *Manager) commitOnce(ctx context.Context, env *Environment, k Key, must,
 	if next == nil {
 		return m.publish(k, cur, r.beat), false, nil
 	}
-	if err == nil && r.raw == nil && cur != nil && next.UserName != "" {
+	if known := cur.userName(); err == nil && known != "" && next.UserName == known && (r.raw == nil || read.userName() != known) {
 		err = m.keepUserName(ctx, env, k, next.UserName) // which the store has lost as well
 	}
 	if err == nil {
@@ -651,6 +651,7 @@ func (m *Manager) commitOnce(ctx context.Context, env *Environment, k Key, must,
 	case must:
 		m.keepWaiting(env, k, next, cur, err)
 	default:
+		m.doubt(k) // the store may have taken it, and nobody tells a node of its own changes
 		return nil, false, err
 	}
 	return m.publish(k, next, r.beat), false, err
@@ -696,6 +697,13 @@ func (m *Manager) keepWaiting(env *Environment, k Key, rec, base *record, err er
 		env.Log.Error("a token record can be written neither to the store nor to the spill folder: it serves from memory and would be lost with the process; mend the store",
 			append(args, "spill_error", spilled)...)
 	}
+}
+
+func (r *record) userName() string {
+	if r == nil {
+		return ""
+	}
+	return r.UserName
 }
 
 func (r *record) gen() uint64 {

@@ -225,6 +225,16 @@ func (m *Manager) seekUserNames(ctx context.Context, platform string) {
 				continue
 			}
 			if e := m.cache.Load().get(k); e != nil {
+				if e.rec.userName() != "" { // the store has lost what this node knows of the account, and has had it back from WeChat
+					env, err := m.current()
+					if err == nil {
+						_, err = m.commit(ctx, env, k, false, func(*record) *record { return nil })
+					}
+					if err != nil {
+						return
+					}
+					continue
+				}
 				now := time.Now()
 				if left := time.Duration(e.infoAt.Load() - steady(now)); left > 0 {
 					m.seeks.passOver(platform, now.Add(left))

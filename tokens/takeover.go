@@ -26,6 +26,8 @@ func (m *Manager) TakeTickets(from *Manager, env *Environment) {
 const (
 	// takeOverTimeout bounds TakeOver, for which a reload waits.
 	takeOverTimeout = 2 * storeTimeout
+	// hiccupPause lies between two attempts at one step of it.
+	hiccupPause = 100 * time.Millisecond
 	// maxRevocations is how many of the last revocations are remembered for a manager that takes the place of this one.
 	maxRevocations = 256
 )
@@ -52,16 +54,17 @@ func (m *Manager) TakeOver(from *Manager) {
 		m.queue.add("taken revocations", 0, m.takeRevocations(from, lately))
 	}
 	taken, left := 0, 0
+	var here, there hiccup
 	for hash, open := range from.intents.open() {
 		if open.lost.Load() {
 			continue
 		}
 		failed := ctx.Err()
 		if failed == nil {
-			failed = m.Accept(ctx, open.Intent)
+			failed = here.over(ctx, func() error { return m.Accept(ctx, open.Intent) })
 		}
 		if failed == nil {
-			_ = from.deleteRecord(ctx, from.env.Load(), intentName(hash)) // else it is tried in vain when that store is used again
+			_ = there.over(ctx, func() error { return from.deleteRecord(ctx, from.env.Load(), intentName(hash)) }) // else it is tried in vain when that store is used again
 			taken++
 			continue
 		}
@@ -74,6 +77,27 @@ func (m *Manager) TakeOver(from *Manager) {
 		env.Log.Error("authorizations that were accepted under the store of before cannot be taken over: export them from there, and import them here",
 			"authorizations", left, "error", err)
 	}
+}
+
+// hiccup is what one failure of a store may be: what failed is tried once more, until that is in vain.
+type hiccup struct{ away bool }
+
+// over makes one step, which may be made twice.
+func (h *hiccup) over(ctx context.Context, step func() error) error {
+	err := step()
+	if err == nil || h.away || ctx.Err() != nil {
+		return err
+	}
+	pause := time.NewTimer(hiccupPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+		return err
+	}
+	err = step()
+	h.away = err != nil
+	return err
 }
 
 // outlasted reports whether another manager was to take the place of m, was refused, and exchanged no code meanwhile: nothing was
@@ -140,16 +164,21 @@ func (l *revocations) all() []Key {
 
 // takeRevocations is the job that notes in m's store what was revoked under the store of before, and is still so there.
 func (m *Manager) takeRevocations(from *Manager, keys []Key) func(context.Context) error {
+	by := time.Now().Add(takeOverAfter)
 	return func(ctx context.Context) error {
 		for len(keys) > 0 {
 			k := keys[0]
 			var wire recordWire
-			if err := from.loadRecord(ctx, from.env.Load(), k.recordName(), &wire); err == nil && wire.record().revoked() {
+			err := from.loadRecord(ctx, from.env.Load(), k.recordName(), &wire)
+			if errors.Is(err, ErrStore) && time.Now().Before(by) {
+				return err // later, that store may be gone; WeChat tells of the account at its first use
+			}
+			if err == nil && wire.record().revoked() {
 				if err := m.Revoke(ctx, k.Platform, k.AppID, wire.record().RevokedAt); errors.Is(err, ErrStore) {
 					return err
 				}
 			}
-			keys = keys[1:] // that store may be gone by the next attempt; WeChat tells of the account at its first use
+			keys = keys[1:]
 		}
 		return nil
 	}
