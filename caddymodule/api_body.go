@@ -11,6 +11,7 @@ import (
 // limit is not kept and can be sent once.
 type keptBody struct {
 	limit int64
+	size  int64 // as announced; -1 if it was not
 
 	mu   sync.Mutex // held during a read of src, so that no byte is lost between two senders
 	src  io.Reader
@@ -30,7 +31,7 @@ var (
 
 // newKeptBody keeps up to limit bytes of src, whose size is known, or -1.
 func newKeptBody(src io.Reader, size, limit int64) *keptBody {
-	b := &keptBody{src: src, limit: limit, lost: size > limit}
+	b := &keptBody{src: src, limit: limit, size: size, lost: size > limit}
 	if !b.lost && size > 0 {
 		b.kept = make([]byte, 0, min(size, firstKept))
 	}
@@ -46,7 +47,7 @@ func (b *keptBody) measure() int64 {
 	for b.end == nil && !b.lost {
 		b.take(buf[:min(int64(len(buf)), b.limit-int64(len(b.kept))+1)])
 	}
-	if b.end == io.EOF {
+	if b.end == io.EOF && !b.lost { // over HTTP/3 the end comes with the last bytes
 		return b.read
 	}
 	return -1
@@ -58,6 +59,9 @@ func (b *keptBody) measure() int64 {
 func (b *keptBody) take(p []byte) int {
 	n, err := b.src.Read(p)
 	b.read += int64(n)
+	if err == io.EOF && endedEarly(b.read, b.size) {
+		err = io.ErrUnexpectedEOF
+	}
 	b.end = err
 	if !b.lost {
 		b.kept = append(b.kept, p[:n]...)

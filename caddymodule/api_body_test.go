@@ -64,3 +64,16 @@ func TestKeptBodyHandsOver(t *testing.T) {
 		t.Errorf("a body that breaks off: %v, repeatable %v, failed %v", err, b.repeatable(), b.failed())
 	}
 }
+
+// Over HTTP/3 the end comes with the last bytes, and nobody tells that there should have been more of them.
+func TestKeptBodyOfHTTP3(t *testing.T) {
+	t.Parallel()
+	const text = "0123456789"
+	if n := newKeptBody(iotest.DataErrReader(strings.NewReader(text)), -1, 9).measure(); n != -1 {
+		t.Errorf("a body that is larger than what is kept was measured: %d", n)
+	}
+	b := newKeptBody(iotest.DataErrReader(strings.NewReader(text)), 11, 20)
+	if _, err := io.ReadAll(b.open()); !errors.Is(err, io.ErrUnexpectedEOF) || b.repeatable() || !b.failed() {
+		t.Errorf("a body that ends early: %v, repeatable %v, failed %v", err, b.repeatable(), b.failed())
+	}
+}

@@ -83,7 +83,7 @@ func readGrant(w http.ResponseWriter, req *apiRequest, within time.Duration) (gr
 		var err error
 		body, err = io.ReadAll(http.MaxBytesReader(w, req.Body, maxGrantBody))
 		switch {
-		case err == nil:
+		case err == nil && !endedEarly(int64(len(body)), req.ContentLength):
 			endBodyDeadline(w, req.Request)
 		case isTimeout(err):
 			return asked, refuse(http.StatusRequestTimeout, http.StatusRequestTimeout, "body", "the request for a token did not come within %v",

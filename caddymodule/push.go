@@ -280,7 +280,7 @@ func (p *push) readBody(w http.ResponseWriter, r *http.Request, max int64) error
 		return errTooLarge
 	case p.incoming.bound && isTimeout(err):
 		return errSlowBody
-	case err != nil:
+	case err != nil || endedEarly(n, r.ContentLength):
 		return errBody
 	case n > max:
 		return errTooLarge
@@ -288,6 +288,10 @@ func (p *push) readBody(w http.ResponseWriter, r *http.Request, max int64) error
 	p.incoming.done()
 	return nil
 }
+
+// endedEarly reports whether a body that has come to its end is shorter than its Content-Length. net/http makes an error of that,
+// quic-go, which brings what comes over HTTP/3, does not.
+func endedEarly(read, length int64) bool { return read < length }
 
 // isTooLarge reports whether an outer handler's limit cut a body off.
 func isTooLarge(err error) bool {
