@@ -298,7 +298,7 @@ func TestBrokenTakeOver(t *testing.T) {
 	for name, newStore := range map[string]bool{"the store of before": false, "the new store": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			breakAt(t, 5, func(t *testing.T, how breakage, after int) int { return inBrokenTakeOver(t, newStore, how, after) }, breaks, breaksAfter)
+			breakAt(t, 0, func(t *testing.T, how breakage, after int) int { return inBrokenTakeOver(t, newStore, how, after) }, breaks, breaksAfter)
 		})
 	}
 }

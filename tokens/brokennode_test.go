@@ -254,7 +254,7 @@ func TestBrokenNode(t *testing.T) {
 	for name, op := range brokenOperations() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			breakAt(t, 5, func(t *testing.T, how breakage, after int) int { return inBrokenNodes(t, op(), how, after) },
+			breakAt(t, 10, func(t *testing.T, how breakage, after int) int { return inBrokenNodes(t, op(), how, after) },
 				breaksDown, breaks, breaksAfter, breaksLate, stalls)
 		})
 	}

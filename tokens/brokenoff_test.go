@@ -522,7 +522,7 @@ func (b *brokenOff) agree(t *testing.T, op brokenOperation) {
 
 var brokenOffEvery = flag.Int("broken.every", 5, "how many of the operations of the store TestBrokenOff breaks at: one in so many, and with 1 each")
 
-// breakAt runs what is broken off at each place that -broken.every names, or at fewer by that factor where it takes long.
+// breakAt runs what is broken off at each place that -broken.every names, or at fewer by that factor where it takes long; 0: at each.
 func breakAt(t *testing.T, fewer int, run func(t *testing.T, how breakage, after int) (operations int), hows ...breakage) {
 	t.Helper()
 	operations := run(t, breaks, -1)
@@ -531,7 +531,7 @@ func breakAt(t *testing.T, fewer int, run func(t *testing.T, how breakage, after
 	}
 	every := *brokenOffEvery
 	if every > 1 {
-		every *= fewer
+		every = max(1, every*fewer)
 	}
 	for i, how := range hows {
 		for after := (operations + i) % min(every, max(1, operations)); after < operations; after += every {
