@@ -36,8 +36,8 @@ type Envelope struct {
 
 // ScanEnvelope reads the outer body of a push. It is strict: one XML root named xml or one JSON object, fields at most
 // once, Encrypt once, at top level and nowhere else; names are case-sensitive. Fields it does not know, as compatible
-// mode has them, are checked for form and skipped; in their CDATA control characters may stand that XML forbids, as WeChat
-// escapes none that a user has typed. The format is told by the first byte, not by a Content-Type. The caller
+// mode has them, are checked for form and skipped; in their CDATA characters may stand that XML forbids, such as control characters, as
+// WeChat escapes none that a user has typed. The format is told by the first byte, not by a Content-Type. The caller
 // limits the size. The error is ErrEnvelope.
 func ScanEnvelope(body []byte) (Envelope, error) {
 	var v [envelopeFields][]byte
@@ -105,9 +105,8 @@ func (Fields) String() string { return redacted }
 func (Fields) GoString() string { return redacted }
 
 // ScanFields reads the top-level fields of a message into f, in one pass and as strictly as ScanEnvelope; unknown fields
-// and nested content are skipped, so an Encrypt inside them does not count. Of the fields, only Content may hold control
-// characters. Values alias the message unless they had to be
-// unescaped, which alone allocates. After an error, ErrEnvelope, f is empty.
+// and nested content are skipped, so an Encrypt inside them does not count. Of the fields, only Content may hold characters that XML
+// forbids. Values alias the message unless they had to be unescaped, which alone allocates. After an error, ErrEnvelope, f is empty.
 func ScanFields(message []byte, f *Fields) error {
 	var v [messageFields][]byte
 	format, err := scanTop(message, messageField, v[:], false)
@@ -216,12 +215,12 @@ func messageField(name []byte) int {
 
 // scanner walks the top-level fields of one body. It keeps a position and no copies.
 type scanner struct {
-	src      []byte
-	pos      int
-	format   Format
-	envelope bool // an Encrypt below the top level is an error
-	written  bool // it is WeChat's, which lets control characters pass that a user has typed
-	controls bool // XML: there are some, for which CDATA is the only place
+	src       []byte
+	pos       int
+	format    Format
+	envelope  bool // an Encrypt below the top level is an error
+	written   bool // it is WeChat's, which lets characters pass that a user has typed and XML forbids
+	forbidden bool // XML: there are some, for which CDATA is the only place
 
 	// Of the field that next returned.
 	name   []byte
@@ -253,7 +252,7 @@ func scanTop(body []byte, index func(name []byte) int, values [][]byte, envelope
 			err = errDuplicate
 		default:
 			values[i], err = s.value()
-			if s.controls && (envelope || i != fieldContent) && !onlySpaces(values[i]) {
+			if s.forbidden && (envelope || i != fieldContent) && !validXML(values[i]) {
 				err = errEncoding
 			}
 		}

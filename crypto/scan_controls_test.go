@@ -4,7 +4,8 @@ import (
 	"testing"
 )
 
-// WeChat escapes no control character that a user has typed, and puts it into CDATA; in compatible mode it stands beside Encrypt too.
+// WeChat escapes no control character that a user has typed, nor any other that XML forbids, and puts it into CDATA; in compatible mode it
+// stands beside Encrypt too.
 func TestScanControls(t *testing.T) {
 	t.Parallel()
 	const rest = "<ToUserName><![CDATA[gh_1]]></ToUserName><MsgType><![CDATA[text]]></MsgType><MsgId>7</MsgId>"
@@ -13,6 +14,7 @@ func TestScanControls(t *testing.T) {
 		"with lines":       "<xml>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]><!-- a\r\n --></Content>\r\n</xml>",
 		"with U+FFFD":      "<xml><Label><![CDATA[\ufffd\x10]]></Label>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
 		"in another field": "<xml><Label><![CDATA[\x10]]></Label>" + rest + "<Content> <![CDATA[\x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
+		"a noncharacter":   "<xml><Label><![CDATA[\uffff\ufffe]]></Label>" + rest + "<Content><![CDATA[ \x1dc\x02\x01\x1f你\U0001f600]]></Content></xml>",
 		"below a field":    "<xml><a><b><![CDATA[\x10\x1e]]></b></a>" + rest + "<Content><![CDATA[ \x1dc]]><![CDATA[\x02\x01\x1f你\U0001f600]]></Content></xml>",
 	} {
 		var f Fields
@@ -23,7 +25,11 @@ func TestScanControls(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	env, err := ScanEnvelope([]byte("<xml><ToUserName>gh_1</ToUserName><Content><![CDATA[ \x1dc]]></Content><Encrypt><![CDATA[QQ==]]></Encrypt></xml>"))
+	var f Fields
+	if err := ScanFields([]byte("<xml>"+rest+"<Content><![CDATA[a\ufffe\uffff]]></Content></xml>"), &f); err != nil || string(f.Content) != "a\ufffe\uffff" {
+		t.Errorf("noncharacters alone: %q, %v", f.Content, err)
+	}
+	env, err := ScanEnvelope([]byte("<xml><ToUserName>gh_1</ToUserName><Content><![CDATA[ \x1dc\uffff]]></Content><Encrypt><![CDATA[QQ==]]></Encrypt></xml>"))
 	if err != nil || string(env.Encrypt) != "QQ==" || string(env.ToUserName) != "gh_1" {
 		t.Errorf("compatible mode: %+v, %v", env, err)
 	}
@@ -35,7 +41,12 @@ func TestScanControlsRefuses(t *testing.T) {
 	const ok = "<Content><![CDATA[\x1d]]></Content>"
 	for name, message := range map[string]string{
 		"NUL":                     "<xml><Content><![CDATA[a\x00]]></Content></xml>",
-		"noncharacter":            "<xml><Content><![CDATA[\x1d\uffff]]></Content></xml>",
+		"noncharacter, outside":   "<xml><Content>a\uffff</Content></xml>",
+		"noncharacter, comment":   "<xml><!-- \ufffe -->" + ok + "</xml>",
+		"noncharacter, word":      "<xml><MsgType><![CDATA[text\uffff]]></MsgType></xml>",
+		"noncharacter, sender":    "<xml>" + ok + "<FromUserName><![CDATA[o\ufffe]]></FromUserName></xml>",
+		"noncharacter, tag":       "<xml><a\uffff></a>" + ok + "</xml>",
+		"noncharacter, by number": "<xml>" + ok + "<Label>&#xffff;</Label></xml>",
 		"invalid UTF-8":           "<xml><Content><![CDATA[\x1d\xff]]></Content></xml>",
 		"cut UTF-8":               "<xml>" + ok + "<Label>\xe4\xb8</Label></xml>",
 		"surrogate":               "<xml>" + ok + "<Label>\xed\xa0\x80</Label></xml>",

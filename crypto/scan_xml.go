@@ -12,10 +12,10 @@ var cdataEnd = []byte("]]>")
 // beginXML checks the characters of the whole body, which the rest then relies on, and enters the root element.
 func (s *scanner) beginXML() error {
 	if !validXML(s.src) {
-		if !s.written || !hasOnlyControls(s.src) {
+		if !s.written || !isWritten(s.src) {
 			return errEncoding
 		}
-		s.controls = true
+		s.forbidden = true
 	}
 	if s.has(byteOrderMark) {
 		s.pos += len(byteOrderMark)
@@ -107,7 +107,7 @@ func (s *scanner) comment() error {
 	if n < 0 {
 		return errSyntax
 	}
-	if s.controls && !onlySpaces(s.src[s.pos:s.pos+n]) {
+	if s.forbidden && !validXML(s.src[s.pos:s.pos+n]) {
 		return errEncoding
 	}
 	s.pos += n + 2
@@ -233,7 +233,7 @@ func (s *scanner) contentXML(name []byte, depth int, want bool) ([]byte, error) 
 			return nil, errSyntax
 		}
 		if n > 0 {
-			if s.controls && !onlySpaces(s.src[s.pos:s.pos+n]) {
+			if s.forbidden && !validXML(s.src[s.pos:s.pos+n]) {
 				return nil, errEncoding
 			}
 			var err error

@@ -172,18 +172,9 @@ func validXML(text []byte) bool {
 	return validHigh(text)
 }
 
-// hasOnlyControls reports whether text would be validXML but for control characters. NUL is none that is let pass: readers in C
-// take it for the end.
-func hasOnlyControls(text []byte) bool {
-	for len(text) > 0 {
-		r, size := utf8.DecodeRune(text)
-		if r == 0 || r == utf8.RuneError && size < 2 || r >= ' ' && !isXML(r) {
-			return false
-		}
-		text = text[size:]
-	}
-	return true
-}
+// isWritten reports whether text is what may have been typed: any characters, also those that XML forbids, but for NUL. Readers in C take that
+// for the end.
+func isWritten(text []byte) bool { return utf8.Valid(text) && bytes.IndexByte(text, 0) < 0 }
 
 // validHigh is validXML of text whose control characters have been looked at. Chinese is three bytes a character, nearly always of a
 // kind that has no exceptions, and is taken two characters at a time.
