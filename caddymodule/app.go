@@ -141,8 +141,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.env = &tokens.Environment{
 		Store: store.Store(), Sealer: sealer, API: client, Log: ctx.Slogger(), Observer: &watcher{shared.health, shared},
 	}
-	if before != nil && before != shared { // Caddy may still refuse this configuration when it is in force already
-		a.env.Settled = func() bool { now := inForceNow(); return now != nil && now.shared == shared }
+	if env := a.env; before != nil { // Caddy may still refuse this configuration when it is in force already
+		a.env.Settled = func() bool {
+			now := inForceNow()
+			return now != nil && (now.env == env || before != shared && now.shared == shared)
+		}
 	}
 	if a.env.Spill, err = a.spillFolder(r, store.Identity()); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -246,6 +248,66 @@ func TestAnotherStoreWaitsForTheOtherApps(t *testing.T) {
 	case <-asked:
 	case <-time.After(10 * time.Second):
 		t.Error("the configuration that stays asks for nothing")
+	}
+}
+
+// A configuration with a new seal_key that is refused once it is in force has sealed nothing anew, which the one of before could not open; one
+// that stays does.
+func TestNewSealKeyWaitsForTheOtherApps(t *testing.T) {
+	folder := t.TempDir()
+	load := func(refuses bool, keys ...string) error {
+		var wechat map[string]any
+		if err := json.Unmarshal([]byte(testConfig("")), &wechat); err != nil {
+			t.Fatal(err)
+		}
+		wechat["seal_keys"] = keys
+		config, _ := json.Marshal(map[string]any{
+			"admin":   map[string]any{"disabled": true, "config": map[string]any{"persist": false}},
+			"storage": map[string]any{"module": "file_system", "root": folder},
+			"apps":    map[string]any{"wechat": wechat, "wechat_late_test": lateApp{Refuses: refuses}},
+		})
+		provisioning.Lock()
+		defer provisioning.Unlock()
+		return caddy.Load(config, true)
+	}
+	before, after := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	if err := load(false, before); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	app := inForceNow()
+	if err := app.manager().PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	name := "wechat/v1/ticket/" + platformID
+	sealed, err := app.env.Store.Load(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	anew := func() bool {
+		now, err := inForceNow().env.Store.Load(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !bytes.Equal(now, sealed)
+	}
+	if err := load(true, after, before); err == nil {
+		t.Fatal("it was not refused")
+	}
+	if anew() {
+		t.Error("the refused configuration has sealed a record with its key")
+	}
+	if err := load(false, after, before); err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); !anew(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("the configuration that stays seals nothing anew")
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ type Environment struct {
 	// WeChatAhead is how far WeChat's clock is ahead of this machine's, if that is known. Nil: it never is, and this machine's is right.
 	WeChatAhead func() (ahead time.Duration, known bool)
 	// Settled reports whether this configuration stays: until then, and no longer than settleLimit, a manager that is used for the
-	// first time begins nothing of its own. It still does what it is asked for. Nil: it does.
+	// first time begins nothing of its own, and none seals records anew with other keys. It still does what it is asked for. Nil: it does.
 	Settled func() bool
 
 	serial    uint64       // of the Use that brought it

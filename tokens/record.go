@@ -250,6 +250,7 @@ func (m *Manager) loadRaw(ctx context.Context, env *Environment, name string) ([
 
 // decode opens and reads the bytes of a record.
 func (m *Manager) decode(env *Environment, name string, data []byte, out any) (reseal bool, err error) {
+	env = m.keyring(env)
 	switch {
 	case env.Sealer == nil:
 	case !isPlain(data):
@@ -375,7 +376,7 @@ func isPlain(data []byte) bool { return len(data) > 0 && data[0] == '{' && json.
 // storeRecord writes in, a struct without a field "v", as a versioned and sealed record. It is durable when nil is
 // returned; the error wraps ErrStore.
 func (m *Manager) storeRecord(ctx context.Context, env *Environment, name string, in any) error {
-	data, err := encodeRecord(env, name, in)
+	data, err := encodeRecord(m.keyring(env), name, in)
 	if err != nil {
 		return err
 	}
@@ -405,7 +406,7 @@ func encodeRecord(env *Environment, name string, in any) ([]byte, error) {
 // swapRecord is storeRecord if the store still holds old, which was read before; nil: it held nothing. A store that cannot
 // tell writes it in any case.
 func (m *Manager) swapRecord(ctx context.Context, env *Environment, name string, old []byte, in any) error {
-	data, err := encodeRecord(env, name, in)
+	data, err := encodeRecord(m.keyring(env), name, in)
 	if err != nil {
 		return err
 	}

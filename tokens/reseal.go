@@ -32,6 +32,7 @@ const (
 // resealing is how far the records are sealed with the first of a configuration's keys. What has no lock belongs to the job.
 type resealing struct {
 	keys   []crypto.SealKeyID
+	since  time.Time
 	wanted atomic.Bool  // the job is queued
 	doneAt atomic.Int64 // the steady time when each record was found sealed with the first key; 0: never
 
@@ -60,7 +61,7 @@ func (m *Manager) useResealing(env *Environment) {
 	if old := m.resealing.Load(); old != nil && slices.Equal(old.keys, keys) {
 		return
 	}
-	m.resealing.Store(&resealing{keys: keys})
+	m.resealing.Store(&resealing{keys: keys, since: time.Now()})
 	if len(keys) > 1 {
 		m.wantReseal()
 	}
@@ -83,8 +84,13 @@ func (m *Manager) wantReseal() {
 func (m *Manager) resealAll(ctx context.Context) error {
 	env, err := m.current()
 	s := m.resealing.Load()
-	if err != nil || env.Sealer == nil || len(s.keys) == 0 {
-		return nil //nolint:nilerr // closed
+	switch {
+	case err != nil || !s.wanted.Load():
+		return nil //nolint:nilerr // closed, or the keys of before wanted it
+	case env.Sealer == nil || !slices.Equal(env.Sealer.KeyIDs(), s.keys):
+		return retryError{after: resealPause} // they are just being changed
+	case env.Settled != nil && !env.Settled() && time.Since(s.since) < settleLimit:
+		return retryError{after: settleLook} // the configuration of before may come back, without the new key
 	}
 	// While the keys change places on one node after the other, each would seal anew what the other has just sealed.
 	for _, id := range s.keys[1:] {
@@ -100,6 +106,9 @@ func (m *Manager) resealAll(ctx context.Context) error {
 	}
 	start := time.Now()
 	for steps := 0; len(s.names)+len(s.folders) > 0; steps++ {
+		if m.resealing.Load() != s {
+			return nil // other keys, which have queued it anew if they want it
+		}
 		if steps == resealPage || time.Since(start) >= resealStep {
 			return retryError{after: resealPause}
 		}
@@ -120,6 +129,9 @@ func (m *Manager) resealAll(ctx context.Context) error {
 	}
 	pass := s.pass
 	s.pass = resealPass{}
+	if m.resealing.Load() != s {
+		return nil // what would be said is of the keys of before
+	}
 	if pass.left > 0 {
 		pause := min(resealAgain<<min(s.passes, 10), resealMost)
 		s.passes++

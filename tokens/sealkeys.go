@@ -53,6 +53,15 @@ func (s *sealKeys) use(sealer *crypto.Sealer) {
 	}
 }
 
+// keyring is the environment with the keys for records: the newest. An operation that goes on while the keys change meets records that are sealed
+// anew by then, and must leave none that needs a key of before.
+func (m *Manager) keyring(env *Environment) *Environment {
+	if now := m.env.Load(); now != nil {
+		return now
+	}
+	return env
+}
+
 // foreign reports whether a record is sealed with a key that this process never had.
 func (s *sealKeys) foreign(raw []byte) bool {
 	id, sealed := crypto.SealedWith(raw)
@@ -92,11 +101,12 @@ func sealingName(id crypto.SealKeyID) string { return "sealing/" + hex.EncodeToS
 // not take it will hardly take the record.
 func (m *Manager) saySealing(ctx context.Context, env *Environment) {
 	values, ok := env.Store.(Ephemeral)
-	if env.Sealer == nil || !ok {
+	sealer := m.keyring(env).Sealer
+	if sealer == nil || !ok {
 		return
 	}
 	s := &m.sealKeys
-	id := env.Sealer.KeyIDs()[0]
+	id := sealer.KeyIDs()[0]
 	s.mu.Lock()
 	lately := s.sealsBy == id && time.Since(s.sealing) < sealingEvery
 	s.mu.Unlock()

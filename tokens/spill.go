@@ -101,7 +101,7 @@ func (m *Manager) spillNow(env *Environment, k Key) error {
 		return nil // written meanwhile
 	}
 	file := spillName(k)
-	data, err := encodeRecord(env, spillRecordName(file), spillWire{k.Kind, k.Platform, k.AppID, rec.wire(), unixMilli(base)})
+	data, err := encodeRecord(m.keyring(env), spillRecordName(file), spillWire{k.Kind, k.Platform, k.AppID, rec.wire(), unixMilli(base)})
 	if err != nil {
 		return err
 	}
