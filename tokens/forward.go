@@ -681,5 +681,14 @@ func (m *Manager) adoptForward(ctx context.Context, from *Manager, old *Environm
 	}
 	m.lookForForwards("forwards", 0)
 	var again hiccup // of its own: it may be handed on by now, and would be so twice
-	return again.over(ctx, func() error { return from.deleteRecord(ctx, old, forwardName(id)) })
+	if err := again.over(ctx, func() error { return from.deleteRecord(ctx, old, forwardName(id)) }); err != nil {
+		return undeletedError{err}
+	}
+	return nil
 }
+
+// undeletedError is of an event that was taken over, and that the store of before has as well.
+type undeletedError struct{ why error }
+
+func (e undeletedError) Error() string { return e.why.Error() }
+func (e undeletedError) Unwrap() error { return e.why }

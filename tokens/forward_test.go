@@ -689,6 +689,31 @@ func TestForwardsAreForgottenAfterTheStoreChanged(t *testing.T) {
 	}
 }
 
+// An event that was taken over, and that the store of before does not delete, is handed on once.
+func TestTakenForwardThatStaysBehind(t *testing.T) {
+	inForward(t, func(t *testing.T, r *rig, rc *receiver) {
+		_ = r.HandOn(t.Context(), r.keepForward(t), func(context.Context) error { return ErrNotForwarded })
+		next := r.successor(t)
+		rc.answer(nil)
+		deletes := 0
+		r.store.fail(func(op, name string) error {
+			if op == "delete" && path.Dir(name) == forwardFolder {
+				if deletes++; deletes <= 2 {
+					return errDisk
+				}
+			}
+			return nil
+		})
+		r.Close()
+		next.TakeOver(r.Manager)
+		time.Sleep(time.Minute)
+		rc.want(t, next, 1, 0)
+		if deletes == 0 {
+			t.Error("nothing was to be deleted")
+		}
+	})
+}
+
 // Of the store of before nothing is deleted any more once it may be gone.
 func TestForwardsAreForgottenForAWhile(t *testing.T) {
 	inForward(t, func(t *testing.T, r *rig, _ *receiver) {

@@ -85,7 +85,7 @@ type hiccup struct{ away bool }
 // over makes one step, which may be made twice.
 func (h *hiccup) over(ctx context.Context, step func() error) error {
 	err := step()
-	if err == nil || h.away || ctx.Err() != nil {
+	if _, done := errors.AsType[undeletedError](err); err == nil || done || h.away || ctx.Err() != nil {
 		return err
 	}
 	pause := time.NewTimer(hiccupPause)
