@@ -13,10 +13,7 @@ import (
 const (
 	// cacheEntries bounds the read cache. What does not fit costs one read of the store per use.
 	cacheEntries = 1 << 16
-	// cacheCounters is the size of the admission policy's sketch, which takes some 1.3 MiB from the start. It matters when the cache is
-	// full: which accounts are in it then is guessed from how often they are asked for.
-	cacheCounters = 4 * cacheEntries
-	cacheBuffer   = 64
+	cacheBuffer  = 64
 	// cacheSweep is the period of the cache's own clean-up of expired entries, in seconds. Ours carry no expiry
 	// there, so it has nothing to do.
 	cacheSweep = 24 * 60 * 60
@@ -26,6 +23,10 @@ const (
 	// another node may have been told otherwise.
 	absentRecheck = 5 * time.Second
 )
+
+// cacheCounters is the size of the admission policy's sketch, which takes some 1.3 MiB from the start. It matters when the cache is
+// full: which accounts are in it then is guessed from how often they are asked for. Only tests, which make thousands of caches, change it.
+var cacheCounters int64 = 4 * cacheEntries
 
 // entry is what the cache holds of one key. It is immutable but for its atomics.
 type entry struct {
