@@ -96,14 +96,15 @@ func (t *Transport) believesNot(path refusingPath, held refusedToken) bool {
 }
 
 // accepted notes that WeChat took the token of a call that cannot be repeated: the next refusal may be believed, and the last one was of
-// the token. That it took the very token which it refused says nothing of the next one: the call was sent before.
+// the token. That it took the very token which it refused says nothing of the next one: the call was sent before. An answer that does not
+// tell leaves the last refusal as it is.
 func (t *Transport) accepted(req *http.Request, call *apiCall) {
-	if call.key.Kind == "" || call.outcome == outcomeUnreachable || call.repeatable() {
+	if call.key.Kind == "" || call.repeatable() || !call.tookToken(req) {
 		return
 	}
 	another := func(held refusedToken) bool { return !held.value.Same(call.token.Value) }
 	held, refused := t.refusing.Take(refusingPath{key: call.key, path: strings.ToLower(call.path), once: true}, another)
-	if refused && call.tookToken(req) {
+	if refused {
 		t.app.manager().Healed(call.key, held.value, held.at)
 	}
 }

@@ -291,6 +291,46 @@ func TestAPIRogueRefreshIsInDoubt(t *testing.T) {
 	}
 }
 
+// Nor does such an answer take the proof away, or the doubt whether a path takes tokens of that kind.
+func TestAPIRogueRefreshOutlastsDoubt(t *testing.T) {
+	for name, doubtful := range map[string]func(w http.ResponseWriter){
+		"busy":        func(w http.ResponseWriter) { io.WriteString(w, `{"errcode":-1,"errmsg":"system error"}`) },
+		"an error":    func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) },
+		"its gateway": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
+		"a page":      func(w http.ResponseWriter) { io.WriteString(w, "<html>") },
+		"none":        func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			wechat := newFakeWeChat(t)
+			g := newGateway(t, wechat, "", `{"repeat_buffer":1024}`)
+			g.authorize()
+			upload := func(answer http.HandlerFunc) answer {
+				wechat.answer(answer)
+				return g.post("/"+authorizerID+"/cgi-bin/upload", strings.Repeat("x", 2000), bearer(crmKey))
+			}
+			issued := func() int { return wechat.tokensIssued(authorizerID) }
+			inDoubt := func(w http.ResponseWriter, _ *http.Request) { doubtful(w) }
+			before := issued()
+			upload(lastingRefusal)
+			upload(inDoubt)
+			upload(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"errcode":0,"errmsg":"ok"}`) })
+			if n := counted(t, g.app.metrics().rogues, "authorizer"); n != 1 || issued()-before != 1 {
+				t.Errorf("%v refreshes by another system are counted after %d renewals, want 1", n, issued()-before)
+			}
+			before = issued()
+			for range 3 {
+				if got := upload(lastingRefusal); got.code(t) != 40001 {
+					t.Errorf("got %d %s, want WeChat's refusal", got.Status, got.Body)
+				}
+				upload(inDoubt)
+			}
+			if n := issued() - before; n != 1 {
+				t.Errorf("%d renewals for a path that takes no token of that kind, want 1", n)
+			}
+		})
+	}
+}
+
 // What WeChat took before the token was voided, and answers after it has refused another call, proves nothing and takes no proof away.
 func TestAPIRogueRefreshDuringAnUpload(t *testing.T) {
 	wechat := newFakeWeChat(t)
