@@ -76,7 +76,7 @@ func (o *operations) addVerifyFile(w http.ResponseWriter, r *http.Request) error
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return caddy.APIError{HTTPStatus: http.StatusRequestEntityTooLarge, Err: fmt.Errorf("larger than %d bytes: that is no verification file; download it from WeChat's console again", tokens.MaxVerifyContent)}
 	}
-	if err != nil {
+	if err != nil || endedEarly(int64(len(content)), r.ContentLength) {
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: errors.New("the body broke off")}
 	}
 	f := newVerifyFile(tokens.VerifyFile{Name: name, Content: content})

@@ -131,6 +131,22 @@ func TestAdminVerifyFiles(t *testing.T) {
 	}
 }
 
+// Over HTTP/3, by which the console may be asked, nobody tells that there should have been more of a body.
+func TestAdminVerifyFileEndsEarly(t *testing.T) {
+	t.Parallel()
+	app, _ := newTestApp(t, testConfig(""))
+	c := &Console{logger: zap.NewNop()}
+	c.mount((&operations{app: app, logger: zap.NewNop()}).list())
+	put := own(http.MethodPut, "/api/verify/"+verifyFileName, "a1B2c3D4", "Content-Type: application/octet-stream")
+	put.ContentLength = 16
+	if rec := serve(t, c, put, nil); rec.Code != http.StatusBadRequest || !strings.Contains(rec.Body.String(), "the body broke off") {
+		t.Errorf("half a file: %d %s", rec.Code, rec.Body)
+	}
+	if files, err := app.manager().VerifyFiles(t.Context()); err != nil || len(files) != 0 {
+		t.Errorf("kept: %v, %v", files, err)
+	}
+}
+
 // Without the global option, and while the store fails, the routes say so.
 func TestAdminVerifyFilesUnavailable(t *testing.T) {
 	t.Parallel()
