@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -182,6 +183,55 @@ func TestAPISlowAnswerToAGrant(t *testing.T) {
 	wechat.mu.Unlock()
 	ask()
 	ask() // by the same connection
+}
+
+// It is also where a handler before has read the body, as the placeholder http.request.body does: net/http reads on by then, and
+// would take the deadline that passes for a caller who has left.
+func TestAPISlowAnswerToABodyReadAhead(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	g := newGateway(t, wechat, "", "")
+	g.api.grantWait = 300 * time.Millisecond
+	slow := 2 * g.api.grantWait
+	wechat.answer(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(slow)
+		io.WriteString(w, `{"openid":"o1"}`)
+	})
+	wechat.mu.Lock()
+	wechat.slow = slow
+	wechat.mu.Unlock()
+	api := g.Config.Handler
+	g.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		api.ServeHTTP(w, r)
+	})
+	grant := fmt.Sprintf(`{"grant_type":"client_credential","appid":%q,"secret":%q}`, accountID, crmKey)
+	const end = "0\r\n\r\n"
+	for name, c := range map[string]struct{ target, sent, want string }{
+		"a user's":              {"/sns/userinfo?access_token=theirs&openid=o1", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + end, "openid"},
+		"a user's, of a length": {"/sns/userinfo?access_token=theirs&openid=o1", "Content-Length: 2\r\n\r\n{}", "openid"},
+		"a login":               {"/sns/jscode2session?appid=" + accountID + "&secret=" + crmKey + "&js_code=x", "Transfer-Encoding: chunked\r\n\r\n" + end, "openid"},
+		"a grant":               {"/cgi-bin/stable_token", fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(grant), grant), "access_token"},
+	} {
+		conn, err := net.Dial("tcp", g.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(conn, "POST "+c.target+" HTTP/1.1\r\nHost: x\r\n"+c.sent)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if body, _ := io.ReadAll(res.Body); !strings.Contains(string(body), c.want) {
+			t.Errorf("%s: got %d %s", name, res.StatusCode, body)
+		}
+	}
 }
 
 // What Caddy's server itself limits is limited as there, and said so.
