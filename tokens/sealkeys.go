@@ -54,9 +54,9 @@ func (s *sealKeys) use(sealer *crypto.Sealer) {
 }
 
 // keyring is the environment with the keys for records: the newest. An operation that goes on while the keys change meets records that are sealed
-// anew by then, and must leave none that needs a key of before.
+// anew by then, and must leave none that needs a key of before. One that is about to be put in force has keys of its own.
 func (m *Manager) keyring(env *Environment) *Environment {
-	if now := m.env.Load(); now != nil {
+	if now := m.env.Load(); now != nil && env.serial > 0 {
 		return now
 	}
 	return env
