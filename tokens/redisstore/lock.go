@@ -70,14 +70,7 @@ func (s *Store) acquire(ctx context.Context, l *lock) error {
 		switch {
 		case err == nil:
 			l.fence = fence
-			if ctx.Err() == nil {
-				return nil
-			}
-			s.abandon(l)
-			if held {
-				return fmt.Errorf("%w: %w", tokens.ErrLockHeld, ctx.Err())
-			}
-			return ctx.Err()
+			return nil
 		case !another:
 			s.abandon(l) // it may have been granted, and the answer lost
 			if held && ctx.Err() != nil && time.Since(asked) < s.timeout {

@@ -258,6 +258,93 @@ func TestLockWhoseAnswerIsLost(t *testing.T) {
 	mustLock(t, b)()
 }
 
+// A lock that Redis granted, and whose answer was lost with its connection, is had by who asks again for it: it would wait for itself.
+func TestLockWhoseConnectionBreaks(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr)
+	s := open(t, Options{Addresses: []string{relay.Addr}})
+	s.lease = time.Minute
+	mustLock(t, s)() // Redis knows the script, and there is a connection
+	server.Do("DEL", lockKey(s.place(locked)))
+	relay.HangAnswers()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() {
+		_, err := s.Lock(ctx, locked)
+		result <- err
+	}()
+	redistest.Eventually(t, "it is granted", func() error {
+		if n := server.Do("EXISTS", lockKey(s.place(locked))); n != int64(1) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	relay.Break()
+	relay.Pass()
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Store(t.Context(), locked, []byte("x")); err != nil {
+		t.Errorf("Store under it: %v", err)
+	}
+}
+
+// What stands in a lock's place and is none is waited for, as a lock is.
+func TestLockInThePlaceOfAnotherProgramsValue(t *testing.T) {
+	t.Parallel()
+	server, a, _ := pair(t, time.Minute)
+	server.Do("SET", lockKey(a.place(locked)), "of another program", "PX", 300)
+	mustLock(t, a)()
+}
+
+// Who had a lock last is remembered when it was given back, too: a holder that slept does not take it for its own again.
+func TestLockThatWasGivenBackIsRemembered(t *testing.T) {
+	t.Parallel()
+	server, a, b := pair(t, time.Minute)
+	defer mustLock(t, a)()
+	l := a.held[locked]
+	if err := a.release(l); err != nil { // as its lease would end
+		t.Fatal(err)
+	}
+	mustLock(t, b)()
+	if ms, _ := server.Do("PTTL", lockKey(a.place(locked))).(int64); ms < (fenceLife - time.Minute).Milliseconds() {
+		t.Errorf("it is remembered for %d ms, want about %v", ms, fenceLife)
+	}
+	a.renew(locked, l)
+	if err := a.Store(t.Context(), locked, []byte("x")); !errors.Is(err, tokens.ErrLockLost) {
+		t.Errorf("Store by a holder that slept: %v", err)
+	}
+}
+
+// news are the names that are heard.
+type news chan string
+
+func (news) Listening(bool)        {}
+func (n news) Changed(name string) { n <- name }
+
+// What was not there is no news when it is deleted.
+func TestDeletionOfNothing(t *testing.T) {
+	t.Parallel()
+	_, a, b := pair(t, time.Minute)
+	heard := make(news, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Watch(ctx, heard) })
+	defer wg.Wait()
+	defer cancel()
+	redistest.Eventually(t, "changes are heard", func() error {
+		if err := errors.Join(a.Delete(t.Context(), "wechat/v1/account/absent"), a.Store(t.Context(), locked, nil)); err != nil || len(heard) == 0 {
+			return fmt.Errorf("not yet: %w", err)
+		}
+		return nil
+	})
+	if name := <-heard; name != locked {
+		t.Errorf("heard of %s", name)
+	}
+}
+
 // failures counts the scripts that fail.
 type failures struct {
 	heldOnce
