@@ -3,6 +3,7 @@ package redistest
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"net"
@@ -24,6 +25,7 @@ type Proxy struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
+	ears  map[net.Conn]string // of clients that have subscribed: to what
 }
 
 // NewProxy starts a proxy. Answer may answer a command in a server's place, with all of an answer as it is sent: "" leaves
@@ -34,7 +36,7 @@ func NewProxy(t testing.TB, answer func(command []string) string, shards ...*Ser
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), answer: answer, listener: l, conns: make(map[net.Conn]bool)}
+	p := &Proxy{Addr: l.Addr().String(), answer: answer, listener: l, conns: make(map[net.Conn]bool), ears: make(map[net.Conn]string)}
 	for _, s := range shards {
 		p.shards = append(p.shards, s.Addr)
 	}
@@ -81,6 +83,16 @@ func (p *Proxy) drop(c net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
+	delete(p.ears, c)
+}
+
+// SubscribeAnew tells all who have subscribed that they have, once more, as a proxy does that had to subscribe at another server.
+func (p *Proxy) SubscribeAnew() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c, channel := range p.ears {
+		_, _ = fmt.Fprintf(c, "*3\r\n$9\r\nsubscribe\r\n$%d\r\n%s\r\n:1\r\n", len(channel), channel)
+	}
 }
 
 // shard is a client's connection to one of the servers.
@@ -131,6 +143,9 @@ func (p *Proxy) serve(client net.Conn) {
 			}
 			_, _ = s.asked.WriteString(raw)
 			if name == "subscribe" {
+				p.mu.Lock()
+				p.ears[client] = command[1]
+				p.mu.Unlock()
 				p.pass(client, commands, s)
 				return
 			}

@@ -23,7 +23,8 @@ const (
 	// a server that is the master no more.
 	beatEvery   = 300 * time.Millisecond
 	silenceMost = time.Second
-	// beatLimit leaves a heartbeat the time to have a connection made on a slow line, which the next one then finds.
+	// beatLimit leaves a heartbeat the time to have a connection made on a slow line, which the next one then finds. The first one needs
+	// that connection, and may come back as late.
 	beatLimit = 2 * silenceMost
 	// againFirst and againMost are the pauses before another attempt to listen, less half by chance: all nodes lose
 	// their server at the same time.
@@ -62,6 +63,7 @@ var (
 
 	errSilent = errors.New("nothing that is published comes back")
 	errMoved  = errors.New("the Cluster has other masters")
+	errAgain  = errors.New("it was subscribed anew on the way, and news may have been missed")
 )
 
 // Watch implements tokens.Bus.
@@ -97,8 +99,7 @@ func (s *Store) Watch(ctx context.Context, l tokens.Listener) {
 }
 
 // listen subscribes and passes on what it hears until that fails or ctx ends. Begun is called when the first heartbeat has come
-// back, and what scripts publish too, and so again when the client has subscribed anew by itself: a subscription alone does not tell
-// that anything comes by way of it.
+// back, and what scripts publish too: a subscription alone does not tell that anything comes by way of it.
 func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -146,7 +147,8 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 	defer looks.Stop()
 	last := time.Now()
 	var proof proof
-	silent := true // no heartbeat has come back by way of this subscription
+	subscribed := false
+	silent := cluster == nil // no heartbeat has come back; a Cluster's count for themselves
 	sent := make(chan error, 1)
 	var beating bool  // a heartbeat is on its way
 	var refused error // why the last was not sent
@@ -182,11 +184,10 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 		case msg := <-heard:
 			switch msg := msg.(type) {
 			case *redis.Subscription:
-				last, silent = time.Now(), true
-				proof.wanted, proof.missing = false, nil // another subscription, another proof
-				if cluster != nil {
-					cluster.restart()
+				if subscribed { // a proxy that has lost its server may do so by itself
+					return errAgain
 				}
+				subscribed, last = true, time.Now()
 				beat()
 			case *redis.Message:
 				origin, name, _ := strings.Cut(msg.Payload, " ")
@@ -231,12 +232,18 @@ func (s *Store) listen(ctx context.Context, l tokens.Listener, begun func()) err
 			wg.Go(func() { s.checkServer(ctx) })
 		case <-beats.C:
 			if cluster != nil {
-				last = cluster.last()
+				if at := cluster.last(); !at.IsZero() {
+					last = at
+				}
 				if cluster.moved() {
 					return errMoved
 				}
 			}
-			if time.Since(last) > silenceMost {
+			most := silenceMost
+			if silent {
+				most = beatLimit
+			}
+			if time.Since(last) > most {
 				if refused != nil { // it says why
 					return fmt.Errorf("%w: %w", errSilent, refused)
 				}
@@ -312,7 +319,6 @@ type clusterBeats struct {
 	whole   bool                 // a beat has come back by way of each master
 	changed bool                 // since then, others have become masters
 	heard   map[string]time.Time // when a beat came back last, by master; zero: not yet
-	begun   time.Time
 }
 
 // viaMaster stands between the origin of a beat and the master by way of which it goes.
@@ -324,14 +330,7 @@ func (s *Store) clusterBeats() *clusterBeats {
 	if !ok {
 		return nil
 	}
-	return &clusterBeats{s: s, client: client, begun: time.Now()}
-}
-
-// restart forgets what came, for there is another subscription.
-func (c *clusterBeats) restart() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.whole, c.changed, c.heard, c.begun = false, false, nil, time.Now()
+	return &clusterBeats{s: s, client: client}
 }
 
 // look has the client ask the Cluster who its masters are. By itself it believes in a dead one for as long as it is asked
@@ -409,12 +408,12 @@ func (c *clusterBeats) came(master string) (begins bool) {
 	return true
 }
 
-// last is when the beat came back that is missing for the longest time.
+// last is when the beat came back that is missing for the longest time; zero: they have not all come yet.
 func (c *clusterBeats) last() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.whole {
-		return c.begun
+		return time.Time{}
 	}
 	oldest := time.Now()
 	for _, at := range c.heard {
@@ -434,7 +433,7 @@ func (c *clusterBeats) moved() bool {
 
 // checkServer reports a server that is not fit for what it is to keep: when that is new, and rarely again.
 func (s *Store) checkServer(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, silenceMost/2)
+	ctx, cancel := context.WithTimeout(ctx, operationLimit)
 	defer cancel()
 	errs, untold := s.unfit(ctx)
 	if ctx.Err() != nil {
@@ -501,7 +500,7 @@ func (s *Store) unfitOf(ctx context.Context, client redis.Cmdable, sections []st
 	told := false
 	for _, section := range sections {
 		info, err := client.Info(ctx, section).Result()
-		if _, said := errors.AsType[redis.Error](err); said && ctx.Err() == nil {
+		if _, said := errors.AsType[redis.Error](err); said {
 			untold = cmp.Or(untold, fmt.Errorf("%w (it says: %w)", ErrUntold, s.discreet(err)))
 			continue
 		}

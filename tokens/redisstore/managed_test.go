@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -169,6 +170,51 @@ func TestNewsThatAreLostNoMore(t *testing.T) {
 	}
 }
 
+// TestProofThatIsNotSent: scripts that never came to the server say nothing of what it passes on.
+func TestProofThatIsNotSent(t *testing.T) {
+	t.Parallel()
+	var broken atomic.Bool
+	breakOnce := func(command []string) string {
+		if strings.EqualFold(command[0], "eval") && !broken.Swap(true) {
+			return "?\r\n" // after which a client gives up the connection
+		}
+		return ""
+	}
+	_, on, reports := reporting(t, Options{Addresses: []string{redistest.NewProxy(t, breakOnce, redistest.Start(t)).Addr}})
+	select {
+	case <-on:
+	case err := <-reports:
+		t.Fatalf("reported %v", err)
+	}
+	if !broken.Load() {
+		t.Error("no proof was sent")
+	}
+}
+
+// TestProxyThatSubscribesAnew: what was published in between has gone by unheard.
+func TestProxyThatSubscribesAnew(t *testing.T) {
+	t.Parallel()
+	proxy := redistest.NewProxy(t, nil, redistest.Start(t))
+	_, on, reports := reporting(t, Options{Addresses: []string{proxy.Addr}})
+	if !<-on {
+		t.Fatal("does not listen")
+	}
+	proxy.SubscribeAnew()
+	for _, want := range []bool{false, true} {
+		select {
+		case got := <-on:
+			if got != want {
+				t.Errorf("listens: %v, want %v", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("it does not notice, or does not listen again: reported %d times", len(reports))
+		}
+	}
+	if err := <-reports; !errors.Is(err, errAgain) {
+		t.Errorf("reported %v, want %v", err, errAgain)
+	}
+}
+
 // TestServiceThatDoesNotTell: who has set it up well cannot have it tell, and is told once.
 func TestServiceThatDoesNotTell(t *testing.T) {
 	t.Parallel()
@@ -321,6 +367,40 @@ func TestSlowConnectionIsHeard(t *testing.T) {
 		}
 		relay.Slow(0)
 	}
+}
+
+// TestFirstHeartbeatOverASlowConnection: the first has its own connection made, on which the database is chosen, too.
+func TestFirstHeartbeatOverASlowConnection(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	for try := range stall.Tries(t, 100*time.Millisecond, server.Turn) {
+		relay := redistest.NewRelay(t, server.Addr)
+		relay.Slow(210 * time.Millisecond)
+		_, on, reports := reporting(t, Options{Addresses: []string{relay.Addr}, DB: 3})
+		select {
+		case <-on:
+		case err := <-reports:
+			try.Errorf("reported %v", err)
+		}
+		relay.Slow(0)
+	}
+}
+
+// TestEvictionIsReportedOverASlowConnection: one who looks asks several times.
+func TestEvictionIsReportedOverASlowConnection(t *testing.T) {
+	t.Parallel()
+	relay := redistest.NewRelay(t, redistest.Start(t, "--maxmemory-policy", "allkeys-lru").Addr)
+	relay.Slow(90 * time.Millisecond)
+	_, _, reports := reporting(t, Options{Addresses: []string{relay.Addr}})
+	select {
+	case err := <-reports:
+		if !errors.Is(err, ErrEvicts) {
+			t.Errorf("reported %v, want %v", err, ErrEvicts)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is reported")
+	}
+	relay.Slow(0)
 }
 
 // TestDeadConnectionIsNoticed: a heartbeat that is on its way over it does not delay that.

@@ -194,6 +194,28 @@ func TestClusterDisagrees(t *testing.T) {
 	}
 }
 
+// TestClusterNodeThatDoesNotTell: one is enough, whatever the others say.
+func TestClusterNodeThatDoesNotTell(t *testing.T) {
+	t.Parallel()
+	nodes := redistest.Cluster(t)
+	for _, n := range nodes {
+		n.Do("ACL", "SETUSER", "gateway", "on", ">pass", "~*", "&*", "+@all")
+	}
+	nodes[1].Do("ACL", "SETUSER", "gateway", "-info")
+	s, _, reports := reporting(t, Options{Addresses: []string{nodes[0].Addr}, Cluster: true, Username: "gateway", Password: secret.New("pass")})
+	select {
+	case err := <-reports:
+		if !errors.Is(err, ErrUntold) || !strings.Contains(err.Error(), "NOPERM") {
+			t.Errorf("reported %v, want %v", err, ErrUntold)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is reported")
+	}
+	if err := s.Unfit(t.Context()); err != nil {
+		t.Errorf("Unfit: %v", err)
+	}
+}
+
 // TestClusterNodeThatIsUnfit is found, whichever it is, and one that takes no heartbeat.
 func TestClusterNodeThatIsUnfit(t *testing.T) {
 	t.Parallel()
