@@ -83,6 +83,27 @@ func TestTakeWhoseAnswerIsLost(t *testing.T) {
 	}
 }
 
+// What was taken is kept for who took it, for a minute and no longer: it may be of a user.
+func TestTakenValueEnds(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := open(t, Options{Addresses: []string{server.Addr}})
+	if err := s.Put(t.Context(), "it", []byte("x"), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Take(t.Context(), "it"); err != nil {
+		t.Fatal(err)
+	}
+	keys, _ := server.Do("KEYS", "*").([]any)
+	if len(keys) != 1 {
+		t.Fatalf("keys %v", keys)
+	}
+	ms, _ := server.Do("PTTL", keys[0]).(int64)
+	if left := time.Duration(ms) * time.Millisecond; left < takenLife/2 || left > takenLife {
+		t.Errorf("it is kept for %v, want %v", left, takenLife)
+	}
+}
+
 // lossyStore loses what Redis answers to the next Take.
 type lossyStore struct {
 	*realStore
