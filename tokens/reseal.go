@@ -101,7 +101,7 @@ func (m *Manager) resealAll(ctx context.Context) error {
 	}
 	if !s.pass.began {
 		if err := s.begin(ctx, env); err != nil {
-			return err
+			return m.unsealedAnew(env, "", err)
 		}
 	}
 	start := time.Now()
@@ -114,17 +114,14 @@ func (m *Manager) resealAll(ctx context.Context) error {
 		}
 		if len(s.names) == 0 {
 			if err := s.list(ctx, env); err != nil {
-				return err
+				return m.unsealedAnew(env, "", err)
 			}
 			continue
 		}
 		name := s.names[0]
 		s.names = s.names[1:]
 		if err := m.resealOne(ctx, env, name, &s.pass); err != nil {
-			if say, missed := m.unresealed.tell(); say {
-				env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again", notLogged(missed, "record", name, "error", err)...)
-			}
-			return err
+			return m.unsealedAnew(env, name, err)
 		}
 	}
 	pass := s.pass
@@ -144,6 +141,19 @@ func (m *Manager) resealAll(ctx context.Context) error {
 	s.wanted.Store(false)
 	env.Log.Info("every record is sealed with the first seal_key", "records", pass.records, "sealed_anew", pass.sealed, "unreadable", pass.unreadable)
 	return nil
+}
+
+// unsealedAnew says why a record, or those of a folder where it is empty, could not be sealed anew, and returns it.
+func (m *Manager) unsealedAnew(env *Environment, record string, why error) error {
+	say, missed := m.unresealed.tell()
+	switch {
+	case !say:
+	case record == "":
+		env.Log.Warn("records cannot be listed, to be sealed with the newest seal_key; tried again", notLogged(missed, "error", why)...)
+	default:
+		env.Log.Warn("a record cannot be sealed with the newest seal_key; tried again", notLogged(missed, "record", record, "error", why)...)
+	}
+	return why
 }
 
 // begin begins a pass.

@@ -184,6 +184,16 @@ func TestResealingPastWhatFails(t *testing.T) {
 		if n := r.store.count("list") - lists; n > 32*5 { // the platforms' folders
 			t.Errorf("the folders were listed %d times", n)
 		}
+		r.store.fail(func(op, _ string) error {
+			if op == "list" {
+				return errDisk
+			}
+			return nil
+		})
+		time.Sleep(resealMost + time.Minute)
+		if n := r.log.count("records cannot be listed"); n == 0 || n > 90 { // one for each attempt, of which there is one in some 50 s at most
+			t.Errorf("within two passes it is said %d times that nothing can be listed", n)
+		}
 		r.store.fail(nil)
 		time.Sleep(resealMost + time.Minute)
 		if n := old(); n != 0 || r.log.count("every record is sealed with the first seal_key") != 1 {
