@@ -648,7 +648,7 @@ func TestPaceReload(t *testing.T) {
 	defer cancel()
 	var scripts []script
 	results := make(map[script]chan wxsim.PushResult)
-	for _, take := range []time.Duration{3 * time.Second, 7 * time.Second, 12 * time.Second} {
+	for _, take := range []time.Duration{3 * time.Second, 8 * time.Second, 13 * time.Second} { // the next push is due at 5 and 10, and may be late by 3
 		s := scriptFor(t, take, giveText)
 		scripts, results[s] = append(scripts, s), make(chan wxsim.PushResult, 1)
 		go func() {
