@@ -122,7 +122,6 @@ func TestAPISlowUserCall(t *testing.T) {
 
 // That a body broke off is known before WeChat gets its beginning, where no length says how much there is to come, and of whom nothing is proved.
 func TestAPIBodyThatBreaksOff(t *testing.T) {
-	t.Parallel()
 	wechat := newFakeWeChat(t)
 	g := newGateway(t, wechat, "", "")
 	const chunked = " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
