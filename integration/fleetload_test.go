@@ -53,6 +53,7 @@ type fleetRow struct {
 	failed  int           // calls that neither the app's balancer nor the gateways made good
 	refused int           // calls that WeChat refused for their token
 	seen    int           // of these refusals: those that an app got to see
+	voided  int           // of those: while a fault that voids was under way, or had just ended
 	renewed int           // tokens that WeChat handed out
 	early   int           // of these: in the place of one that had life left and was not refused
 	void    int           // refresh tokens that WeChat called invalid
@@ -202,6 +203,9 @@ func locksGone(x *fleetFault) bool {
 	return x.kind == nodeCutOff || x.kind == redisKilled || x.kind == redisOver
 }
 
+// voids: nodes that cannot agree void each other's tokens, so that a repeated call can be refused as well.
+func voids(x *fleetFault) bool { return x.kind == nodeCutOff || x.kind == redisKilled }
+
 // nodeGone: a node died or slept, perhaps with a token that WeChat had just handed to it.
 func nodeGone(x *fleetFault) bool { return x.kind == nodeKilled || x.kind == nodeFrozen }
 
@@ -278,15 +282,19 @@ func (l *fleetLoad) call(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	refused := !a.good(u) && slices.ContainsFunc(tokenRefusals, func(code int64) bool { return strings.Contains(a.body, fmt.Sprintf(`"errcode":%d,`, code)) })
+	voided := refused && l.excused(start, time.Now(), afterwards, voids)
 	l.noteOn(row, func(r *fleetRow) {
 		r.calls++
 		r.slowest = max(r.slowest, time.Since(start))
-		if a.good(u) {
-			return
+		if !a.good(u) {
+			r.failed++
 		}
-		r.failed++
-		if slices.ContainsFunc(tokenRefusals, func(code int64) bool { return strings.Contains(a.body, fmt.Sprintf(`"errcode":%d,`, code)) }) {
+		if refused {
 			r.seen++
+		}
+		if voided {
+			r.voided++
 		}
 	})
 	if !a.good(u) {
@@ -611,13 +619,7 @@ func (l *fleetLoad) judge() string {
 	for _, name := range l.order {
 		total.add(l.rows[name])
 	}
-	// Nodes that cannot agree void each other's tokens, so that a repeated call can be refused as well.
-	seen := total.seen
-	for _, kind := range []string{nodeCutOff, redisKilled} {
-		if row := l.rows[kind]; row != nil {
-			seen -= row.seen
-		}
-	}
+	seen := total.seen - total.voided
 	if seen > 0 {
 		f.errorf("apps got to see %d answers of WeChat that refuse a token", seen)
 	}
@@ -645,6 +647,7 @@ func (l *fleetLoad) judge() string {
 
 func (r *fleetRow) add(o *fleetRow) {
 	r.times, r.lasted, r.calls, r.failed = r.times+o.times, r.lasted+o.lasted, r.calls+o.calls, r.failed+o.failed
+	r.voided += o.voided
 	r.refused, r.seen, r.renewed, r.early, r.void = r.refused+o.refused, r.seen+o.seen, r.renewed+o.renewed, r.early+o.early, r.void+o.void
 	r.pushes, r.retried, r.twice, r.again, r.unanswered = r.pushes+o.pushes, r.retried+o.retried, r.twice+o.twice, r.again+o.again, r.unanswered+o.unanswered
 	r.logins, r.loginsFailed, r.events, r.eventsLost = r.logins+o.logins, r.loginsFailed+o.loginsFailed, r.events+o.events, r.eventsLost+o.eventsLost
