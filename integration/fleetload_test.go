@@ -53,7 +53,7 @@ type fleetRow struct {
 	failed  int           // calls that neither the app's balancer nor the gateways made good
 	refused int           // calls that WeChat refused for their token
 	seen    int           // of these refusals: those that an app got to see
-	voided  int           // of those: while a fault that voids was under way, or had just ended
+	voided  int           // of those: during a fault by which nodes void each other's tokens
 	renewed int           // tokens that WeChat handed out
 	early   int           // of these: in the place of one that had life left and was not refused
 	void    int           // refresh tokens that WeChat called invalid
@@ -203,8 +203,14 @@ func locksGone(x *fleetFault) bool {
 	return x.kind == nodeCutOff || x.kind == redisKilled || x.kind == redisOver
 }
 
-// voids: nodes that cannot agree void each other's tokens, so that a repeated call can be refused as well.
-func voids(x *fleetFault) bool { return x.kind == nodeCutOff || x.kind == redisKilled }
+// voided reports whether a call that ends now can have been refused twice: nodes that cannot agree void each other's tokens. It stands in the
+// row of that, or it began before and the fault came while it ran.
+func (l *fleetLoad) voided(row *fleetRow, start time.Time) bool {
+	l.mu.Lock()
+	during := row == l.rows[nodeCutOff] || row == l.rows[redisKilled]
+	l.mu.Unlock()
+	return during || l.excused(start, time.Now(), 0, func(x *fleetFault) bool { return x.kind == nodeCutOff || x.kind == redisKilled })
+}
 
 // nodeGone: a node died or slept, perhaps with a token that WeChat had just handed to it.
 func nodeGone(x *fleetFault) bool { return x.kind == nodeKilled || x.kind == nodeFrozen }
@@ -283,7 +289,7 @@ func (l *fleetLoad) call(ctx context.Context) {
 		return
 	}
 	refused := !a.good(u) && slices.ContainsFunc(tokenRefusals, func(code int64) bool { return strings.Contains(a.body, fmt.Sprintf(`"errcode":%d,`, code)) })
-	voided := refused && l.excused(start, time.Now(), afterwards, voids)
+	voided := refused && l.voided(row, start)
 	l.noteOn(row, func(r *fleetRow) {
 		r.calls++
 		r.slowest = max(r.slowest, time.Since(start))
