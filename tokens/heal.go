@@ -62,8 +62,22 @@ func (m *Manager) restored(ctx context.Context, env *Environment, e *entry) (*en
 	})
 }
 
+// restore waits for codes of the account, which may have authorised just now: what WeChat names while one is being exchanged would fetch a
+// second token, and the first be void.
 func (m *Manager) restore(ctx context.Context, env *Environment, e *entry) (*entry, error) {
 	k := e.key
+	if in, open := m.intents.latest(k); open {
+		_, _ = m.exchange(ctx, env, in.authCode()) // its intent says so in the log, and is tried again
+	}
+	defer m.takeTurn(ctx, authCode{platform: k.Platform, appid: k.AppID})() // as in reconsider
+	unlock, err := m.lockAccountExchange(ctx, env, k)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if e, err = m.recall(ctx, env, k); err != nil || e.rec != nil {
+		return e, err // exchanged meanwhile, also by another node
+	}
 	info, err := m.authorizerInfo(ctx, env, k)
 	if err == nil && info.refresh.IsZero() {
 		m.rosters.orphan(k)

@@ -226,6 +226,98 @@ func TestFillingAStoreIsNotToldOfByAccount(t *testing.T) {
 	})
 }
 
+// lateAnswers delivers WeChat's answers to one path late, as of a slow line: WeChat has done by then what it was asked.
+type lateAnswers struct {
+	*fakeWeChat
+	path string
+	by   time.Duration
+}
+
+func (l lateAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.fakeWeChat.RoundTrip(r)
+	if r.URL.Path == l.path {
+		time.Sleep(l.by)
+	}
+	return resp, err
+}
+
+// A call for an account whose code is being exchanged waits for what that brings, although the store may have lost the account: WeChat
+// would name the refresh token by now, and give a second token for it.
+func TestLostAccountWaitsForItsCode(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"this node", "another node"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				client, err := NewClient(ClientOptions{Transport: lateAnswers{r.wx, pathQueryAuth, 2 * time.Second}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.env.API, r.env.RosterEvery, r.env.Platforms = client, 24*time.Hour, r.env.Platforms[:1]
+				r.refuse(pathAuthorizerList, -1, "system busy")
+				r.Use(r.env)
+				r.ticket(t, testPlatform)
+				asks := r.Manager
+				if where == "another node" {
+					asks = NewManager()
+					defer asks.Close()
+					asks.Use(r.env)
+				}
+				time.Sleep(time.Minute)
+				if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if n := r.wx.count(pathQueryAuth); n != 1 {
+					t.Fatalf("%d exchanges have begun", n)
+				}
+				got, err := asks.Get(t.Context(), testAuthKey)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := r.wx.count(pathAuthorizerToken); n != 0 {
+					t.Errorf("%d tokens were fetched beside the one that the code brought", n)
+				}
+				time.Sleep(time.Minute)
+				if !r.get(t, testAuthKey).Value.Same(got.Value) {
+					t.Error("the token is another one than the code brought")
+				}
+			})
+		})
+	}
+}
+
+// The code is exchanged at once for such a call, where its turn has not come yet.
+func TestLostAccountHasItsCodeExchanged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.env.RosterEvery, r.env.Platforms = 24*time.Hour, r.env.Platforms[:1]
+		var exchanges atomic.Bool
+		r.wx.hook = func(path string, _ map[string]any) (string, error) {
+			if path == pathAuthorizerList || path == pathQueryAuth && !exchanges.Load() {
+				return wxError(-1, "system busy"), nil
+			}
+			return "", nil
+		}
+		r.Use(r.env)
+		r.ticket(t, testPlatform)
+		if err := r.Accept(t.Context(), r.push(r.newCode(testAuthorizer))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(4 * time.Minute)
+		exchanges.Store(true)
+		r.get(t, testAuthKey)
+		if n := r.wx.count(pathAuthorizerToken); n != 0 {
+			t.Errorf("%d tokens were fetched beside the one that the code brought", n)
+		}
+		if n := r.wx.count(pathAuthorizerInfo); n != 0 {
+			t.Errorf("WeChat was asked %d times for what its code brings", n)
+		}
+	})
+}
+
 // A store that is emptied under a running gateway is noticed.
 func TestStoreEmptiedUnderUs(t *testing.T) {
 	t.Parallel()
