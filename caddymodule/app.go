@@ -78,6 +78,12 @@ type App struct {
 	// Proxy is the egress proxy for the gateway's own calls and the apps' calls alike. Calls to an API origin on this
 	// machine over plain http do not use it: it could read their tokens. Default: none.
 	Proxy string `json:"proxy,omitempty"`
+	// MaxAnswers is how many bytes the answers to pushes may take that are kept for a minute, because WeChat may push a message again, from
+	// 1 MiB to 512 MiB; beyond that the oldest go early. Default: 9 MiB.
+	MaxAnswers int64 `json:"max_answers,omitempty"`
+	// MaxIdentities is how many answered pushes whose answers are gone are still known when they come again, at some twenty bytes each,
+	// from 10,000 to 10,000,000. Default: 1000000.
+	MaxIdentities int `json:"max_identities,omitempty"`
 
 	logger  *zap.Logger
 	ctx     caddy.Context // of this configuration, to find its sites by
@@ -109,6 +115,9 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger, a.ctx = ctx.Logger(), ctx
 	unquoteLog()
+	if err := a.provisionLimits(); err != nil {
+		return err
+	}
 	r := resolver{caddy.NewReplacer(), a.logger}
 	if err := a.provisionNames(r); err != nil {
 		return err
@@ -273,6 +282,19 @@ func (a *App) resolveSealKeys(r resolver) ([][]byte, error) {
 	return keys, nil
 }
 
+// provisionLimits fills in the limits that are not given, and refuses those that make no sense.
+func (a *App) provisionLimits() error {
+	a.MaxAnswers = cmp.Or(a.MaxAnswers, defaultMaxAnswers)
+	a.MaxIdentities = cmp.Or(a.MaxIdentities, defaultMaxIdentities)
+	if a.MaxAnswers < leastMaxAnswers || a.MaxAnswers > mostMaxAnswers {
+		return fmt.Errorf("max_answers: want a number of bytes from 1 MiB to 512 MiB, not %d", a.MaxAnswers)
+	}
+	if a.MaxIdentities < leastMaxIdentities || a.MaxIdentities > mostMaxIdentities {
+		return fmt.Errorf("max_identities: want a number from %d to %d, not %d", leastMaxIdentities, mostMaxIdentities, a.MaxIdentities)
+	}
+	return nil
+}
+
 // provisionEvents finds the events app of this configuration.
 func (a *App) provisionEvents(ctx caddy.Context) error {
 	v, err := ctx.App("events")
@@ -381,6 +403,7 @@ func (a *App) Cleanup() error {
 	}
 	a.generations.leave(a)
 	a.shared.retire(a.env)
+	a.shared.unbound(a.env)
 	err := releaseShared(a.poolKey)
 	a.env.API.Close()
 	return err
@@ -397,6 +420,7 @@ func (a *App) inForce() {
 		}
 		a.shared.heir.Store(nil) // if it was in force before, and something held it meanwhile
 		a.shared.use(a.env)
+		a.shared.bound(a.env, pushLimits{int(a.MaxAnswers), a.MaxIdentities})
 		if before != nil { // while both serve, one of them renews tokens
 			before.heir.Store(a.shared)
 		}

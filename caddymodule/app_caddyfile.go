@@ -75,6 +75,8 @@ func fitsOption(h httpcaddyfile.Helper, handler fitting) error {
 //		open     <origin>
 //		proxy    <url>
 //		spill    <folder>
+//		max_answers    <size>
+//		max_identities <number>
 //	}
 //
 // platform, account and client may be repeated; appids and paths may be repeated within a client and add up.
@@ -105,8 +107,12 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = value(d, &a.Proxy, literalProxy)
 		case "spill":
 			err = value(d, &a.Spill, literalFolder)
+		case "max_answers":
+			err = size(d, &a.MaxAnswers)
+		case "max_identities":
+			err = number(d, &a.MaxIdentities)
 		default:
-			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api, open, proxy or spill", d.Val())
+			err = d.Errf("unknown subdirective '%s': want platform, account, client, store, seal_key, api, open, proxy, spill, max_answers or max_identities", d.Val())
 		}
 		if err != nil {
 			return err

@@ -8,7 +8,7 @@ import (
 	"github.com/caddy-wechat/caddy-wechat/internal/offheap"
 )
 
-// identities are the answered pushes whose answers are gone, until their timestamps leave the window. A million of them are kept
+// identities are the answered pushes whose answers are gone, until their timestamps leave the window. They are kept
 // in some twenty bytes each: 88 bits of the push's sum, in pages outside of Go's heap. That a new push is taken for one of a million
 // has a chance of 1 in 10^20, and nobody can bring it about. Its caller has the table's lock.
 //
@@ -341,12 +341,12 @@ func (t *identities) tidy() {
 	}
 }
 
-// forgetOldest lets those go that end first, enough of them for the work to be worth it, and returns how many they were. Their slots
+// forgetOldest lets those go that end first, more than some, for the work to be worth it, and returns how many they were. Their slots
 // are freed when their pages are full.
-func (t *identities) forgetOldest() int {
+func (t *identities) forgetOldest(some int) int {
 	before := t.count
 	for _, b := range slices.Sorted(maps.Keys(t.ends)) {
-		if before-t.count > maxIdentities/64 {
+		if before-t.count > some {
 			break
 		}
 		t.uncount(b, t.ends[b])

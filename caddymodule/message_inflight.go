@@ -32,12 +32,24 @@ const (
 	lostMargin = 250 * time.Millisecond
 
 	answerLife     = time.Minute      // how long an answer is kept for a push that comes again
-	maxAnswerBytes = 9 << 20          // of all kept answers together: those of eleven seconds at 2000 messages a second, in which WeChat pushes again
 	sweptAtOnce    = 100              // of kept answers whose life is over
 	retryLife      = 15 * time.Second // for how long WeChat may push a message again
-	maxIdentities  = 1_000_000        // of answered pushes whose answers are gone
 	identityBucket = 16               // seconds; identities are forgotten by the bucket
 )
+
+// Bounds of pushLimits.
+const (
+	defaultMaxAnswers                     = 9 << 20            // those of eleven seconds at 2000 messages a second, in which WeChat pushes again
+	leastMaxAnswers, mostMaxAnswers       = 1 << 20, 512 << 20 // see keptChunkSize
+	defaultMaxIdentities                  = 1_000_000
+	leastMaxIdentities, mostMaxIdentities = 10_000, 10_000_000 // when the clock is set back, a push waits for all to be looked at
+)
+
+// pushLimits are how much is remembered of answered pushes.
+type pushLimits struct {
+	answers    int // bytes of all kept answers together
+	identities int // of answered pushes whose answers are gone
+}
 
 // What the limits may drop; also the metric's label.
 const (
@@ -153,12 +165,39 @@ type callTable struct {
 	mu      sync.Mutex
 	calls   map[pushID]*call // running, or held by a push's handler
 	running int
+	limits  pushLimits
 	kept    keptCalls  // the others that are answered, or abandoned
 	known   identities // of answered pushes whose answers are gone
 }
 
 func newCallTable(dropped func(what string)) *callTable {
-	return &callTable{node: rand.Text()[:10], dropped: dropped, calls: map[pushID]*call{}, kept: newKeptCalls(), known: identities{ends: map[int64]int{}}}
+	return &callTable{
+		node: rand.Text()[:10], dropped: dropped, calls: map[pushID]*call{}, limits: pushLimits{defaultMaxAnswers, defaultMaxIdentities},
+		kept: newKeptCalls(), known: identities{ends: map[int64]int{}},
+	}
+}
+
+// limit has other limits hold from now on. Answers for which there is no room any more go first, some at a time, so that no push waits
+// for all of them.
+func (t *callTable) limit(l pushLimits) {
+	for done := false; !done; {
+		done = t.shrink(l, time.Now())
+	}
+}
+
+// shrink is a part of limit, and reports whether it was the last one.
+func (t *callTable) shrink(l pushLimits, now time.Time) (done bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for range sweptAtOnce {
+		k := t.kept.oldest()
+		if k == nil || t.kept.bytes <= l.answers {
+			t.limits = l
+			return true
+		}
+		t.letGo(k, true, now)
+	}
+	return false
 }
 
 // arrive notes a push that came at a time, age after its message was made by WeChat's own clock. When the push is over, leave or leaveNow is
@@ -386,7 +425,7 @@ func (t *callTable) sweep(now time.Time) {
 	t.known.forgetBefore(now.Unix() / identityBucket)
 	over := 0
 	for k := t.kept.oldest(); k != nil; k = t.kept.oldest() {
-		full, age := t.kept.bytes > maxAnswerBytes, now.Sub(t.kept.time(k, keptAnsweredAt))
+		full, age := t.kept.bytes > t.limits.answers, now.Sub(t.kept.time(k, keptAnsweredAt))
 		if !full && age < answerLife {
 			return
 		}
@@ -396,14 +435,19 @@ func (t *callTable) sweep(now time.Time) {
 			}
 			over++
 		}
-		if !k.is(keptAbandoned) && t.kept.has(k) { // else it was withdrawn, and is another node's
-			if full && age < retryLife {
-				t.dropped(droppedAnswer)
-			}
-			t.remember(k.id(), k.validUntil(), now)
-		}
-		t.kept.removeOldest()
+		t.letGo(k, full, now)
 	}
+}
+
+// letGo removes the oldest answer, because there is no room for it or because its life is over. The caller holds mu.
+func (t *callTable) letGo(k keptCall, full bool, now time.Time) {
+	if !k.is(keptAbandoned) && t.kept.has(k) { // else it was withdrawn, and is another node's
+		if full && now.Sub(t.kept.time(k, keptAnsweredAt)) < retryLife {
+			t.dropped(droppedAnswer)
+		}
+		t.remember(k.id(), k.validUntil(), now)
+	}
+	t.kept.removeOldest()
 }
 
 // remember keeps the identity of a call whose answer goes. The caller holds mu.
@@ -411,8 +455,8 @@ func (t *callTable) remember(id pushID, validUntil int64, now time.Time) {
 	if validUntil < now.Unix() {
 		return
 	}
-	if t.known.count >= maxIdentities {
-		for range t.known.forgetOldest() {
+	if t.known.count >= t.limits.identities {
+		for range t.known.forgetOldest(t.limits.identities / 64) {
 			t.dropped(droppedIdentity)
 		}
 	}

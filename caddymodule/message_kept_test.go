@@ -133,7 +133,7 @@ func TestIdentities(t *testing.T) {
 			t.Fatalf("round %d: %d identities, want %d", n, table.count, len(want))
 		}
 	}
-	if n := table.forgetOldest(); n <= maxIdentities/64 || n+table.count != len(want) {
+	if n := table.forgetOldest(defaultMaxIdentities / 64); n <= defaultMaxIdentities/64 || n+table.count != len(want) {
 		t.Errorf("%d of %d went, %d stay", n, len(want), table.count)
 	}
 	first := now + 21
@@ -201,11 +201,11 @@ func TestIdentitiesTooMany(t *testing.T) {
 			t.Fatalf("%d was not added", n)
 		}
 	}
-	const each = maxIdentities/64 + 1
+	const each = defaultMaxIdentities/64 + 1
 	for n := range 2 * each {
 		add(n, int64(10+n/each))
 	}
-	if n := table.forgetOldest(); n != each || table.count != each {
+	if n := table.forgetOldest(defaultMaxIdentities / 64); n != each || table.count != each {
 		t.Fatalf("%d went, %d stay", n, table.count)
 	}
 	add(3*each, 5) // ends before what stays
@@ -282,7 +282,7 @@ func TestCallTableThrownAway(t *testing.T) {
 		runtime.KeepAlive(table)
 		return most
 	}
-	if most := fill() - before; most < maxAnswerBytes*3/4 || most > maxAnswerBytes+4<<20 {
+	if most := fill() - before; most < defaultMaxAnswers*3/4 || most > defaultMaxAnswers+4<<20 {
 		t.Errorf("a full table of answers, and some 30,000 identities, have %d bytes", most)
 	}
 	deadline = time.Now().Add(30 * time.Second)

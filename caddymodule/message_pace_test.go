@@ -972,12 +972,12 @@ func TestCallTableBounds(t *testing.T) {
 		}
 		return id
 	}
-	const big = maxAnswerBytes / 4
+	const big = defaultMaxAnswers / 4
 	ids := make([]pushID, 6)
 	for i := range ids {
 		ids[i] = add(i, now, big)
 	}
-	if dropped["answer"] != 3 || table.kept.bytes > maxAnswerBytes || table.kept.count != 3 || table.known.count != 3 {
+	if dropped["answer"] != 3 || table.kept.bytes > defaultMaxAnswers || table.kept.count != 3 || table.known.count != 3 {
 		t.Errorf("dropped %v, %d bytes, %d answers, %d identities", dropped, table.kept.bytes, table.kept.count, table.known.count)
 	}
 	if a := table.arrive(ids[0], now, 0, now.Unix()+300, pace{3, defaultReplyTimeout}); a.call != nil {
@@ -991,6 +991,51 @@ func TestCallTableBounds(t *testing.T) {
 	add(101, now.Add(10*time.Minute), 1)
 	if table.known.count != 0 || len(table.known.ends) != 0 {
 		t.Errorf("%d identities in %d buckets", table.known.count, len(table.known.ends))
+	}
+}
+
+// TestCallTableOtherLimits: limits may become others at any time. What there is no room for any more goes, the oldest first, and is known by its
+// identity.
+func TestCallTableOtherLimits(t *testing.T) {
+	t.Parallel()
+	dropped := map[string]int{}
+	table := newCallTable(func(what string) { dropped[what]++ })
+	now := time.Now()
+	const each, answers = 1 << 10, 20_000
+	add := func(n int) {
+		a := table.arrive(shortSum([]byte(fmt.Sprint(n))), now, 0, now.Unix()+300, pace{3, defaultReplyTimeout})
+		table.finish(a.call, passiveReply{outcome: outcomeSealed, body: make([]byte, each)}, now)
+		table.leave(a.call, now)
+	}
+	table.limit(pushLimits{64 << 20, 30_000})
+	for n := range answers {
+		add(n)
+	}
+	if table.kept.count != answers || len(dropped) != 0 {
+		t.Fatalf("%d answers, dropped %v", table.kept.count, dropped)
+	}
+	table.limit(pushLimits{2 << 20, 30_000})
+	left := table.kept.count
+	if table.kept.bytes > 2<<20 || table.kept.bytes < 2<<20-2*keptChunkSize || dropped[droppedAnswer] != answers-left || table.known.count != answers-left || dropped[droppedIdentity] != 0 {
+		t.Errorf("%d answers in %d bytes, %d identities, dropped %v", left, table.kept.bytes, table.known.count, dropped)
+	}
+	if a := table.arrive(shortSum([]byte("0")), now, 0, now.Unix()+300, pace{3, defaultReplyTimeout}); a.call != nil {
+		t.Error("an answered push is taken for a new one")
+	}
+	table.limit(pushLimits{2 << 20, 10_000})
+	for n := answers; n < answers+100; n++ {
+		add(n)
+	}
+	if n := table.known.count; n > 10_000 || dropped[droppedIdentity] == 0 {
+		t.Errorf("%d identities, dropped %v", n, dropped)
+	}
+	table.limit(pushLimits{64 << 20, 30_000})
+	before := dropped[droppedAnswer]
+	for n := answers + 100; n < 2*answers; n++ {
+		add(n)
+	}
+	if dropped[droppedAnswer] != before {
+		t.Errorf("%d answers dropped although there is room again", dropped[droppedAnswer]-before)
 	}
 }
 

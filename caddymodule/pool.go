@@ -70,6 +70,34 @@ type pushMemory struct {
 
 	forgotten *prometheus.CounterVec
 	holders   atomic.Int32
+
+	mu     sync.Mutex
+	limits []limitsOf // of the configurations in force, the current one's last
+}
+
+// limitsOf are the limits of a configuration, which is known by its environment.
+type limitsOf struct {
+	env *tokens.Environment
+	pushLimits
+}
+
+// bound has the limits of a configuration hold that comes in force.
+func (p *pushMemory) bound(env *tokens.Environment, l pushLimits) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits = append(p.limits, limitsOf{env, l})
+	p.calls.limit(l)
+}
+
+// unbound is the end of bound. When it was the current configuration, because it was refused after all, the limits of the one before it hold
+// again; the last one's stay.
+func (p *pushMemory) unbound(env *tokens.Environment) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits = slices.DeleteFunc(p.limits, func(l limitsOf) bool { return l.env == env })
+	if n := len(p.limits); n > 0 {
+		p.calls.limit(p.limits[n-1].pushLimits)
+	}
 }
 
 // hold is the memory that a configuration goes on with; nil: a new one is made.

@@ -83,6 +83,47 @@ func TestAnotherStore(t *testing.T) {
 	}
 }
 
+// What is remembered of pushes has the limits of the configuration in force, also where one that is refused after all was in force for a
+// moment, with the same store or another one.
+func TestLimitsOfPushesInForce(t *testing.T) {
+	folder := t.TempDir()
+	now := loadEvents(t, filepath.Join(folder, "now"), 1)
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	limits := func() pushLimits {
+		calls := now.calls()
+		calls.mu.Lock()
+		defer calls.mu.Unlock()
+		return calls.limits
+	}
+	defaults := pushLimits{defaultMaxAnswers, defaultMaxIdentities}
+	if got := limits(); got != defaults {
+		t.Fatalf("limits without a word: %+v", got)
+	}
+	for _, store := range []string{"now", "other"} {
+		refused, _, err := provisionAt(filepath.Join(folder, store), strings.Replace(testConfig(""), "{", `{"max_answers": 2097152, "max_identities": 20000,`, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := limits(); got != defaults {
+			t.Errorf("store %s: limits of a configuration that is not in force yet: %+v", store, got)
+		}
+		refused.inForce()
+		if got := limits(); got != (pushLimits{2 << 20, 20_000}) {
+			t.Errorf("store %s: limits of a configuration in force: %+v", store, got)
+		}
+		if err := refused.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+		if got := limits(); got != defaults {
+			t.Errorf("store %s: limits after one was refused: %+v", store, got)
+		}
+	}
+}
+
 // A state that something else holds, such as a configuration that is only looked at, is there still when a reload comes back to its store.
 func TestBackToAStateThatIsHeld(t *testing.T) {
 	folder := t.TempDir()
