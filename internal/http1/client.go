@@ -127,7 +127,7 @@ func (e *exchange) try(target Target) (*http.Response, error) {
 	if e.ctx.Err() != nil {
 		return nil, context.Cause(e.ctx)
 	}
-	conn, err := e.client.connect(e.ctx, target, e.out.mode <= inline)
+	conn, err := e.client.connect(e.ctx, target)
 	switch {
 	case err == nil:
 		e.conn = conn
@@ -219,25 +219,24 @@ func (e *exchange) hook() {
 	e.unhook = context.AfterFunc(e.ctx, e.conn.kill)
 }
 
-// hasEnded reports whether the context has ended, and the connection is being closed for that; from now on it is not.
+// hasEnded reports whether the context has ended, and the connection is being closed for that; from now on it is not. It is called once, for
+// the Ender may be another exchange's then.
 func (e *exchange) hasEnded() bool {
-	if ender := e.ender; ender != nil {
-		e.ender = nil // it may be another exchange's from now on
-		return !ender.Forget()
+	if e.ender != nil {
+		return !e.ender.Forget()
 	}
 	return e.unhook != nil && !e.unhook()
 }
 
 // fail ends an exchange that has no answer, and says why.
 func (e *exchange) fail(err error) error {
-	e.watch(false)
 	e.client.release(e.conn, false)
 	if e.sender != nil {
 		// Whoever gets the error may do with the request what he likes, so the sender has to be done with it.
 		e.sender.stop()
 		<-e.sender.done
-		if e.sender.bodyErr != nil {
-			err = e.sender.bodyErr
+		if cause := e.sender.cause(); cause != nil {
+			err = cause
 		}
 	}
 	if e.br != nil {
@@ -303,7 +302,7 @@ func (e *exchange) send() error {
 	case streamed, sniffed:
 		e.sender = o.startSender(e)
 	default:
-		e.watch(true)
+		e.watch()
 	}
 	return nil
 }
@@ -314,18 +313,14 @@ type writeError struct{ err error }
 func (e *writeError) Error() string { return "write the request: " + e.err.Error() }
 func (e *writeError) Unwrap() error { return e.err }
 
-// watch starts HeaderTimeout, or sees to it that it does not start any more.
-func (e *exchange) watch(start bool) {
+// watch starts HeaderTimeout, unless the head is there.
+func (e *exchange) watch() {
 	d := e.client.HeaderTimeout
 	if d <= 0 {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !start {
-		e.gotHead = true
-		return
-	}
 	if !e.gotHead {
 		e.timer = time.AfterFunc(d, func() {
 			e.mu.Lock()
@@ -381,10 +376,11 @@ func (e *exchange) readHead() error {
 		if code >= 200 || code == http.StatusSwitchingProtocols {
 			break
 		}
-		// It has no body, but one that could be read in two ways is refused as in any other head.
+		// It has no body, but one that could be read in two ways is refused as in any other head, and one that is announced might come.
 		if _, err := frame(&e.res, e.out.method); err != nil {
 			return err
 		}
+		e.last = e.last || e.res.ContentLength > 0 || e.res.TransferEncoding != nil
 		if code == http.StatusContinue && e.sender != nil && e.sender.proceed != nil {
 			if trace != nil && trace.Got100Continue != nil {
 				trace.Got100Continue()

@@ -105,4 +105,13 @@ func TestEnderIsLetGo(t *testing.T) {
 	if n := b.conns.Load(); n != 1 {
 		t.Errorf("%d connections", n)
 	}
+	hangsUp := newBackend(t, func(w *wire) { _, _, _ = w.request() })
+	if _, err := rt.RoundTrip(newRequest(t, "GET", hangsUp.url(), nil).WithContext(e)); err == nil {
+		t.Error("no error")
+	}
+	e.mu.Lock()
+	if e.onEnd != nil {
+		t.Error("still watching after an exchange that failed")
+	}
+	e.mu.Unlock()
 }

@@ -173,3 +173,76 @@ func TestErrorLeavesTheBody(t *testing.T) {
 		t.Errorf("error %v, the body is still read: %v", err, reading.Load())
 	}
 }
+
+// fullConn takes one write, the head.
+type fullConn struct {
+	net.Conn
+	writes atomic.Int64
+}
+
+var errFull = errors.New("the backend takes no more")
+
+func (c *fullConn) Write(p []byte) (int, error) {
+	if c.writes.Add(1) > 1 {
+		return 0, errFull
+	}
+	return c.Conn.Write(p)
+}
+
+// TestSendingFails: when nothing is heard of a backend that takes no more, the error says that, and not that the connection was closed for it.
+func TestSendingFails(t *testing.T) {
+	t.Parallel()
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, network, address)
+		return &fullConn{Conn: nc}, err
+	}
+	test := func(t *testing.T, rt http.RoundTripper) {
+		closed := make(chan struct{})
+		b := newBackend(t, func(w *wire) { w.untilClosed(); close(closed) })
+		req := newRequest(t, "POST", b.url(), io.LimitReader(endless{}, 1<<20))
+		req.ContentLength = 1 << 20
+		within(t, "error", func() {
+			if _, err := rt.RoundTrip(req); !errors.Is(err, errFull) {
+				t.Errorf("err %v", err)
+			}
+		})
+		hasClosed(t, closed)
+	}
+	t.Run("stock", func(t *testing.T) { test(t, &http.Transport{DialContext: dial, WriteBufferSize: 1}) })
+	t.Run("lean", func(t *testing.T) { test(t, newLean(t, func(c *Client) { c.Dial = dial })) })
+}
+
+// TestFailureWhileSending: whoever gets the error of a connection that has ended has the request's body for himself, and does not wait for a
+// backend to ask for it.
+func TestFailureWhileSending(t *testing.T) {
+	t.Parallel()
+	eachClient(t, func(t *testing.T, rt http.RoundTripper) {
+		b := newBackend(t, func(w *wire) { _, _ = http.ReadRequest(w.Reader) })
+		var reading atomic.Bool
+		req := newRequest(t, "POST", b.url(), bodyFunc(func([]byte) (int, error) {
+			reading.Store(true)
+			defer reading.Store(false)
+			time.Sleep(soon)
+			return 0, io.EOF
+		}))
+		req.ContentLength = 1 << 20
+		if _, err := rt.RoundTrip(req); err == nil || reading.Load() {
+			t.Errorf("error %v, the body is still read: %v", err, reading.Load())
+		}
+	})
+	t.Run("kept back", func(t *testing.T) {
+		b := newBackend(t, func(w *wire) { _, _ = http.ReadRequest(w.Reader) })
+		body := &told{Reader: strings.NewReader("text")}
+		req := newRequest(t, "POST", b.url(), body)
+		req.ContentLength = 4
+		req.Header.Set("Expect", "100-continue")
+		within(t, "error", func() {
+			if _, err := newLean(t, func(c *Client) { c.ContinueTimeout = time.Hour }).RoundTrip(req); err == nil {
+				t.Error("no error")
+			}
+		})
+		if left := body.Reader.(*strings.Reader).Len(); left != 4 || body.closed.Load() != 1 {
+			t.Errorf("%d bytes left, closed %d times", left, body.closed.Load())
+		}
+	})
+}

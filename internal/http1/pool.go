@@ -132,9 +132,8 @@ func (p *pool) take(h *host) *conn {
 	return c
 }
 
-// connect returns a connection to target: an idle one that is alive, or a new one. With rounds, an idle one may be left to be looked at by a
-// round.
-func (c *Client) connect(ctx context.Context, target Target, rounds bool) (*conn, error) {
+// connect returns a connection to target: an idle one that is alive or left to be looked at by a round, or a new one.
+func (c *Client) connect(ctx context.Context, target Target) (*conn, error) {
 	h := c.enter(target)
 	if h.slots != nil {
 		select {
@@ -151,7 +150,7 @@ func (c *Client) connect(ctx context.Context, target Target, rounds bool) (*conn
 		if conn == nil {
 			break
 		}
-		conn.unseen = rounds && conn.gate == nil && conn.rounds()
+		conn.unseen = conn.gate == nil && conn.rounds()
 		if (c.IdleTimeout <= 0 || time.Since(conn.since) < c.IdleTimeout) && (conn.unseen || conn.alive()) {
 			conn.reused = true
 			return conn, nil

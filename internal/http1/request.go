@@ -210,7 +210,7 @@ func (o *outgoing) appendChunked(b []byte) ([]byte, error) {
 
 // checkTrailer reports what is wrong with a field of a trailer.
 func checkTrailer(name string, values []string) error {
-	if !httpguts.ValidHeaderFieldName(name) || framing(name) && !strings.EqualFold(name, "User-Agent") {
+	if !httpguts.ValidHeaderFieldName(name) || framing(name) {
 		return fmt.Errorf("invalid trailer field name %q", name)
 	}
 	for _, v := range values {

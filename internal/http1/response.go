@@ -331,8 +331,8 @@ func frame(res *http.Response, method string) (bodyKind, error) {
 		if method != http.MethodHead {
 			res.ContentLength = 0
 		}
-		// A backend that announces a body where there can be none might send one.
-		res.Close = res.Close || chunked
+		// A backend that announces a body where there can be none might send one. The length of a 304 is that of another answer.
+		res.Close = res.Close || chunked || length > 0 && res.StatusCode == http.StatusNoContent && method != http.MethodHead
 		return bodyNone, nil
 	case method == http.MethodHead:
 		return bodyNone, nil

@@ -17,6 +17,7 @@ type sender struct {
 	proceed chan bool
 	done    chan struct{}
 	bodyErr error // of the request's body, before done
+	lost    error // with which the backend took no more, before done
 
 	mu     sync.Mutex
 	sent   bool // all of it
@@ -54,7 +55,7 @@ func (s *sender) run() {
 	err := s.send()
 	closeBody(s.o.req)
 	if err == nil {
-		s.e.watch(true)
+		s.e.watch()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,8 +67,19 @@ func (s *sender) run() {
 	case errors.Is(err, errKeptBack):
 	default:
 		// The backend takes no more. It may have answered before it closed.
+		s.lost = err
 		s.timer = time.AfterFunc(sendGrace, s.e.conn.close)
 	}
+}
+
+// cause is why the sender, which is done, has had the connection closed: nil if it has not.
+func (s *sender) cause() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.timer != nil && !s.timer.Stop() {
+		return &writeError{s.lost}
+	}
+	return s.bodyErr
 }
 
 // isDone reports whether nothing more is sent.
