@@ -2,7 +2,6 @@ package integration_test
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -151,16 +150,6 @@ func TestForwardIsKilledAtTheBackend(t *testing.T) {
 	release := make(chan struct{})
 	_, heard := hearing(t, addr, func(http.ResponseWriter, *http.Request) { <-release })
 	w := forwarding(t, addr, func(config string) string { return config })
-	if result, err := w.WeChat.PushTicket(t.Context(), integration.PlatformID); err != nil || !result.OK() {
-		t.Fatalf("ticket: %s %v", result.Wrong, err)
-	}
-	// Before that, a call may have the account from WeChat while its code is being exchanged, and renew the token that the code brings.
-	eventually(t, "WeChat's list is read", func() error {
-		if !strings.Contains(w.Gateway.Log(), "WeChat's list of authorizers was compared") {
-			return errors.New("the log does not say so")
-		}
-		return nil
-	})
 	authorize(t, w)
 	awaitForward(t, heard)
 	if err := w.Gateway.Kill(); err != nil {
