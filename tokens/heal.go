@@ -34,18 +34,66 @@ func (m *Manager) currentRefreshToken(ctx context.Context, env *Environment, k K
 // authorization is lookup for an authorizer, which is had from WeChat if the store may have lost it.
 func (m *Manager) authorization(ctx context.Context, env *Environment, k Key) (*entry, error) {
 	e, err := m.lookup(ctx, env, k)
-	if err != nil {
-		return nil, err
+	if err != nil || e.authorized() {
+		return e, err
 	}
 	return m.restored(ctx, env, e)
 }
 
-// restored returns e, or what takes its place when the store may have lost the account: it is missing there, and either
-// WeChat's list was never read to its end for this store, or this very record was damaged.
+// authorizing returns e, or what takes its place since the account has authorised just now: an attempt at its code is under way, or the
+// first is still to come. Between two attempts, the next of which may be long in coming, nobody waits, and nobody makes one of their own.
+func (m *Manager) authorizing(ctx context.Context, env *Environment, e *entry) (*entry, error) {
+	k := e.key
+	var limit <-chan time.Time
+	for {
+		ended := m.intents.attempt(k)
+		if ended == nil {
+			if held := m.cache.Load().get(k); held != nil && held.renewable() {
+				return held, nil // the attempt has ended between the look at the record and the one at the codes
+			}
+			return e, nil
+		}
+		if limit == nil {
+			limit = time.After(exchangeTimeout)
+		}
+		select {
+		case <-ended:
+		case <-limit:
+			return e, nil
+		case <-m.workCtx.Done():
+			return nil, ErrClosed
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for an authorization code to be exchanged: %w", ctx.Err())
+		}
+		var err error
+		if e, err = m.lookup(ctx, env, k); err != nil || e.renewable() {
+			return e, err
+		}
+	}
+}
+
+// unauthorized returns the error of an account that is not authorised, and is not just authorising either.
+func (m *Manager) unauthorized(ctx context.Context, env *Environment, e *entry) error {
+	if e.authorized() {
+		return nil
+	}
+	e, err := m.authorizing(ctx, env, e)
+	if err != nil || e.authorized() {
+		return err
+	}
+	return e.unrenewable()
+}
+
+// restored returns e, or what takes its place: when the account is just authorising, and when the store may have lost it: it is missing
+// there, and either WeChat's list was never read to its end for this store, or this very record was damaged.
 func (m *Manager) restored(ctx context.Context, env *Environment, e *entry) (*entry, error) {
 	k := e.key
-	if k.Kind != KindAuthorizer || e.rec != nil {
+	if e.renewable() {
 		return e, nil
+	}
+	e, err := m.authorizing(ctx, env, e)
+	if err != nil || e.rec != nil {
+		return e, err
 	}
 	if env.RosterEvery < 0 || !m.rosters.lost(k) {
 		if held := m.cache.Load().get(k); held != nil && held.rec != nil {

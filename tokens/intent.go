@@ -132,6 +132,7 @@ func (m *Manager) intentJob(hash string) func(context.Context) error {
 		if open == nil {
 			return err
 		}
+		defer m.intents.begin(open)()
 		if err = m.fulfil(ctx, hash, open); err == nil {
 			m.intents.done(hash, open)
 		}
@@ -212,6 +213,18 @@ type openIntent struct {
 	since time.Time   // when it was taken up, by our clock: WeChat's may differ
 	said  time.Time   // when the log last heard that it is tried again
 	lost  atomic.Bool // nothing more can be done for it
+
+	// attempt is closed once the attempt ends that is under way, or else the first one, and when another intent takes this one's place; nil:
+	// between two attempts. Guarded by openIntents.mu.
+	attempt chan struct{}
+}
+
+// ended wakes who waits for an attempt; openIntents.mu is held.
+func (o *openIntent) ended() {
+	if o.attempt != nil {
+		close(o.attempt)
+		o.attempt = nil
+	}
 }
 
 // add notes an intent. A push takes the place of a visitor's for the same code, who knows neither whose it is nor WeChat's time, and of
@@ -224,7 +237,24 @@ func (o *openIntents) add(hash string, in Intent) {
 	}
 	old := o.byHash[hash]
 	if old == nil || !in.Redirected && (old.Redirected || old.AppID != in.AppID || !old.CreatedAt.Equal(in.CreatedAt)) {
-		o.byHash[hash] = &openIntent{Intent: in, since: time.Now()}
+		if old != nil {
+			old.ended()
+		}
+		o.byHash[hash] = &openIntent{Intent: in, since: time.Now(), attempt: make(chan struct{})}
+	}
+}
+
+// begin notes that an attempt at an intent begins. Ended must be called when it has.
+func (o *openIntents) begin(open *openIntent) (ended func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if open.attempt == nil {
+		open.attempt = make(chan struct{})
+	}
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		open.ended()
 	}
 }
 
@@ -260,6 +290,20 @@ func (o *openIntents) latest(k Key) (latest Intent, found bool) {
 		}
 	}
 	return latest, found
+}
+
+// attempt returns what is closed once an attempt at a code of an account ends that is under way, or else the first one; nil: there is none.
+// Of several codes it is that of the one which WeChat pushed last.
+func (o *openIntents) attempt(k Key) (ended <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var pushed time.Time
+	for _, open := range o.byHash {
+		if open.attempt != nil && AuthorizerKey(open.Platform, open.AppID) == k && (ended == nil || open.CreatedAt.After(pushed)) {
+			ended, pushed = open.attempt, open.CreatedAt
+		}
+	}
+	return ended
 }
 
 // errOvertaken ends a renewal whose account has authorised again: the tokens of that are there, or on their way.

@@ -390,8 +390,10 @@ func (m *Manager) token(ctx context.Context, env *Environment, k Key) (Token, er
 		} else if m.hearing.Load() != nil {
 			a = m.accountOf(ctx, env, k) // nothing would say here that it went on another node
 		}
-		if a != nil && !a.authorized() {
-			return Token{}, a.unrenewable()
+		if a != nil {
+			if err := m.unauthorized(ctx, env, a); err != nil {
+				return Token{}, err
+			}
 		}
 	}
 	m.renewIfStale(env, e, now)
@@ -410,8 +412,10 @@ func (m *Manager) awaitToken(ctx context.Context, env *Environment, k Key, e *en
 	}
 	if now := instantOf(time.Now()); e.live(now) {
 		if k.isJSTicket() && k.Platform != "" { // as in token, and the account may not have been met since it revoked
-			if a, err := m.lookup(ctx, env, k.account()); err == nil && a.rec != nil && !a.authorized() {
-				return Token{}, a.unrenewable()
+			if a, err := m.lookup(ctx, env, k.account()); err == nil && a.rec != nil {
+				if err := m.unauthorized(ctx, env, a); err != nil {
+					return Token{}, err
+				}
 			}
 		}
 		m.renewIfStale(env, e, now)
@@ -456,7 +460,15 @@ func (m *Manager) renewRefused(ctx context.Context, env *Environment, k Key, ref
 		return Token{}, err
 	}
 	if k.Kind == KindAuthorizer && !e.authorized() {
-		return Token{}, e.unrenewable()
+		if e, err = m.authorizing(ctx, env, e); err != nil {
+			return Token{}, err
+		}
+		switch {
+		case !e.authorized():
+			return Token{}, e.unrenewable()
+		case e.live(instantOf(time.Now())) && !e.token.Value.Same(refused):
+			return e.token, nil // of the authorization that came just now
+		}
 	}
 	if refused.IsZero() {
 		refused = e.token.Value
