@@ -77,7 +77,7 @@ func (m *Message) passShared(w http.ResponseWriter, r *http.Request, next caddyh
 			return err
 		}
 		if err == nil && !first {
-			held, err = m.countElsewhere(t)
+			held, err = m.countElsewhereOr(t, held)
 		}
 		switch {
 		case err != nil: // for this node alone
@@ -147,6 +147,18 @@ func (m *Message) countElsewhere(t *turn) (standing, error) {
 		t.counted = true
 	}
 	return held, err
+}
+
+// countElsewhereOr is countElsewhere of a push whose message has a claim. When the store fails at it, and another node has the message, that
+// node's answer is worth waiting for: the backend has it already.
+func (m *Message) countElsewhereOr(t *turn, claimed standing) (standing, error) {
+	held, err := m.countElsewhere(t)
+	if err == nil || claimed.owner == m.app.claims().node || claimed.state == claimFree {
+		return held, err
+	}
+	claimed.left = claimed.life - t.age
+	claimed.count++
+	return claimed, nil
 }
 
 // follow holds a push whose message another node has answered, and gives it that answer. It returns errMoved if this node is to
