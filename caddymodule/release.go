@@ -139,20 +139,33 @@ func (a *App) beginReleaseMessage(m releaseMessage) {
 	}
 	a.background(func(ctx context.Context) {
 		nodes, shared := a.env.Store.(tokens.Ephemeral)
-		name := "release/" + hex.EncodeToString(key[:])
+		name, node := "release/"+hex.EncodeToString(key[:]), []byte(a.calls().node)
 		if shared {
-			_, first, err := nodes.Claim(ctx, name, nil, releaseCheckMemory)
-			if err == nil && !first {
-				return // another node has it sent
+			limited, cancel := context.WithTimeout(ctx, claimWait)
+			held, first, err := nodes.Claim(limited, name, node, releaseCheckMemory)
+			cancel()
+			if err == nil && !first && !bytes.Equal(held, node) { // another node has it sent
+				a.shared.releaseChecks.Delete(key) // unless it fails: then it is tried again, here too
+				return
 			}
 		}
 		if !a.finishReleaseCheck(ctx, m) { // should WeChat ask again, it is tried again
 			a.shared.releaseChecks.Delete(key)
 			if shared {
-				_, _ = nodes.Take(context.WithoutCancel(ctx), name) // a store that does not answer forgets it in time
+				a.freeReleaseCheck(ctx, nodes, name, node)
 			}
 		}
 	})
+}
+
+// freeReleaseCheck gives up a node's own claim: where the store failed at the claim, it may be another's. A store that does not answer
+// forgets it in time.
+func (a *App) freeReleaseCheck(ctx context.Context, nodes tokens.Ephemeral, name string, node []byte) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimWork)
+	defer cancel()
+	if held, err := nodes.Peek(ctx, name); err == nil && bytes.Equal(held, node) {
+		_, _ = nodes.Take(ctx, name)
+	}
 }
 
 // finishReleaseCheck gets the message sent and reports false only if it is certain that it was not. The code may be in

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -477,6 +478,100 @@ func TestReleaseCheckMessageOnceOnAllNodes(t *testing.T) {
 	}
 	if sent := f.messages(); len(sent) != 1 {
 		t.Errorf("sent %v", sent)
+	}
+}
+
+// TestReleaseCheckBrokenOff: a store that goes wrong at the claim, however, keeps no message from being sent, at once; where the claim was
+// made all the same, another node sends none.
+func TestReleaseCheckBrokenOff(t *testing.T) {
+	t.Parallel()
+	for _, how := range breakages {
+		t.Run(string(how), func(t *testing.T) {
+			t.Parallel()
+			f := newCheckingWeChat(t)
+			store := tokens.NewMemStore()
+			f.allow("c", testedID, false)
+			m, app, _ := newReleaseCheck(t, f)
+			app.env.Store = &brokenClaims{MemStore: store, how: how}
+			w, began := stall.New(t), time.Now()
+			serve(t, m, platformSender(t).push("/", queryAuthCode(testedOriginal, "c")), nil)
+			app.shared.work.Wait()
+			if took := w.Since(began); len(f.messages()) != 1 || took > claimWait+2*time.Second {
+				t.Errorf("sent %v after %v", f.messages(), took)
+			}
+			if how != failsAfter && how != hangsAfter {
+				return
+			}
+			m, app, _ = newReleaseCheck(t, f)
+			app.env.Store = store
+			serve(t, m, platformSender(t).push("/", queryAuthCode(testedOriginal, "c")), nil)
+			app.shared.work.Wait()
+			if sent := f.messages(); len(sent) != 1 {
+				t.Errorf("another node: sent %v", sent)
+			}
+		})
+	}
+}
+
+// TestReleaseCheckGivenUp: a message that could not be sent is tried again on whichever node WeChat pushes next, also on one that left it
+// to another before. A node gives up its own claim alone.
+func TestReleaseCheckGivenUp(t *testing.T) {
+	t.Parallel()
+	const forbidden = `{"errcode":48001,"errmsg":"api unauthorized"}`
+	key := releaseCheckKey(platformID, testedOriginal, openID, "c")
+	name, other := "release/"+hex.EncodeToString(key[:]), []byte("other")
+	for _, tt := range []struct {
+		name    string
+		how     breakage
+		claimed bool // by another node, before the push
+		refuse  []string
+		held    string // by whom it is claimed after the push; "": nobody
+		first   int    // messages
+		free    bool   // the other node gives it up
+		then    int    // after the next push
+	}{
+		{"by the other node", "", true, nil, "other", 0, true, 1},
+		{"by this node", "", false, []string{forbidden}, "", 0, false, 1},
+		{"by this node, whose claim failed and was made", failsAfter, false, []string{forbidden}, "", 0, false, 1},
+		{"by this node, of the other's", fails, true, []string{forbidden}, "other", 0, false, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := newCheckingWeChat(t)
+			f.refuse = tt.refuse
+			f.allow("c", testedID, false)
+			store := tokens.NewMemStore()
+			if tt.claimed {
+				if _, first, err := store.Claim(t.Context(), name, other, time.Hour); !first || err != nil {
+					t.Fatal(first, err)
+				}
+			}
+			m, app, _ := newReleaseCheck(t, f)
+			broken := &brokenClaims{MemStore: store, how: tt.how, left: -1}
+			if tt.how != "" {
+				broken.left = 0
+			}
+			app.env.Store = broken
+			push := func() int {
+				serve(t, m, platformSender(t).push("/", queryAuthCode(testedOriginal, "c")), nil)
+				app.shared.work.Wait()
+				return len(f.messages())
+			}
+			if n := push(); n != tt.first {
+				t.Errorf("%d messages, want %d", n, tt.first)
+			}
+			if held, _ := store.Peek(t.Context(), name); string(held) != tt.held {
+				t.Errorf("claimed by %q, want %q", held, tt.held)
+			}
+			if tt.free {
+				if _, err := store.Take(t.Context(), name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := push(); n != tt.then {
+				t.Errorf("then %d messages, want %d", n, tt.then)
+			}
+		})
 	}
 }
 
