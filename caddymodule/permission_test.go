@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddytls"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -203,6 +204,7 @@ func TestPermissionBadConfig(t *testing.T) {
 		{"a brace", "wx.{example.com", "is not a domain", ctx},
 		{"an address", "2001:db8::1", "is not a domain", ctx},
 		{"too long", strings.Repeat("abcdefghi.", 24) + "com", "is not a domain", ctx},
+		{"one letter too long", strings.Repeat("abcdefghi.", 23) + "local", "is not a domain", ctx},
 		{"an empty label", "wx..example.com", "is not a domain", ctx},
 		{"a final dot", "wx.example.com.", "is not a domain", ctx},
 		{"no app", "wx.example.com", "needs the global option wechat", bare},
@@ -219,6 +221,21 @@ func TestPermissionBadConfig(t *testing.T) {
 				t.Errorf("err = %v, want %q in it", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestPermissionSuffix: the longest suffix leaves room for an appid in a name of DNS, and a placeholder is resolved later.
+func TestPermissionSuffix(t *testing.T) {
+	t.Parallel()
+	longest := strings.Repeat("abcdefghi.", 23) + "host"
+	if n := len(authorizerID + "." + longest); n != 253 {
+		t.Fatalf("a name of %d letters", n)
+	}
+	for _, suffix := range []string{longest, "{env.WECHAT_SUFFIX}"} {
+		p := new(Permission)
+		if err := p.UnmarshalCaddyfile(caddyfile.NewTestDispenser("wechat " + suffix)); err != nil || p.Suffix != suffix {
+			t.Errorf("%q: %v", p.Suffix, err)
+		}
 	}
 }
 
