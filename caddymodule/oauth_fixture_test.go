@@ -160,7 +160,8 @@ func withinBubble(t *testing.T, like *App, client *tokens.Client) *App {
 	env.API, env.Store = client, tokens.NewMemStore()
 	manager := tokens.NewManager()
 	inner := &shared{
-		manager: manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil),
+		pushMemory: &pushMemory{calls: newCallTable(nil)},
+		manager:    manager, users: tokens.NewUserTable(10), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil),
 		feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits(),
 	}
 	t.Cleanup(func() {

@@ -509,7 +509,7 @@ func TestOAuthFlowWithoutTheStore(t *testing.T) {
 	users := tokens.NewUserTable(10)
 	defer users.Close()
 	o := *f.OAuth
-	o.app = &App{byAppID: f.app.byAppID, Platforms: f.app.Platforms, open: f.app.open, env: &env, shared: &shared{manager: manager, users: users, metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}, generations: new(generations)}
+	o.app = &App{byAppID: f.app.byAppID, Platforms: f.app.Platforms, open: f.app.open, env: &env, shared: &shared{pushMemory: &pushMemory{calls: newCallTable(nil)}, manager: manager, users: users, metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}, generations: new(generations)}
 	v.h = &o
 	own := callback + "?code=c1&state=" + wire
 	for name, target := range map[string]string{"start": startPath, "callback of a login that began here": own} {

@@ -269,7 +269,7 @@ func (f *oauthFixture) inBubble(t *testing.T, wechat http.RoundTripper) *oauthFi
 	env := *f.app.env
 	env.API, env.Store = client, tokens.NewMemStore()
 	manager := tokens.NewManager()
-	inner := &shared{manager: manager, users: tokens.NewUserTable(1000), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
+	inner := &shared{pushMemory: &pushMemory{calls: newCallTable(nil)}, manager: manager, users: tokens.NewUserTable(1000), metrics: newMetrics(manager, newCallTable(nil)), claims: newClaims(newCallTable(nil), nil), feed: newFeed(), events: newEventQueue(t.Context(), nil), logins: newVisitorLimits()}
 	t.Cleanup(func() { inner.logins.close(); inner.users.Close(); inner.manager.Close() })
 	o := *f.OAuth
 	o.app = &App{byAppID: f.app.byAppID, env: &env, shared: inner, generations: new(generations)}
