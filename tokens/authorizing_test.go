@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -255,4 +256,49 @@ func TestExchangeThatEndsUnderACall(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// A call waits for a later attempt as well, while that is under way, and for the one attempt at any of an account's codes.
+func TestCallDuringALaterAttempt(t *testing.T) {
+	t.Parallel()
+	for name, codes := range map[string]int{"one code": 1, "and a code that rests": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := lateExchanges(t, 4*time.Second)
+				var refused atomic.Pointer[string] // nil: all
+				r.wx.set(func(f *fakeWeChat) {
+					f.hook = func(path string, body map[string]any) (string, error) {
+						if code, _ := body["authorization_code"].(string); path == pathQueryAuth && (refused.Load() == nil || code == *refused.Load()) {
+							return wxError(-1, "system busy"), nil
+						}
+						return "", nil
+					}
+				})
+				r.accept(t)
+				time.Sleep(time.Minute)
+				if codes == 2 { // pushed later, and never exchanged
+					in := r.push(r.newCode(testAuthorizer))
+					if err := r.Accept(t.Context(), in); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+					refused.Store(new(in.Code.Reveal()))
+				} else {
+					refused.Store(new("none"))
+				}
+				exchanged := func() bool {
+					r.wx.mu.Lock()
+					defer r.wx.mu.Unlock()
+					return len(r.wx.codes) < codes
+				}
+				for !exchanged() {
+					time.Sleep(100 * time.Millisecond)
+				}
+				if _, err := r.Get(t.Context(), testAuthKey); err != nil {
+					t.Errorf("Get: %v", err)
+				}
+			})
+		})
+	}
 }
