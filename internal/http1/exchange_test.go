@@ -340,8 +340,11 @@ func TestExpectContinue(t *testing.T) {
 		answer string
 		body   bool
 	}{
-		"asked for":          {time.Hour, "HTTP/1.1 100 Continue\r\n\r\n", okAnswer, true},
-		"refused":            {time.Hour, "", "HTTP/1.1 417 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", false},
+		"asked for": {time.Hour, "HTTP/1.1 100 Continue\r\n\r\n", okAnswer, true},
+		"refused":   {time.Hour, "", "HTTP/1.1 417 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", false},
+		"refused after hints": {
+			time.Hour, "HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 417 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", false,
+		},
 		"not asked for":      {10 * time.Millisecond, "", okAnswer, true},
 		"without a deadline": {0, "", okAnswer, true},
 	} {
