@@ -102,8 +102,8 @@ type upgraded struct{ e *exchange }
 
 func (u *upgraded) Read(p []byte) (int, error) {
 	// net/http's users read in one goroutine at a time, and so the reader needs no lock. It stays until the end.
-	if n := u.e.br.Buffered(); n > 0 {
-		return u.e.br.Read(p[:min(len(p), n)])
+	if u.e.br.Buffered() > 0 {
+		return u.e.br.Read(p)
 	}
 	return u.e.conn.nc.Read(p)
 }

@@ -464,9 +464,6 @@ func (e *exchange) freeReader() {
 // mayRepeat reports whether a request that failed on a connection that was idle may go to another one: when nothing of it was
 // written, or, as RFC 9110 has it in 9.2.2, when the connection ended without a byte of an answer and repeating does no harm.
 func (e *exchange) mayRepeat(err error) bool {
-	if e.ctx.Err() != nil {
-		return false
-	}
 	if err == errStale { //nolint:errorlint // it is not wrapped
 		return true
 	}
