@@ -367,3 +367,22 @@ func TestTLS(t *testing.T) {
 		c.Close()
 	}
 }
+
+// TestHandshakeFails: a connection without a handshake that is trusted is closed, and gives up its place.
+func TestHandshakeFails(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{})
+	server := httptest.NewTLSServer(nil) // for its certificate
+	server.Close()
+	b := newBackend(t, func(w *wire) {
+		_ = tls.Server(w.Conn, server.TLS).Handshake()
+		w.untilClosed()
+		close(closed)
+	})
+	c := newLean(t, func(c *Client) { c.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12} })
+	req := newRequest(t, "GET", b.url(), nil)
+	if _, err := c.Client.RoundTrip(req, Target{Network: "tcp", Address: req.URL.Host, Secure: true, ServerName: "example.com"}); err == nil || c.hostCount() != 0 {
+		t.Errorf("err %v, %d hosts", err, c.hostCount())
+	}
+	hasClosed(t, closed)
+}
