@@ -1,9 +1,12 @@
 package caddymodule
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -159,5 +162,64 @@ func TestAPIOpaqueSurvives(t *testing.T) {
 	good("after a restart", newGatewayAt(t, root, twoPlatforms(wechat.URL), ""), first, second)
 	if n := wechat.tokensIssued(tokenOwner(authorizerID, otherPlatform)); n != 1 {
 		t.Errorf("WeChat issued %d tokens, want 1", n)
+	}
+}
+
+// While an account that one platform has authorises another one too, calls go on by the first, and whoever may use the other alone waits for
+// that.
+func TestAPITwoPlatformsWhileAuthorizing(t *testing.T) {
+	wechat := newFakeWeChat(t)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(goOn) })
+	defer release()
+	wechat.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/api_query_auth") {
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if bytes.Contains(body, []byte(platformID)) {
+				close(begun)
+				<-goOn
+			}
+		}
+		wechat.ServeHTTP(w, r)
+	})
+	g := newGateway(t, wechat, twoPlatforms(wechat.URL), "")
+	g.authorizeAt(otherPlatform)
+	m := g.app.manager()
+	if err := m.PutTicket(t.Context(), platformID, tokens.Ticket{Value: secret.New("ticket@@@1"), CreatedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	in := tokens.Intent{Platform: platformID, AppID: authorizerID, Code: secret.New("queryauthcode@@@2"), CreatedAt: time.Now()}
+	if err := m.Accept(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	const target = "/" + authorizerID + "/cgi-bin/user/info"
+	wechat.seen()
+	waiting := make(chan answer, 1)
+	go func() { waiting <- g.get(target, bearer(panelKey)) }()
+	began := time.Now()
+	for name, key := range map[string]string{"lists neither": crmKey, "lists the second": shopKey, "lists both": hashedKey} {
+		if a := g.get(target, bearer(key)); a.Status != http.StatusOK {
+			t.Errorf("%s: got %d %s", name, a.Status, a.Body)
+		}
+		if got := wechat.one(t); got.Query != secondsToken {
+			t.Errorf("%s: WeChat got %s, want %s", name, got.Query, secondsToken)
+		}
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("they waited for %v", took)
+	}
+	select {
+	case a := <-waiting:
+		t.Errorf("lists the first: got %d %s before its exchange", a.Status, a.Body)
+	default:
+		release()
+		if a := <-waiting; a.Status != http.StatusOK {
+			t.Errorf("lists the first: got %d %s", a.Status, a.Body)
+		}
+		if got := wechat.one(t); got.Query != firstsToken {
+			t.Errorf("lists the first: WeChat got %s, want %s", got.Query, firstsToken)
+		}
 	}
 }

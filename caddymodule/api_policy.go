@@ -229,7 +229,8 @@ func (a *API) target(req *apiRequest, use tokenUse) (tokens.Key, *apiRefusal) {
 
 // platformFor returns the platform through which the client may act for an authorizer: the one that the caller's token
 // is for, or else the first that the client lists and that holds an authorization, or else the first of all. A client
-// that lists a platform may act for each of its authorizers, as a component token can.
+// that lists a platform may act for each of its authorizers, as a component token can. One for which a
+// code of the account is being exchanged is waited for only if no other will do.
 func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 	ctx, c, appid := req.Context(), req.client, req.appid
 	listed := c.mayUse(appid, false)
@@ -242,19 +243,31 @@ func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 		}
 		return req.platform, nil
 	}
+	var awaited []string
 	for _, p := range a.app.Platforms {
 		if !c.mayUse(p.AppID, true) {
 			continue
 		}
-		err := a.holds(ctx, p.AppID, appid)
+		err := a.holdsAtOnce(ctx, p.AppID, appid)
 		switch {
 		case err == nil:
 			return p.AppID, nil
+		case errors.Is(err, tokens.ErrAuthorizing):
+			awaited = append(awaited, p.AppID)
 		case !errors.Is(err, tokens.ErrNotAuthorized):
 			return "", tokenRefusal(err, appid, false)
 		}
 	}
 	if !listed {
+		for _, platform := range awaited {
+			err := a.holds(ctx, platform, appid)
+			switch {
+			case err == nil:
+				return platform, nil
+			case !errors.Is(err, tokens.ErrNotAuthorized):
+				return "", tokenRefusal(err, appid, false)
+			}
+		}
 		return "", forbiddenAppID(c, appid)
 	}
 	platform, err := lasting(a.app, func(m *tokens.Manager) (string, error) { return m.PlatformOf(ctx, appid) })
@@ -270,6 +283,12 @@ func (a *API) platformFor(req *apiRequest) (string, *apiRefusal) {
 // holds returns no error if a platform holds an authorization of the account.
 func (a *API) holds(ctx context.Context, platform, appid string) error {
 	_, err := lasting(a.app, func(m *tokens.Manager) (tokens.Authorizer, error) { return m.Authorizer(ctx, platform, appid) })
+	return err
+}
+
+// holdsAtOnce is holds, but waits for no exchange of a code.
+func (a *API) holdsAtOnce(ctx context.Context, platform, appid string) error {
+	_, err := lasting(a.app, func(m *tokens.Manager) (tokens.Authorizer, error) { return m.AuthorizerAtOnce(ctx, platform, appid) })
 	return err
 }
 

@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -32,6 +33,26 @@ func (m *Manager) Authorizer(ctx context.Context, platform, appid string) (Autho
 		return Authorizer{}, err
 	}
 	return m.authorizer(ctx, env, platform, appid)
+}
+
+// ErrAuthorizing is an ErrNotAuthorized that may be over in a moment.
+var ErrAuthorizing = fmt.Errorf("%w yet, its authorization code is being exchanged", ErrNotAuthorized)
+
+// AuthorizerAtOnce is Authorizer, but is ErrAuthorizing where that would wait for the exchange of a code.
+func (m *Manager) AuthorizerAtOnce(ctx context.Context, platform, appid string) (Authorizer, error) {
+	env, err := m.current()
+	if err != nil {
+		return Authorizer{}, err
+	}
+	k := AuthorizerKey(platform, appid)
+	if err := env.knows(k); err != nil {
+		return Authorizer{}, err
+	}
+	e, err := m.authorizationAtOnce(ctx, env, k)
+	if err != nil {
+		return Authorizer{}, err
+	}
+	return e.authorizer()
 }
 
 func (m *Manager) authorizer(ctx context.Context, env *Environment, platform, appid string) (Authorizer, error) {
@@ -71,18 +92,31 @@ func (e *entry) unrenewable() error {
 }
 
 // PlatformOf returns the first configured platform, in the order of the configuration, that holds an authorization of
-// the account. It is ErrNotAuthorized if none does. For an account in use it costs no access to the store.
+// the account. It is ErrNotAuthorized if none does. For an account in use it costs no access to the store. One for which a code of the account
+// is being exchanged is waited for if no other does.
 func (m *Manager) PlatformOf(ctx context.Context, appid string) (string, error) {
 	env, err := m.current()
 	if err != nil {
 		return "", err
 	}
 	var failed error
+	var awaited []Key
 	for i := range env.Platforms {
 		k := AuthorizerKey(env.Platforms[i].AppID, appid)
 		if err := env.knows(k); err != nil {
 			return "", err
 		}
+		e, err := m.authorizationAtOnce(ctx, env, k)
+		switch {
+		case errors.Is(err, ErrAuthorizing):
+			awaited = append(awaited, k)
+		case err != nil:
+			failed = err
+		case e.authorized():
+			return k.Platform, nil
+		}
+	}
+	for _, k := range awaited {
 		e, err := m.authorization(ctx, env, k)
 		switch {
 		case err != nil:

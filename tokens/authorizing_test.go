@@ -302,3 +302,82 @@ func TestCallDuringALaterAttempt(t *testing.T) {
 		})
 	}
 }
+
+// A call for an account that one platform has does not wait for the code of another platform.
+func TestPlatformOfWhileAnotherIsAuthorized(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := lateExchanges(t, 4*time.Second)
+		r.authorize(t, testPlatform2, testAuthorizer)
+		r.accept(t)
+		time.Sleep(time.Second)
+		began := time.Now()
+		if p, err := r.PlatformOf(t.Context(), testAuthorizer); err != nil || p != testPlatform2 || time.Since(began) > time.Millisecond {
+			t.Errorf("during the exchange: %q, %v after %v", p, err, time.Since(began))
+		}
+		if _, err := r.AuthorizerAtOnce(t.Context(), testPlatform, testAuthorizer); !errors.Is(err, ErrAuthorizing) || time.Since(began) > time.Millisecond {
+			t.Errorf("the other one at once: %v after %v", err, time.Since(began))
+		}
+		if a, err := r.Authorizer(t.Context(), testPlatform, testAuthorizer); err != nil || a.Platform != testPlatform {
+			t.Errorf("the other one: %+v, %v", a, err)
+		}
+	})
+}
+
+// A push of a code that a visitor brought, and whose next attempt is long in coming, keeps no call waiting for that.
+func TestCallAfterAPushOfACodeThatFailed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := lateExchanges(t, time.Millisecond)
+		code := r.failedRedirect(t)
+		time.Sleep(10 * time.Minute)
+		if err := r.Accept(t.Context(), r.push(code)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		began := time.Now()
+		if _, err := r.Get(t.Context(), testAuthKey); !errors.Is(err, ErrNotAuthorized) || time.Since(began) > time.Millisecond {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+// A manager that closes does not wait for work that waits for an attempt which does not begin any more, and lets one that is under way end.
+func TestCloseDuringCallsThatWait(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		queued bool
+		want   error
+	}{"queued": {true, ErrClosed}, "under way": {false, nil}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := lateExchanges(t, 4*time.Second)
+				if in := r.push(r.newCode(testAuthorizer)); tt.queued {
+					r.Manager.intents.add(in.authCode().hash(), in) // without its job
+				} else if err := r.Accept(t.Context(), in); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				got := make(chan error, 2)
+				for _, k := range []Key{testAuthKey, {Kind: KindJSAPI, Platform: testPlatform, AppID: testAuthorizer}} {
+					go func() {
+						_, err := r.Get(t.Context(), k)
+						got <- err
+					}()
+				}
+				synctest.Wait()
+				began := time.Now()
+				r.Close()
+				if took := time.Since(began); tt.queued && took > 0 || took > 4*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				for range 2 {
+					if err := <-got; !errors.Is(err, tt.want) {
+						t.Errorf("a call: %v", err)
+					}
+				}
+			})
+		})
+	}
+}

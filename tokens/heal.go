@@ -40,6 +40,18 @@ func (m *Manager) authorization(ctx context.Context, env *Environment, k Key) (*
 	return m.restored(ctx, env, e)
 }
 
+// authorizationAtOnce is authorization, but waits for no code to be exchanged: then it is ErrAuthorizing.
+func (m *Manager) authorizationAtOnce(ctx context.Context, env *Environment, k Key) (*entry, error) {
+	e, err := m.lookup(ctx, env, k)
+	if err != nil || e.authorized() {
+		return e, err
+	}
+	if m.intents.attempt(k) != nil {
+		return nil, fmt.Errorf("%s: %w", k.AppID, ErrAuthorizing)
+	}
+	return m.restored(ctx, env, e)
+}
+
 // authorizing returns e, or what takes its place since the account has authorised just now: an attempt at its code is under way, or the
 // first is still to come. Between two attempts, the next of which may be long in coming, nobody waits, and nobody makes one of their own.
 func (m *Manager) authorizing(ctx context.Context, env *Environment, e *entry) (*entry, error) {
@@ -68,6 +80,9 @@ func (m *Manager) authorizing(ctx context.Context, env *Environment, e *entry) (
 		var err error
 		if e, err = m.lookup(ctx, env, k); err != nil || e.renewable() {
 			return e, err
+		}
+		if m.closed.Load() {
+			return nil, ErrClosed // who takes over the code has it exchanged
 		}
 	}
 }

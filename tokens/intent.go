@@ -205,6 +205,7 @@ func (m *Manager) forgetIntent(ctx context.Context, env *Environment, hash strin
 type openIntents struct {
 	mu     sync.Mutex
 	byHash map[string]*openIntent // by hash of the code
+	ended  bool                   // no attempt begins any more
 }
 
 // openIntent is one of them, and what its attempts, of which there is one at a time, leave to the next.
@@ -215,12 +216,14 @@ type openIntent struct {
 	lost  atomic.Bool // nothing more can be done for it
 
 	// attempt is closed once the attempt ends that is under way, or else the first one, and when another intent takes this one's place; nil:
-	// between two attempts. Guarded by openIntents.mu.
+	// between two attempts. Running: it is under way. Both are guarded by openIntents.mu.
 	attempt chan struct{}
+	running bool
 }
 
 // ended wakes who waits for an attempt; openIntents.mu is held.
 func (o *openIntent) ended() {
+	o.running = false
 	if o.attempt != nil {
 		close(o.attempt)
 		o.attempt = nil
@@ -237,10 +240,26 @@ func (o *openIntents) add(hash string, in Intent) {
 	}
 	old := o.byHash[hash]
 	if old == nil || !in.Redirected && (old.Redirected || old.AppID != in.AppID || !old.CreatedAt.Equal(in.CreatedAt)) {
+		next := &openIntent{Intent: in, since: time.Now()}
+		if !o.ended && (old == nil || old.attempt != nil) { // else the job waits, because it failed
+			next.attempt = make(chan struct{})
+		}
 		if old != nil {
 			old.ended()
 		}
-		o.byHash[hash] = &openIntent{Intent: in, since: time.Now(), attempt: make(chan struct{})}
+		o.byHash[hash] = next
+	}
+}
+
+// end wakes who waits for an attempt that has not begun: none does any more.
+func (o *openIntents) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	for _, open := range o.byHash {
+		if !open.running {
+			open.ended()
+		}
 	}
 }
 
@@ -251,6 +270,7 @@ func (o *openIntents) begin(open *openIntent) (ended func()) {
 	if open.attempt == nil {
 		open.attempt = make(chan struct{})
 	}
+	open.running = true
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()

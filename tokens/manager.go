@@ -225,6 +225,7 @@ func (m *Manager) Close() {
 		return
 	}
 	m.stopLoop()
+	m.intents.end() // what waits for one may be work that is waited for here
 	m.seeks.close()
 	finished := make(chan struct{})
 	go func() { m.work.Wait(); close(finished) }()
