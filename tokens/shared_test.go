@@ -258,6 +258,57 @@ func TestNodeDiesOverAnExchange(t *testing.T) {
 	})
 }
 
+// A node whose store fails once the others know that it is at a login tells them what came of it as soon as the store is there again. They
+// wait for that, and do not send the code a second time.
+func TestLoginIsToldLate(t *testing.T) {
+	for name, works := range map[string]int32{"the store fails at the note of it": 1, "the store fails at the end of it": 2} {
+		for _, away := range []time.Duration{3 * time.Second, 20 * time.Second, time.Minute} {
+			t.Run(fmt.Sprint(name, " for ", away), func(t *testing.T) {
+				inSharedCluster(t, func(t *testing.T, a, b *sharer) {
+					var asked atomic.Int32
+					a.values.fail(func(string) error {
+						if asked.Add(1) <= works {
+							return nil
+						}
+						return errDisk
+					})
+					cb := Callback{Code: secret.New("c1"), Path: "/f", AppID: "wxa"}
+					var exchanges atomic.Int32
+					exchange := func(context.Context) (string, error) {
+						exchanges.Add(1)
+						time.Sleep(2 * time.Second)
+						return "there", nil
+					}
+					var wg sync.WaitGroup
+					wg.Go(func() {
+						if got, err := a.login(t, cb, exchange); got != "there" || err != nil {
+							t.Errorf("the login: %q, %v", got, err)
+						}
+					})
+					time.Sleep(time.Second)
+					wg.Go(func() {
+						time.Sleep(away)
+						a.values.fail(nil)
+					})
+					got, err := b.login(t, cb, exchange)
+					switch late := away > loginTimeout; {
+					case late && works == 1: // nobody can tell this one that it was done
+					case late && !errors.Is(err, ErrCodeUsed), !late && (got != "there" || err != nil):
+						t.Errorf("on the other node: %q, %v", got, err)
+					case exchanges.Load() != 1:
+						t.Errorf("%d exchanges", exchanges.Load())
+					}
+					wg.Wait()
+					time.Sleep(5 * time.Second)
+					if got, err := b.login(t, cb, exchange); works == 2 && !(got == "there" && err == nil || away > loginTimeout && errors.Is(err, ErrCodeUsed)) {
+						t.Errorf("on the other node, later: %q, %v", got, err)
+					}
+				})
+			})
+		}
+	}
+}
+
 // While the store does not answer, a step waits for it once a second at most, and logins go on.
 func TestLoginsWithoutTheStore(t *testing.T) {
 	hangs := func(string) error { time.Sleep(sharedWait); return context.DeadlineExceeded }

@@ -11,6 +11,8 @@ import (
 const (
 	// workPoll is how often a node looks whether another one has finished.
 	workPoll = 50 * time.Millisecond
+	// workRetry is how soon a node whose store failed tells the others again how a work ended.
+	workRetry = time.Second
 	// workSlack is what a node may take beyond a work's limit before the others take it for dead.
 	workSlack = 2 * time.Second
 )
@@ -52,7 +54,7 @@ func (w Work) names() workNames {
 //
 // Where nodes share nothing, do runs: the callers on this node must have come together before.
 func (m *Manager) DoOnce(ctx context.Context, w Work, do func(context.Context) (result []byte, keep bool, err error)) (result []byte, here bool, err error) {
-	held, mine, err := m.claimWork(ctx, w)
+	held, claim, err := m.claimWork(ctx, w)
 	switch {
 	case err != nil:
 		return nil, false, err
@@ -62,7 +64,7 @@ func (m *Manager) DoOnce(ctx context.Context, w Work, do func(context.Context) (
 	begun := time.Now()
 	keep := true // also if do panics
 	var told *workWire
-	defer func() { m.endWork(context.WithoutCancel(ctx), w, begun, mine, keep, told) }()
+	defer func() { m.endWork(context.WithoutCancel(ctx), w, begun, claim, keep, told) }()
 	result, keep, err = do(ctx)
 	if err == nil {
 		keep, told = true, &workWire{Match: w.match(), Done: true, Result: result}
@@ -75,9 +77,14 @@ func (w Work) match() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// claimWork finds out whether to do a work, or else returns what came of it elsewhere. Mine says that the other nodes
-// know that it is done here.
-func (m *Manager) claimWork(ctx context.Context, w Work) (held *workWire, mine bool, err error) {
+// workClaim is what the other nodes know of a work that is done here.
+type workClaim struct {
+	mine  bool // that it is at work
+	noted bool // that it was done, once they find no result
+}
+
+// claimWork finds out whether to do a work, or else returns what came of it elsewhere.
+func (m *Manager) claimWork(ctx context.Context, w Work) (held *workWire, claim workClaim, err error) {
 	names, pending := w.names(), workWire{Match: w.match()}
 	waiting := false
 	for deadline := time.Now().Add(w.Limit + workSlack); ; {
@@ -85,55 +92,83 @@ func (m *Manager) claimWork(ctx context.Context, w Work) (held *workWire, mine b
 		first, err := m.sharedClaim(ctx, names.result, pending, w.Limit+workSlack, &there)
 		switch {
 		case errors.Is(err, errForeign):
-			return nil, false, ErrWorkDone
+			return nil, workClaim{}, ErrWorkDone
 		case err != nil && !waiting:
-			return nil, false, nil
+			return nil, workClaim{}, nil
 		case err != nil: // another node is at it, or was
 		case first:
-			return nil, true, m.beginWork(ctx, w)
+			noted, err := m.beginWork(ctx, w)
+			return nil, workClaim{mine: true, noted: noted}, err
 		case there.Match != pending.Match:
-			return nil, false, ErrWorkDone
+			return nil, workClaim{}, ErrWorkDone
 		case there.Done:
-			return &there, false, nil
+			return &there, workClaim{}, nil
 		}
 		waiting = true
 		if !time.Now().Before(deadline) {
-			return nil, false, ErrWorkDone
+			return nil, workClaim{}, ErrWorkDone
 		}
 		pause := time.NewTimer(workPoll)
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
 			pause.Stop()
-			return nil, false, ctx.Err()
+			return nil, workClaim{}, ctx.Err()
 		}
 	}
 }
 
-// beginWork notes that a work is done, before it is.
-func (m *Manager) beginWork(ctx context.Context, w Work) error {
+// beginWork notes that a work is done, before it is. Where that cannot be noted now, it is done all the same.
+func (m *Manager) beginWork(ctx context.Context, w Work) (noted bool, err error) {
 	first, err := m.sharedClaim(ctx, w.names().done, workWire{}, w.Memory, new(workWire))
 	if first || errors.Is(err, errAlone) {
-		return nil
+		return first, nil
 	}
 	_ = m.sharedTake(ctx, w.names().result) // nobody is at it; else it ends by itself
-	return ErrWorkDone
+	return false, ErrWorkDone
 }
 
 // endWork tells the other nodes how a work ended.
-func (m *Manager) endWork(ctx context.Context, w Work, begun time.Time, mine, keep bool, told *workWire) {
+func (m *Manager) endWork(ctx context.Context, w Work, begun time.Time, claim workClaim, keep bool, told *workWire) {
 	names := w.names()
-	switch left := w.Repeat - time.Since(begun); {
-	case told != nil && left > 0:
-		if !mine {
-			_, _ = m.sharedClaim(ctx, names.done, workWire{}, w.Memory, new(workWire))
-		}
-		_ = m.sharedPut(ctx, names.result, told, left) // else the others hear that it was done
+	switch {
+	case told == nil && !claim.mine:
 		return
-	case !mine:
-		return
-	case !keep:
+	case told == nil && !keep:
 		_ = m.sharedTake(ctx, names.done) // first, so that who finds no result may begin
+		_ = m.sharedTake(ctx, names.result)
+		return
 	}
-	_ = m.sharedTake(ctx, names.result)
+	if m.tellWork(ctx, w, begun, claim, told) == nil || !claim.mine {
+		return
+	}
+	// The others know that this node is at work, and wait for what comes of it.
+	m.queue.add("tell "+names.result, workRetry, func(ctx context.Context) error {
+		if time.Since(begun) >= w.Repeat {
+			return nil
+		}
+		if m.tellWork(ctx, w, begun, claim, told) != nil {
+			return retryError{after: workRetry}
+		}
+		return nil
+	})
+}
+
+// tellWork tells the other nodes that a work was done, and what came of it, if told says that. The error is that they may not have heard of
+// it.
+func (m *Manager) tellWork(ctx context.Context, w Work, begun time.Time, claim workClaim, told *workWire) error {
+	names := w.names()
+	if !claim.noted {
+		if _, err := m.sharedClaim(ctx, names.done, workWire{}, w.Memory, new(workWire)); errors.Is(err, errAlone) {
+			return err
+		}
+	}
+	left := w.Repeat - time.Since(begun)
+	if told != nil && left > 0 {
+		return m.sharedPut(ctx, names.result, told, left)
+	}
+	if claim.mine && time.Since(begun) < w.Limit {
+		_ = m.sharedTake(ctx, names.result) // nobody is at it; else it ends by itself
+	}
+	return nil
 }
