@@ -1,6 +1,6 @@
 // Command testrun runs every test of this repository the way `make test` and CI want it:
 //
-//   - all packages of the module and of the modules nested in it, shuffled, with the race detector, two modules at a time;
+//   - all packages of the module and of the modules nested in it, shuffled, with the race detector;
 //   - then, without it, the tests whose files the race build leaves out (allocation gates mostly:
 //     the race detector allocates on its own account);
 //   - a skip that the list of allowed skips does not name is a failure, for a skipped test tests nothing;
@@ -22,13 +22,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
-
-// modulesAtOnce is how many modules are tested at a time: the tests of the smaller ones mostly wait, for a browser or for
-// each other.
-const modulesAtOnce = 2
 
 // stopGrace is how long `go test` has to end its test binaries after an interrupt.
 const stopGrace = 15 * time.Second
@@ -69,30 +63,25 @@ func run(ctx context.Context, o options, out io.Writer) int {
 		fmt.Fprintln(out, "testrun:", err)
 		return 2
 	}
-	raced, left, err := plan(ctx, o)
+	steps, err := plan(ctx, o)
 	if err != nil {
 		fmt.Fprintln(out, "testrun:", err)
 		return 2
 	}
-	if o.soak && len(left) == 0 {
+	if o.soak && len(steps) == 0 {
 		fmt.Fprintln(out, "testrun: no test is behind the build tag soak")
 		return 0
 	}
 	r := newReport(out, allowed)
-	var modules errgroup.Group
-	modules.SetLimit(modulesAtOnce)
-	for _, s := range raced {
-		modules.Go(func() error {
-			s.report(ctx, r)
-			return nil
-		})
-	}
-	_ = modules.Wait() // none returns an error
-	for _, s := range left {
-		s.report(ctx, r)
-	}
-	if ctx.Err() != nil {
-		r.problem("interrupted")
+	for _, s := range steps {
+		fmt.Fprintf(out, "== %s: go %s\n", s.title, strings.Join(s.args, " "))
+		if err := s.run(ctx, r); err != nil {
+			r.problem("%s: %v", s.title, err)
+		}
+		if ctx.Err() != nil {
+			r.problem("interrupted")
+			break
+		}
 	}
 	line, ok := r.close()
 	if o.summary != "" {
@@ -114,27 +103,28 @@ type step struct {
 	args  []string
 }
 
-// plan lists the steps: one per module, and then, to be run one by one, one per package that has tests the race build
-// leaves out.
-func plan(ctx context.Context, o options) (raced, left []step, err error) {
+// plan lists the steps: one per module, then one per package that has tests the race build leaves out.
+func plan(ctx context.Context, o options) ([]step, error) {
 	modules := []string{o.root}
 	if o.patterns[0] == everything {
+		var err error
 		if modules, err = findModules(o.root); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	common := []string{"test", "-json", "-count=1", "-timeout=" + o.timeout.String()}
 	if o.parallel > 0 {
 		common = append(common, fmt.Sprintf("-p=%d", o.parallel))
 	}
+	var raced, left []step
 	for _, m := range modules {
 		rel, err := filepath.Rel(o.root, m)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		dirs, err := packageDirs(ctx, m, o.patterns)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if !o.soak {
 			args := append(append([]string{}, common...), "-race", "-shuffle=on")
@@ -143,14 +133,14 @@ func plan(ctx context.Context, o options) (raced, left []step, err error) {
 		for _, d := range dirs {
 			s, err := leftOut(o, m, d, common)
 			if err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 			if s != nil {
 				left = append(left, *s)
 			}
 		}
 	}
-	return raced, left, nil
+	return append(raced, left...), nil
 }
 
 // leftOut is the step that runs what the race pass did not compile in the package at dir, or nil.
@@ -178,17 +168,6 @@ func leftOut(o options, module, dir string, common []string) (*step, error) {
 	return &step{title: title, dir: module, args: args}, nil
 }
 
-// report runs the step, unless ctx has ended.
-func (s step) report(ctx context.Context, r *report) {
-	if ctx.Err() != nil {
-		return
-	}
-	r.printf("== %s: go %s\n", s.title, strings.Join(s.args, " "))
-	if err := s.run(ctx, r); err != nil {
-		r.problem("%s: %v", s.title, err)
-	}
-}
-
 // run starts the step and folds its events into r. The error says what the events could not:
 // that the command failed although no test did.
 func (s step) run(ctx context.Context, r *report) error {
@@ -201,17 +180,19 @@ func (s step) run(ctx context.Context, r *report) error {
 	if err != nil {
 		return err
 	}
+	before := r.failed
+	ranBefore := r.ran()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	ran, failed, readErr := r.read(events)
+	readErr := r.read(events)
 	err = cmd.Wait()
 	switch {
-	case err != nil && failed == 0:
+	case err != nil && r.failed == before:
 		return fmt.Errorf("go test: %w", err)
 	case readErr != nil:
 		return readErr
-	case ran == 0:
+	case r.ran() == ranBefore:
 		return errors.New("ran no test")
 	}
 	return nil

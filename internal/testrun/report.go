@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 )
 
 // event is one line of `go test -json`; see `go doc cmd/test2json`, and `go help buildjson` for the
@@ -30,10 +29,8 @@ type testID struct{ pkg, test string }
 
 // report folds the events of one or more runs into counts and says what failed, and how, as it happens.
 type report struct {
-	allowed map[testID]bool
-
-	mu       sync.Mutex // runs go on at the same time
 	out      io.Writer
+	allowed  map[testID]bool
 	passed   int
 	failed   int
 	skipped  int
@@ -59,52 +56,29 @@ func newReport(out io.Writer, allowed map[testID]bool) *report {
 func (r *report) ran() int { return r.passed + r.failed + r.skipped }
 
 func (r *report) problem(format string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.note(format, args...)
-}
-
-// note is problem for who holds mu.
-func (r *report) note(format string, args ...any) {
 	r.problems = append(r.problems, fmt.Sprintf(format, args...))
 }
 
-func (r *report) printf(format string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	fmt.Fprintf(r.out, format, args...)
-}
-
-// read folds the events of one run until in ends, and counts its tests. Lines that are no events are printed as they are.
-func (r *report) read(in io.Reader) (ran, failed int, err error) {
+// read folds events until in ends. Lines that are no events are printed as they are.
+func (r *report) read(in io.Reader) error {
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadBytes('\n')
 		if len(line) > 0 {
-			moreRan, moreFailed := r.take(line)
-			ran, failed = ran+moreRan, failed+moreFailed
+			var e event
+			if json.Unmarshal(line, &e) == nil && e.Action != "" {
+				r.fold(e)
+			} else {
+				r.out.Write(line)
+			}
 		}
 		if errors.Is(err, io.EOF) {
-			return ran, failed, nil
+			return nil
 		}
 		if err != nil {
-			return ran, failed, fmt.Errorf("read test events: %w", err)
+			return fmt.Errorf("read test events: %w", err)
 		}
 	}
-}
-
-// take folds one line, and says by how much it changes the counts.
-func (r *report) take(line []byte) (ran, failed int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	ran, failed = r.ran(), r.failed
-	var e event
-	if json.Unmarshal(line, &e) == nil && e.Action != "" {
-		r.fold(e)
-	} else {
-		r.out.Write(line)
-	}
-	return r.ran() - ran, r.failed - failed
 }
 
 func (r *report) fold(e event) {
@@ -134,13 +108,13 @@ func (r *report) endTest(e event, id testID) {
 	case "skip":
 		r.skipped++
 		if !r.allowed[id] {
-			r.note("%s %s: skipped, and not on the list of allowed skips", e.Package, e.Test)
+			r.problem("%s %s: skipped, and not on the list of allowed skips", e.Package, e.Test)
 			r.dump(id)
 		}
 	case "fail":
 		r.failed++
 		c.failed++
-		r.note("%s %s", e.Package, e.Test)
+		r.problem("%s %s", e.Package, e.Test)
 		r.dump(id)
 	}
 	delete(r.output, id)
@@ -155,13 +129,13 @@ func (r *report) endPackage(e event) {
 			r.out.Write(b.Bytes())
 		}
 		for _, id := range r.unfinished(e.Package) {
-			r.note("%s %s: did not end", id.pkg, id.test)
+			r.problem("%s %s: did not end", id.pkg, id.test)
 			r.dump(id)
 		}
 		r.dump(testID{pkg: e.Package})
 		if c.failed == 0 {
 			r.failed++
-			r.note("%s: the package failed outside its tests", e.Package)
+			r.problem("%s: the package failed outside its tests", e.Package)
 		}
 	}
 	if c.ran > 0 || e.Action == "fail" {
@@ -199,10 +173,8 @@ func (r *report) counts(pkg string) *packageCount {
 
 // close prints what went wrong and, last, the counts. ok is false when anything did.
 func (r *report) close() (line string, ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.ran() == 0 {
-		r.note("no test ran")
+		r.problem("no test ran")
 	}
 	if len(r.problems) > 0 {
 		fmt.Fprintf(r.out, "\nwhat went wrong:\n")

@@ -98,7 +98,7 @@ func TestReportCounts(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
 			r := newReport(&out, map[testID]bool{{"p", "TestAllowed"}: true})
-			if _, _, err := r.read(strings.NewReader(tt.events)); err != nil {
+			if err := r.read(strings.NewReader(tt.events)); err != nil {
 				t.Fatal(err)
 			}
 			line, ok := r.close()
