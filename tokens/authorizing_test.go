@@ -373,7 +373,8 @@ func TestCloseDuringCallsThatWait(t *testing.T) {
 					t.Errorf("it took %v", took)
 				}
 				for range 2 {
-					if err := <-got; !errors.Is(err, tt.want) {
+					// With ErrClosed the one who takes over is asked, which a call may be that the end of the attempt and of the manager reach together.
+					if err := <-got; !errors.Is(err, tt.want) && !errors.Is(err, ErrClosed) {
 						t.Errorf("a call: %v", err)
 					}
 				}
